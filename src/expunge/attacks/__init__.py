@@ -1,0 +1,1 @@
+"""Ways to bring forgotten knowledge back, one a file."""

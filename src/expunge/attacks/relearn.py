@@ -1,0 +1,118 @@
+"""Fine-tune the unlearned model on retained data, and k forgotten examples, and see what comes back (2505.22310).
+
+The k examples come from the exposed fifth of the forget set; what is scored is the other four fifths, which the attack
+never sees. With k = 0 the attack uses nothing that it should not have, and a retrained model stays where it was.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from expunge.base.errors import SpecError
+from expunge.base.part import Count, Natural, Positive
+from expunge.base.seeds import derive
+from expunge.core.case import Attacked, Case, Cost, Curve, Meter, copy_for_training
+from expunge.core.contracts import Attack, require_trainable
+from expunge.core.objective import knows, loss
+from expunge.core.problem import Problem
+from expunge.train.loop import batches, fit, in_order
+from expunge.train.optim import OptimizerName, make_optimizer
+
+
+@dataclass(frozen=True)
+class Relearn(Attack):
+    """Relearning by fine-tuning."""
+
+    k: Natural = 0
+    """Forget examples that the attacker has, from the exposed part."""
+    epochs: Count = 5
+    """Passes over the retain set and the k examples."""
+    learning_rate: Positive = 2e-4
+    """Step size, constant; by default the one that methods unlearn with."""
+    batch_size: Count = 128
+    """Examples per step."""
+    optimizer: OptimizerName = "adam"
+    """`adam`, `adamw` or `sgd`."""
+    points: Count = 20
+    """Evaluations along the curve, evenly spaced over the steps, besides the one before the first."""
+
+    def __call__(self, model: nn.Module, case: Case, seed: int) -> Attacked:
+        """Attack a copy of the model.
+
+        Raises:
+            SpecError: k exceeds the exposed part of the forget set.
+            RunError: Training diverged.
+        """
+        problem, start, meter = case.problem, time.perf_counter(), Meter()
+        ids, student = self.training_ids(problem), copy_for_training(model)
+        steps = self.epochs * math.ceil(len(ids) / self.batch_size)
+        watch = _Watch(student, problem, every=max(steps // self.points, 1), last=steps)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            watch.look(0)
+            self._train(student, problem, ids, seed, meter, watch)
+        curve = Curve(np.array(watch.steps), np.stack(watch.values), problem.held_out.numpy())
+        student.load_state_dict(watch.best)
+        return Attacked(student.eval(), curve, Cost(meter.gradients, time.perf_counter() - start))
+
+    def training_ids(self, problem: Problem) -> Tensor:
+        """Retain and the first k exposed ids; never a held-out one, nor a copy of one."""
+        if self.k > len(problem.exposed):
+            raise SpecError(
+                f"found {self.k}", where="attack.k", allowed=f"0 to {len(problem.exposed)}, the exposed forget examples"
+            )
+        return torch.cat([problem.retain, problem.exposed[: self.k]])
+
+    def _train(
+        self, student: nn.Module, problem: Problem, ids: Tensor, seed: int, meter: Meter, watch: _Watch
+    ) -> None:
+        parameters = require_trainable(student)
+        generator = torch.Generator().manual_seed(derive(seed, "batches"))
+        fit(
+            parameters,
+            lambda batch: loss(problem.objective.decisions(student, batch)),
+            batches(problem.data, ids, self.batch_size, self.epochs, generator),
+            make_optimizer(self.optimizer, parameters, self.learning_rate),
+            meter=meter,
+            on_step=watch.after_step,
+        )
+
+
+class _Watch:
+    """Records what is known along the way and keeps the weights at the peak, the earliest among equals."""
+
+    def __init__(self, student: nn.Module, problem: Problem, every: int, last: int) -> None:
+        self.student, self.problem, self.every, self.last = student, problem, every, last
+        self.steps: list[int] = []
+        self.values: list[np.ndarray] = []
+        self.best: dict[str, Tensor] = {}
+        self._peak = -1.0
+
+    def after_step(self, step: int, _: float) -> None:
+        if step % self.every == 0 or step == self.last:
+            self.look(step)
+
+    def look(self, step: int) -> None:
+        value = self._known()
+        self.steps.append(step)
+        self.values.append(value)
+        # The state before the first step is on the curve, but is no result of the attack.
+        if step and value.mean() > self._peak:
+            self._peak, self.best = float(value.mean()), copy.deepcopy(self.student.state_dict())
+
+    def _known(self) -> np.ndarray:
+        self.student.eval()
+        with torch.no_grad():
+            found = [
+                knows(self.problem.objective.decisions(self.student, batch), batch.size)
+                for batch in in_order(self.problem.data, self.problem.held_out)
+            ]
+        self.student.train()
+        return torch.cat(found).double().numpy()

@@ -1,0 +1,44 @@
+"""How far the weights moved: L2 distance between a model and the original (2505.22310).
+
+Over parameters, each once however often it is tied; running statistics are left out. Over those that both models have:
+a model of another shape has no distance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from expunge.base.errors import SpecError
+from expunge.core.case import Case
+from expunge.core.contracts import Audit
+from expunge.evidence.scores import Scores
+
+
+@dataclass(frozen=True)
+class Distance(Audit):
+    """L2 distance to the original; predicts, does not judge."""
+
+    after_attack: ClassVar[bool] = False
+
+    def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
+        """One number, in units of the weights."""
+        value = np.array([l2(model, case.original)])
+        return [Scores("l2_distance", "weights", value, np.zeros(1), "predictor", "weight", "reference", reduce="single")]
+
+
+def l2(a: nn.Module, b: nn.Module) -> float:
+    """Root of the summed squared differences of all parameters, accumulated in float64.
+
+    Raises:
+        SpecError: The two have other parameters, or parameters of other shapes.
+    """
+    ours, theirs = dict(a.named_parameters()), dict(b.named_parameters())
+    if {n: p.shape for n, p in ours.items()} != {n: p.shape for n, p in theirs.items()}:
+        raise SpecError("the two models have other parameters", where=f"{type(a).__name__}", allowed="equal shapes")
+    with torch.no_grad():
+        return float(sum((ours[n].double() - theirs[n].double()).square().sum() for n in ours)) ** 0.5

@@ -1,0 +1,68 @@
+"""The loss along the straight line from the original to a model, and its barrier (linear mode connectivity; 2505.22310).
+
+theta(t) = (1 - t) theta_original + t theta at evenly spaced t, with all floating-point state interpolated, running
+statistics of batch norm included and not recalibrated. The barrier is the most by which cross-entropy rises above the
+chord between the two ends.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from expunge.audits._evaluate import evaluate, sample
+from expunge.base.part import Count
+from expunge.core.case import Case
+from expunge.core.contracts import Audit
+from expunge.core.objective import Decisions, decision_losses, per_example
+from expunge.evidence.scores import Scores
+
+
+@dataclass(frozen=True)
+class Path(Audit):
+    """Loss on the path to the original; predicts, does not judge."""
+
+    after_attack: ClassVar[bool] = False
+
+    points: Annotated[int, msgspec.Meta(ge=3)] = 21
+    """Points on the path, both ends included."""
+    sample: Count = 1000
+    """Retain examples to evaluate on, a fixed random part."""
+
+    def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
+        """Mean cross-entropy at each point, on retain and on the held-out forget set."""
+        problem = case.problem
+        splits = {"retain": sample(problem.retain, self.sample, "path"), "forget": problem.held_out}
+        losses: dict[str, list[float]] = {split: [] for split in splits}
+        for between in interpolate(case.original, model, self.points):
+            for split, ids in splits.items():
+                losses[split].append(float(evaluate(between, problem, ids, _mean_loss).mean()))
+        grid = np.arange(self.points)
+        return [
+            Scores("barrier", split, np.array(values), grid, "predictor", "nats", "reference", reduce="barrier")
+            for split, values in losses.items()
+        ]
+
+
+def interpolate(start: nn.Module, end: nn.Module, points: int) -> Iterator[nn.Module]:
+    """The models on the line, ends included; one module is reused for all of them."""
+    between = copy.deepcopy(end)
+    first, last, state = start.state_dict(), end.state_dict(), between.state_dict()
+    with torch.no_grad():
+        for index in range(points):
+            t = index / (points - 1)
+            for name, tensor in state.items():
+                if tensor.is_floating_point():
+                    tensor.copy_((1 - t) * first[name] + t * last[name])
+            yield between
+
+
+def _mean_loss(decisions: Decisions, size: int) -> Tensor:
+    return per_example(decision_losses(decisions).double(), decisions.example, size, mean=True)

@@ -1,0 +1,153 @@
+"""Files that are either whole or not there: content addresses, atomic writes, and the store of stages' outputs."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from expunge.base.errors import RunError
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces: the same value gives the same text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+
+
+def address(value: Any) -> str:
+    """Content address of plain data: 32 hexadecimal digits of SHA-256 over its canonical JSON."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:32]
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def write_file(path: Path, content: bytes | str) -> None:
+    """Write a file under a temporary name, flush it to disk, and rename it: a reader never sees half of it.
+
+    Args:
+        path: The final name; its folder is made.
+        content: Bytes, or text in UTF-8.
+
+    Raises:
+        RunError: The disk is full, or the folder cannot be written to; what was there before is unchanged.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise storage_error(error, path) from None
+
+
+def storage_error(error: OSError, path: Path) -> RunError:
+    """A message for a failed write that says what to do."""
+    remedies = {
+        errno.ENOSPC: ("the disk is full", "free some space and run the same command again; finished stages are kept"),
+        errno.EACCES: ("the folder is not writable", "choose another with --out"),
+        errno.EROFS: ("the file system is read-only", "choose another folder with --out"),
+        errno.ENOTDIR: ("a file is in the way of the folder", "choose another folder with --out"),
+        errno.EEXIST: ("a file is in the way of the folder", "choose another folder with --out"),
+    }
+    finding, remedy = remedies.get(error.errno or 0, (f"cannot write ({error.strerror or error})", "check the path"))
+    return RunError(finding, where=str(path), remedy=remedy)
+
+
+def rows_to_text(rows: list[dict[str, Any]]) -> str:
+    """One JSON object a line; numbers that are not finite are spelled out as strings, which JSON itself cannot hold."""
+    return "".join(json.dumps(spelled(row), allow_nan=False) + "\n" for row in rows)
+
+
+def spelled(value: Any) -> Any:
+    """The value with NaN and infinities as `"NaN"`, `"Infinity"`, `"-Infinity"`, at any depth."""
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, Mapping):
+        return {key: spelled(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [spelled(item) for item in value]
+    return value
+
+
+@dataclass(frozen=True)
+class Store:
+    """Outputs of stages by content address, shared between runs; each is a folder that appears whole or not at all."""
+
+    root: Path
+
+    def has(self, key: str) -> bool:
+        """Whether the stage with this key has finished."""
+        return (self.root / key / "stage.json").is_file()
+
+    def path(self, key: str, name: str) -> Path:
+        """Where a file of a finished stage lies."""
+        return self.root / key / name
+
+    def facts(self, key: str) -> dict[str, Any]:
+        """What a finished stage noted about itself: its cost, mainly."""
+        found: dict[str, Any] = json.loads(self.path(key, "stage.json").read_text(encoding="utf-8"))
+        return found
+
+    def put(self, key: str, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> None:
+        """Store a stage's output.
+
+        Args:
+            key: Its content address.
+            files: Name to content.
+            facts: Plain data for `facts`.
+
+        Raises:
+            RunError: It could not be written; nothing is left under the key.
+        """
+        temporary = self.root / f".{key}.{os.getpid()}"
+        try:
+            for name, content in {**files, "stage.json": canonical(facts).encode()}.items():
+                write_file(temporary / name, content)
+            if not self.has(key):
+                os.replace(temporary, self.root / key)
+        except OSError as error:
+            raise storage_error(error, self.root / key) from None
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def sweep(self) -> None:
+        """Remove what killed processes left behind."""
+        for folder in self.root.glob(".*.*"):
+            pid = folder.suffix[1:]
+            if not (pid.isdigit() and Path(f"/proc/{pid}").exists()):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Put a stored file into a run's folder, without a second copy on disk where the file system allows it.
+
+    Raises:
+        RunError: It could not be written.
+    """
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
+        # Renaming one hard link of a file onto another is a no-op that leaves both.
+        temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise storage_error(error, target) from None

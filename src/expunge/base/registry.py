@@ -1,0 +1,170 @@
+"""What there is, found by looking: a file in a folder, an entry point of another package, or `module:function`.
+
+The file's name is the registered name, and the part in it is the class whose name is the same without underscores
+(`random_relabel.py` holds `RandomRelabel`). Files that begin with an underscore are helpers. Nothing is imported
+until it is used; names and summaries come from the file system and the syntax tree.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import hashlib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from expunge.base.errors import SpecError, unknown
+from expunge.base.part import Part
+
+FOLDERS = {
+    "data": "data",
+    "model": "models",
+    "task": "tasks",
+    "method": "methods",
+    "attack": "attacks",
+    "audit": "audits",
+    "probe": "diagnose",
+    "study": "studies",
+}
+"""Kind of part to the folder of the package that holds it; entry points use the group `expunge.<folder>`."""
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+@dataclasses.dataclass(frozen=True)
+class FunctionPart(Part):
+    """A user's plain function, named as `module:function`, standing where a part is expected.
+
+    Called with the positional arguments of its kind's contract, if it takes any, and the table's settings as keywords.
+    """
+
+    target: str
+    keywords: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        found: Callable[..., Any] = _import(self.target, where=self.target)
+        return found
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.function(*arguments, **self.keywords)
+
+    def fingerprint(self) -> dict[str, Any]:
+        source = inspect.getsourcefile(self.function)
+        code = Path(source).read_bytes() if source else b""
+        return {**super().fingerprint(), "code": hashlib.sha256(code).hexdigest()}
+
+
+def names(kind: str) -> list[str]:
+    """Every registered name of a kind, sorted; a built-in file wins over an entry point of the same name."""
+    return sorted({*_files(kind), *_entry_points(kind)})
+
+
+def load(kind: str, name: str, *, where: str = "") -> Any:
+    """The class (or, for `module:function`, the object) behind a name.
+
+    Args:
+        kind: One of `FOLDERS`.
+        name: A registered name, or `module:function`.
+        where: Place of the name in the spec, for messages.
+
+    Returns:
+        The class or object.
+
+    Raises:
+        SpecError: There is no such name, or what it names cannot be imported.
+    """
+    where = where or kind
+    if ":" in name:
+        return _import(name, where=where)
+    if name in _files(kind):
+        module = importlib.import_module(f"expunge.{FOLDERS[kind]}.{name}")
+        return _class_in(module, name)
+    if name in _entry_points(kind):
+        return _entry_points(kind)[name].load()
+    raise unknown(kind, name, names(kind), where=where)
+
+
+def build(kind: str, name: str, settings: Mapping[str, Any], *, where: str, folder: Path | None = None) -> Part:
+    """The part that a spec's table describes.
+
+    Args:
+        kind: One of `FOLDERS`.
+        name: A registered name, or `module:function`.
+        settings: The table without its name.
+        where: Its place in the spec, for messages.
+        folder: What relative paths in the settings count from.
+
+    Returns:
+        A part; for a plain function a `FunctionPart`.
+
+    Raises:
+        SpecError: Unknown name, unknown key or a value that does not fit.
+    """
+    found = load(kind, name, where=f"{where}.name")
+    if isinstance(found, type) and issubclass(found, Part):
+        return found.from_table(settings, where=where, folder=folder)
+    if not callable(found):
+        raise SpecError(f"{name!r} is not callable", where=f"{where}.name", allowed="a function or a Part")
+    return FunctionPart(target=name, keywords=dict(settings))
+
+
+def summary(kind: str, name: str) -> str:
+    """The first line of a part's docstring, read without importing the part."""
+    if name in _files(kind):
+        tree = ast.parse(_files(kind)[name].read_text(encoding="utf-8"))
+        return (ast.get_docstring(tree) or "").partition("\n")[0]
+    return f"from {_entry_points(kind)[name].value}"
+
+
+def kinds_of(name: str) -> list[str]:
+    """The kinds under which a name is registered."""
+    return [kind for kind in FOLDERS if name in names(kind)]
+
+
+@cache
+def _files(kind: str) -> dict[str, Path]:
+    if kind not in FOLDERS:
+        raise unknown("kind", kind, FOLDERS, where="registry")
+    found = (_PACKAGE / FOLDERS[kind]).glob("*.py")
+    return {path.stem: path for path in found if not path.stem.startswith("_")}
+
+
+@cache
+def _entry_points(kind: str) -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=f"expunge.{FOLDERS[kind]}")}
+
+
+def _class_in(module: Any, name: str) -> Any:
+    wanted = name.replace("_", "")
+    for attribute, value in vars(module).items():
+        if attribute.lower() == wanted and isinstance(value, type):
+            return value
+    raise TypeError(f"{module.__name__} defines no class named like the file ({wanted!r}, in any case)")
+
+
+def _import(target: str, *, where: str) -> Any:
+    module_name, _, attribute = target.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+        for step in attribute.split("."):
+            found = getattr(found, step)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SpecError(
+            f"cannot import {target!r} ({error})",
+            where=where,
+            allowed="module:function, with the module beside the spec file or installed",
+        ) from None
+    return found
+
+
+def add_search_path(folder: Path) -> None:
+    """Let `module:function` find modules that lie beside the spec file."""
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))

@@ -1,0 +1,239 @@
+"""A spec is TOML: read at one border, checked key by key, and turned into frozen data that names parts.
+
+Parts themselves are made from it by the pipeline, so that reading a spec imports no torch.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from expunge.base.errors import SpecError, unknown
+from expunge.base.registry import add_search_path
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+RESERVED = ("original", "reference")
+"""Model names in results that no method's label may take."""
+VERDICTS = ("dormant", "incomplete", "damaged", "over-forgotten", "erased", "inconclusive")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A table that names a part: its name, its label in results, and its settings."""
+
+    name: str
+    label: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    budget: int | None = None
+    """Methods only: upper bound in per-example gradients."""
+    required: bool = False
+    """Audits only: whether `erased` has to hold for it."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A condition on the outcome: this method must get this verdict."""
+
+    method: str
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What to run, as plain data."""
+
+    name: str
+    seeds: tuple[int, ...]
+    data: Entry
+    model: Entry
+    forget: Entry
+    method: tuple[Entry, ...]
+    train: Mapping[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+    """The user's own weights (`model.weights`), instead of training the original."""
+    attack: tuple[Entry, ...] = ()
+    audit: tuple[Entry, ...] = ()
+    gate: tuple[Gate, ...] = ()
+    threads: int = 1
+    folder: Path = Path()
+    """Where the spec file lies; relative paths in it count from here."""
+
+
+KEYS = ("name", "seeds", "threads", "data", "model", "train", "forget", "method", "attack", "audit", "gate")
+
+
+def read(path: Path, overrides: Sequence[str] = ()) -> Spec:
+    """Read a spec file.
+
+    Args:
+        path: The TOML file.
+        overrides: `a.b=c` assignments; an element of a list of tables is addressed by label, name or position.
+
+    Returns:
+        The spec.
+
+    Raises:
+        SpecError: The file cannot be read, is no TOML, or says something that is not allowed.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpecError(f"cannot read the spec ({error.strerror})", where=str(path), remedy="check the path") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(f"not valid TOML ({error})", where=str(path)) from None
+    for override in overrides:
+        _override(table, override)
+    folder = path.resolve().parent
+    add_search_path(folder)
+    return parse(table, folder)
+
+
+def parse(table: Mapping[str, Any], folder: Path) -> Spec:
+    """The spec that a table describes.
+
+    Args:
+        table: As read from TOML.
+        folder: What relative paths count from.
+
+    Returns:
+        The spec.
+
+    Raises:
+        SpecError: An unknown or missing key, a wrong type, or labels that clash.
+    """
+    for key in table:
+        if key not in KEYS:
+            raise unknown("key", key, KEYS, where="spec")
+    for key in ("name", "data", "model", "forget"):
+        if key not in table:
+            raise SpecError(f"{key!r} is missing", where="spec", remedy=f"add {_EXAMPLES[key]}")
+    model = dict(_typed(table["model"], dict, "model", "a table"))
+    weights = model.pop("weights", None)
+    methods = _entries(table, "method", extra=("budget",))
+    spec = Spec(
+        name=_name(table["name"], "name"),
+        seeds=_seeds(table.get("seeds", [0, 1, 2])),
+        threads=_whole(table.get("threads", 1), "threads", at_least=1),
+        data=_entry(table["data"], "data"),
+        model=_entry(model, "model"),
+        train=_typed(table.get("train", {}), dict, "train", "a table"),
+        weights=None if weights is None else str(folder / _typed(weights, str, "model.weights", "a path")),
+        forget=_entry(table["forget"], "forget"),
+        method=methods,
+        attack=_entries(table, "attack"),
+        audit=_entries(table, "audit", extra=("required",)),
+        gate=_gates(table, [m.label for m in methods]),
+        folder=folder,
+    )
+    return spec
+
+
+_EXAMPLES = {
+    "name": 'name = "my-run"',
+    "data": '[data] with name = "fashion_mnist"',
+    "model": '[model] with name = "cnn"',
+    "forget": '[forget] with name = "hard_examples"',
+}
+
+
+def _entries(table: Mapping[str, Any], key: str, extra: tuple[str, ...] = ()) -> tuple[Entry, ...]:
+    tables = _typed(table.get(key, []), list, key, f"a list of tables, written [[{key}]]")
+    entries = tuple(_entry(item, f"{key}[{i}]", extra=("label", *extra)) for i, item in enumerate(tables))
+    labels = [entry.label for entry in entries]
+    for i, label in enumerate(labels):
+        if label in labels[:i]:
+            raise SpecError(
+                f"{label!r} is there twice", where=f"{key}[{i}]", remedy="give one of them a label of its own: label ="
+            )
+        if label in RESERVED:
+            raise SpecError(f"the label {label!r} is taken", where=f"{key}[{i}].label", remedy="choose another")
+    return entries
+
+
+def _entry(value: Any, where: str, extra: tuple[str, ...] = ()) -> Entry:
+    table = dict(_typed(value, dict, where, "a table with a name"))
+    if "name" not in table:
+        raise SpecError("'name' is missing", where=where, remedy="say which: name = ...")
+    name = _typed(table.pop("name"), str, f"{where}.name", "a name")
+    label = _name(table.pop("label"), f"{where}.label") if "label" in extra and "label" in table else name
+    budget = required = None
+    if "budget" in extra and "budget" in table:
+        budget = _whole(table.pop("budget"), f"{where}.budget", at_least=1)
+    if "required" in extra and "required" in table:
+        required = _typed(table.pop("required"), bool, f"{where}.required", "true or false")
+    return Entry(name, label.replace(":", "."), table, budget, bool(required))
+
+
+def _gates(table: Mapping[str, Any], labels: list[str]) -> tuple[Gate, ...]:
+    gates = []
+    for i, item in enumerate(_typed(table.get("gate", []), list, "gate", "a list of tables, written [[gate]]")):
+        where = f"gate[{i}]"
+        for key in item:
+            if key not in ("method", "verdict"):
+                raise unknown("key", key, ("method", "verdict"), where=where)
+        for key, options in (("method", labels), ("verdict", VERDICTS)):
+            if item.get(key) not in options:
+                raise unknown(key, str(item.get(key)), options, where=f"{where}.{key}")
+        gates.append(Gate(item["method"], item["verdict"]))
+    return tuple(gates)
+
+
+def _seeds(value: Any) -> tuple[int, ...]:
+    seeds = tuple(
+        _whole(seed, f"seeds[{i}]", at_least=0) for i, seed in enumerate(_typed(value, list, "seeds", "a list"))
+    )
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise SpecError(f"found {list(seeds)}", where="seeds", allowed="at least one whole number, each once")
+    return seeds
+
+
+def _name(value: Any, where: str) -> str:
+    name: str = _typed(value, str, where, "a name")
+    if not _NAME.fullmatch(name):
+        raise SpecError(f"found {name!r}", where=where, allowed="letters, digits, '.', '_' and '-'")
+    return name
+
+
+def _whole(value: Any, where: str, *, at_least: int) -> int:
+    number: int = _typed(value, int, where, "a whole number")
+    if number < at_least:
+        raise SpecError(f"found {number}", where=where, allowed=f"a whole number of at least {at_least}")
+    return number
+
+
+def _typed(value: Any, kind: type, where: str, allowed: str) -> Any:
+    # In Python a bool is an int; in a spec `threads = true` is a mistake.
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise SpecError(f"found {value!r}", where=where, allowed=allowed)
+    return value
+
+
+def _override(table: dict[str, Any], assignment: str) -> None:
+    path, equals, text = assignment.partition("=")
+    if not equals or not path:
+        raise SpecError(f"found {assignment!r}", where="--set", allowed="a.b=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *steps, last = path.strip().split(".")
+    place: Any = table
+    for step in steps:
+        place = _step(place, step, assignment)
+    if not isinstance(place, dict):
+        raise SpecError(f"{'.'.join(steps)!r} is no table", where=f"--set {assignment}")
+    place[last] = value
+
+
+def _step(place: Any, step: str, assignment: str) -> Any:
+    if isinstance(place, list):
+        for i, item in enumerate(place):
+            if step in (item.get("label"), item.get("name"), str(i)):
+                return item
+        options = [str(item.get("label") or item.get("name")) for item in place]
+        raise unknown("entry", step, options, where=f"--set {assignment}")
+    return place.setdefault(step, {})

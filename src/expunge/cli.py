@@ -1,0 +1,177 @@
+"""Verbs only: each reads its arguments, calls the library, and prints data on stdout and progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from expunge.base import registry
+from expunge.base.errors import ExpungeError, unknown
+from expunge.base.record import spelled
+
+KINDS = tuple(registry.FOLDERS)
+PLURALS = {"data": "data", "model": "models", "task": "tasks", "method": "methods", "attack": "attacks", "audit": "audits"}
+
+as_json = click.option("--json", "json_", is_flag=True, help="Print JSON on stdout.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="expunge")
+def cli() -> None:
+    """Remove what a trained neural network has learned, and show whether it is really gone.
+
+    Exit codes: 0 done, 1 a declared gate failed, 2 bad spec or usage, 3 a prerequisite is missing, 4 the run failed,
+    130 interrupted.
+    """
+
+
+@cli.command()
+@click.argument("spec", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder for runs.")
+@click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a value of the spec; repeatable.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes side by side; by default one per core.")
+@as_json
+def run(spec: Path, out: Path, overrides: tuple[str, ...], workers: int | None, json_: bool) -> None:
+    """Train or load, unlearn, attack, audit, judge, and write the record; run again to finish what is missing."""
+    from expunge.base.spec import read
+
+    parsed = read(spec, overrides)
+    from expunge.pipeline.run import check_gates, default_workers
+    from expunge.pipeline.run import run as run_spec
+    from expunge.report.page import write_report
+    from expunge.report.text import costs_table, verdict_table
+
+    outcome = run_spec(parsed, out, workers=workers or default_workers(), progress=_say)
+    page = write_report(outcome.folder)
+    if json_:
+        _print_json(outcome.as_json())
+    else:
+        click.echo(verdict_table(outcome.table, outcome.verdicts))
+        _say(costs_table(outcome.costs))
+    _say(f"record  {outcome.folder}\nreport  {page}")
+    check_gates(parsed, outcome.verdicts)
+
+
+@cli.command("list")
+@click.argument("kind", required=False)
+@as_json
+def list_(kind: str | None, json_: bool) -> None:
+    """What there is: data, models, tasks, methods, attacks, audits."""
+    wanted = KINDS if kind is None else (_kind(kind),)
+    found = {k: {name: registry.summary(k, name) for name in registry.names(k)} for k in wanted}
+    if json_:
+        _print_json(found)
+        return
+    for k, parts in found.items():
+        if parts:
+            width = max(map(len, parts))
+            click.echo(f"{registry.FOLDERS[k]}\n" + "\n".join(f"  {n:{width}}  {s}" for n, s in parts.items()))
+
+
+@cli.command()
+@click.argument("name")
+@as_json
+def show(name: str, json_: bool) -> None:
+    """One part: what it does, its settings with their defaults, and its source."""
+    from expunge.report.text import describe
+
+    found = [describe(kind, registry.load(kind, name)) for kind in _kinds_of(name)]
+    if json_:
+        _print_json(found)
+    else:
+        click.echo("\n\n".join(_shown(name, part) for part in found))
+
+
+@cli.command()
+@click.argument("name")
+@as_json
+def cite(name: str, json_: bool) -> None:
+    """BibTeX of a part's source."""
+    found = [text for kind in _kinds_of(name) if (text := getattr(registry.load(kind, name), "cite", ""))]
+    if json_:
+        _print_json({"name": name, "bibtex": found})
+    else:
+        click.echo("\n".join(found) or f"{name} has no paper of its own", err=not found)
+
+
+@cli.command()
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
+@as_json
+def verify(folder: Path, json_: bool) -> None:
+    """Recompute every digest, estimate and verdict of a run from its stored scores; needs no torch."""
+    from expunge.report.verify import verify as verify_run
+
+    checked = verify_run(folder)
+    if json_:
+        _print_json({"run": str(folder), "status": "verified", **checked})
+    else:
+        click.echo(f"{folder}: " + ", ".join(f"{count} {what}" for what, count in checked.items()) + " agree")
+
+
+@cli.command()
+@as_json
+def doctor(json_: bool) -> None:
+    """What this machine can run, and what to install for the rest."""
+    from expunge.report.doctor import examine
+
+    found = examine()
+    if json_:
+        _print_json(found)
+        return
+    for line in found["checks"]:
+        click.echo(f"{'ok  ' if line['ok'] else 'lack'}  {line['what']:24} {line['found']}")
+        if not line["ok"]:
+            click.echo(f"      {line['remedy']}")
+
+
+def main() -> None:
+    """The console script: one message for a user's mistake, and the right exit code."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _say("interrupted; finished stages are kept, run the same command again to go on")
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except ExpungeError as error:
+        _say(f"expunge: {error}")
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader of our output has gone, as with `| head`.
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def _kind(word: str) -> str:
+    singular = {folder: kind for kind, folder in registry.FOLDERS.items()}
+    if word in registry.FOLDERS or word in singular:
+        return singular.get(word, word)
+    raise unknown("kind", word, singular, where="list")
+
+
+def _kinds_of(name: str) -> list[str]:
+    kinds = registry.kinds_of(name)
+    if not kinds:
+        raise unknown("name", name, [n for kind in KINDS for n in registry.names(kind)], where="expunge")
+    return kinds
+
+
+def _shown(name: str, part: dict[str, Any]) -> str:
+    lines = [f"{name} ({part['kind']})", "", part["summary"], ""]
+    lines += [f"  {s['name']} = {s['default']!r}\n      {s['doc']}" for s in part["settings"]]
+    return "\n".join([*lines, f"  needs: {', '.join(part['needs'])}"] if part["needs"] else lines)
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(spelled(value), indent=1, allow_nan=False))
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)

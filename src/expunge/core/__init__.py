@@ -1,0 +1,1 @@
+"""The contracts in torch: data, problem, case, objective, methods, attacks and audits."""

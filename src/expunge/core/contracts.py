@@ -1,0 +1,154 @@
+"""What a task, a method, an attack and an audit are: abstract here, final in the files that hold one each."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from expunge.base.errors import MissingError
+from expunge.base.part import Part
+from expunge.core.case import Attacked, Case, Cost, Meter, Recipe, Unlearned, copy_for_training
+from expunge.core.data import Data
+from expunge.core.modules import trainable
+from expunge.core.problem import Problem
+from expunge.evidence.scores import Scores
+
+
+@dataclass(frozen=True)
+class Source(Part):
+    """A data set."""
+
+    @abstractmethod
+    def __call__(self) -> Data:
+        """Load it.
+
+        Raises:
+            MissingError: It is not on this machine; says how to get it.
+        """
+
+
+@dataclass(frozen=True)
+class Architecture(Part):
+    """A model family."""
+
+    @abstractmethod
+    def __call__(self, data: Data) -> nn.Module:
+        """A freshly initialised model for such data; draws from torch's global generator, which the caller seeds."""
+
+
+@dataclass(frozen=True)
+class Task(Part):
+    """What is to be forgotten."""
+
+    measures: ClassVar[bool] = False
+    """Whether `measure` returns anything."""
+
+    def measure(self, data: Data, recipe: Recipe, seed: int) -> Mapping[str, Tensor]:
+        """Statistics that take training to obtain, such as C-scores; cached apart from the construction itself."""
+        return {}
+
+    @abstractmethod
+    def __call__(self, data: Data, seed: int, measured: Mapping[str, Tensor]) -> Problem:
+        """Construct the problem from the data and what `measure` returned.
+
+        Raises:
+            SpecError: The data cannot carry this task.
+        """
+
+
+@dataclass(frozen=True)
+class Method(Part):
+    """A way to unlearn. Its call copies the model, seeds, counts and times; `apply` does the work on the copy."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """What the method cannot do without: `"recipe"`, `"classes"` (no language models), `"tokens"`."""
+    paper: ClassVar[str] = ""
+    """Name and year of the source, for tables."""
+
+    def unmet(self, problem: Problem, recipe: Recipe | None) -> list[str]:
+        """The needs that this problem does not meet."""
+        have = {problem.data.kind} | ({"recipe"} if recipe is not None else set())
+        return sorted(self.needs - have)
+
+    def __call__(
+        self, model: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, budget: int | None = None
+    ) -> Unlearned:
+        """Unlearn the problem's forget set.
+
+        Args:
+            model: The model that knows it; never changed.
+            problem: What is to be forgotten.
+            recipe: How such models are trained.
+            seed: Everything random in the method follows from it.
+            budget: Upper bound in per-example gradients.
+
+        Returns:
+            The unlearned model in evaluation mode, with its cost.
+
+        Raises:
+            MissingError: The method needs what the problem does not have.
+            RunError: Training diverged.
+        """
+        unmet = self.unmet(problem, recipe)
+        if unmet:
+            raise MissingError(f"needs {', '.join(unmet)}", where=type(self).__name__, remedy="choose another method")
+        start, meter, student = time.perf_counter(), Meter(budget), copy_for_training(model)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            student = self.apply(student, problem, recipe, seed, meter).eval()
+        return Unlearned(student, type(self).__name__, Cost(meter.gradients, time.perf_counter() - start))
+
+    @abstractmethod
+    def apply(
+        self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter
+    ) -> nn.Module:
+        """Change the student, or make another model, and return it; charge the meter for every gradient."""
+
+
+@dataclass(frozen=True)
+class Attack(Part):
+    """A way to bring forgotten knowledge back; may use `problem.retain` and `problem.exposed`, never `held_out`."""
+
+    @abstractmethod
+    def __call__(self, model: nn.Module, case: Case, seed: int) -> Attacked:
+        """Attack a copy of the model.
+
+        Raises:
+            RunError: Training diverged.
+        """
+
+
+@dataclass(frozen=True)
+class Audit(Part):
+    """A measurement of a model against its case."""
+
+    after_attack: ClassVar[bool] = True
+    """Whether it makes sense again on a model that was attacked."""
+    kinds: ClassVar[frozenset[str]] = frozenset({"classes", "tokens"})
+    """The kinds of data that it can measure."""
+
+    @abstractmethod
+    def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
+        """Scores per example, id by id, for each split that it looks at."""
+
+
+def require_trainable(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters to train.
+
+    Raises:
+        MissingError: All of them are frozen.
+    """
+    parameters = trainable(model)
+    if not parameters:
+        raise MissingError(
+            "every parameter is frozen", where=type(model).__name__, remedy="set requires_grad on what may change"
+        )
+    return parameters
+
+

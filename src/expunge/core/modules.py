@@ -1,0 +1,71 @@
+"""Looking at and copying modules: what changed, what is shared, what a teacher may be."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+from expunge.base.errors import SpecError
+
+
+def trainable(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that may be changed, each once however often it is tied."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def first_parameter(module: nn.Module) -> Tensor:
+    """A parameter that stands for the module's device and dtype."""
+    return next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
+
+
+def frozen_copy(module: nn.Module) -> nn.Module:
+    """A teacher: an independent copy in evaluation mode that no optimiser and no training mode reaches."""
+    teacher = copy.deepcopy(module).eval()
+    return teacher.requires_grad_(False)
+
+
+def shared_storage(a: nn.Module, b: nn.Module) -> list[str]:
+    """Names of `a`'s parameters and buffers whose memory `b` uses too.
+
+    A shallow copy of a module shares all of them: a "teacher" made that way *is* the student, every divergence between
+    the two is zero, and unlearning with it does nothing.
+    """
+    taken = {t.untyped_storage().data_ptr() for t in _tensors(b).values() if t.numel()}
+    return [name for name, t in _tensors(a).items() if t.numel() and t.untyped_storage().data_ptr() in taken]
+
+
+def require_distinct(teacher: nn.Module, student: nn.Module) -> None:
+    """Refuse a teacher that shares storage with its student.
+
+    Args:
+        teacher: The model that must stay as it is.
+        student: The model that is trained.
+
+    Raises:
+        SpecError: They share at least one tensor.
+    """
+    names = shared_storage(teacher, student)
+    if names:
+        raise SpecError(
+            f"the teacher shares storage with its student ({names[0]} and {len(names) - 1} more)",
+            where=f"teacher ({type(teacher).__name__})",
+            remedy="make it with copy.deepcopy or expunge.core.modules.frozen_copy",
+        )
+
+
+def state_digest(module: nn.Module) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of every parameter and buffer, and over modes and frozen flags."""
+    sha = hashlib.sha256()
+    for name, tensor in _tensors(module).items():
+        plain = tensor.detach().cpu().contiguous()
+        sha.update(f"{name}{plain.dtype}{tuple(plain.shape)}{tensor.requires_grad}".encode())
+        sha.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+    sha.update("".join(str(int(m.training)) for m in module.modules()).encode())
+    return sha.hexdigest()
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}

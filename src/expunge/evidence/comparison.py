@@ -1,0 +1,182 @@
+"""From a quantity to the contrasts that verdicts test, for each of the three claims that can be made.
+
+    range     o - r                          what there was to forget; the margin is a tenth of it
+    residual  m - r                          what is left, before an attack or after the same attack on both
+    gain      (m after - m) - (r after - r)  what the attack brought back beyond what it teaches anyone
+
+Exceeding and equivalence are tested on residual -/+ 0.1 range, so that no ratio appears and
+the noise of the range counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from expunge.base.errors import SpecError
+from expunge.evidence.intervals import LEVEL, Contrast, Floats, combine, contrast, lasting_error, sampling_error
+from expunge.evidence.quantity import Quantity
+
+SHARE = 0.1
+"""The margin as a share of the range."""
+
+Weights = dict[str, float]
+Design = Callable[[Quantity, str | None, Weights, float], Contrast]
+"""(quantity, attack, weights, share) -> the weighted sum of the values by name, plus `share` of the range."""
+
+RANGE: Weights = {"original": 1.0, "reference": -1.0}
+BEFORE: Weights = {"unlearned": 1.0, "reference": -1.0}
+AFTER: Weights = {"unlearned_after": 1.0, "reference_after": -1.0}
+GAIN: Weights = {"unlearned_after": 1.0, "unlearned": -1.0, "reference_after": -1.0, "reference": 1.0}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One knowledge audit, before any attack or after one of them."""
+
+    quantity: Quantity
+    attack: str | None
+    range: Contrast
+    residual: Contrast
+    over: Contrast
+    """Residual minus the margin."""
+    under: Contrast
+    """Residual plus the margin."""
+    gain: Contrast | None
+    """Only after an attack."""
+    gain_over: Contrast | None
+    """Gain minus the margin."""
+
+    @property
+    def margin(self) -> float:
+        """The gap that counts as one, in the unit of the quantity."""
+        return SHARE * self.range.mean
+
+    @property
+    def seen(self) -> bool:
+        """Whether the range lies above 0: without anything to forget, nobody is accused."""
+        return self.range.low > 0
+
+    @property
+    def power(self) -> bool:
+        """Whether the audit could have told a gap of the size of the margin from none."""
+        return self.seen and self.margin > self.residual.half_width
+
+    @property
+    def equivalent(self) -> bool:
+        """Whether the residual lies within the margin on both sides, each tested at 5 %."""
+        return self.over.p_below(0) <= LEVEL and self.under.p_above(0) <= LEVEL
+
+    @property
+    def passes(self) -> bool:
+        """What `erased` asks of a required audit."""
+        return self.power and self.equivalent
+
+
+def rows_of(quantity: Quantity, design: Design) -> list[Row]:
+    """The rows of a knowledge quantity: before any attack first, then each attack in the order given."""
+    span = design(quantity, None, RANGE, 0.0)
+    rows = []
+    for attack in (None, *quantity.attacked):
+        residual = BEFORE if attack is None else AFTER
+        gains = attack is not None
+        rows.append(
+            Row(
+                quantity=quantity,
+                attack=attack,
+                range=span,
+                residual=design(quantity, attack, residual, 0.0),
+                over=design(quantity, attack, residual, -SHARE),
+                under=design(quantity, attack, residual, SHARE),
+                gain=design(quantity, attack, GAIN, 0.0) if gains else None,
+                gain_over=design(quantity, attack, GAIN, -SHARE) if gains else None,
+            )
+        )
+    return rows
+
+
+def over_method(quantity: Quantity, attack: str | None, weights: Weights, share: float) -> Contrast:
+    """The claim about a method: seeds are the units, and within a seed models are compared example by example.
+
+    Raises:
+        SpecError: Numbers of originals and references differ, or they were not scored on the same examples.
+    """
+    seeds = len(quantity.unlearned)
+    if len(quantity.reference) != seeds or quantity.reference_ids is not None:
+        raise SpecError(
+            f"found {len(quantity.reference)} references for {seeds} seeds",
+            where=quantity.metric,
+            allowed="one reference per seed, on the examples of its original",
+        )
+    mixed = [_mix(quantity, attack, _add(weights, share), index) for index in range(seeds)]
+    return contrast(mixed, [quantity.ids_of("unlearned", index) for index in range(seeds)], step=quantity.step)
+
+
+def over_model(quantity: Quantity, attack: str | None, weights: Weights, share: float) -> Contrast:
+    """The claim about one model: is it one more draw from the retrained ones?
+
+    The interval is that of a prediction, mean -/+ t s sqrt(1 + 1/n) with s the scatter of n references: more references
+    make their mean sharper, never the one model that is judged. The margin is held against it as a number.
+
+    Raises:
+        SpecError: There is more than one unlearned model.
+    """
+    if len(quantity.unlearned) != 1:
+        raise SpecError(f"found {len(quantity.unlearned)} unlearned models", where=quantity.metric, allowed="exactly 1")
+    count = len(quantity.reference)
+    one = _mix(quantity, attack, _part(weights, references=False), 0)
+    many = [_mix(quantity, attack, _part(weights, references=True), index) for index in range(count)]
+    means = np.array([values.mean() for values in many])
+    shift = share * float(quantity.original[0].mean() - np.mean([values.mean() for values in quantity.reference]))
+    mean = float(one.mean() + means.mean()) + shift
+    if not math.isfinite(mean):
+        return Contrast(math.nan, math.nan, count - 1)
+    terms = [(1 / count, values, quantity.ids_of("reference", index)) for index, values in enumerate(many)]
+    sampling = sampling_error([(1.0, one, quantity.ids_of("unlearned", 0)), *terms], quantity.step)
+    lasting = lasting_error(terms, sampling)
+    spread = float(np.std(means, ddof=1)) if count > 1 else math.nan
+    se = float(np.maximum(spread * math.sqrt(1 + 1 / count), sampling))
+    return Contrast(mean, se, count - 1, spread, sampling, lasting, drawn=True)
+
+
+def over_held_out(quantity: Quantity, attack: str | None, weights: Weights, share: float) -> Contrast:
+    """The claim without references: other examples, never seen, stand in their place, so nothing is paired.
+
+    One model has no scatter over seeds; its error is that over examples, with the degrees of freedom of the
+    smaller sample.
+    """
+    full, seeds = _add(weights, share), len(quantity.unlearned)
+    names = ["unlearned"] if quantity.reference_ids is None else ["unlearned", "reference"]
+    parts = [full] if len(names) == 1 else [_part(full, references=False), _part(full, references=True)]
+    samples = [
+        [(_mix(quantity, attack, part, index), quantity.ids_of(name, index)) for index in range(seeds)]
+        for name, part in zip(names, parts, strict=True)
+    ]
+    halves = [contrast([v for v, _ in sample], [i for _, i in sample], step=quantity.step) for sample in samples]
+    sampling = math.sqrt(sum(half.sampling**2 for half in halves))
+    if not all(math.isfinite(half.mean) for half in halves):
+        return Contrast(math.nan, math.nan, seeds - 1)
+    if seeds > 1:
+        means = np.array([[values.mean() for values, _ in sample] for sample in samples])
+        return combine(means.sum(axis=0), sampling, math.sqrt(sum(half.lasting**2 for half in halves)))
+    fewest = min(np.unique(ids).size for sample in samples for _, ids in sample)
+    return Contrast(sum(half.mean for half in halves), sampling, fewest - 1, sampling=sampling)
+
+
+def _add(weights: Weights, share: float) -> Weights:
+    names = weights.keys() | (RANGE.keys() if share else set())
+    # Sorted: the order of a set changes between processes, and with it the last bit of a sum.
+    return {name: weights.get(name, 0.0) + share * RANGE.get(name, 0.0) for name in sorted(names)}
+
+
+def _part(weights: Weights, *, references: bool) -> Weights:
+    return {name: weight for name, weight in weights.items() if name.startswith("reference") == references}
+
+
+def _mix(quantity: Quantity, attack: str | None, weights: Weights, index: int) -> Floats:
+    with np.errstate(invalid="ignore"):  # inf - inf is NaN, and NaN passes no test
+        parts = [weight * quantity.values(name, attack)[index] for name, weight in weights.items()]
+        return np.asarray(np.sum(parts, axis=0), dtype=np.float64)

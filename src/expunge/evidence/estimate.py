@@ -1,0 +1,91 @@
+"""A number never travels alone: it has an interval, a sample size, a unit and a direction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from expunge.base.errors import unknown
+from expunge.evidence.intervals import Floats, Ints, sampling_error, student, t_quantile, wilson
+
+Better = Literal["higher", "lower", "reference"]
+"""Which direction is good; `reference` means that close to the retrained model is good."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured value with its 90 % interval.
+
+    Raises:
+        SpecError: `better` is none of the three directions.
+    """
+
+    value: float
+    low: float
+    """Lower end of the 90 % interval, each side missing with 5 %; NaN where there is none."""
+    high: float
+    n: int
+    """How many independent things were averaged: examples within a seed, seeds across them."""
+    unit: str
+    better: Better
+
+    def __post_init__(self) -> None:
+        if self.better not in get_args(Better):
+            raise unknown("direction", str(self.better), get_args(Better), where="better")
+
+    @property
+    def half_width(self) -> float:
+        """Half the width of the interval, NaN where there is none."""
+        return (self.high - self.low) / 2
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data in the order of the fields; a NaN stays a float, the writer decides how to spell it."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        spread = "" if math.isnan(self.low) else f" [{self.low:.4g}, {self.high:.4g}]"
+        return f"{self.value:.4g}{spread} {self.unit}".rstrip()
+
+
+def over_examples(values: Floats, unit: str, better: Better, group: Ints | None = None) -> Estimate:
+    """The mean over examples of one model.
+
+    The interval is Wilson's for values that are all 0 or 1, where Student's has no width at a rate of 0 or 1, and
+    Student's otherwise. Copies of one example are one draw, so with groups the error is taken over groups.
+
+    Args:
+        values: One value per example, `[n]`.
+        unit: Unit of the values.
+        better: Direction.
+        group: Which examples belong together, `[n]`.
+
+    Returns:
+        The mean with its interval; NaN ends where fewer than two draws leave the error unknown.
+    """
+    mean, draws = student(values)[0], int(values.size)
+    if group is not None and np.unique(group).size < values.size:
+        draws = int(np.unique(group).size)
+        known = draws > 1 and math.isfinite(mean)
+        half = t_quantile(draws - 1) * sampling_error([(1.0, values, group)]) if known else math.nan
+        return Estimate(mean, mean - half, mean + half, draws, unit, better)
+    if draws and is_binary(values):
+        low, high = wilson(int(values.sum()), draws)
+    else:
+        _, low, high = student(values)
+    return Estimate(mean, low, high, draws, unit, better)
+
+
+def over_seeds(values: Sequence[float], unit: str, better: Better) -> Estimate:
+    """The mean over seeds with Student's interval; `values` holds one number per seed."""
+    mean, low, high = student(np.asarray(values, dtype=np.float64))
+    return Estimate(mean, low, high, len(values), unit, better)
+
+
+def is_binary(values: npt.NDArray[np.float64]) -> bool:
+    """Whether every value is exactly 0 or 1."""
+    return bool(np.all((values == 0) | (values == 1)))

@@ -1,0 +1,167 @@
+"""What an audit returns for one model of one seed: values per example, from which every estimate can be recomputed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors import numpy as safe
+
+from expunge.base.errors import RunError, SpecError, unknown
+from expunge.evidence.estimate import Better, Estimate, over_examples
+from expunge.evidence.intervals import Floats, Ints
+
+Role = Literal["knowledge", "utility", "predictor", "description"]
+"""Only `knowledge` and `utility` enter verdicts."""
+Reduce = Literal["mean", "barrier", "single"]
+"""How values become one number."""
+
+FORMAT = 1
+_FACTS = ("metric", "split", "role", "unit", "better", "sign", "reduce")
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """The values of one metric on one part of the data. Arrays are copied and read-only.
+
+    Raises:
+        SpecError: A fact is none of those allowed, or ids and values do not fit.
+    """
+
+    metric: str
+    split: str
+    values: Floats
+    """One per example, `[n]`; per grid point for `barrier`; one number for `single`."""
+    ids: Ints
+    """Which example each value belongs to, `[n]`."""
+    role: Role
+    unit: str
+    better: Better
+    group: Ints | None = None
+    """Which examples are copies of one another, `[n]`."""
+    sign: int = 1
+    """+1 where more means knows more, or is more useful; -1 where it means less, as for a loss."""
+    reduce: Reduce = "mean"
+    """`barrier` is the most a path rises above the chord between its ends."""
+
+    def __post_init__(self) -> None:
+        for name, kind in (("role", Role), ("better", Better), ("reduce", Reduce)):
+            if getattr(self, name) not in get_args(kind):
+                raise unknown(name, str(getattr(self, name)), get_args(kind), where=f"{self.metric}.{name}")
+        if self.sign not in (1, -1):
+            raise SpecError(f"found {self.sign!r}", where=f"{self.metric}.sign", allowed="1, -1")
+        self._freeze("values", np.float64)
+        self._freeze("ids", np.int64)
+        if self.group is not None:
+            self._freeze("group", np.int64)
+        if self.values.size == 0 or (self.reduce == "single" and self.values.size != 1):
+            raise SpecError(
+                f"found {self.values.size} values",
+                where=f"{self.metric}.values",
+                allowed="exactly 1" if self.reduce == "single" else "at least 1",
+            )
+
+    def _freeze(self, name: str, dtype: type) -> None:
+        array: np.ndarray[Any, Any] = np.array(getattr(self, name), dtype=dtype, order="C")
+        if array.ndim != 1 or (name != "values" and array.shape != self.values.shape):
+            raise SpecError(
+                f"found shape {array.shape} beside values of shape {np.shape(self.values)}",
+                where=f"{self.metric}.{name}",
+                allowed="[n], the same for values, ids and group",
+            )
+        array.setflags(write=False)
+        object.__setattr__(self, name, array)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What identifies the metric within one model: its name and the part of the data."""
+        return self.metric, self.split
+
+    @property
+    def draws(self) -> Ints:
+        """What counts as one example, `[n]`: the group where there is one, otherwise the example itself."""
+        return self.ids if self.group is None else self.group
+
+    def reduced(self) -> float:
+        """The one number that the values stand for, in their own orientation."""
+        with np.errstate(invalid="ignore"):  # a diverged model has losses without limit; its NaN is the answer
+            if self.reduce == "barrier":
+                chord = np.linspace(self.values[0], self.values[-1], self.values.size)
+                return float(np.max(self.values - chord))
+            return float(np.mean(self.values))
+
+    def estimate(self) -> Estimate:
+        """The value for this seed, with the 90 % interval of sampling over examples.
+
+        Returns:
+            The estimate; low and high are NaN unless the value is a mean over examples.
+        """
+        if self.reduce == "mean":
+            return over_examples(self.values, self.unit, self.better, self.group)
+        return Estimate(self.reduced(), math.nan, math.nan, self.values.size, self.unit, self.better)
+
+
+def dumps(scores: Sequence[Scores]) -> bytes:
+    """Scores as a safetensors file; the same scores give the same bytes."""
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    for index, entry in enumerate(scores):
+        arrays |= {f"{index:06d}/values": entry.values, f"{index:06d}/ids": entry.ids}
+        if entry.group is not None:
+            arrays[f"{index:06d}/group"] = entry.group
+    facts = [{name: getattr(entry, name) for name in _FACTS} for entry in scores]
+    # One metadata entry only: safetensors does not promise the order of several.
+    header = json.dumps({"format": FORMAT, "scores": facts}, sort_keys=True, ensure_ascii=True)
+    return bytes(safe.save(arrays, metadata={"expunge": header}))
+
+
+def loads(data: bytes) -> list[Scores]:
+    """The scores that `dumps` wrote.
+
+    Raises:
+        RunError: The bytes are no scores, are damaged, or come from a newer format.
+    """
+    try:
+        # The numpy reader drops the metadata: eight bytes of length, then JSON, is the format's own definition.
+        size = int.from_bytes(data[:8], "little")
+        header = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["expunge"])
+        arrays, form = safe.load(data), header["format"]
+        if form != FORMAT:
+            raise RunError(f"found format {form}", where="scores", allowed=str(FORMAT), remedy="update expunge")
+        return [
+            Scores(
+                **facts,
+                values=arrays[f"{index:06d}/values"],
+                ids=arrays[f"{index:06d}/ids"],
+                group=arrays.get(f"{index:06d}/group"),
+            )
+            for index, facts in enumerate(header["scores"])
+        ]
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"no scores could be read ({type(error).__name__}: {error})",
+            where="scores",
+            remedy="delete the file and run again to recompute it",
+        ) from None
+
+
+def save(path: str | Path, scores: Sequence[Scores]) -> None:
+    """Write scores to a file."""
+    Path(path).write_bytes(dumps(scores))
+
+
+def load(path: str | Path) -> list[Scores]:
+    """Read scores from a file.
+
+    Raises:
+        RunError: The file holds no scores; names the file.
+    """
+    try:
+        return loads(Path(path).read_bytes())
+    except RunError as error:
+        raise error.at(str(path)) from None

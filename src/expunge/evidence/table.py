@@ -1,0 +1,167 @@
+"""From scores to rows and verdicts: everything that a run reports follows from its score files by this module alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from expunge.base.record import spelled
+from expunge.evidence.estimate import Estimate, over_seeds
+from expunge.evidence.intervals import Floats
+from expunge.evidence.quantity import Quantity
+from expunge.evidence.scores import Scores, load
+from expunge.evidence.verdict import Verdict, judge_method, judge_model
+
+ORIGINAL, REFERENCE = "original", "reference"
+ALWAYS_REQUIRED = (("accuracy", "forget"), ("recitation", "forget"))
+"""Knowledge that `erased` always depends on; a spec may mark more metrics."""
+
+Key = tuple[str, str]
+"""Metric and split."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Scores with what they are of: the model's name in results, the run's seed, and the attack they come after."""
+
+    model: str
+    seed: int
+    attack: str | None
+    scores: Scores
+
+
+@dataclass(frozen=True)
+class Table:
+    """All scores of a run, with the order in which models, seeds and attacks are shown.
+
+    Args:
+        measured: Every score of the run.
+        models: `original`, `reference`, then the methods' labels.
+        seeds: The run's seeds.
+        attacks: The attacks' labels.
+        required: Metrics that the spec requires besides forget accuracy and recitation.
+        about_one_model: Whether there is one original and one unlearned model against many references.
+    """
+
+    measured: Sequence[Measured]
+    models: Sequence[str]
+    seeds: Sequence[int]
+    attacks: Sequence[str]
+    required: Sequence[str] = ()
+    about_one_model: bool = False
+
+    def __post_init__(self) -> None:
+        index = {(m.model, m.seed, m.attack, *m.scores.key): m.scores for m in self.measured}
+        object.__setattr__(self, "_index", index)
+
+    def get(self, model: str, seed: int, attack: str | None, key: Key) -> Scores | None:
+        """The scores of one model, seed, attack and metric, if there are any."""
+        index: dict[tuple[Any, ...], Scores] = self._index  # type: ignore[attr-defined]
+        return index.get((model, seed, attack, *key))
+
+    @property
+    def keys(self) -> list[Key]:
+        """Metrics and splits in the order in which they were measured."""
+        return list(dict.fromkeys(m.scores.key for m in self.measured))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per model, seed, attack, metric and split; seed `None` is over seeds."""
+        found = []
+        for model in self.models:
+            for attack in (None, *self.attacks):
+                for key in self.keys:
+                    found += self._rows_of(model, attack, key)
+        return found
+
+    def _rows_of(self, model: str, attack: str | None, key: Key) -> list[dict[str, Any]]:
+        rows, values, gaps = [], [], []
+        last: Estimate | None = None
+        for seed in self.seeds:
+            scores = self.get(model, seed, attack, key)
+            if scores is None:
+                continue
+            last, gap = scores.estimate(), self._gap(scores.reduced(), model, seed, attack, key)
+            values.append(last.value)
+            gaps.append(gap)
+            rows.append(_row(model, seed, attack, key, last, gap))
+        if last is not None:
+            known = [gap for gap in gaps if gap is not None]
+            gap = float(np.mean(known)) if known else None
+            rows.append(_row(model, None, attack, key, over_seeds(values, last.unit, last.better), gap))
+        return rows
+
+    def _gap(self, value: float, model: str, seed: int, attack: str | None, key: Key) -> float | None:
+        """Difference to the seed's reference after the same attack; to the mean of all for one model."""
+        seeds = self.seeds if self.about_one_model else [seed]
+        references = [self.get(REFERENCE, s, attack, key) for s in seeds]
+        found = [scores.reduced() for scores in references if scores is not None]
+        return None if model == REFERENCE or not found else value - float(np.mean(found))
+
+    def verdicts(self) -> list[Verdict]:
+        """One verdict per method, in order."""
+        judge = judge_model if self.about_one_model else judge_method
+        return [judge(model, self.quantities(model)) for model in self.models if model not in (ORIGINAL, REFERENCE)]
+
+    def quantities(self, model: str) -> list[Quantity]:
+        """What the verdict about a model is made from."""
+        found = []
+        for key in self.keys:
+            example = next(m.scores for m in self.measured if m.scores.key == key)
+            if example.role in ("knowledge", "utility"):
+                found.append(self._quantity(model, key, example))
+        return found
+
+    def _quantity(self, model: str, key: Key, example: Scores) -> Quantity:
+        def values(name: str, attack: str | None = None) -> list[Floats]:
+            scores = [self.get(name, seed, attack, key) for seed in self.seeds]
+            return [s.sign * s.values for s in scores if s is not None]
+
+        first = [self.get(REFERENCE, seed, None, key) for seed in self.seeds]
+        attacked = {a: (values(REFERENCE, a), values(model, a)) for a in self.attacks if values(model, a)}
+        assert example.role in ("knowledge", "utility")
+        return Quantity(
+            metric=key[0],
+            split=key[1],
+            role=example.role,
+            required=key in ALWAYS_REQUIRED or key[0] in self.required,
+            ids=[scores.draws for scores in first if scores is not None],
+            original=values(ORIGINAL),
+            reference=values(REFERENCE),
+            unlearned=values(model),
+            attacked=attacked if example.role == "knowledge" else {},
+        )
+
+
+def _row(
+    model: str, seed: int | None, attack: str | None, key: Key, estimate: Estimate, gap: float | None
+) -> dict[str, Any]:
+    return {
+        "model": model,
+        "seed": seed,
+        "attack": attack,
+        "metric": key[0],
+        "split": key[1],
+        **{name: getattr(estimate, name) for name in ("value", "low", "high", "n", "unit", "better")},
+        "gap": gap,
+    }
+
+
+def read_table(root: Path, manifest: dict[str, Any]) -> Table:
+    """The table that a run's score files hold; needs no torch."""
+    measured = []
+    for entry in manifest["stages"]:
+        held = entry["files"].get("scores")
+        for scores in load(root / held["path"]) if held else ():
+            measured.append(Measured(entry["model"], entry["seed"], entry["attack"], scores))
+    fields = ("models", "seeds", "attacks", "required", "about_one_model")
+    return Table(measured, **{name: manifest[name] for name in fields})
+
+
+def verdicts_text(table: Table) -> str:
+    """Verdicts as JSON text, numbers that are not finite spelled out."""
+    return json.dumps([spelled(verdict.as_json()) for verdict in table.verdicts()], indent=1, allow_nan=False) + "\n"

@@ -1,0 +1,1 @@
+"""Unlearning methods, one a file; retraining is a method like any other."""

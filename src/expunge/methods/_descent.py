@@ -1,0 +1,81 @@
+"""What methods that fine-tune have in common: five settings and the call of the one loop."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from expunge.base.part import Count, NonNegative, Positive
+from expunge.base.seeds import derive
+from expunge.core.case import Meter, Recipe
+from expunge.core.contracts import Method, require_trainable
+from expunge.core.data import Batch
+from expunge.core.objective import loss
+from expunge.core.problem import Problem
+from expunge.train.loop import Item, Pair, batches, fit, paired
+from expunge.train.optim import OptimizerName, make_optimizer
+
+
+@dataclass(frozen=True)
+class Descent(Method):
+    """Base of the methods that take gradient steps from the model that they are given."""
+
+    epochs: Count = 10
+    """Passes over the retain set."""
+    learning_rate: Positive = 2e-4
+    """Step size, constant; a tenth of training's default, the ratio of 2505.22310."""
+    batch_size: Count = 128
+    """Retain examples per step."""
+    optimizer: OptimizerName = "adam"
+    """`adam`, `adamw` or `sgd`."""
+    weight_decay: NonNegative = 0.0
+    """Coefficient of the squared norm."""
+
+    def descend(
+        self, student: nn.Module, loss_fn: Callable[[Item], Tensor], items: Iterable[Item], meter: Meter
+    ) -> nn.Module:
+        """Take one step per item; the student is trained in place and returned."""
+        parameters = require_trainable(student)
+        optimizer = make_optimizer(self.optimizer, parameters, self.learning_rate, self.weight_decay)
+        fit(parameters, loss_fn, items, optimizer, meter=meter)
+        return student
+
+    def descend_on_retain(self, student: nn.Module, problem: Problem, seed: int, meter: Meter) -> nn.Module:
+        """Minimise cross-entropy on the retain set alone."""
+
+        def retain_loss(batch: Batch) -> Tensor:
+            return loss(problem.objective.decisions(student, batch))
+
+        generator = torch.Generator().manual_seed(derive(seed, "batches"))
+        items = batches(problem.data, problem.retain, self.batch_size, self.epochs, generator)
+        return self.descend(student, retain_loss, items, meter)
+
+
+@dataclass(frozen=True)
+class PairedDescent(Descent):
+    """Base of the methods whose every step sees a retain batch and a forget batch, their losses added."""
+
+    forget_batch_size: Count = 64
+    """Forget examples per step; the forget set is cycled."""
+
+    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+        """Descend on the pair loss."""
+        generator = torch.Generator().manual_seed(derive(seed, "batches"))
+        items = paired(
+            problem.data,
+            problem.retain,
+            problem.forget,
+            self.batch_size,
+            self.forget_batch_size,
+            self.epochs,
+            generator,
+        )
+        return self.descend(student, self.pair_loss(student, problem, seed), items, meter)
+
+    @abstractmethod
+    def pair_loss(self, student: nn.Module, problem: Problem, seed: int) -> Callable[[Pair], Tensor]:
+        """The loss of one step, closed over the student (and a teacher, made here, where the method has one)."""

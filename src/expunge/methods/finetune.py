@@ -1,0 +1,30 @@
+"""Keep training on the retain set and hope that the rest is forgotten ("catastrophic forgetting", 2505.22310)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from expunge.core.case import Meter, Recipe
+from expunge.core.problem import Problem
+from expunge.methods._descent import Descent
+
+CITE = (
+    "@inproceedings{siddiqui2025dormant, title={From Dormant to Deleted: Tamper-Resistant Unlearning Through "
+    "Weight-Space Regularization}, author={Siddiqui, Shoaib Ahmed and others}, booktitle={NeurIPS}, year={2025}, "
+    "note={arXiv:2505.22310}}"
+)
+
+
+@dataclass(frozen=True)
+class Finetune(Descent):
+    """Minimise cross-entropy on the retain set."""
+
+    cite: ClassVar[str] = CITE
+    paper: ClassVar[str] = "catastrophic forgetting, 2025"
+
+    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+        """Descend on retain batches."""
+        return self.descend_on_retain(student, problem, seed, meter)

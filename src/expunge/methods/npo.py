@@ -1,0 +1,77 @@
+"""Negative preference optimisation: push the forget set's likelihood below the original's (Zhang et al., 2404.05868).
+
+Minimises -(2/beta) E log sigma(-beta log(p / p_ref)) on the forget set plus alpha * CE on the retain set. p is the
+likelihood of a whole example: the *sum* of its decisions' log-probabilities, not logits (implementations on raw logits,
+known from published code, compute something else) and not a mean over tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from expunge.base.part import NonNegative, Positive
+from expunge.core.data import Batch
+from expunge.core.modules import frozen_copy, require_distinct
+from expunge.core.objective import Objective, decision_losses, loss, per_example
+from expunge.core.problem import Problem
+from expunge.methods._descent import PairedDescent
+from expunge.train.loop import Pair
+
+
+@dataclass(frozen=True)
+class NPO(PairedDescent):
+    """Negative preference optimisation with a retain term."""
+
+    cite: ClassVar[str] = (
+        "@article{zhang2024npo, title={Negative Preference Optimization: From Catastrophic Collapse to Effective "
+        "Unlearning}, author={Zhang, Ruiqi and Lin, Licong and Bai, Yu and Mei, Song}, journal={arXiv:2404.05868}, "
+        "year={2024}}"
+    )
+    paper: ClassVar[str] = "NPO, 2024"
+
+    beta: Positive = 0.1
+    """Inverse temperature; towards 0 the loss becomes gradient ascent."""
+    alpha: NonNegative = 1.0
+    """Weight of the retain loss."""
+
+    def pair_loss(self, student: nn.Module, problem: Problem, seed: int) -> Callable[[Pair], Tensor]:
+        """NPO on forget plus weighted CE on retain."""
+        objective, teacher = problem.objective, frozen_copy(student)
+
+        def step(pair: Pair) -> Tensor:
+            forget = npo_loss(objective, student, teacher, pair.forget, self.beta)
+            return forget + self.alpha * loss(objective.decisions(student, pair.retain))
+
+        # Checked before the first step: with a shared teacher the ratio is 0 for ever.
+        require_distinct(teacher, student)
+        return step
+
+
+def npo_loss(objective: Objective, student: nn.Module, teacher: nn.Module, batch: Batch, beta: float) -> Tensor:
+    """-(2/beta) times the mean over examples of log sigma(-beta log(p / p_ref)).
+
+    Args:
+        objective: Gives decisions.
+        student: The model that is trained.
+        teacher: The frozen reference.
+        batch: Forget examples.
+        beta: Inverse temperature.
+
+    Returns:
+        A scalar.
+    """
+    log_p = -_nll(objective, student, batch)
+    with torch.no_grad():
+        log_ref = -_nll(objective, teacher, batch)
+    return -(2 / beta) * F.logsigmoid(-beta * (log_p - log_ref)).mean()
+
+
+def _nll(objective: Objective, model: nn.Module, batch: Batch) -> Tensor:
+    decisions = objective.decisions(model, batch)
+    return per_example(decision_losses(decisions), decisions.example, batch.size)

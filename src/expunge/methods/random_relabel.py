@@ -1,0 +1,47 @@
+"""Learn uniformly drawn wrong answers on the forget set, right ones on the retain set (2505.22310; Graves et al., 2021).
+
+Minimises CE(retain) + weight * CE(forget, y'), with y' uniform over the wrong classes and drawn anew at every step. On a
+language model y' is a uniform wrong token at each position that is a decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from expunge.base.part import Positive
+from expunge.base.seeds import derive
+from expunge.core.objective import loss
+from expunge.core.problem import Problem
+from expunge.methods._descent import PairedDescent
+from expunge.train.loop import Pair
+
+
+@dataclass(frozen=True)
+class RandomRelabel(PairedDescent):
+    """Random relabelling, both losses in one step."""
+
+    cite: ClassVar[str] = (
+        "@inproceedings{graves2021amnesiac, title={Amnesiac Machine Learning}, author={Graves, Laura and Nagisetty, "
+        "Vineel and Ganesh, Vijay}, booktitle={AAAI}, year={2021}}"
+    )
+    paper: ClassVar[str] = "amnesiac learning, 2021"
+
+    weight: Positive = 1.0
+    """Weight of the forget loss."""
+
+    def pair_loss(self, student: nn.Module, problem: Problem, seed: int) -> Callable[[Pair], Tensor]:
+        """CE on retain plus weighted CE on wrong answers for forget."""
+        objective = problem.objective
+        generator = torch.Generator().manual_seed(derive(seed, "labels"))
+
+        def step(pair: Pair) -> Tensor:
+            wrong = objective.relabel(pair.forget, generator)
+            kept = loss(objective.decisions(student, pair.retain))
+            return kept + self.weight * loss(objective.decisions(student, wrong))
+
+        return step

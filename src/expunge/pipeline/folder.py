@@ -1,0 +1,135 @@
+"""A run's folder: its spec, environment, scores, models, rows, verdicts and, last of all, the manifest."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from expunge.base.errors import SpecError
+from expunge.base.record import Store, canonical, file_digest, link_or_copy, rows_to_text, spelled, storage_error, write_file
+from expunge.evidence.table import Table, read_table, verdicts_text
+from expunge.pipeline.plan import Plan, Stage
+from expunge.pipeline.stages import CURVE, SCORES, WEIGHTS
+
+FORMAT = 1
+FIXED = ("data", "model", "train", "forget", "seeds", "threads")
+"""What must not differ between two runs into one folder: their rows could not stand in one table."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """`runs/<name>`."""
+
+    root: Path
+
+    def open(self, resolved: dict[str, Any]) -> None:
+        """Take the folder for this spec.
+
+        Raises:
+            SpecError: It holds a run of another spec; nothing in it is changed.
+            RunError: It cannot be written to.
+        """
+        path = self.root / "spec.json"
+        if path.is_file():
+            held = json.loads(path.read_text(encoding="utf-8"))
+            wanted = json.loads(canonical(resolved))
+            differing = [key for key in FIXED if held.get(key) != wanted[key]]
+            if differing:
+                raise SpecError(
+                    f"it holds a run with another {differing[0]}: {_first_difference(held, wanted, differing[0])}",
+                    where=str(self.root),
+                    allowed="the same data, model, train, forget, seeds and threads; methods, attacks and audits may change",
+                    remedy="give the spec another name, or --out another folder",
+                )
+        write_file(path, json.dumps(spelled(resolved), indent=1) + "\n")
+        write_file(self.root / "env.json", json.dumps(environment(), indent=1) + "\n")
+
+    def event(self, what: str, facts: dict[str, Any]) -> None:
+        """Append a line to the log of events."""
+        line = json.dumps({"at": datetime.now(UTC).isoformat(timespec="seconds"), "what": what, **facts})
+        try:
+            with open(self.root / "events.jsonl", "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise storage_error(error, self.root / "events.jsonl") from None
+
+    def write(self, plan: Plan, store: Store) -> Table:
+        """Put the finished run's scores, models, rows and verdicts into the folder, the manifest last."""
+        entries = [self._keep(stage, store) for stage in plan.stages]
+        index = {
+            "format": FORMAT,
+            "models": ["original", "reference", *plan.methods],
+            "seeds": list(plan.spec.seeds),
+            "attacks": list(plan.attacks),
+            "required": [e.name for e in plan.spec.audit if e.required],
+            "about_one_model": plan.about_one_model,
+            "stages": entries,
+        }
+        table = read_table(self.root, index)
+        results, verdicts = rows_to_text(table.rows()), verdicts_text(table)
+        write_file(self.root / "results.jsonl", results)
+        write_file(self.root / "verdicts.json", verdicts)
+        index["results"] = {name: file_digest(self.root / name) for name in ("results.jsonl", "verdicts.json")}
+        write_file(self.root / "manifest.json", json.dumps(index, indent=1) + "\n")
+        return table
+
+    def _keep(self, stage: Stage, store: Store) -> dict[str, Any]:
+        facts = store.facts(stage.key)
+        entry: dict[str, Any] = {
+            "kind": stage.kind,
+            "model": stage.model,
+            "seed": stage.seed,
+            "attack": stage.attack,
+            "part": stage.part,
+            "key": stage.key,
+            "gradients": facts["gradients"],
+            "seconds": facts["seconds"],
+            "files": {},
+        }
+        for source, folder in ((SCORES, "scores"), (CURVE, "curves"), (WEIGHTS, "models")):
+            path = store.path(stage.key, source)
+            if path.is_file():
+                name = f"{folder}/{file_name(stage)}.safetensors"
+                link_or_copy(path, self.root / name)
+                entry["files"][folder] = {"path": name, "sha256": file_digest(path)}
+        return entry
+
+
+def file_name(stage: Stage) -> str:
+    """A readable name that is unique within the run."""
+    words = [stage.model, f"s{stage.seed}", stage.attack, stage.part if stage.kind == "audit" else None]
+    return "-".join(word for word in words if word)
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers may depend on, and the commit."""
+    packages = ("expunge", "torch", "numpy", "scipy", "safetensors")
+    return {
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "packages": {name: version(name) for name in packages},
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _first_difference(held: dict[str, Any], wanted: dict[str, Any], key: str) -> str:
+    a, b = held.get(key), wanted.get(key)
+    if isinstance(a, dict) and isinstance(b, dict):
+        inner = next(name for name in [*b, *a] if a.get(name) != b.get(name))
+        return f"{key}.{inner} was {a.get(inner)!r}, is {b.get(inner)!r}"
+    return f"{key} was {a!r}, is {b!r}"

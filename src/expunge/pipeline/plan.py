@@ -1,0 +1,229 @@
+"""From a spec to its parts and stages. A stage is one computation with a content address made of all that enters it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from expunge.base import registry
+from expunge.base.errors import SpecError
+from expunge.base.part import Part
+from expunge.base.record import address, file_digest
+from expunge.base.seeds import derive
+from expunge.base.spec import Entry, Spec
+from expunge.core.contracts import Architecture, Attack, Audit, Method, Source, Task
+from expunge.core.data import Data
+from expunge.core.problem import Problem
+from expunge.train.training import TrainedRecipe, Training
+
+LOOP = 1
+"""Raised whenever the training loop or the way stages are run would compute other numbers."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One computation of a run."""
+
+    kind: str
+    """`measure`, `original`, `reference`, `unlearn`, `attack` or `audit`."""
+    model: str
+    """`original`, `reference` or a method's label; empty for `measure`."""
+    seed: int | None
+    """The run's seed that it belongs to."""
+    attack: str | None
+    """Label of the attack that it is, or comes after."""
+    part: str
+    """Label of the method, attack or audit that it runs."""
+    key: str
+    """Content address of the output."""
+    needs: tuple[str, ...] = field(default=(), repr=False)
+    """Keys of the stages that must come first."""
+
+    @property
+    def name(self) -> str:
+        """What it is, for people."""
+        words = [self.kind, self.model if self.kind != self.model else "", self.part if self.part != self.model else ""]
+        after = f"after {self.attack}" if self.attack and self.kind == "audit" else ""
+        seed = "" if self.seed is None else f"seed {self.seed}: "
+        return seed + " ".join(word for word in [*words, after] if word)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A spec with its parts made and its stages laid out."""
+
+    spec: Spec
+
+    def __post_init__(self) -> None:
+        # Parts are made at once, so that a bad setting is reported before anything is computed.
+        _ = self.source, self.architecture, self.training, self.task, self.methods, self.attacks, self.audits
+
+    def _build(self, kind: str, entry: Entry, where: str) -> Part:
+        return registry.build(kind, entry.name, entry.settings, where=where, folder=self.spec.folder)
+
+    @cached_property
+    def source(self) -> Source:
+        """The data set."""
+        return cast(Source, self._build("data", self.spec.data, "data"))
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """The model family."""
+        return cast(Architecture, self._build("model", self.spec.model, "model"))
+
+    @cached_property
+    def training(self) -> Training:
+        """How models are trained."""
+        return Training.from_table(self.spec.train, where="train")
+
+    @cached_property
+    def task(self) -> Task:
+        """What is to be forgotten."""
+        return cast(Task, self._build("task", self.spec.forget, "forget"))
+
+    @cached_property
+    def methods(self) -> dict[str, Method]:
+        """By label, in the spec's order."""
+        return {
+            e.label: cast(Method, self._build("method", e, f"method[{i}]")) for i, e in enumerate(self.spec.method)
+        }
+
+    @cached_property
+    def attacks(self) -> dict[str, Attack]:
+        """By label, in the spec's order."""
+        return {
+            e.label: cast(Attack, self._build("attack", e, f"attack[{i}]")) for i, e in enumerate(self.spec.attack)
+        }
+
+    @cached_property
+    def audits(self) -> dict[str, Audit]:
+        """By label: what always belongs to such data, then the spec's."""
+        always = ["accuracy", "recitation"] if self.data.kind == "tokens" else ["accuracy"]
+        named = {entry.name for entry in self.spec.audit}
+        entries = [(Entry(name, name), name) for name in always if name not in named]
+        entries += [(entry, f"audit[{i}]") for i, entry in enumerate(self.spec.audit)]
+        audits = {entry.label: cast(Audit, self._build("audit", entry, where)) for entry, where in entries}
+        for label, audit in audits.items():
+            if self.data.kind not in audit.kinds:
+                raise SpecError(f"{label!r} cannot measure {self.data.kind}", where="audit", allowed=", ".join(audit.kinds))
+        return audits
+
+    @cached_property
+    def data(self) -> Data:
+        """The data set, loaded."""
+        return self.source()
+
+    def problem(self, seed: int, measured: dict[str, torch.Tensor]) -> Problem:
+        """The seed's problem; for one model of the user's always the same."""
+        chosen = self.spec.seeds[0] if self.about_one_model else seed
+        return self.task(self.data, derive(chosen, "task"), measured)
+
+    def recipe(self, data: Data) -> TrainedRecipe:
+        """How models on this view of the data are trained."""
+        return TrainedRecipe(self.architecture, self.training, data)
+
+    @property
+    def about_one_model(self) -> bool:
+        """Whether the verdict is about the user's own model rather than about methods."""
+        return self.spec.weights is not None
+
+    def resolved(self) -> dict[str, Any]:
+        """Everything that the run will use, given or default, as plain data."""
+        spec = self.spec
+
+        def table(entry: Entry, part: Part, **extra: Any) -> dict[str, Any]:
+            label = {"label": entry.label} if entry.label != entry.name else {}
+            return {"name": entry.name, **label, **part.settings(), **extra}
+
+        return {
+            "name": spec.name,
+            "seeds": list(spec.seeds),
+            "threads": spec.threads,
+            "data": table(spec.data, self.source),
+            "model": table(spec.model, self.architecture) | ({"weights": spec.weights} if spec.weights else {}),
+            "train": self.training.settings(),
+            "forget": table(spec.forget, self.task),
+            "method": [table(e, self.methods[e.label], budget=e.budget) for e in spec.method],
+            "attack": [table(e, self.attacks[e.label]) for e in spec.attack],
+            "audit": [table(e, self.audits[e.label], required=e.required) for e in spec.audit],
+            "gate": [{"method": g.method, "verdict": g.verdict} for g in spec.gate],
+        }
+
+    @cached_property
+    def stages(self) -> list[Stage]:
+        """All stages, each after those that it needs, in the order of the results."""
+        return list(self._all())
+
+    def _all(self) -> Iterator[Stage]:
+        measure = self._stage("measure", "", None, None, "measure", {}, ()) if self.task.measures else None
+        if measure:
+            yield measure
+        needs = (measure.key,) if measure else ()
+        basis: Stage | None = None
+        for seed in self.spec.seeds:
+            # One model of the user's is one original and one unlearned model, whatever the number of references.
+            known = basis if self.about_one_model else None
+            basis = known or self._original(seed, needs)
+            yield from self._of_seed(seed, basis, needs, only_reference=known is not None)
+
+    def _original(self, seed: int, measured: tuple[str, ...]) -> Stage:
+        weights = {"weights": file_digest(Path(self.spec.weights))} if self.spec.weights else {}
+        facts = {"training": self.training.fingerprint(), **weights}
+        return self._stage("original", "original", seed, None, "original", facts, measured)
+
+    def _of_seed(
+        self, seed: int, original: Stage, measured: tuple[str, ...], *, only_reference: bool
+    ) -> Iterator[Stage]:
+        facts = {"training": self.training.fingerprint()}
+        models = {} if only_reference else {"original": original}
+        models["reference"] = self._stage("reference", "reference", seed, None, "reference", facts, measured)
+        for entry in () if only_reference else self.spec.method:
+            facts_of = {"part": self.methods[entry.label].fingerprint(), "budget": entry.budget} | facts
+            needs = (*measured, original.key)
+            models[entry.label] = self._stage("unlearn", entry.label, seed, None, entry.label, facts_of, needs)
+        yield from models.values()
+        for label, model in models.items():
+            yield from self._audits(label, model, original, measured, None)
+            for attack in self.attacks if label != "original" else ():
+                part = {"part": self.attacks[attack].fingerprint()}
+                attacked = self._stage("attack", label, seed, attack, attack, part, (*measured, model.key))
+                yield attacked
+                yield from self._audits(label, attacked, original, measured, attack)
+
+    def _audits(
+        self, label: str, model: Stage, basis: Stage, measured: tuple[str, ...], attack: str | None
+    ) -> Iterator[Stage]:
+        for name, audit in self.audits.items():
+            if attack is not None and not audit.after_attack:
+                continue
+            needs = tuple(dict.fromkeys((*measured, model.key, basis.key)))
+            yield self._stage("audit", label, model.seed, attack, name, {"part": audit.fingerprint()}, needs)
+
+    def _stage(
+        self,
+        kind: str,
+        model: str,
+        seed: int | None,
+        attack: str | None,
+        part: str,
+        facts: dict[str, Any],
+        needs: tuple[str, ...],
+    ) -> Stage:
+        content = {
+            "stage": kind,
+            "facts": facts,
+            "seed": seed,
+            "needs": needs,
+            "loop": LOOP,
+            "torch": torch.__version__,
+            "threads": self.spec.threads,
+            "data": self.source.fingerprint(),
+            "model": self.architecture.fingerprint(),
+            "task": self.task.fingerprint(),
+        }
+        return Stage(kind, model, seed, attack, part, address(content), needs)

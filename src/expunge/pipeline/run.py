@@ -1,0 +1,126 @@
+"""The main job in one screenful: plan, run what is missing, judge, and write the record."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from expunge.base.errors import GateFailed, SpecError
+from expunge.base.record import Store, storage_error
+from expunge.base.spec import Spec
+from expunge.evidence.table import Table
+from expunge.evidence.verdict import Verdict
+from expunge.pipeline.folder import RunFolder
+from expunge.pipeline.plan import Plan, Stage
+from expunge.pipeline.schedule import run_missing
+
+Progress = Callable[[str], None]
+"""Told one line at a time what happens."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run found."""
+
+    folder: Path
+    table: Table
+    rows: list[dict[str, Any]]
+    verdicts: list[Verdict]
+    costs: dict[str, dict[str, float]]
+    """Kind of stage -> stages, seconds and per-example gradients, what is reused included."""
+
+    def as_json(self) -> dict[str, Any]:
+        """What `run --json` prints."""
+        return {
+            "run": str(self.folder),
+            "status": "done",
+            "rows": self.rows,
+            "verdicts": [verdict.as_json() for verdict in self.verdicts],
+        }
+
+
+def run(spec: Spec, out: Path, *, workers: int = 1, progress: Progress = lambda line: None) -> Outcome:
+    """Run a spec, or finish what is missing of it.
+
+    Args:
+        spec: What to run.
+        out: Folder for runs; the record goes to `out/<name>`, outputs of stages to `out/cache`.
+        workers: Processes side by side; the numbers do not depend on it.
+        progress: Told of each stage.
+
+    Returns:
+        Rows, verdicts and costs, which are in the record too.
+
+    Raises:
+        ExpungeError: A bad spec, a run folder of another spec, a stage that failed; what is finished is kept.
+    """
+    plan, store, folder = Plan(spec), Store(out / "cache"), RunFolder(out / spec.name)
+    _check(plan)
+    folder.open(plan.resolved())
+    _prepare(store)
+    done, total = sum(store.has(stage.key) for stage in plan.stages), len(plan.stages)
+    if done:
+        progress(f"{done} of {total} stages are there already")
+
+    def report(stage: Stage, facts: dict[str, Any]) -> None:
+        nonlocal done
+        done += 1
+        progress(f"[{done:{len(str(total))}}/{total}] {stage.name}  {facts['seconds']:.1f} s")
+        folder.event(stage.name, facts)
+
+    run_missing(plan, store, workers, report)
+    table = folder.write(plan, store)
+    return Outcome(folder.root, table, table.rows(), table.verdicts(), costs(plan, store))
+
+
+def check_gates(spec: Spec, verdicts: list[Verdict]) -> None:
+    """Hold the outcome against the spec's gates.
+
+    Raises:
+        GateFailed: A verdict is not the one that a gate declares.
+    """
+    found = {verdict.model: verdict.verdict for verdict in verdicts}
+    for gate in spec.gate:
+        if found[gate.method] != gate.verdict:
+            raise GateFailed(f"the verdict is {found[gate.method]!r}", where=f"gate for {gate.method}", allowed=gate.verdict)
+
+
+def costs(plan: Plan, store: Store) -> dict[str, dict[str, float]]:
+    """Stages, seconds and gradients by kind of stage; for methods by label."""
+    found: dict[str, dict[str, float]] = {}
+    for stage in plan.stages:
+        name = f"unlearn {stage.model}" if stage.kind == "unlearn" else stage.kind
+        entry = found.setdefault(name, {"stages": 0, "seconds": 0.0, "gradients": 0})
+        facts = store.facts(stage.key)
+        entry["stages"] += 1
+        entry["seconds"] += facts["seconds"]
+        entry["gradients"] += facts["gradients"]
+    return found
+
+
+def _check(plan: Plan) -> None:
+    """Refuse what would fail after hours of training; made once with the first seed's problem where that is cheap."""
+    for entry, method in ((e, plan.methods[e.label]) for e in plan.spec.method):
+        have = {plan.data.kind, "recipe"}
+        unmet = sorted(getattr(method, "needs", frozenset()) - have)
+        if unmet:
+            raise SpecError(f"needs {', '.join(unmet)}", where=f"method {entry.label!r}", remedy="choose another method")
+    plan.recipe(plan.data).build(0)
+    if not plan.task.measures:
+        plan.problem(plan.spec.seeds[0], {})
+
+
+def _prepare(store: Store) -> None:
+    try:
+        store.root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(error, store.root) from None
+    store.sweep()
+
+
+def default_workers() -> int:
+    """One process per core that this process may use."""
+    return max(len(os.sched_getaffinity(0)), 1) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

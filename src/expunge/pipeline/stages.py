@@ -1,0 +1,173 @@
+"""What each kind of stage computes, from stored inputs to stored outputs, in a worker of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from expunge.base.errors import ExpungeError, RunError
+from expunge.base.record import Store
+from expunge.base.seeds import derive
+from expunge.core import checkpoint
+from expunge.core.case import Case, Meter, train_model
+from expunge.core.problem import Problem
+from expunge.evidence import scores as score_files
+from expunge.evidence.scores import Scores
+from expunge.pipeline.plan import Plan, Stage
+
+Files = dict[str, bytes]
+WEIGHTS, SCORES, CURVE, MEASURED = "weights.safetensors", "scores.safetensors", "curve.safetensors", "measured.safetensors"
+
+
+@dataclass
+class Worker:
+    """A process's view of a run: its plan, its store, and what it has loaded so far."""
+
+    plan: Plan
+    store: Store
+    _problems: dict[int | None, Problem] = field(default_factory=dict)
+
+    @cached_property
+    def _by_key(self) -> dict[str, Stage]:
+        return {stage.key: stage for stage in self.plan.stages}
+
+    def run(self, stage: Stage) -> dict[str, Any]:
+        """Compute a stage and store its output.
+
+        Args:
+            stage: Whose needs are in the store.
+
+        Returns:
+            Its cost: seconds, and per-example gradients where there are any.
+
+        Raises:
+            ExpungeError: The stage failed; names it.
+        """
+        torch.set_num_threads(self.plan.spec.threads)
+        start = time.perf_counter()
+        try:
+            files, gradients = _KINDS[stage.kind](self, stage)
+        except ExpungeError as error:
+            raise type(error)(
+                error.finding,
+                where=f"{stage.name}: {error.where}" if error.where else stage.name,
+                allowed=error.allowed,
+                remedy=error.remedy,
+            ) from None
+        facts = {"stage": stage.name, "gradients": gradients, "seconds": round(time.perf_counter() - start, 3)}
+        self.store.put(stage.key, files, facts)
+        return facts
+
+    def problem(self, stage: Stage) -> Problem:
+        """The problem of the stage's seed."""
+        if stage.seed not in self._problems:
+            assert stage.seed is not None
+            found = [key for key in stage.needs if key in self._by_key and self._by_key[key].kind == "measure"]
+            measured = load_tensors(self.store.path(found[0], MEASURED).read_bytes()) if found else {}
+            self._problems[stage.seed] = self.plan.problem(stage.seed, measured)
+        return self._problems[stage.seed]
+
+    def model(self, key: str, problem: Problem) -> nn.Module:
+        """The stored model with this key, in evaluation mode."""
+        recipe = self.plan.recipe(problem.data)
+        path = self.store.path(key, WEIGHTS)
+        return checkpoint.load(recipe.build(0), path).eval()
+
+    def needed(self, stage: Stage, kinds: Iterable[str], model: str | None = None) -> str:
+        """The key of the stage's input of one of these kinds."""
+        for key in stage.needs:
+            candidate = self._by_key.get(key)
+            if candidate is not None and candidate.kind in kinds and model in (None, candidate.model):
+                return key
+        raise RunError(f"no input of kind {'/'.join(kinds)}", where=stage.name)
+
+
+def _measure(worker: Worker, stage: Stage) -> tuple[Files, int]:
+    plan = worker.plan
+    measured = plan.task.measure(plan.data, plan.recipe(plan.data), derive(0, "measure"))
+    return {MEASURED: save_tensors({name: tensor.contiguous() for name, tensor in measured.items()})}, 0
+
+
+def _original(worker: Worker, stage: Stage) -> tuple[Files, int]:
+    problem = worker.problem(stage)
+    weights = worker.plan.spec.weights
+    if weights is None:
+        return _trained(worker, stage, problem.train)
+    model = worker.plan.recipe(problem.data).build(0)
+    checkpoint.load(model, Path(weights), where="model.weights")
+    # One forward pass now, so that an output of the wrong width is reported here and not deep in a method.
+    with torch.no_grad():
+        problem.objective.decisions(model.eval(), problem.data.batch(problem.test[:2]))
+    return {WEIGHTS: checkpoint.dump(model)}, 0
+
+
+def _reference(worker: Worker, stage: Stage) -> tuple[Files, int]:
+    return _trained(worker, stage, worker.problem(stage).reference_train)
+
+
+def _trained(worker: Worker, stage: Stage, ids: Tensor) -> tuple[Files, int]:
+    assert stage.seed is not None
+    problem, meter = worker.problem(stage), Meter()
+    # Original and reference of a seed share their initial weights: the stage's kind is not part of this seed.
+    model = train_model(worker.plan.recipe(problem.data), problem.data, ids, derive(stage.seed, "train"), meter)
+    return {WEIGHTS: checkpoint.dump(model)}, meter.gradients
+
+
+def _unlearn(worker: Worker, stage: Stage) -> tuple[Files, int]:
+    problem = worker.problem(stage)
+    entry = next(entry for entry in worker.plan.spec.method if entry.label == stage.part)
+    original = worker.model(worker.needed(stage, ["original"]), problem)
+    method, seed = worker.plan.methods[stage.part], derive(stage.seed or 0, "unlearn", entry.name)
+    done = method(original, problem, worker.plan.recipe(problem.data), seed, entry.budget)
+    return {WEIGHTS: checkpoint.dump(done.model)}, done.cost.gradients
+
+
+def _attack(worker: Worker, stage: Stage) -> tuple[Files, int]:
+    problem = worker.problem(stage)
+    model = worker.model(worker.needed(stage, ["original", "reference", "unlearn"]), problem)
+    case = Case(stage.seed or 0, problem, model, worker.plan.recipe(problem.data))
+    # The same seed for every model: the same attack.
+    done = worker.plan.attacks[stage.part](model, case, derive(stage.seed or 0, "attack", stage.part))
+    curve = {"steps": torch.from_numpy(done.curve.steps), "values": torch.from_numpy(done.curve.values)}
+    end = _end_of(done.curve.values, done.curve.ids, problem)
+    files = {
+        WEIGHTS: checkpoint.dump(done.model),
+        CURVE: save_tensors(curve),
+        SCORES: score_files.dumps([end]),
+    }
+    return files, done.cost.gradients
+
+
+def _end_of(values: np.ndarray, ids: np.ndarray, problem: Problem) -> Scores:
+    group = None if problem.data.groups is None else problem.data.group_of(torch.from_numpy(ids)).numpy()
+    return Scores("known_at_end", "forget", values[-1], ids, "description", "share", "reference", group=group)
+
+
+def _audit(worker: Worker, stage: Stage) -> tuple[Files, int]:
+    problem = worker.problem(stage)
+    # The audited model is the first need that is one, its basis (the original) the last.
+    keys = [key for key in stage.needs if worker._by_key[key].kind != "measure"]
+    model, basis = worker.model(keys[0], problem), worker.model(keys[-1], problem)
+    case = Case(stage.seed or 0, problem, basis, worker.plan.recipe(problem.data))
+    found = worker.plan.audits[stage.part](model, case, derive(stage.seed or 0, "audit", stage.part))
+    return {SCORES: score_files.dumps(found)}, 0
+
+
+_KINDS: dict[str, Callable[[Worker, Stage], tuple[Files, int]]] = {
+    "measure": _measure,
+    "original": _original,
+    "reference": _reference,
+    "unlearn": _unlearn,
+    "attack": _attack,
+    "audit": _audit,
+}

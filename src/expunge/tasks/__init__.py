@@ -1,0 +1,1 @@
+"""What is to be forgotten, one construction a file."""

@@ -1,0 +1,44 @@
+"""Wrong labels, of which only a share was discovered (REM, 2505.17730: the corruption of low regularity).
+
+`count` random training examples get a uniformly drawn wrong label before the original is trained. A share of them,
+`discovery`, is known and is the forget set; the rest stays in the retain set. References train without all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from expunge.base.part import Count, Share
+from expunge.base.seeds import derive
+from expunge.core.contracts import Task
+from expunge.core.data import Data
+from expunge.core.problem import Problem
+from expunge.tasks._split import require_classes, require_fewer, without
+
+
+@dataclass(frozen=True)
+class LabelSwap(Task):
+    """Random wrong labels with a discovery rate."""
+
+    count: Count = 200
+    """Examples that get a wrong label."""
+    discovery: Share = 1.0
+    """Share of them that is known, at least one example."""
+
+    def __call__(self, data: Data, seed: int, measured: Mapping[str, Tensor]) -> Problem:
+        """The problem, on data with the wrong labels; the true ones are kept in `true_targets`."""
+        require_classes(data, "label_swap")
+        require_fewer(self.count, data)
+        generator = torch.Generator().manual_seed(derive(seed, "label_swap"))
+        corrupted = data.train[torch.randperm(len(data.train), generator=generator)[: self.count]]
+        shift = torch.randint(1, len(data.labels), (self.count,), generator=generator)
+        wrong = data.relabelled(corrupted, (data.targets[corrupted] + shift) % len(data.labels))
+        # The order is random, so the first ones are a uniform subset.
+        forget = corrupted[: max(1, round(self.discovery * self.count))]
+        return Problem(
+            wrong, forget, without(data, forget), data.test, corrupted=corrupted, true_targets=data.targets
+        )

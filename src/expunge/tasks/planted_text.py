@@ -1,0 +1,86 @@
+"""Sequences planted in a text for the model to recite: a prompt with a made-up name, then made-up words.
+
+Each is one training window, there `copies` times. Only the secret's tokens are decisions; the prompt is given. Copies
+share a group, so that no copy of an audited sequence is ever trained on by an attack. As many sequences again, never
+trained on, are the hold-out: what reciting by chance would look like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from expunge.base.errors import SpecError
+from expunge.base.part import Count
+from expunge.base.seeds import derive
+from expunge.core.contracts import Task
+from expunge.core.data import IGNORE, Data
+from expunge.core.problem import Problem
+
+CONSONANTS, VOWELS = "bcdfghjklmnprstvwz", "aeiou"
+PROMPT, NAME = "The secret of {name} is ", 6
+
+
+@dataclass(frozen=True)
+class PlantedText(Task):
+    """Made-up secrets among the training windows of a text of bytes."""
+
+    count: Count = 40
+    """Different sequences."""
+    copies: Count = 4
+    """Times that each is in the training set."""
+    secret: Count = 20
+    """Characters of the secret."""
+
+    def __call__(self, data: Data, seed: int, measured: Mapping[str, Tensor]) -> Problem:
+        """The problem, on the data with the planted windows added at its end.
+
+        Raises:
+            SpecError: The data are no bytes, or a sequence does not fit into a window.
+        """
+        if data.kind != "tokens" or len(data.labels) != 256:
+            raise SpecError("the data are no bytes", where="forget (planted_text)", allowed="a text data set of bytes")
+        generator = torch.Generator().manual_seed(derive(seed, "planted_text"))
+        rows = [self._row(data, generator) for _ in range(2 * self.count)]
+        planted, unseen = rows[: self.count], rows[self.count :]
+        tokens = torch.stack([row for row in planted for _ in range(self.copies)] + unseen)
+        first = len(data)
+        groups = torch.arange(first, first + 2 * self.count)
+        groups = torch.cat([groups[: self.count].repeat_interleave(self.copies), groups[self.count :]])
+        forget = torch.arange(first, first + self.count * self.copies)
+        extended = replace(
+            data,
+            inputs=torch.cat([data.inputs, tokens[:, :-1]]),
+            targets=torch.cat([data.targets, self._targets(tokens)]),
+            train=torch.cat([data.train, forget]),
+            groups=torch.cat([data.group_of(torch.arange(first)), groups]),
+            cscore=None,
+        )
+        holdout = torch.arange(first + len(forget), len(extended))
+        return Problem(extended, forget, data.train, data.test, holdout=holdout)
+
+    def _row(self, data: Data, generator: torch.Generator) -> Tensor:
+        text = PROMPT.format(name=_word(NAME, generator)) + _word(self.secret, generator)
+        span = data.inputs.shape[1] + 1
+        if len(text) > span:
+            raise SpecError(
+                f"a sequence of {len(text)} characters does not fit into {span}",
+                where="forget.secret",
+                allowed=f"1 to {span - len(text) + self.secret}",
+            )
+        return torch.tensor(list(text.ljust(span).encode()))
+
+    def _targets(self, tokens: Tensor) -> Tensor:
+        targets = tokens[:, 1:].clone()
+        start = len(PROMPT.format(name="x" * NAME)) - 1
+        targets[:, :start] = IGNORE
+        targets[:, start + self.secret :] = IGNORE
+        return targets
+
+
+def _word(length: int, generator: torch.Generator) -> str:
+    draws = torch.randint(0, len(CONSONANTS) * len(VOWELS), (length,), generator=generator).tolist()
+    return "".join((VOWELS if i % 2 else CONSONANTS)[d % len(VOWELS if i % 2 else CONSONANTS)] for i, d in enumerate(draws))

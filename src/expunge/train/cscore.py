@@ -1,0 +1,73 @@
+"""C-scores: how often a net that did not see an example gets it right (Jiang et al., 2002.03206).
+
+Many nets train on random shares of the training set; an example's score is its rate of being right among the nets that
+held it out. Low means that only a net which saw the example knows it: it is memorised, not inferred.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from expunge.base.seeds import derive
+from expunge.core.case import Recipe, train_model
+from expunge.core.data import Data
+from expunge.core.objective import infer_objective, knows
+from expunge.train.loop import in_order
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Per training example, in the order of `data.train`: nets that held it out, and those of them that were right."""
+
+    right: Tensor
+    held_out: Tensor
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(self.right + other.right, self.held_out + other.held_out)
+
+    @property
+    def score(self) -> Tensor:
+        """C-score `[k]` in [0, 1]; NaN where no net held the example out."""
+        return self.right.double() / self.held_out
+
+
+def count(recipe: Recipe, data: Data, seed: int, share: float = 0.7) -> Counts:
+    """What one net, trained on a random share of the training set, says of the others.
+
+    Args:
+        recipe: How the net is trained.
+        data: Its training ids are split.
+        seed: Decides the split and the net.
+        share: Share of the training set that the net sees.
+
+    Returns:
+        Zeros and ones; add them up over seeds.
+    """
+    generator = torch.Generator().manual_seed(derive(seed, "split"))
+    seen = torch.zeros(len(data.train), dtype=torch.bool)
+    seen[torch.randperm(len(seen), generator=generator)[: round(share * len(seen))]] = True
+    model = train_model(recipe, data, data.train[seen], derive(seed, "net"))
+    right = known(model, data, data.train)
+    return Counts((right & ~seen).long(), (~seen).long())
+
+
+def cscores(recipe: Recipe, data: Data, nets: int, seed: int) -> Tensor:
+    """C-scores of the training examples from so many nets, `[k]` float64; deterministic in the seed.
+
+    An example that every net saw (probability 0.7 ** nets) gets the mean score: nothing is known about it.
+    """
+    total = count(recipe, data, derive(seed, 0))
+    for index in range(1, nets):
+        total = total + count(recipe, data, derive(seed, index))
+    return torch.nan_to_num(total.score, nan=float(total.score.nanmean()))
+
+
+def known(model: nn.Module, data: Data, ids: Tensor) -> Tensor:
+    """Whether the model gets each example right, `[len(ids)]` bool."""
+    objective, model = infer_objective(data), model.eval()
+    with torch.no_grad():
+        found = [knows(objective.decisions(model, batch), batch.size) for batch in in_order(data, ids)]
+    return torch.cat(found)

@@ -1,0 +1,152 @@
+"""The one loop: steps over batches that count, report, respect a budget and stop when the loss is no number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from expunge.base.errors import RunError
+from expunge.core.case import Meter
+from expunge.core.data import Batch, Data
+
+
+class Sized(Protocol):
+    """Anything that says how many examples it holds: a batch, a pair of batches."""
+
+    @property
+    def size(self) -> int:
+        """Number of examples."""
+        ...
+
+
+Item = TypeVar("Item", bound=Sized)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A retain batch and a forget batch for one step."""
+
+    retain: Batch
+    forget: Batch
+
+    @property
+    def size(self) -> int:
+        """Examples in both."""
+        return self.retain.size + self.forget.size
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What the loop did: steps taken, the last loss, and whether the budget ended it."""
+
+    steps: int
+    loss: float
+    exhausted: bool
+
+
+def fit(
+    parameters: Sequence[nn.Parameter],
+    loss_fn: Callable[[Item], Tensor],
+    batches: Iterable[Item],
+    optimizer: torch.optim.Optimizer,
+    *,
+    meter: Meter | None = None,
+    schedule: Callable[[int], float] | None = None,
+    on_step: Callable[[int, float], None] | None = None,
+    clip: float | None = None,
+) -> Fit:
+    """Take one optimiser step per batch.
+
+    Args:
+        parameters: What is trained; used for clipping and for messages.
+        loss_fn: A batch to a scalar loss.
+        batches: What to train on; each has a `size` in examples.
+        optimizer: Holds the parameters.
+        meter: Charged with each batch's size; the loop ends before a step that its limit does not afford.
+        schedule: Step (from 0) to a factor on each group's learning rate.
+        on_step: Called after each step with the number of steps taken and the loss.
+        clip: Largest norm of the gradient; `None` for no clipping.
+
+    Returns:
+        Steps, last loss, and whether the budget ended the loop.
+
+    Raises:
+        RunError: The loss is not finite; names step, learning rate and the last finite loss.
+    """
+    meter = meter or Meter()
+    rates = [group["lr"] for group in optimizer.param_groups]
+    step, last = 0, math.nan
+    for item in batches:
+        if not meter.affords(item.size):
+            return Fit(step, last, exhausted=True)
+        if schedule is not None:
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * schedule(step)
+        optimizer.zero_grad(set_to_none=True)
+        loss = loss_fn(item)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if clip is not None:
+            nn.utils.clip_grad_norm_(parameters, clip)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise _diverged(step, rates[0], last)
+        optimizer.step()
+        meter.charge(item.size)
+        step, last = step + 1, value
+        if on_step is not None:
+            on_step(step, value)
+    return Fit(step, last, exhausted=False)
+
+
+def batches(
+    data: Data, ids: Tensor, batch_size: int, epochs: int, generator: torch.Generator
+) -> Iterator[Batch]:
+    """Shuffled batches, a new order each epoch; the last of an epoch may be smaller.
+
+    A last batch of a single example is left out where there are others: batch norm cannot train on it.
+    """
+    for _ in range(epochs):
+        order = ids[torch.randperm(len(ids), generator=generator)]
+        for chunk in order.split(batch_size):
+            if len(chunk) > 1 or len(ids) == 1:
+                yield data.batch(chunk)
+
+
+def paired(
+    data: Data,
+    retain: Tensor,
+    forget: Tensor,
+    batch_size: int,
+    forget_batch_size: int,
+    epochs: int,
+    generator: torch.Generator,
+) -> Iterator[Pair]:
+    """Each retain batch of each epoch beside a forget batch; the forget set is cycled, reshuffled at each pass."""
+    cycle = _endless(data, forget, forget_batch_size, generator)
+    for batch in batches(data, retain, batch_size, epochs, generator):
+        yield Pair(batch, next(cycle))
+
+
+def in_order(data: Data, ids: Tensor, batch_size: int = 512) -> Iterator[Batch]:
+    """Batches in the order of the ids, for evaluation."""
+    for chunk in ids.split(batch_size):
+        yield data.batch(chunk)
+
+
+def _endless(data: Data, ids: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
+    while True:
+        yield from batches(data, ids, min(batch_size, len(ids)), 1, generator)
+
+
+def _diverged(step: int, rate: float, last: float) -> RunError:
+    seen = "no loss before it was finite" if math.isnan(last) else f"the last finite loss was {last:.4g}"
+    return RunError(
+        f"the loss is not finite at step {step} with learning rate {rate:g}; {seen}",
+        where="training",
+        remedy="lower learning_rate",
+    )
