@@ -14,7 +14,6 @@ from expunge.base.errors import ExpungeError, unknown
 from expunge.base.record import spelled
 
 KINDS = tuple(registry.FOLDERS)
-PLURALS = {"data": "data", "model": "models", "task": "tasks", "method": "methods", "attack": "attacks", "audit": "audits"}
 
 as_json = click.option("--json", "json_", is_flag=True, help="Print JSON on stdout.")
 
@@ -31,7 +30,7 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("spec", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder for runs.")
+@click.option("--out", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder for runs.")
 @click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a value of the spec; repeatable.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes side by side; by default one per core.")
 @as_json

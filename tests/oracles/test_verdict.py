@@ -181,6 +181,13 @@ def test_agreeing_seeds_on_ten_examples_prove_nothing() -> None:
     assert "the number of forget examples, 10, not of seeds, is the limit" in told(found)
 
 
+def test_a_model_that_is_its_own_reference_proves_nothing() -> None:
+    generator = np.random.default_rng(0)
+    low, high = ([generator.normal(mean, 0.1, 10) for _ in range(3)] for mean in (0.0, 5.0))
+    same = Quantity("margin", "forget", "knowledge", True, [np.arange(10)], high, low, low, {"relearn": (low, low)})
+    assert judge_method("itself", [same, utility(seeds=3)]).flags == ["inconclusive"]
+
+
 def test_inconclusive_names_the_gap_and_the_seeds() -> None:
     found = judge_method("noisy", [forget(0.51, after=(0.6, 0.61), seeds=3, by=0.06), utility(seeds=3)])
     assert found.flags == ["inconclusive"]
@@ -228,6 +235,11 @@ def test_values_that_are_not_finite_pass_and_accuse_nothing() -> None:
     lost = replace(entry, unlearned=[np.full(N, math.inf)] * 5, attacked={"relearn": ([np.full(N, math.inf)] * 5,) * 2})
     found = judge_method("diverged", [lost, utility()])
     assert found.flags == ["inconclusive"] and "not finite" in told(found)
+    one = one_model(0.5, (0.6, 0.6), [0.5] * 3)
+    gone = [replace(one[0], unlearned=[np.full(N, math.inf)], reference=[np.full(N, math.inf)] * 3), one[1]]
+    assert "not finite" in told(judge_model("diverged", gone))
+    alone = [replace(held_out(0.5, (0.6, 0.6)), unlearned=[np.full(N, -math.inf)]), utility(seeds=1)]
+    assert "not finite" in told(judge_without_reference("diverged", alone))
 
 
 def one_model(m: float, after: tuple[float, float], references: list[float], *, test: float = 0.9) -> list[Quantity]:
@@ -320,7 +332,7 @@ def test_json_has_the_documented_shape() -> None:
 
 
 def test_a_quantity_refuses_lists_that_do_not_fit() -> None:
-    with pytest.raises(SpecError, match="found 4 seeds.*allowed: 5"):
+    with pytest.raises(SpecError, match=r"found 4 seeds.*allowed: 5"):
         replace(forget(0.5), original=columns([1.0] * 4))
     with pytest.raises(SpecError, match=r"forget_accuracy.unlearned: seed 0 has shape \(7,\)"):
         replace(forget(0.5), unlearned=columns([0.5] * 5, 7))

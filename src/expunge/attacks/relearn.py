@@ -70,9 +70,7 @@ class Relearn(Attack):
             )
         return torch.cat([problem.retain, problem.exposed[: self.k]])
 
-    def _train(
-        self, student: nn.Module, problem: Problem, ids: Tensor, seed: int, meter: Meter, watch: _Watch
-    ) -> None:
+    def _train(self, student: nn.Module, problem: Problem, ids: Tensor, seed: int, meter: Meter, watch: _Watch) -> None:
         parameters = require_trainable(student)
         generator = torch.Generator().manual_seed(derive(seed, "batches"))
         fit(

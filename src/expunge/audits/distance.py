@@ -6,6 +6,7 @@ a model of another shape has no distance.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -27,8 +28,8 @@ class Distance(Audit):
 
     def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
         """One number, in units of the weights."""
-        value = np.array([l2(model, case.original)])
-        return [Scores("l2_distance", "weights", value, np.zeros(1), "predictor", "weight", "reference", reduce="single")]
+        value, whole = np.array([l2(model, case.original)]), np.zeros(1, dtype=np.int64)
+        return [Scores("l2_distance", "weights", value, whole, "predictor", "weight", "reference", reduce="single")]
 
 
 def l2(a: nn.Module, b: nn.Module) -> float:
@@ -41,4 +42,5 @@ def l2(a: nn.Module, b: nn.Module) -> float:
     if {n: p.shape for n, p in ours.items()} != {n: p.shape for n, p in theirs.items()}:
         raise SpecError("the two models have other parameters", where=f"{type(a).__name__}", allowed="equal shapes")
     with torch.no_grad():
-        return float(sum((ours[n].double() - theirs[n].double()).square().sum() for n in ours)) ** 0.5
+        squares = [float((ours[n].double() - theirs[n].double()).square().sum()) for n in ours]
+    return math.sqrt(math.fsum(squares))

@@ -1,4 +1,4 @@
-"""The loss along the straight line from the original to a model, and its barrier (linear mode connectivity; 2505.22310).
+"""Loss along the straight line from the original to a model, and its barrier (linear mode connectivity, 2505.22310).
 
 theta(t) = (1 - t) theta_original + t theta at evenly spaced t, with all floating-point state interpolated, running
 statistics of batch norm included and not recalibrated. The barrier is the most by which cross-entropy rises above the

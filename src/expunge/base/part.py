@@ -37,7 +37,7 @@ def _hints(part: type) -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Part(abc.ABC):
+class Part(abc.ABC):  # noqa: B024 - what is abstract differs by kind
     """Base of everything registered: data sets, models, tasks, methods, attacks, audits, probes.
 
     Raises:
@@ -58,7 +58,8 @@ class Part(abc.ABC):
             try:
                 checked = msgspec.convert(value, hints[field.name])
             except msgspec.ValidationError as error:
-                raise SpecError(f"found {value!r}: {str(error)[:1].lower()}{str(error)[1:]}", where=field.name) from None
+                told = str(error)
+                raise SpecError(f"found {value!r}: {told[0].lower()}{told[1:]}", where=field.name) from None
             object.__setattr__(self, field.name, checked)
 
     def settings(self) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def parse(table: Mapping[str, Any], folder: Path) -> Spec:
     model = dict(_typed(table["model"], dict, "model", "a table"))
     weights = model.pop("weights", None)
     methods = _entries(table, "method", extra=("budget",))
-    spec = Spec(
+    return Spec(
         name=_name(table["name"], "name"),
         seeds=_seeds(table.get("seeds", [0, 1, 2])),
         threads=_whole(table.get("threads", 1), "threads", at_least=1),
@@ -129,7 +129,6 @@ def parse(table: Mapping[str, Any], folder: Path) -> Spec:
         gate=_gates(table, [m.label for m in methods]),
         folder=folder,
     )
-    return spec
 
 
 _EXAMPLES = {

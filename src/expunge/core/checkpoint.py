@@ -40,12 +40,13 @@ def restore(module: nn.Module, content: bytes, where: str) -> nn.Module:
             "this is a pickle, which could run code when loaded",
             where=where,
             allowed="a safetensors file",
-            remedy="convert it where you trust it: safetensors.torch.save_file(model.state_dict(), 'model.safetensors')",
+            remedy="convert it where you trust it, with safetensors.torch.save_file(model.state_dict(), path)",
         )
     try:
         tensors = load_bytes(content)
     except (SafetensorError, ValueError) as error:
-        raise SpecError(f"not a whole safetensors file ({error})", where=where, remedy="save or copy it again") from None
+        finding = f"not a whole safetensors file ({error})"
+        raise SpecError(finding, where=where, remedy="save or copy it again") from None
     _check(module, tensors, where)
     with torch.no_grad():
         state = module.state_dict(keep_vars=True)

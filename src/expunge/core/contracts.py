@@ -105,9 +105,7 @@ class Method(Part):
         return Unlearned(student, type(self).__name__, Cost(meter.gradients, time.perf_counter() - start))
 
     @abstractmethod
-    def apply(
-        self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter
-    ) -> nn.Module:
+    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
         """Change the student, or make another model, and return it; charge the meter for every gradient."""
 
 
@@ -150,5 +148,3 @@ def require_trainable(model: nn.Module) -> list[nn.Parameter]:
             "every parameter is frozen", where=type(model).__name__, remedy="set requires_grad on what may change"
         )
     return parameters
-
-

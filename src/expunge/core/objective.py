@@ -139,7 +139,7 @@ def knows(decisions: Decisions, size: int) -> Tensor:
 
 
 def kl(reference: Tensor, logits: Tensor) -> Tensor:
-    """Mean over decisions of KL(reference || model) in nats, from logits `[n, c]`; summed, not averaged, over classes."""
+    """Mean over decisions of KL(reference || model) in nats, from logits `[n, c]`; a sum, not a mean, over classes."""
     return F.kl_div(F.log_softmax(logits, 1), F.log_softmax(reference, 1), reduction="batchmean", log_target=True)
 
 

@@ -43,14 +43,13 @@ class Problem:
     forget: Tensor
     retain: Tensor
     test: Tensor
-    objective: Objective = field(default_factory=lambda: None)  # type: ignore[assignment,return-value]
+    objective: Objective = None  # type: ignore[assignment]
     holdout: Tensor = field(default_factory=_nothing)
     corrupted: Tensor = field(default_factory=_nothing)
     true_targets: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.objective is None:
-            object.__setattr__(self, "objective", infer_objective(self.data))
+        object.__setattr__(self, "objective", self.objective or infer_objective(self.data))
         for name in ("forget", "retain", "test"):
             ids = getattr(self, name)
             check_ids(ids, len(self.data), where=name)

@@ -35,7 +35,8 @@ class FashionMNIST(Source):
     paths: ClassVar[tuple[str, ...]] = ("folder",)
     cite: ClassVar[str] = (
         "@article{xiao2017fashion, title={Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning "
-        "Algorithms}, author={Xiao, Han and Rasul, Kashif and Vollgraf, Roland}, journal={arXiv:1708.07747}, year={2017}}"
+        "Algorithms}, author={Xiao, Han and Rasul, Kashif and Vollgraf, Roland}, journal={arXiv:1708.07747}, "
+        "year={2017}}"
     )
 
     subset: Literal["embedded", "full"] = "embedded"

@@ -129,9 +129,10 @@ def over_model(quantity: Quantity, attack: str | None, weights: Weights, share: 
     count = len(quantity.reference)
     one = _mix(quantity, attack, _part(weights, references=False), 0)
     many = [_mix(quantity, attack, _part(weights, references=True), index) for index in range(count)]
-    means = np.array([values.mean() for values in many])
-    shift = share * float(quantity.original[0].mean() - np.mean([values.mean() for values in quantity.reference]))
-    mean = float(one.mean() + means.mean()) + shift
+    with np.errstate(invalid="ignore"):  # inf - inf is NaN, and NaN passes no test
+        means = np.array([values.mean() for values in many])
+        span = quantity.original[0].mean() - np.mean([values.mean() for values in quantity.reference])
+        mean = float(one.mean() + means.mean() + share * span)
     if not math.isfinite(mean):
         return Contrast(math.nan, math.nan, count - 1)
     terms = [(1 / count, values, quantity.ids_of("reference", index)) for index, values in enumerate(many)]
@@ -177,6 +178,6 @@ def _part(weights: Weights, *, references: bool) -> Weights:
 
 
 def _mix(quantity: Quantity, attack: str | None, weights: Weights, index: int) -> Floats:
-    with np.errstate(invalid="ignore"):  # inf - inf is NaN, and NaN passes no test
+    with np.errstate(invalid="ignore"):  # as above
         parts = [weight * quantity.values(name, attack)[index] for name, weight in weights.items()]
         return np.asarray(np.sum(parts, axis=0), dtype=np.float64)

@@ -12,7 +12,6 @@ import numpy as np
 
 from expunge.base.record import spelled
 from expunge.evidence.estimate import Estimate, over_seeds
-from expunge.evidence.intervals import Floats
 from expunge.evidence.quantity import Quantity
 from expunge.evidence.scores import Scores, load
 from expunge.evidence.verdict import Verdict, judge_method, judge_model
@@ -109,31 +108,23 @@ class Table:
 
     def quantities(self, model: str) -> list[Quantity]:
         """What the verdict about a model is made from."""
-        found = []
-        for key in self.keys:
-            example = next(m.scores for m in self.measured if m.scores.key == key)
-            if example.role in ("knowledge", "utility"):
-                found.append(self._quantity(model, key, example))
-        return found
+        roles = {m.scores.key: m.scores.role for m in self.measured}
+        judged = {key: role for key, role in roles.items() if role in ("knowledge", "utility")}
+        return [self._quantity(model, key, role) for key, role in judged.items()]
 
-    def _quantity(self, model: str, key: Key, example: Scores) -> Quantity:
-        def values(name: str, attack: str | None = None) -> list[Floats]:
-            scores = [self.get(name, seed, attack, key) for seed in self.seeds]
-            return [s.sign * s.values for s in scores if s is not None]
+    def _quantity(self, model: str, key: Key, role: str) -> Quantity:
+        def scores(name: str, attack: str | None = None) -> list[Scores]:
+            found = [self.get(name, seed, attack, key) for seed in self.seeds]
+            return [entry for entry in found if entry is not None]
 
-        first = [self.get(REFERENCE, seed, None, key) for seed in self.seeds]
-        attacked = {a: (values(REFERENCE, a), values(model, a)) for a in self.attacks if values(model, a)}
-        assert example.role in ("knowledge", "utility")
-        return Quantity(
-            metric=key[0],
-            split=key[1],
-            role=example.role,
+        # Utility is judged before attacks only: an attack that hurts the model is no fault of the method.
+        attacks = [a for a in self.attacks if scores(model, a)] if role == "knowledge" else []
+        return Quantity.from_scores(
+            scores(ORIGINAL),
+            scores(REFERENCE),
+            scores(model),
+            {attack: (scores(REFERENCE, attack), scores(model, attack)) for attack in attacks},
             required=key in ALWAYS_REQUIRED or key[0] in self.required,
-            ids=[scores.draws for scores in first if scores is not None],
-            original=values(ORIGINAL),
-            reference=values(REFERENCE),
-            unlearned=values(model),
-            attacked=attacked if example.role == "knowledge" else {},
         )
 
 

@@ -1,7 +1,7 @@
-"""Learn uniformly drawn wrong answers on the forget set, right ones on the retain set (2505.22310; Graves et al., 2021).
+"""Learn random wrong answers on the forget set and right ones on the retain set (Graves et al., 2021; 2505.22310).
 
-Minimises CE(retain) + weight * CE(forget, y'), with y' uniform over the wrong classes and drawn anew at every step. On a
-language model y' is a uniform wrong token at each position that is a decision.
+Minimises CE(retain) + weight * CE(forget, y'), with y' uniform over the wrong classes and drawn anew at every
+step. On a language model y' is a uniform wrong token at each position that is a decision.
 """
 
 from __future__ import annotations

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from expunge.base.errors import SpecError
-from expunge.base.record import Store, canonical, file_digest, link_or_copy, rows_to_text, spelled, storage_error, write_file
+from expunge.base.record import (
+    Store,
+    canonical,
+    file_digest,
+    link_or_copy,
+    rows_to_text,
+    spelled,
+    storage_error,
+    write_file,
+)
 from expunge.evidence.table import Table, read_table, verdicts_text
 from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.stages import CURVE, SCORES, WEIGHTS
@@ -44,7 +53,7 @@ class RunFolder:
                 raise SpecError(
                     f"it holds a run with another {differing[0]}: {_first_difference(held, wanted, differing[0])}",
                     where=str(self.root),
-                    allowed="the same data, model, train, forget, seeds and threads; methods, attacks and audits may change",
+                    allowed=f"the same {', '.join(FIXED)}; methods, attacks and audits may change",
                     remedy="give the spec another name, or --out another folder",
                 )
         write_file(path, json.dumps(spelled(resolved), indent=1) + "\n")

@@ -89,16 +89,12 @@ class Plan:
     @cached_property
     def methods(self) -> dict[str, Method]:
         """By label, in the spec's order."""
-        return {
-            e.label: cast(Method, self._build("method", e, f"method[{i}]")) for i, e in enumerate(self.spec.method)
-        }
+        return {e.label: cast(Method, self._build("method", e, f"method[{i}]")) for i, e in enumerate(self.spec.method)}
 
     @cached_property
     def attacks(self) -> dict[str, Attack]:
         """By label, in the spec's order."""
-        return {
-            e.label: cast(Attack, self._build("attack", e, f"attack[{i}]")) for i, e in enumerate(self.spec.attack)
-        }
+        return {e.label: cast(Attack, self._build("attack", e, f"attack[{i}]")) for i, e in enumerate(self.spec.attack)}
 
     @cached_property
     def audits(self) -> dict[str, Audit]:
@@ -110,7 +106,8 @@ class Plan:
         audits = {entry.label: cast(Audit, self._build("audit", entry, where)) for entry, where in entries}
         for label, audit in audits.items():
             if self.data.kind not in audit.kinds:
-                raise SpecError(f"{label!r} cannot measure {self.data.kind}", where="audit", allowed=", ".join(audit.kinds))
+                finding = f"{label!r} cannot measure {self.data.kind}"
+                raise SpecError(finding, where="audit", allowed=", ".join(sorted(audit.kinds)))
         return audits
 
     @cached_property

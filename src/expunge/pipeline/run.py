@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from expunge.base.errors import GateFailed, SpecError
+from expunge.base.errors import GateFailed, MissingError
 from expunge.base.record import Store, storage_error
 from expunge.base.spec import Spec
 from expunge.evidence.table import Table
@@ -85,7 +85,8 @@ def check_gates(spec: Spec, verdicts: list[Verdict]) -> None:
     found = {verdict.model: verdict.verdict for verdict in verdicts}
     for gate in spec.gate:
         if found[gate.method] != gate.verdict:
-            raise GateFailed(f"the verdict is {found[gate.method]!r}", where=f"gate for {gate.method}", allowed=gate.verdict)
+            finding = f"the verdict is {found[gate.method]!r}"
+            raise GateFailed(finding, where=f"gate for {gate.method}", allowed=repr(gate.verdict))
 
 
 def costs(plan: Plan, store: Store) -> dict[str, dict[str, float]]:
@@ -107,7 +108,8 @@ def _check(plan: Plan) -> None:
         have = {plan.data.kind, "recipe"}
         unmet = sorted(getattr(method, "needs", frozenset()) - have)
         if unmet:
-            raise SpecError(f"needs {', '.join(unmet)}", where=f"method {entry.label!r}", remedy="choose another method")
+            where = f"method {entry.label!r}"
+            raise MissingError(f"needs {', '.join(unmet)}", where=where, remedy="choose another method")
     plan.recipe(plan.data).build(0)
     if not plan.task.measures:
         plan.problem(plan.spec.seeds[0], {})

@@ -26,7 +26,8 @@ from expunge.evidence.scores import Scores
 from expunge.pipeline.plan import Plan, Stage
 
 Files = dict[str, bytes]
-WEIGHTS, SCORES, CURVE, MEASURED = "weights.safetensors", "scores.safetensors", "curve.safetensors", "measured.safetensors"
+WEIGHTS, SCORES = "weights.safetensors", "scores.safetensors"
+CURVE, MEASURED = "curve.safetensors", "measured.safetensors"
 
 
 @dataclass

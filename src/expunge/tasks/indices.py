@@ -59,7 +59,8 @@ def _read(path: Path, where: str) -> Tensor:
         else:
             found = [int(line) for line in path.read_text(encoding="utf-8").split()]
     except OSError as error:
-        raise SpecError(f"cannot read {path} ({error.strerror or error})", where=where, remedy="check the path") from None
+        finding = f"cannot read {path} ({error.strerror or error})"
+        raise SpecError(finding, where=where, remedy="check the path") from None
     except ValueError as error:
         raise SpecError(f"{path}: {error}", where=where, allowed="whole numbers") from None
     if not isinstance(found, list) or any(type(item) is not int for item in found):

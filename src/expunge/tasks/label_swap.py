@@ -39,6 +39,4 @@ class LabelSwap(Task):
         wrong = data.relabelled(corrupted, (data.targets[corrupted] + shift) % len(data.labels))
         # The order is random, so the first ones are a uniform subset.
         forget = corrupted[: max(1, round(self.discovery * self.count))]
-        return Problem(
-            wrong, forget, without(data, forget), data.test, corrupted=corrupted, true_targets=data.targets
-        )
+        return Problem(wrong, forget, without(data, forget), data.test, corrupted=corrupted, true_targets=data.targets)

@@ -83,4 +83,5 @@ class PlantedText(Task):
 
 def _word(length: int, generator: torch.Generator) -> str:
     draws = torch.randint(0, len(CONSONANTS) * len(VOWELS), (length,), generator=generator).tolist()
-    return "".join((VOWELS if i % 2 else CONSONANTS)[d % len(VOWELS if i % 2 else CONSONANTS)] for i, d in enumerate(draws))
+    sets = [VOWELS if i % 2 else CONSONANTS for i in range(length)]
+    return "".join(letters[draw % len(letters)] for letters, draw in zip(sets, draws, strict=True))

@@ -89,7 +89,7 @@ def fit(
                 group["lr"] = rate * schedule(step)
         optimizer.zero_grad(set_to_none=True)
         loss = loss_fn(item)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if clip is not None:
             nn.utils.clip_grad_norm_(parameters, clip)
         value = loss.item()
@@ -103,9 +103,7 @@ def fit(
     return Fit(step, last, exhausted=False)
 
 
-def batches(
-    data: Data, ids: Tensor, batch_size: int, epochs: int, generator: torch.Generator
-) -> Iterator[Batch]:
+def batches(data: Data, ids: Tensor, batch_size: int, epochs: int, generator: torch.Generator) -> Iterator[Batch]:
     """Shuffled batches, a new order each epoch; the last of an epoch may be smaller.
 
     A last batch of a single example is left out where there are others: batch norm cannot train on it.

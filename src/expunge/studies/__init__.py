@@ -1,0 +1,1 @@
+"""Papers, one a file: claims declared first, then measured."""
