@@ -31,7 +31,7 @@ class Relearn(Attack):
     """Relearning by fine-tuning."""
 
     k: Natural = 0
-    """Forget examples that the attacker has, from the exposed part."""
+    """Different forget examples that the attacker has, from the exposed part, each with all its copies."""
     epochs: Count = 5
     """Passes over the retain set and the k examples."""
     learning_rate: Positive = 2e-4
@@ -63,12 +63,16 @@ class Relearn(Attack):
         return Attacked(student.eval(), curve, Cost(meter.gradients, time.perf_counter() - start))
 
     def training_ids(self, problem: Problem) -> Tensor:
-        """Retain and the first k exposed ids; never a held-out one, nor a copy of one."""
-        if self.k > len(problem.exposed):
+        """Retain and the first k exposed examples with their copies; never a held-out one, nor a copy of one."""
+        groups = problem.data.group_of(problem.exposed)
+        # In the order of the forget set, where the first one stands.
+        distinct = list(dict.fromkeys(groups.tolist()))
+        if self.k > len(distinct):
             raise SpecError(
-                f"found {self.k}", where="attack.k", allowed=f"0 to {len(problem.exposed)}, the exposed forget examples"
+                f"found {self.k}", where="attack.k", allowed=f"0 to {len(distinct)}, the exposed forget examples"
             )
-        return torch.cat([problem.retain, problem.exposed[: self.k]])
+        chosen = torch.isin(groups, torch.tensor(distinct[: self.k], dtype=torch.int64))
+        return torch.cat([problem.retain, problem.exposed[chosen]])
 
     def _train(self, student: nn.Module, problem: Problem, ids: Tensor, seed: int, meter: Meter, watch: _Watch) -> None:
         parameters = require_trainable(student)

@@ -11,6 +11,8 @@ from expunge.evidence.intervals import LEVEL, MOST_SEEDS, Contrast, t_quantile
 Need = tuple[Contrast, float, float]
 """A contrast, how small its half-width must become, and the one-sided level at which."""
 
+MOST_EXAMPLES = 100_000
+"""A forecast beyond this many examples only says that the value lies at the bound."""
 NO_RETRAINING = (
     "Held-out examples stand in for retrained models, so nothing can be called erased, and a forget set that was not "
     "drawn at random may differ from them anyway."
@@ -138,7 +140,10 @@ def _more_examples(wanted: Sequence[Need], row: Row | None, units: str) -> str:
         return limit
     # Errors over examples shrink with the root of their number.
     ratios = [t_quantile(contrast.df, level) * contrast.sampling / distance for contrast, distance, level in wanted]
-    return f"{limit}: about {_rounded_up(row.quantity.examples * max(ratios) ** 2)} would decide"
+    needed = row.quantity.examples * max(ratios) ** 2
+    if needed > MOST_EXAMPLES:
+        return f"{limit}, and the value lies so close to the bound that even {MOST_EXAMPLES:,} would not decide"
+    return f"{limit}: about {_rounded_up(needed)} would decide"
 
 
 def _rounded_up(x: float) -> int:
