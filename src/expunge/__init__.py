@@ -1,1 +1,25 @@
-"""Remove what a trained neural network has learned, and show whether it is really gone."""
+"""Remove what a trained neural network has learned, and show whether it is really gone.
+
+import expunge
+
+case = expunge.case(model, forget=..., retain=..., test=..., recipe=expunge.recipe(build, train))
+done = expunge.unlearn(case, "random_relabel")
+result = expunge.audit(done, case)
+expunge.report(result, "report.html")
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from expunge.own import Result, audit, case, recipe, report, unlearn
+
+__all__ = ["Result", "audit", "case", "recipe", "report", "unlearn"]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when first used: `expunge --help` and everything that reads old results do without torch.
+    if name in __all__:
+        import expunge.own
+
+        return getattr(expunge.own, name)
+    raise AttributeError(f"module 'expunge' has no attribute {name!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,8 @@ def run(spec: Path, out: Path, overrides: tuple[str, ...], workers: int | None, 
     parsed = read(spec, overrides)
     from expunge.pipeline.run import check_gates, default_workers
     from expunge.pipeline.run import run as run_spec
-    from expunge.report.page import write_report
-    from expunge.report.text import costs_table, verdict_table
+    from expunge.reporting.page import write_report
+    from expunge.reporting.text import costs_table, verdict_table
 
     outcome = run_spec(parsed, out, workers=workers or default_workers(), progress=_say)
     page = write_report(outcome.folder)
@@ -76,7 +77,7 @@ def list_(kind: str | None, json_: bool) -> None:
 @as_json
 def show(name: str, json_: bool) -> None:
     """One part: what it does, its settings with their defaults, and its source."""
-    from expunge.report.text import describe
+    from expunge.reporting.text import describe
 
     found = [describe(kind, registry.load(kind, name)) for kind in _kinds_of(name)]
     if json_:
@@ -102,7 +103,7 @@ def cite(name: str, json_: bool) -> None:
 @as_json
 def verify(folder: Path, json_: bool) -> None:
     """Recompute every digest, estimate and verdict of a run from its stored scores; needs no torch."""
-    from expunge.report.verify import verify as verify_run
+    from expunge.reporting.verify import verify as verify_run
 
     checked = verify_run(folder)
     if json_:
@@ -115,7 +116,7 @@ def verify(folder: Path, json_: bool) -> None:
 @as_json
 def doctor(json_: bool) -> None:
     """What this machine can run, and what to install for the rest."""
-    from expunge.report.doctor import examine
+    from expunge.reporting.doctor import examine
 
     found = examine()
     if json_:
@@ -142,10 +143,13 @@ def main() -> None:
     except ExpungeError as error:
         _say(f"expunge: {error}")
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # The reader of our output has gone, as with `| head`.
-        sys.stderr.close()
+    except SystemExit:
+        # Click itself leaves with 1, a failed gate's code, when the reader of our output has gone, as with `| head`.
         sys.exit(0)
+    except Exception:
+        traceback.print_exc()
+        _say("expunge: this is a bug, in expunge or in a module that the spec names; finished stages are kept")
+        sys.exit(4)
 
 
 def _kind(word: str) -> str:

@@ -7,7 +7,6 @@ never sees. With k = 0 the attack uses nothing that it should not have, and a re
 from __future__ import annotations
 
 import copy
-import math
 import time
 from dataclasses import dataclass
 
@@ -22,7 +21,7 @@ from expunge.core.case import Attacked, Case, Cost, Curve, Meter, copy_for_train
 from expunge.core.contracts import Attack, require_trainable
 from expunge.core.objective import knows, loss
 from expunge.core.problem import Problem
-from expunge.train.loop import batches, fit, in_order
+from expunge.train.loop import batch_count, batches, fit, in_order
 from expunge.train.optim import OptimizerName, make_optimizer
 
 
@@ -52,7 +51,7 @@ class Relearn(Attack):
         """
         problem, start, meter = case.problem, time.perf_counter(), Meter()
         ids, student = self.training_ids(problem), copy_for_training(model)
-        steps = self.epochs * math.ceil(len(ids) / self.batch_size)
+        steps = self.epochs * batch_count(len(ids), self.batch_size)
         watch = _Watch(student, problem, every=max(steps // self.points, 1), last=steps)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -72,7 +71,8 @@ class Relearn(Attack):
                 f"found {self.k}", where="attack.k", allowed=f"0 to {len(distinct)}, the exposed forget examples"
             )
         chosen = torch.isin(groups, torch.tensor(distinct[: self.k], dtype=torch.int64))
-        return torch.cat([problem.retain, problem.exposed[chosen]])
+        related = torch.isin(problem.data.group_of(problem.retain), problem.data.group_of(problem.held_out))
+        return torch.cat([problem.retain[~related], problem.exposed[chosen]])
 
     def _train(self, student: nn.Module, problem: Problem, ids: Tensor, seed: int, meter: Meter, watch: _Watch) -> None:
         parameters = require_trainable(student)

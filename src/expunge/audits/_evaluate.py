@@ -19,14 +19,17 @@ from expunge.train.loop import in_order
 def evaluate(
     model: nn.Module, problem: Problem, ids: Tensor, measure: Callable[[Decisions, int], Tensor]
 ) -> np.ndarray:
-    """What `measure` makes of each example's decisions, `[len(ids)]` float64; the model's mode is left as it was."""
-    was_training = model.training
+    """What `measure` makes of each example's decisions, `[len(ids)]` float64; its modes are left as they were."""
+    training = [module for module in model.modules() if module.training]
     model.eval()
-    with torch.no_grad():
-        found = [
-            measure(problem.objective.decisions(model, batch), batch.size) for batch in in_order(problem.data, ids)
-        ]
-    model.train(was_training)
+    try:
+        with torch.no_grad():
+            found = [
+                measure(problem.objective.decisions(model, batch), batch.size) for batch in in_order(problem.data, ids)
+            ]
+    finally:
+        for module in training:
+            module.training = True
     return torch.cat(found).double().cpu().numpy()
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import abc
 import dataclasses
 import hashlib
+import inspect
+import math
 import typing
 from collections.abc import Mapping
 from functools import cache
@@ -29,6 +31,15 @@ NonNegative = Annotated[float, msgspec.Meta(ge=0)]
 """A number of at least 0."""
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 """A share between 0 and 1."""
+
+
+def source_digest(thing: Any) -> str:
+    """SHA-256 of the file that a class or function is written in; of nothing where there is no such file."""
+    try:
+        file = inspect.getsourcefile(thing)
+    except TypeError:
+        file = None
+    return hashlib.sha256(Path(file).read_bytes() if file else b"").hexdigest()
 
 
 @cache
@@ -60,6 +71,8 @@ class Part(abc.ABC):  # noqa: B024 - what is abstract differs by kind
             except msgspec.ValidationError as error:
                 told = str(error)
                 raise SpecError(f"found {value!r}: {told[0].lower()}{told[1:]}", where=field.name) from None
+            if isinstance(checked, float) and not math.isfinite(checked):
+                raise SpecError(f"found {value!r}", where=field.name, allowed="a finite number")
             object.__setattr__(self, field.name, checked)
 
     def settings(self) -> dict[str, Any]:
@@ -73,7 +86,10 @@ class Part(abc.ABC):  # noqa: B024 - what is abstract differs by kind
             file = Path(settings[name] or "")
             if file.is_file():
                 settings[name] = hashlib.sha256(file.read_bytes()).hexdigest()
-        return {"part": type(self).__qualname__, "version": self.version, "settings": settings}
+        found = {"part": type(self).__qualname__, "version": self.version, "settings": settings}
+        # A part of the user's has no version to trust: its source file is its version.
+        ours = type(self).__module__.partition(".")[0] == __package__.partition(".")[0]
+        return found if ours else {**found, "module": type(self).__module__, "code": source_digest(type(self))}
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any], *, where: str, folder: Path | None = None) -> Self:

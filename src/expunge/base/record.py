@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -50,8 +51,15 @@ def write_file(path: Path, content: bytes | str) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise storage_error(error, path) from None
+    finally:
+        _remove(temporary)
+
+
+def _remove(temporary: Path) -> None:
+    # The folder itself may be missing, or be a file: then there is nothing to remove.
+    with contextlib.suppress(OSError):
+        temporary.unlink()
 
 
 def storage_error(error: OSError, path: Path) -> RunError:
@@ -102,6 +110,22 @@ class Store:
         found: dict[str, Any] = json.loads(self.path(key, "stage.json").read_text(encoding="utf-8"))
         return found
 
+    def digest(self, key: str, name: str) -> str:
+        """SHA-256 of a file of a finished stage.
+
+        Raises:
+            RunError: It is no longer what the stage wrote.
+        """
+        path = self.path(key, name)
+        found = file_digest(path)
+        if found != self.facts(key)["files"][name]:
+            raise RunError(
+                "the file has changed since it was computed",
+                where=str(path),
+                remedy=f"delete {path.parent} and run again",
+            )
+        return found
+
     def put(self, key: str, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> None:
         """Store a stage's output.
 
@@ -115,12 +139,16 @@ class Store:
         """
         temporary = self.root / f".{key}.{os.getpid()}"
         try:
-            for name, content in {**files, "stage.json": canonical(facts).encode()}.items():
+            digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+            noted = canonical({**facts, "files": digests}).encode()
+            for name, content in {**files, "stage.json": noted}.items():
                 write_file(temporary / name, content)
             if not self.has(key):
                 os.replace(temporary, self.root / key)
         except OSError as error:
-            raise storage_error(error, self.root / key) from None
+            # Another run may have put the same output there just before.
+            if not self.has(key):
+                raise storage_error(error, self.root / key) from None
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -147,7 +175,8 @@ def link_or_copy(source: Path, target: Path) -> None:
         except OSError:
             shutil.copyfile(source, temporary)
         os.replace(temporary, target)
-        # Renaming one hard link of a file onto another is a no-op that leaves both.
-        temporary.unlink(missing_ok=True)
     except OSError as error:
         raise storage_error(error, target) from None
+    finally:
+        # Renaming one hard link of a file onto another is a no-op that leaves both.
+        _remove(temporary)

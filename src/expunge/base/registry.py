@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import hashlib
 import importlib
 import inspect
 import sys
@@ -17,10 +16,10 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from expunge.base.errors import SpecError, unknown
-from expunge.base.part import Part
+from expunge.base.part import Part, source_digest
 
 FOLDERS = {
     "data": "data",
@@ -44,6 +43,12 @@ class FunctionPart(Part):
     Called with the positional arguments of its kind's contract, if it takes any, and the table's settings as keywords.
     """
 
+    # A function has none of the facts that classes declare; these are what the pipeline then takes for granted.
+    measures: ClassVar[bool] = False
+    after_attack: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset()
+    kinds: ClassVar[frozenset[str]] = frozenset({"classes", "tokens"})
+
     target: str
     keywords: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -55,10 +60,11 @@ class FunctionPart(Part):
     def __call__(self, *arguments: Any) -> Any:
         return self.function(*arguments, **self.keywords)
 
+    def settings(self) -> dict[str, Any]:
+        return dict(self.keywords)
+
     def fingerprint(self) -> dict[str, Any]:
-        source = inspect.getsourcefile(self.function)
-        code = Path(source).read_bytes() if source else b""
-        return {**super().fingerprint(), "code": hashlib.sha256(code).hexdigest()}
+        return {**super().fingerprint(), "target": self.target, "code": source_digest(self.function)}
 
 
 def names(kind: str) -> list[str]:
@@ -112,6 +118,7 @@ def build(kind: str, name: str, settings: Mapping[str, Any], *, where: str, fold
         return found.from_table(settings, where=where, folder=folder)
     if not callable(found):
         raise SpecError(f"{name!r} is not callable", where=f"{where}.name", allowed="a function or a Part")
+    _check_keywords(found, settings, where)
     return FunctionPart(target=name, keywords=dict(settings))
 
 
@@ -149,15 +156,29 @@ def _class_in(module: Any, name: str) -> Any:
     raise TypeError(f"{module.__name__} defines no class named like the file ({wanted!r}, in any case)")
 
 
+def _check_keywords(function: Callable[..., Any], settings: Mapping[str, Any], where: str) -> None:
+    """Refuse settings that the function has no argument for, where its signature can be read."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    for key in settings:
+        if key not in named:
+            raise unknown("key", key, named, where=where)
+
+
 def _import(target: str, *, where: str) -> Any:
     module_name, _, attribute = target.partition(":")
     try:
         found: Any = importlib.import_module(module_name)
         for step in attribute.split("."):
             found = getattr(found, step)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # the user's module may fail in any way, a syntax error first of all
         raise SpecError(
-            f"cannot import {target!r} ({error})",
+            f"cannot import {target!r} ({type(error).__name__}: {error})",
             where=where,
             allowed="module:function, with the module beside the spec file or installed",
         ) from None

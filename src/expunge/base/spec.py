@@ -18,6 +18,8 @@ from expunge.base.registry import add_search_path
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 RESERVED = ("original", "reference")
 """Model names in results that no method's label may take."""
+CACHE = "cache"
+"""Folder beside the runs that holds the outputs of stages; no run may have its name."""
 VERDICTS = ("dormant", "incomplete", "damaged", "over-forgotten", "erased", "inconclusive")
 
 
@@ -111,6 +113,8 @@ def parse(table: Mapping[str, Any], folder: Path) -> Spec:
     for key in ("name", "data", "model", "forget"):
         if key not in table:
             raise SpecError(f"{key!r} is missing", where="spec", remedy=f"add {_EXAMPLES[key]}")
+    if table["name"] == CACHE:
+        raise SpecError(f"the name {CACHE!r} is taken", where="name", remedy="choose another")
     model = dict(_typed(table["model"], dict, "model", "a table"))
     weights = model.pop("weights", None)
     methods = _entries(table, "method", extra=("budget",))
@@ -171,12 +175,14 @@ def _gates(table: Mapping[str, Any], labels: list[str]) -> tuple[Gate, ...]:
     gates = []
     for i, item in enumerate(_typed(table.get("gate", []), list, "gate", "a list of tables, written [[gate]]")):
         where = f"gate[{i}]"
-        for key in item:
+        for key in _typed(item, dict, where, "a table with method and verdict"):
             if key not in ("method", "verdict"):
                 raise unknown("key", key, ("method", "verdict"), where=where)
         for key, options in (("method", labels), ("verdict", VERDICTS)):
-            if item.get(key) not in options:
-                raise unknown(key, str(item.get(key)), options, where=f"{where}.{key}")
+            if key not in item:
+                raise SpecError(f"{key!r} is missing", where=where, allowed=", ".join(options) or "none")
+            if item[key] not in options:
+                raise unknown(key, str(item[key]), options, where=f"{where}.{key}")
         gates.append(Gate(item["method"], item["verdict"]))
     return tuple(gates)
 
@@ -229,10 +235,14 @@ def _override(table: dict[str, Any], assignment: str) -> None:
 
 
 def _step(place: Any, step: str, assignment: str) -> Any:
-    if isinstance(place, list):
-        for i, item in enumerate(place):
-            if step in (item.get("label"), item.get("name"), str(i)):
-                return item
-        options = [str(item.get("label") or item.get("name")) for item in place]
-        raise unknown("entry", step, options, where=f"--set {assignment}")
-    return place.setdefault(step, {})
+    where = f"--set {assignment}"
+    if isinstance(place, dict):
+        return place.setdefault(step, {})
+    if not isinstance(place, list) or not all(isinstance(item, dict) for item in place):
+        raise SpecError(f"there is no {step!r} in {place!r}", where=where, allowed="the path of a value in a table")
+    # A label, or the name of an entry without one, says more than a position and is looked for first.
+    called = [str(item.get("label", item.get("name"))) for item in place]
+    for options in (called, [str(item.get("name")) for item in place], [str(i) for i in range(len(place))]):
+        if step in options:
+            return place[options.index(step)]
+    raise unknown("entry", step, called, where=where)

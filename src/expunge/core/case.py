@@ -90,7 +90,7 @@ class Attacked:
     cost: Cost
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """One seed: the problem, the original model, how such models are trained, and retrained references.
 

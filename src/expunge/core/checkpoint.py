@@ -35,7 +35,8 @@ def restore(module: nn.Module, content: bytes, where: str) -> nn.Module:
     Raises:
         SpecError: A pickle, a truncated file, or weights of another architecture; names the first misfit.
     """
-    if content.startswith(_PICKLES):
+    # A safetensors file begins with the length of its header, which may be one of these numbers, then with JSON.
+    if content.startswith(_PICKLES) and content[8:9] != b"{":
         raise SpecError(
             "this is a pickle, which could run code when loaded",
             where=where,

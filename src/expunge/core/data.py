@@ -57,6 +57,13 @@ class Data:
     def __post_init__(self) -> None:
         if len(self.inputs) != len(self.targets):
             raise SpecError(f"{len(self.inputs)} inputs but {len(self.targets)} targets", where="data")
+        rank = 1 if self.kind == "classes" else 2
+        if self.targets.ndim != rank or self.targets.shape != self.inputs.shape[:rank]:
+            raise SpecError(
+                f"targets have shape {list(self.targets.shape)}, inputs {list(self.inputs.shape)}",
+                where="data.targets",
+                allowed="one target per example, or for tokens one per position",
+            )
         self._check_inputs()
         self._check_targets()
         for name in ("train", "test"):
@@ -68,7 +75,7 @@ class Data:
         # A sum is not finite if any term is not, and costs no second copy of the data.
         if torch.isfinite(self.inputs.sum()):
             return
-        bad = (~torch.isfinite(self.inputs.flatten(1))).any(1).nonzero().flatten()
+        bad = (~torch.isfinite(self.inputs.reshape(len(self), -1))).any(1).nonzero().flatten()
         if len(bad):
             raise SpecError(
                 f"{len(bad)} inputs are not finite, the first has id {int(bad[0])}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -35,14 +36,17 @@ class Arrays(Source):
             SpecError: The file is missing, is no `.npz` of plain arrays, lacks an array, or holds bad values.
         """
         arrays = self._read()
-        x, y = (torch.from_numpy(np.concatenate([arrays[a], arrays[b]])) for a, b in (("x", "tx"), ("y", "ty")))
+        x, y = _joined(arrays, "x", "tx"), _whole(_joined(arrays, "y", "ty"), "y")
         kind = "tokens" if y.ndim == 2 else "classes"
         if x.dtype == torch.uint8 and kind == "classes":
             x = x.float() / 255
-        x, y = x.float() if x.is_floating_point() else x.long(), self._whole(y)
-        labels = tuple(self.labels) or tuple(str(i) for i in range(int(y[y != IGNORE].max()) + 1))
+        x = x.float() if kind == "classes" or x.is_floating_point() else x.long()
+        decided = y[y != IGNORE]
+        labels = tuple(self.labels) or tuple(str(i) for i in range(int(decided.max()) + 1 if len(decided) else 0))
         n = len(arrays["x"])
-        groups = torch.from_numpy(arrays["groups"]).long() if "groups" in arrays else None
+        groups = _whole(_tensor(arrays["groups"], "groups"), "groups") if "groups" in arrays else None
+        if groups is not None and groups.shape != (len(x),):
+            raise SpecError(f"found shape {list(groups.shape)}", where="data.groups", allowed=f"[{len(x)}]")
         return Data(x, y, torch.arange(n), torch.arange(n, len(x)), labels, kind, groups)  # type: ignore[arg-type]
 
     def _read(self) -> dict[str, np.ndarray]:
@@ -51,9 +55,12 @@ class Arrays(Source):
             raise SpecError(f"there is no file {path}", where="data.path", remedy="check the path")
         try:
             # Pickled objects inside would run code of their own: never allowed.
-            with np.load(path, allow_pickle=False) as packed:
+            with open(path, "rb") as file:
+                packed = np.load(file, allow_pickle=False)
+                if isinstance(packed, np.ndarray):
+                    raise ValueError("it holds a single array without a name")
                 arrays = {name: packed[name] for name in packed.files}
-        except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+        except (ValueError, OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise SpecError(
                 f"{path} cannot be read ({error})", where="data.path", allowed="an .npz file of plain arrays"
             ) from None
@@ -64,8 +71,25 @@ class Arrays(Source):
             )
         return arrays
 
-    @staticmethod
-    def _whole(y: torch.Tensor) -> torch.Tensor:
-        if y.is_floating_point():
-            raise SpecError(f"labels are {y.dtype}", where="data.y", allowed="whole numbers")
-        return y.long()
+
+def _joined(arrays: dict[str, np.ndarray], train: str, test: str) -> torch.Tensor:
+    a, b = arrays[train], arrays[test]
+    if a.ndim != b.ndim or a.ndim == 0 or a.shape[1:] != b.shape[1:]:
+        raise SpecError(
+            f"{train} has shape {list(a.shape)} and {test} has shape {list(b.shape)}",
+            where="data.path",
+            allowed="arrays that differ in their first dimension only",
+        )
+    return _tensor(np.concatenate([a, b]), train)
+
+
+def _tensor(array: np.ndarray, name: str) -> torch.Tensor:
+    if array.dtype.kind not in "buif":
+        raise SpecError(f"{name} holds {array.dtype}", where=f"data.{name}", allowed="numbers")
+    return torch.from_numpy(array)
+
+
+def _whole(values: torch.Tensor, name: str) -> torch.Tensor:
+    if values.is_floating_point():
+        raise SpecError(f"{name} holds {values.dtype}", where=f"data.{name}", allowed="whole numbers")
+    return values.long()

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from expunge.base.errors import SpecError
 from expunge.base.record import spelled
 from expunge.evidence.estimate import Estimate, over_seeds
 from expunge.evidence.quantity import Quantity
 from expunge.evidence.scores import Scores, load
-from expunge.evidence.verdict import Verdict, judge_method, judge_model
+from expunge.evidence.verdict import Verdict, judge_method, judge_model, judge_without_reference
 
 ORIGINAL, REFERENCE = "original", "reference"
 ALWAYS_REQUIRED = (("accuracy", "forget"), ("recitation", "forget"))
@@ -104,6 +105,8 @@ class Table:
     def verdicts(self) -> list[Verdict]:
         """One verdict per method, in order."""
         judge = judge_model if self.about_one_model else judge_method
+        if not any(m.model == REFERENCE for m in self.measured):
+            judge = judge_without_reference
         return [judge(model, self.quantities(model)) for model in self.models if model not in (ORIGINAL, REFERENCE)]
 
     def quantities(self, model: str) -> list[Quantity]:
@@ -119,13 +122,30 @@ class Table:
 
         # Utility is judged before attacks only: an attack that hurts the model is no fault of the method.
         attacks = [a for a in self.attacks if scores(model, a)] if role == "knowledge" else []
+        required = key in ALWAYS_REQUIRED or key[0] in self.required
+        if role == "knowledge" and not scores(REFERENCE):
+            return Quantity.against_held_out(
+                scores(ORIGINAL),
+                self._held_out(model, None, key),
+                scores(model),
+                {attack: (self._held_out(model, attack, key), scores(model, attack)) for attack in attacks},
+                required=required,
+            )
         return Quantity.from_scores(
             scores(ORIGINAL),
-            scores(REFERENCE),
+            scores(REFERENCE) or scores(ORIGINAL),
             scores(model),
             {attack: (scores(REFERENCE, attack), scores(model, attack)) for attack in attacks},
-            required=key in ALWAYS_REQUIRED or key[0] in self.required,
+            required=required,
         )
+
+    def _held_out(self, model: str, attack: str | None, key: Key) -> list[Scores]:
+        """The model's scores on examples that no model was trained on: the task's hold-out, else the test set."""
+        for split in ("holdout", "test"):
+            found = [self.get(model, seed, attack, (key[0], split)) for seed in self.seeds]
+            if any(found):
+                return [replace(entry, role="knowledge") for entry in found if entry is not None]
+        raise SpecError(f"{key[0]} was not measured on held-out data", where="table", remedy="give the case a holdout")
 
 
 def _row(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from expunge.base.errors import SpecError
 from expunge.base.part import Count, Share
 from expunge.core.contracts import Architecture
 from expunge.core.data import Data
@@ -22,7 +23,13 @@ class MLP(Architecture):
     """Probability with which a hidden unit is dropped in training."""
 
     def __call__(self, data: Data) -> nn.Sequential:
-        """The module for inputs of any shape `[b, ...]`, returning logits `[b, classes]`."""
+        """The module for inputs of any shape `[b, ...]`, returning logits `[b, classes]`.
+
+        Raises:
+            SpecError: The data are tokens.
+        """
+        if data.kind != "classes":
+            raise SpecError("the data are tokens", where="model (mlp)", allowed="data with classes")
         layers: list[nn.Module] = [nn.Flatten()]
         width = math.prod(data.inputs.shape[1:])
         for units in self.widths:

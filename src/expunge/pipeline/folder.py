@@ -46,7 +46,7 @@ class RunFolder:
         """
         path = self.root / "spec.json"
         if path.is_file():
-            held = json.loads(path.read_text(encoding="utf-8"))
+            held = self._held(path)
             wanted = json.loads(canonical(resolved))
             differing = [key for key in FIXED if held.get(key) != wanted[key]]
             if differing:
@@ -58,6 +58,16 @@ class RunFolder:
                 )
         write_file(path, json.dumps(spelled(resolved), indent=1) + "\n")
         write_file(self.root / "env.json", json.dumps(environment(), indent=1) + "\n")
+
+    def _held(self, path: Path) -> dict[str, Any]:
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            remedy = "give the spec another name, or --out another folder"
+            raise SpecError("this is no spec of a run", where=str(path), remedy=remedy)
+        return found
 
     def event(self, what: str, facts: dict[str, Any]) -> None:
         """Append a line to the log of events."""
@@ -80,13 +90,7 @@ class RunFolder:
             "about_one_model": plan.about_one_model,
             "stages": entries,
         }
-        table = read_table(self.root, index)
-        results, verdicts = rows_to_text(table.rows()), verdicts_text(table)
-        write_file(self.root / "results.jsonl", results)
-        write_file(self.root / "verdicts.json", verdicts)
-        index["results"] = {name: file_digest(self.root / name) for name in ("results.jsonl", "verdicts.json")}
-        write_file(self.root / "manifest.json", json.dumps(index, indent=1) + "\n")
-        return table
+        return finish(self.root, index)
 
     def _keep(self, stage: Stage, store: Store) -> dict[str, Any]:
         facts = store.facts(stage.key)
@@ -105,9 +109,27 @@ class RunFolder:
             path = store.path(stage.key, source)
             if path.is_file():
                 name = f"{folder}/{file_name(stage)}.safetensors"
+                entry["files"][folder] = {"path": name, "sha256": store.digest(stage.key, source)}
                 link_or_copy(path, self.root / name)
-                entry["files"][folder] = {"path": name, "sha256": file_digest(path)}
         return entry
+
+
+def finish(root: Path, index: dict[str, Any]) -> Table:
+    """Judge what lies in the folder and write rows, verdicts and, last of all, the manifest.
+
+    Args:
+        root: A folder that already holds every file that the index names.
+        index: The manifest but for the digests of rows and verdicts.
+
+    Returns:
+        The table that the score files hold.
+    """
+    table = read_table(root, index)
+    write_file(root / "results.jsonl", rows_to_text(table.rows()))
+    write_file(root / "verdicts.json", verdicts_text(table))
+    digests = {name: file_digest(root / name) for name in ("results.jsonl", "verdicts.json")}
+    write_file(root / "manifest.json", json.dumps({**index, "results": digests}, indent=1) + "\n")
+    return table
 
 
 def file_name(stage: Stage) -> str:
@@ -129,11 +151,14 @@ def environment() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """The commit of this code where it runs from a checkout of its own; not that of a project it is installed into."""
+    git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        for command in (["ls-files", "--error-unmatch", Path(__file__).name], ["rev-parse", "HEAD"]):
+            found = subprocess.run([*git, *command], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
+    return found.stdout.strip()
 
 
 def _first_difference(held: dict[str, Any], wanted: dict[str, Any], key: str) -> str:

@@ -110,6 +110,11 @@ class Plan:
                 raise SpecError(finding, where="audit", allowed=", ".join(sorted(audit.kinds)))
         return audits
 
+    def name_of(self, kind: str, label: str) -> str:
+        """The registered name behind an attack's or an audit's label; audits that always run have none of their own."""
+        entries = self.spec.attack if kind == "attack" else self.spec.audit
+        return next((entry.name for entry in entries if entry.label == label), label)
+
     @cached_property
     def data(self) -> Data:
         """The data set, loaded."""
@@ -117,8 +122,10 @@ class Plan:
 
     def problem(self, seed: int, measured: dict[str, torch.Tensor]) -> Problem:
         """The seed's problem; for one model of the user's always the same."""
-        chosen = self.spec.seeds[0] if self.about_one_model else seed
-        return self.task(self.data, derive(chosen, "task"), measured)
+        return self.task(self.data, derive(self._task_seed(seed), "task"), measured)
+
+    def _task_seed(self, seed: int) -> int:
+        return self.spec.seeds[0] if self.about_one_model else seed
 
     def recipe(self, data: Data) -> TrainedRecipe:
         """How models on this view of the data are trained."""
@@ -134,8 +141,13 @@ class Plan:
         spec = self.spec
 
         def table(entry: Entry, part: Part, **extra: Any) -> dict[str, Any]:
-            label = {"label": entry.label} if entry.label != entry.name else {}
-            return {"name": entry.name, **label, **part.settings(), **extra}
+            return {"name": entry.name, **part.settings(), **extra}
+
+        def labelled(entry: Entry, part: Part, **extra: Any) -> dict[str, Any]:
+            return table(entry, part, **extra) | ({"label": entry.label} if entry.label != entry.name else {})
+
+        def budgeted(entry: Entry) -> dict[str, Any]:
+            return {} if entry.budget is None else {"budget": entry.budget}
 
         return {
             "name": spec.name,
@@ -145,9 +157,9 @@ class Plan:
             "model": table(spec.model, self.architecture) | ({"weights": spec.weights} if spec.weights else {}),
             "train": self.training.settings(),
             "forget": table(spec.forget, self.task),
-            "method": [table(e, self.methods[e.label], budget=e.budget) for e in spec.method],
-            "attack": [table(e, self.attacks[e.label]) for e in spec.attack],
-            "audit": [table(e, self.audits[e.label], required=e.required) for e in spec.audit],
+            "method": [labelled(e, self.methods[e.label], **budgeted(e)) for e in spec.method],
+            "attack": [labelled(e, self.attacks[e.label]) for e in spec.attack],
+            "audit": [labelled(e, self.audits[e.label], required=e.required) for e in spec.audit],
             "gate": [{"method": g.method, "verdict": g.verdict} for g in spec.gate],
         }
 
@@ -157,7 +169,9 @@ class Plan:
         return list(self._all())
 
     def _all(self) -> Iterator[Stage]:
-        measure = self._stage("measure", "", None, None, "measure", {}, ()) if self.task.measures else None
+        # What is measured takes training too, with the same recipe.
+        trained = {"training": self.training.fingerprint()}
+        measure = self._stage("measure", "", None, None, "measure", trained, ()) if self.task.measures else None
         if measure:
             yield measure
         needs = (measure.key,) if measure else ()
@@ -169,9 +183,17 @@ class Plan:
             yield from self._of_seed(seed, basis, needs, only_reference=known is not None)
 
     def _original(self, seed: int, measured: tuple[str, ...]) -> Stage:
-        weights = {"weights": file_digest(Path(self.spec.weights))} if self.spec.weights else {}
+        weights = {"weights": self._weights_digest(self.spec.weights)} if self.spec.weights else {}
         facts = {"training": self.training.fingerprint(), **weights}
         return self._stage("original", "original", seed, None, "original", facts, measured)
+
+    def _weights_digest(self, path: str) -> str:
+        try:
+            return file_digest(Path(path))
+        except OSError as error:
+            raise SpecError(
+                f"cannot read {path} ({error.strerror})", where="model.weights", remedy="check the path"
+            ) from None
 
     def _of_seed(
         self, seed: int, original: Stage, measured: tuple[str, ...], *, only_reference: bool
@@ -215,6 +237,7 @@ class Plan:
             "stage": kind,
             "facts": facts,
             "seed": seed,
+            "task_seed": None if seed is None else self._task_seed(seed),
             "needs": needs,
             "loop": LOOP,
             "torch": torch.__version__,

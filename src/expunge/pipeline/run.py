@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from expunge.base.errors import GateFailed, MissingError
+import torch
+
+from expunge.base.errors import GateFailed, MissingError, SpecError
 from expunge.base.record import Store, storage_error
-from expunge.base.spec import Spec
+from expunge.base.spec import CACHE, Spec
+from expunge.core import checkpoint
+from expunge.core.objective import infer_objective
 from expunge.evidence.table import Table
 from expunge.evidence.verdict import Verdict
-from expunge.pipeline.folder import RunFolder
+from expunge.pipeline.folder import RunFolder, file_name
 from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.schedule import run_missing
 
@@ -57,7 +61,7 @@ def run(spec: Spec, out: Path, *, workers: int = 1, progress: Progress = lambda 
     Raises:
         ExpungeError: A bad spec, a run folder of another spec, a stage that failed; what is finished is kept.
     """
-    plan, store, folder = Plan(spec), Store(out / "cache"), RunFolder(out / spec.name)
+    plan, store, folder = Plan(spec), Store(out / CACHE), RunFolder(out / spec.name)
     _check(plan)
     folder.open(plan.resolved())
     _prepare(store)
@@ -110,9 +114,27 @@ def _check(plan: Plan) -> None:
         if unmet:
             where = f"method {entry.label!r}"
             raise MissingError(f"needs {', '.join(unmet)}", where=where, remedy="choose another method")
-    plan.recipe(plan.data).build(0)
+    _check_names(plan)
+    model = plan.recipe(plan.data).build(0)
+    if plan.spec.weights:
+        checkpoint.load(model, Path(plan.spec.weights), where="model.weights")
+    with torch.no_grad():
+        infer_objective(plan.data).decisions(model.eval(), plan.data.batch(plan.data.train[:2]))
     if not plan.task.measures:
         plan.problem(plan.spec.seeds[0], {})
+
+
+def _check_names(plan: Plan) -> None:
+    """Refuse labels under which two outputs would be one file."""
+    seen: dict[str, Stage] = {}
+    for stage in plan.stages:
+        other = seen.setdefault(file_name(stage), stage)
+        if other is not stage:
+            raise SpecError(
+                f"{other.name!r} and {stage.name!r} would share the file {file_name(stage)}",
+                where="label",
+                remedy="give a method, attack or audit another label",
+            )
 
 
 def _prepare(store: Store) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any
 
 from expunge.base.errors import RunError
@@ -51,7 +53,8 @@ def _in_processes(plan: Plan, store: Store, missing: dict[str, Stage], workers: 
     try:
         while waiting or running:
             for stage in _ready(waiting, running, workers):
-                running[pool.submit(_run, waiting.pop(stage.key))] = stage
+                with _unheard_interrupts():
+                    running[pool.submit(_run, waiting.pop(stage.key))] = stage
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 stage = running.pop(future)
@@ -69,6 +72,19 @@ def _ready(waiting: dict[str, Stage], running: dict[Future[Any], Stage], workers
     to_come = waiting.keys() | {stage.key for stage in running.values()}
     free = workers - len(running)
     return [stage for stage in waiting.values() if not to_come.intersection(stage.needs)][:free]
+
+
+@contextmanager
+def _unheard_interrupts() -> Iterator[None]:
+    """Put off Ctrl-C while a worker may be started: it inherits the mask and so is deaf from its first moment."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _stop(pool: ProcessPoolExecutor) -> None:
@@ -100,15 +116,12 @@ def _run(stage: Stage) -> dict[str, Any]:
 
 
 def _die_with_parent() -> None:
-    """A worker whose parent was killed must not go on: a thread watches for the change of parent."""
-    import threading
-    import time
-
-    parent = os.getppid()
+    """A worker whose parent was killed must not go on: a thread waits for the parent's end, now or long ago."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

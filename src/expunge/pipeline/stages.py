@@ -137,8 +137,9 @@ def _attack(worker: Worker, stage: Stage) -> tuple[Files, int]:
     problem = worker.problem(stage)
     model = worker.model(worker.needed(stage, ["original", "reference", "unlearn"]), problem)
     case = Case(stage.seed or 0, problem, model, worker.plan.recipe(problem.data))
-    # The same seed for every model: the same attack.
-    done = worker.plan.attacks[stage.part](model, case, derive(stage.seed or 0, "attack", stage.part))
+    # The same seed for every model: the same attack. A label is no part of it, nor of the stage's key.
+    seed = derive(stage.seed or 0, "attack", worker.plan.name_of("attack", stage.part))
+    done = worker.plan.attacks[stage.part](model, case, seed)
     curve = {"steps": torch.from_numpy(done.curve.steps), "values": torch.from_numpy(done.curve.values)}
     end = _end_of(done.curve.values, done.curve.ids, problem)
     files = {
@@ -160,7 +161,8 @@ def _audit(worker: Worker, stage: Stage) -> tuple[Files, int]:
     keys = [key for key in stage.needs if worker._by_key[key].kind != "measure"]
     model, basis = worker.model(keys[0], problem), worker.model(keys[-1], problem)
     case = Case(stage.seed or 0, problem, basis, worker.plan.recipe(problem.data))
-    found = worker.plan.audits[stage.part](model, case, derive(stage.seed or 0, "audit", stage.part))
+    seed = derive(stage.seed or 0, "audit", worker.plan.name_of("audit", stage.part))
+    found = worker.plan.audits[stage.part](model, case, seed)
     return {SCORES: score_files.dumps(found)}, 0
 
 

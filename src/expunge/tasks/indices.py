@@ -61,8 +61,12 @@ def _read(path: Path, where: str) -> Tensor:
     except OSError as error:
         finding = f"cannot read {path} ({error.strerror or error})"
         raise SpecError(finding, where=where, remedy="check the path") from None
-    except ValueError as error:
+    except (ValueError, EOFError) as error:
         raise SpecError(f"{path}: {error}", where=where, allowed="whole numbers") from None
     if not isinstance(found, list) or any(type(item) is not int for item in found):
         raise SpecError(f"{path} holds more than a list of whole numbers", where=where, allowed="a list of ids")
-    return torch.tensor(found, dtype=torch.int64)
+    try:
+        return torch.tensor(found, dtype=torch.int64)
+    except (RuntimeError, ValueError, OverflowError):
+        big = max(found, key=abs)
+        raise SpecError(f"id {big} is out of range", where=where, allowed="ids of training examples") from None

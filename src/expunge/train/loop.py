@@ -110,9 +110,14 @@ def batches(data: Data, ids: Tensor, batch_size: int, epochs: int, generator: to
     """
     for _ in range(epochs):
         order = ids[torch.randperm(len(ids), generator=generator)]
-        for chunk in order.split(batch_size):
-            if len(chunk) > 1 or len(ids) == 1:
-                yield data.batch(chunk)
+        for chunk in order.split(batch_size)[: batch_count(len(ids), batch_size)]:
+            yield data.batch(chunk)
+
+
+def batch_count(examples: int, batch_size: int) -> int:
+    """How many batches `batches` makes of so many examples in an epoch."""
+    full, rest = divmod(examples, batch_size)
+    return full + (rest > 1 or examples == 1 < batch_size)
 
 
 def paired(

@@ -1,0 +1,108 @@
+"""The user's data sets as one pool of tensors: map-style data sets, pairs of tensors, or iterables of batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset, TensorDataset
+
+from expunge.base.errors import SpecError
+from expunge.core.data import IGNORE
+
+INPUTS = ("pixel_values", "input_ids", "x", "inputs", "image")
+TARGETS = ("labels", "label", "y", "targets")
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Inputs `[n, ...]` and targets `[n]` or `[n, t]`, with the items as their owner would see them."""
+
+    inputs: Tensor
+    targets: Tensor
+    items: Dataset[Any]
+
+
+def collect(source: Any, *, where: str) -> Collected:
+    """Materialise a data set.
+
+    Args:
+        source: A pair of tensors; a map-style data set of `(x, y)` or of dicts; or an iterable (a `DataLoader`, a list
+            of batches) of the same. Dicts hold an input under one of `INPUTS` and a target under one of `TARGETS`;
+            token ids without labels predict themselves, and labels are shifted to the next token here.
+        where: What it is for, for messages.
+
+    Returns:
+        Tensors and items.
+
+    Raises:
+        SpecError: It is empty, or an item has no input, no target, or a shape of its own.
+    """
+    if isinstance(source, tuple | list) and len(source) == 2 and all(isinstance(s, Tensor) for s in source):
+        return Collected(source[0], source[1], TensorDataset(*source))
+    if hasattr(source, "__getitem__") and hasattr(source, "__len__"):
+        pairs = [_pair(source[i], where, i) for i in range(len(source))]
+        inputs, targets = (_join(torch.stack, [pair[side] for pair in pairs], where) for side in (0, 1))
+        return Collected(inputs, targets, source)
+    if isinstance(source, Iterable):
+        pairs = [_pair(batch, where, i) for i, batch in enumerate(source)]
+        inputs, targets = (_join(torch.cat, [pair[side] for pair in pairs], where) for side in (0, 1))
+        return Collected(inputs, targets, TensorDataset(inputs, targets))
+    raise SpecError(
+        f"found {type(source).__name__}", where=where, allowed="a data set, a pair of tensors, or batches of (x, y)"
+    )
+
+
+def items_of(parts: Sequence[Collected]) -> ConcatDataset[Any]:
+    """All parts' items under consecutive ids."""
+    return ConcatDataset([part.items for part in parts])
+
+
+def _pair(item: Any, where: str, index: int) -> tuple[Tensor, Tensor]:
+    if isinstance(item, Mapping):
+        return _from_mapping(item, where, index)
+    if isinstance(item, tuple | list) and len(item) == 2:
+        return torch.as_tensor(item[0]), torch.as_tensor(item[1])
+    raise SpecError(
+        f"item {index} is a {type(item).__name__}", where=where, allowed="(x, y), or a dict with an input and a target"
+    )
+
+
+def _from_mapping(item: Mapping[str, Any], where: str, index: int) -> tuple[Tensor, Tensor]:
+    name = next((n for n in INPUTS if n in item), None)
+    label = next((n for n in TARGETS if n in item), None)
+    if name is None:
+        raise SpecError(f"item {index} has keys {sorted(item)}", where=where, allowed=f"one of {', '.join(INPUTS)}")
+    inputs = torch.as_tensor(item[name])
+    if name == "input_ids":
+        return inputs, _next_tokens(inputs, item, label, where, index)
+    if label is None:
+        raise SpecError(f"item {index} has keys {sorted(item)}", where=where, allowed=f"one of {', '.join(TARGETS)}")
+    return inputs, torch.as_tensor(item[label])
+
+
+def _next_tokens(tokens: Tensor, item: Mapping[str, Any], label: str | None, where: str, index: int) -> Tensor:
+    """Targets aligned with the logits: position t decides token t + 1; padding and the last position decide nothing."""
+    labels = torch.as_tensor(item[label]) if label else tokens
+    if labels.shape != tokens.shape:
+        return labels  # a sequence with a class of its own
+    mask = torch.as_tensor(item.get("attention_mask", torch.ones_like(tokens))).bool()
+    if not mask[..., 0].all():
+        raise SpecError(f"item {index} is padded on the left", where=where, allowed="padding on the right")
+    decided = torch.where(mask, labels, IGNORE)
+    return torch.cat([decided[..., 1:], torch.full_like(decided[..., :1], IGNORE)], dim=-1)
+
+
+def _join(how: Any, tensors: list[Tensor], where: str) -> Tensor:
+    if not tensors:
+        raise SpecError("it holds no examples", where=where, remedy="give at least one")
+    shapes = {tuple(t.shape[1:] if how is torch.cat else t.shape) for t in tensors}
+    if len(shapes) > 1:
+        raise SpecError(
+            f"examples have shapes {sorted(shapes)[:3]}", where=where, allowed="one shape", remedy="pad or crop them"
+        )
+    joined: Tensor = how(tensors)
+    return joined

@@ -1,0 +1,15 @@
+"""The notebook path, on a model of your own: `case`, `unlearn`, `audit`, `report`, a line each.
+
+    case   = expunge.case(model, forget=..., retain=..., test=..., recipe=expunge.recipe(build, train))
+    done   = expunge.unlearn(case, "scrub")
+    result = expunge.audit(done, case)
+    expunge.report(result, "report.html")
+
+The verdict is about this one model. With a recipe it is held against retrained references; without one, held-out data
+stands in their place and the verdict can only be an accusation or `inconclusive`.
+"""
+
+from expunge.own.audit import Result, audit, report
+from expunge.own.case import FunctionRecipe, case, recipe, unlearn
+
+__all__ = ["FunctionRecipe", "Result", "audit", "case", "recipe", "report", "unlearn"]

@@ -1,0 +1,156 @@
+"""Audit one model of yours beside retrained references, and report it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from expunge.base import registry
+from expunge.base.record import write_file
+from expunge.base.seeds import derive
+from expunge.core.case import Case, Cost, Curve, Unlearned, train_model
+from expunge.evidence.table import Measured, Table
+from expunge.evidence.verdict import Verdict
+from expunge.own.record import write_record
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an audit found about one model."""
+
+    table: Table
+    curves: Mapping[tuple[str, int, str], Curve]
+    """(model, reference number, attack) -> the attack's curve."""
+    facts: Mapping[str, Any]
+    """What was run, as plain data."""
+    cost: Cost
+    """Of unlearning."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict about the unlearned model."""
+        return self.table.verdicts()[0]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows that `expunge run` would write."""
+        return self.table.rows()
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a record that `expunge report`, `verify` and `compare` read; returns its folder."""
+        root = Path(folder)
+        write_record(root, self.table, self.curves, self.facts, self.cost)
+        return root
+
+    def __str__(self) -> str:
+        from expunge.reporting.text import verdict_table
+
+        return verdict_table(self.table, [self.verdict])
+
+
+def audit(
+    done: Unlearned,
+    case: Case,
+    *,
+    attacks: Sequence[str | Mapping[str, Any]] = ("relearn",),
+    audits: Sequence[str | Mapping[str, Any]] = ("loss", "distance"),
+    references: int = 3,
+) -> Result:
+    """Attack and measure the unlearned model beside retrained references.
+
+    Args:
+        done: What `unlearn` returned.
+        case: The case that it was made from.
+        attacks: Names, or tables as in a spec: `{"name": "relearn", "k": 5}`.
+        audits: The same; accuracy, and recitation on text, are always there.
+        references: Models to retrain; they are kept with the case, so that a second audit costs none. At least 3 are
+            needed for more than an accusation. None are trained where the case has no recipe.
+
+    Returns:
+        Rows and verdict.
+
+    Raises:
+        ExpungeError: An unknown name or setting, or training that diverged.
+    """
+    always = ["accuracy", "recitation"] if case.problem.data.kind == "tokens" else ["accuracy"]
+    run_attacks, run_audits = _parts("attack", attacks), _parts("audit", [*always, *audits])
+    count = references if case.recipe is not None else 0
+    models = [("original", 0, case.original), (done.method, 0, done.model)]
+    models += [("reference", i, model) for i, model in enumerate(_references(case, count))]
+    measured: list[Measured] = []
+    curves: dict[tuple[str, int, str], Curve] = {}
+    for name, index, model in models:
+        measured += _measure(name, index, None, model, case, run_audits)
+        for label, attack in run_attacks.items() if name != "original" else ():
+            attacked = attack(model, case, derive(case.seed, "attack", label, index))
+            curves[name, index, label] = attacked.curve
+            again = {key: part for key, part in run_audits.items() if part.after_attack}
+            measured += _measure(name, index, label, attacked.model, case, again)
+    names = ["original", *(["reference"] if count else []), done.method]
+    table = Table(measured, names, list(range(max(count, 1))), list(run_attacks), about_one_model=True)
+    return Result(table, curves, _facts(done, case, run_attacks, run_audits, count), done.cost)
+
+
+def report(result: Result, path: str | Path) -> Path:
+    """Write the report page of a result; returns its path."""
+    from expunge.reporting.page import write_report
+
+    with tempfile.TemporaryDirectory() as folder:
+        page = write_report(result.save(folder)).read_text(encoding="utf-8")
+    write_file(Path(path), page)
+    return Path(path)
+
+
+def _measure(
+    name: str, index: int, attack: str | None, model: nn.Module, case: Case, audits: Mapping[str, Any]
+) -> list[Measured]:
+    found = [(part, part(model, case, derive(case.seed, "audit", label))) for label, part in audits.items()]
+    return [Measured(name, index, attack, scores) for _, several in found for scores in several]
+
+
+def _parts(kind: str, wanted: Sequence[str | Mapping[str, Any]]) -> dict[str, Any]:
+    parts = {}
+    for item in wanted:
+        table = {"name": item} if isinstance(item, str) else dict(item)
+        name, where = table.pop("name"), f"{kind} {item!r}"
+        parts[table.pop("label", name)] = registry.build(kind, name, table, where=where)
+    return parts
+
+
+_kept: WeakKeyDictionary[Case, list[nn.Module]] = WeakKeyDictionary()
+
+
+def _references(case: Case, count: int) -> list[nn.Module]:
+    """The case's first so many references, trained where they are not there yet."""
+    kept, problem = _kept.setdefault(case, []), case.problem
+    while len(kept) < count and case.recipe is not None:
+        seed = derive(case.seed, "reference", len(kept))
+        kept.append(train_model(case.recipe, problem.data, problem.reference_train, seed))
+    return kept[:count]
+
+
+def _facts(
+    done: Unlearned, case: Case, attacks: Mapping[str, Any], audits: Mapping[str, Any], count: int
+) -> dict[str, Any]:
+    def tables(parts: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return [{"name": label, **part.settings()} for label, part in parts.items()]
+
+    problem = case.problem
+    return {
+        "name": done.method,
+        "seeds": list(range(max(count, 1))),
+        "threads": torch.get_num_threads(),
+        "data": {"name": "your data", "train": len(problem.train), "test": len(problem.test)},
+        "model": {"name": type(case.original).__name__},
+        "forget": {"name": "your forget set", "count": len(problem.forget)},
+        "method": [{"name": done.method}],
+        "attack": tables(attacks),
+        "audit": tables(audits),
+    }

@@ -1,0 +1,170 @@
+"""Your model, your data and your training as a case, and the first verb on it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Subset
+
+from expunge.base import registry
+from expunge.base.errors import SpecError
+from expunge.base.seeds import derive
+from expunge.core.case import Case, Meter, Recipe, Unlearned
+from expunge.core.collect import Collected, collect, items_of
+from expunge.core.data import Data
+from expunge.core.modules import first_parameter
+from expunge.core.objective import Objective
+from expunge.core.problem import Problem
+
+
+@dataclass(frozen=True)
+class FunctionRecipe:
+    """A recipe made of two functions of yours.
+
+    Args:
+        make: Returns a freshly initialised module.
+        train: `train(module, dataset)` trains it in place on a map-style data set of your own items, by your own loop.
+        items: The items by id.
+    """
+
+    make: Callable[[], nn.Module]
+    train: Callable[[nn.Module, Dataset[Any]], object]
+    items: Dataset[Any]
+
+    def build(self, seed: int) -> nn.Module:
+        """The freshly initialised module of this seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.make()
+
+    def fit(self, module: nn.Module, data: Data, ids: Tensor, seed: int, meter: Meter | None = None) -> nn.Module:
+        """Hand the module and the chosen items to the user's function; what it costs in gradients is not known."""
+        torch.manual_seed(seed)
+        self.train(module, Subset(self.items, ids.tolist()))
+        return module
+
+
+Functions = tuple[Callable[[], nn.Module], Callable[[nn.Module, Dataset[Any]], object]]
+"""`(build, train)`: a fresh module, and your own training of a module on a data set of your items."""
+
+
+def recipe(build: Callable[[], nn.Module], train: Callable[[nn.Module, Dataset[Any]], object]) -> Functions:
+    """How your model is trained, for `case`.
+
+    Args:
+        build: Returns a freshly initialised module.
+        train: `train(module, dataset)` trains the module in place.
+
+    Returns:
+        What `case(recipe=...)` takes.
+    """
+    return build, train
+
+
+def case(
+    model: nn.Module,
+    *,
+    forget: Any,
+    retain: Any,
+    test: Any,
+    holdout: Any = None,
+    recipe: Recipe | Functions | None = None,
+    objective: Objective | None = None,
+    seed: int = 0,
+) -> Case:
+    """Your model and your data as a case.
+
+    Args:
+        model: The model that knows the forget set; never changed.
+        forget: What must go: a data set, a pair of tensors, or batches; see `core.collect`.
+        retain: What the model was trained on besides.
+        test: Unseen data that utility is measured on.
+        holdout: Optional unseen examples that resemble the forget set; they stand in for retrained models where there
+            is no recipe.
+        recipe: How such models are trained: `expunge.recipe(build, train)`, or an object with `build` and `fit`.
+        objective: How outputs become decisions; inferred from one forward pass where not given.
+        seed: Everything random follows from it.
+
+    Returns:
+        The case.
+
+    Raises:
+        SpecError: The data do not fit the model or each other; says where.
+    """
+    sources = {"forget": forget, "retain": retain, "test": test} | ({"holdout": holdout} if holdout is not None else {})
+    parts = {name: collect(source, where=name) for name, source in sources.items()}
+    data, ids = _pool(model, parts)
+    items = items_of(list(parts.values()))
+    made = FunctionRecipe(*recipe, items) if isinstance(recipe, tuple) else recipe
+    # None lets the problem infer the objective from the data's kind.
+    problem = Problem(data, objective=objective, **ids)  # type: ignore[arg-type]
+    with torch.no_grad():
+        problem.objective.decisions(copy.deepcopy(model).eval(), data.batch(ids["forget"][:2]))
+    return Case(seed, problem, model, made)
+
+
+def unlearn(case: Case, method: str, *, budget: int | None = None, **settings: Any) -> Unlearned:
+    """Take the forget set out.
+
+    Args:
+        case: What to forget, and the model.
+        method: A registered method, or `module:function`.
+        budget: Upper bound in per-example gradients.
+        **settings: The method's settings.
+
+    Returns:
+        The unlearned model with its cost.
+
+    Raises:
+        ExpungeError: An unknown method or setting, unmet needs, or training that diverged.
+    """
+    part: Any = registry.build("method", method, settings, where=method)
+    done: Unlearned = part(case.original, case.problem, case.recipe, derive(case.seed, "unlearn", method), budget)
+    return Unlearned(done.model, method, done.cost, done.state)
+
+
+def _pool(model: nn.Module, parts: Mapping[str, Collected]) -> tuple[Data, dict[str, Tensor]]:
+    """All parts under consecutive ids, and the ids of each."""
+    inputs = _cat([part.inputs for part in parts.values()], "inputs")
+    targets = _cat([part.targets for part in parts.values()], "targets")
+    ends = torch.tensor([len(part.inputs) for part in parts.values()]).cumsum(0)
+    ids = dict(zip(parts, torch.tensor_split(torch.arange(len(inputs)), ends[:-1]), strict=True))
+    if targets.is_floating_point() or targets.ndim > 2:
+        raise SpecError(
+            f"targets are {targets.dtype} of shape {list(targets.shape)}",
+            where="targets",
+            allowed="class indices [n] or tokens [n, t]",
+            remedy="pass objective= and targets that it understands",
+        )
+    labels = tuple(str(label) for label in range(_width(model, inputs[:2])))
+    train = torch.cat([ids["forget"], ids["retain"]])
+    kind = "tokens" if targets.ndim == 2 else "classes"
+    return Data(inputs, targets.long(), train, ids["test"], labels, kind), ids  # type: ignore[arg-type]
+
+
+def _cat(tensors: list[Tensor], what: str) -> Tensor:
+    shapes = {tuple(t.shape[1:]) for t in tensors}
+    if len(shapes) > 1:
+        raise SpecError(f"{what} have shapes {sorted(shapes)}", where="forget, retain, test", allowed="one shape")
+    return torch.cat(tensors)
+
+
+def _width(model: nn.Module, inputs: Tensor) -> int:
+    place = first_parameter(model)
+    with torch.no_grad():
+        inputs = inputs.to(place.device, place.dtype) if inputs.is_floating_point() else inputs.to(place.device)
+        output = copy.deepcopy(model).eval()(inputs)
+    logits = getattr(output, "logits", output)
+    if not isinstance(logits, Tensor) or logits.ndim < 2:
+        raise SpecError(
+            f"the model returns {type(output).__name__}",
+            where=f"model ({type(model).__name__})",
+            allowed="logits [n, c] or [n, t, v], or an object that carries them as .logits",
+            remedy="pass objective= for anything else",
+        )
+    return int(logits.shape[-1])

@@ -1,0 +1,140 @@
+"""What this machine can run, and what to install for the rest; looks, and imports nothing heavy to do so."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import sys
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).resolve().parent.parent
+EMBEDDED = ("fashion_mnist_12k.npz", "fashion_mnist_cscores.npz")
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+FASHION_MNIST_FILES = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+MEMORY_GB = 2.0
+"""What the demo needs for two workers, torch included."""
+DISK_GB = 1.0
+"""What the demo leaves behind is a tenth of this."""
+
+Check = dict[str, Any]
+
+
+def examine() -> dict[str, list[Check]]:
+    """Look at this machine.
+
+    Returns:
+        `{"checks": [{"what", "ok", "found", "remedy"}]}`; the remedy is empty where all is well.
+    """
+    checks = [_python(), _torch(), *(_package(name) for name in ("numpy", "scipy")), _cores(), _memory(), _disk()]
+    return {"checks": [*checks, _embedded(), _fashion_mnist(), _browser()]}
+
+
+def browser() -> str | None:
+    """The path of a Chromium or Chrome, if there is one."""
+    return next((path for name in BROWSERS if (path := shutil.which(name))), None)
+
+
+def _check(what: str, ok: bool, found: str, remedy: str) -> Check:
+    return {"what": what, "ok": ok, "found": found, "remedy": "" if ok else remedy}
+
+
+def _python() -> Check:
+    return _check("python", sys.version_info >= (3, 11), platform.python_version(), "install Python 3.11 or newer")
+
+
+def _torch() -> Check:
+    return _package("torch", "pip install torch --index-url https://download.pytorch.org/whl/cpu (or a GPU build)")
+
+
+def _package(name: str, remedy: str = "") -> Check:
+    wanted = _lowest(name)
+    command = remedy or f"pip install '{name}>={wanted}'"
+    try:
+        found = version(name)
+    except PackageNotFoundError:
+        return _check(name, False, "not installed", command)
+    if _numbers(found) < _numbers(wanted):
+        return _check(name, False, f"{found}, and {wanted} is needed", command)
+    return _check(name, True, f"{found} (at least {wanted})", "")
+
+
+def _lowest(name: str) -> str:
+    """The lowest version of a package that expunge declares, `0` where it declares none."""
+    try:
+        declared = requires("expunge") or []
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        declared = []
+    found = (re.match(rf"{re.escape(name)}\s*>=\s*([\d.]+)", line) for line in declared)
+    return next((match[1] for match in found if match), "0")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text.partition("+")[0])[:3])
+
+
+def _cores() -> Check:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = os.environ.get("OMP_NUM_THREADS")
+    told = f", OMP_NUM_THREADS={threads}" if threads else ""
+    return _check("cores", True, f"{usable} usable, one worker on each{told}; threads of a worker: see the spec", "")
+
+
+def _memory() -> Check:
+    total, free = _memory_gb()
+    if total is None or free is None:
+        return _check("memory", True, "unknown on this system", "")
+    remedy = f"the demo needs about {MEMORY_GB:g} GB: close something, or run with --workers 1"
+    return _check("memory", free >= MEMORY_GB, f"{free:.1f} of {total:.1f} GB free", remedy)
+
+
+def _memory_gb() -> tuple[float | None, float | None]:
+    """Total and available memory, a container's limit included."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        sizes = {line.partition(":")[0]: int(line.split()[1]) / 2**20 for line in lines}
+        total, free = sizes["MemTotal"], sizes["MemAvailable"]
+    except (OSError, KeyError, ValueError, IndexError):
+        return None, None
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text(encoding="ascii")) / 2**30
+        used = int((group / "memory.current").read_text(encoding="ascii")) / 2**30
+    except (OSError, ValueError):  # no limit reads as "max"
+        return total, free
+    return min(total, limit), min(free, limit - used)
+
+
+def _disk() -> Check:
+    try:
+        free = shutil.disk_usage(Path.cwd()).free / 2**30
+    except OSError as error:
+        return _check("disk here", False, str(error.strerror), "change to a folder that exists")
+    remedy = f"a run needs about {DISK_GB:g} GB: free some, or use --out on another disk"
+    return _check("disk here", free >= DISK_GB, f"{free:.1f} GB free", remedy)
+
+
+def _embedded() -> Check:
+    missing = [name for name in EMBEDDED if not (PACKAGE / "data" / "assets" / name).is_file()]
+    found = f"{missing[0]} is missing" if missing else "Fashion-MNIST 10,000 + 2,000, with C-scores"
+    return _check("embedded data", not missing, found, "pip install --force-reinstall expunge")
+
+
+def _fashion_mnist() -> Check:
+    named = os.environ.get("EXPUNGE_FASHION_MNIST")
+    folder = Path(named) if named else FASHION_MNIST
+    missing = [name for name in FASHION_MNIST_FILES if not (folder / f"{name}-ubyte.gz").is_file()]
+    found = f"{folder} lacks {missing[0]}-ubyte.gz" if missing else str(folder)
+    remedy = 'apt-get install dataset-fashion-mnist, or set EXPUNGE_FASHION_MNIST; only subset = "full" needs it'
+    return _check("full Fashion-MNIST", not missing, found, remedy)
+
+
+def _browser() -> Check:
+    found = browser()
+    return _check(
+        "browser for tests", found is not None, found or "none", "apt-get install chromium; only tests need it"
+    )

@@ -1,0 +1,87 @@
+"""Everything that is registered keeps its contract; a new file is picked up by being there."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from expunge import testing
+from expunge.base import registry
+from expunge.base.part import Part
+from expunge.core.data import Data
+
+REGISTERED = [(kind, name) for kind in testing.CHECKS for name in registry.names(kind)]
+
+SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
+    # Smaller than by default, so that the checks' small data carry them and nets train fast.
+    ("task", "hard_examples"): {"count": 50, "nets": 2},
+    ("task", "label_swap"): {"count": 60, "discovery": 0.5},
+    ("task", "planted_text"): {"count": 6, "copies": 3},
+}
+
+
+def settings_of(kind: str, name: str, folder: Path) -> dict[str, Any]:
+    """What the part is made with: files that it needs are made in the folder."""
+    if (kind, name) == ("data", "arrays"):
+        x = np.random.default_rng(0).normal(size=(30, 5)).astype(np.float32)
+        y = np.arange(30) % 3
+        np.savez(folder / "arrays.npz", x=x[:20], y=y[:20], tx=x[20:], ty=y[20:])
+        return {"path": str(folder / "arrays.npz")}
+    if (kind, name) == ("task", "indices"):
+        (folder / "ids.txt").write_text("3\n1\n4\n15\n9\n")
+        return {"path": str(folder / "ids.txt")}
+    return SETTINGS.get((kind, name), {})
+
+
+@pytest.mark.parametrize(("kind", "name"), REGISTERED, ids=[f"{kind}-{name}" for kind, name in REGISTERED])
+def test_contract(kind: testing.Kind, name: str, tmp_path: Path) -> None:
+    testing.CHECKS[kind](registry.load(kind, name)(**settings_of(kind, name, tmp_path)))
+
+
+@pytest.mark.parametrize(("kind", "name"), REGISTERED, ids=[f"{kind}-{name}" for kind, name in REGISTERED])
+def test_says_what_it_is(kind: str, name: str) -> None:
+    part = registry.load(kind, name)
+    assert issubclass(part, Part)
+    assert registry.summary(kind, name).endswith((".", ")", ";", ",")) or len(registry.summary(kind, name)) > 20
+    undocumented = [field for field in own_fields(part) if field not in documented_fields(part)]
+    assert not undocumented, f"say in a docstring below what {undocumented[0]} is"
+
+
+def own_fields(part: type) -> list[str]:
+    annotations = inspect.get_annotations(part)
+    return [name for name, kind in annotations.items() if "ClassVar" not in str(kind)]
+
+
+def documented_fields(part: type) -> set[str]:
+    """Names of annotated assignments that a string follows."""
+    (body,) = [node.body for node in ast.parse(inspect.getsource(part)).body if isinstance(node, ast.ClassDef)]
+    return {
+        node.target.id
+        for node, after in itertools.pairwise(body)
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(node.target, ast.Name)
+        and isinstance(after, ast.Expr)
+        and isinstance(after.value, ast.Constant)
+        and isinstance(after.value.value, str)
+    }
+
+
+def test_every_kind_has_something_registered() -> None:
+    """The test above would also pass on empty folders."""
+    assert {kind for kind, _ in REGISTERED} == set(testing.CHECKS)
+    assert {"retrain", "finetune", "npo"} <= set(registry.names("method"))
+
+
+@pytest.mark.parametrize("kind", ["fashion_mnist", "digits", "python_docs"])
+def test_data_are_loaded_without_side_effects_on_each_other(kind: str) -> None:
+    """Two loads share no memory: whoever writes to one does not change the other."""
+    first, second = (registry.load("data", kind)()() for _ in range(2))
+    assert isinstance(first, Data)
+    assert first.inputs.data_ptr() != second.inputs.data_ptr()
+    assert first.targets.data_ptr() != second.targets.data_ptr()

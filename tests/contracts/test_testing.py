@@ -1,0 +1,957 @@
+"""Every contract check fails on a part that breaks just this contract: none of them is vacuous."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from expunge import testing
+from expunge.attacks.relearn import Relearn
+from expunge.audits.accuracy import Accuracy
+from expunge.base.errors import SpecError
+from expunge.core.case import Attacked, Case, Cost, Meter, Recipe, Unlearned, copy_for_training
+from expunge.core.contracts import Architecture, Method, Source, Task
+from expunge.core.data import Data
+from expunge.core.modules import frozen_copy
+from expunge.core.objective import Classification, infer_objective, kl, loss
+from expunge.core.problem import Problem
+from expunge.data.digits import Digits
+from expunge.evidence.scores import Scores
+from expunge.methods.finetune import Finetune
+from expunge.methods.retrain import Retrain
+from expunge.models.gpt import GPT
+from expunge.models.mlp import MLP
+from expunge.tasks.label_swap import LabelSwap
+from expunge.tasks.planted_text import PlantedText
+
+_calls = itertools.count(1)
+"""What no seed controls."""
+
+# --- Methods ---------------------------------------------------------------------------------------------------------
+
+
+class Step(Method):
+    """A right method, in one step of a loop of its own; the wrong ones change one thing."""
+
+    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+        ids = problem.retain
+        if meter.affords(len(ids)):
+            batch = problem.data.batch(ids)
+            value = loss(problem.objective.decisions(student, batch))
+            named = [(n, p) for n, p in student.named_parameters() if p.requires_grad]
+            gradients = torch.autograd.grad(value, [p for _, p in named])
+            meter.charge(len(ids))
+            with torch.no_grad():
+                for (_, parameter), gradient in zip(named, gradients, strict=True):
+                    parameter -= 0.01 * gradient
+        return student
+
+
+def noise(model: nn.Module, scale: float = 0.01, generator: torch.Generator | None = None) -> nn.Module:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += scale * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter)
+    return model
+
+
+class ChangesInput(Step):
+    def __call__(self, model: nn.Module, *rest: Any) -> Unlearned:
+        with torch.no_grad():
+            next(model.parameters()).mul_(1.5)
+        return super().__call__(model, *rest)
+
+
+class ChangesInputBuffer(Step):
+    def __call__(self, model: nn.Module, problem: Problem, *rest: Any) -> Unlearned:
+        # As a teacher made of the input and left in training mode would: batch norm learns.
+        model.train()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            problem.objective.decisions(model, problem.data.batch(problem.retain))
+        model.eval()
+        return super().__call__(model, problem, *rest)
+
+
+class ChangesInputMode(Step):
+    def __call__(self, model: nn.Module, *rest: Any) -> Unlearned:
+        done = super().__call__(model, *rest)
+        model.train()
+        return done
+
+
+class LeavesGradients(Step):
+    def __call__(self, model: nn.Module, problem: Problem, *rest: Any) -> Unlearned:
+        loss(problem.objective.decisions(model, problem.data.batch(problem.retain))).backward()
+        done = super().__call__(model, problem, *rest)
+        return replace(done, cost=Cost(10**6, 0.0))
+
+
+class FreezesInput(Step):
+    def __call__(self, model: nn.Module, *rest: Any) -> Unlearned:
+        done = super().__call__(model, *rest)
+        model.requires_grad_(False)
+        return done
+
+
+class ChangesData(Step):
+    def apply(self, student: nn.Module, problem: Problem, *rest: Any) -> nn.Module:
+        problem.data.targets[problem.forget] = 0
+        return super().apply(student, problem, *rest)
+
+
+class DrawsGlobally(Step):
+    def __call__(self, model: nn.Module, problem: Problem, recipe: Any, seed: int, budget: int | None) -> Unlearned:
+        torch.manual_seed(seed)
+        return super().__call__(noise(copy.deepcopy(model)), problem, recipe, seed, budget)
+
+
+class DrawsFromNumpy(Step):
+    def apply(self, student: nn.Module, *rest: Any) -> nn.Module:
+        np.random.shuffle(np.arange(3))
+        return super().apply(student, *rest)
+
+
+class DrawsFromPython(Step):
+    def apply(self, student: nn.Module, *rest: Any) -> nn.Module:
+        random.random()
+        return super().apply(student, *rest)
+
+
+class Drifts(Step):
+    def apply(self, student: nn.Module, *rest: Any) -> nn.Module:
+        with torch.no_grad():
+            next(p for p in student.parameters() if p.requires_grad).add_(1e-3 * next(_calls))
+        return super().apply(student, *rest)
+
+
+class DependsOnGlobalState(Step):
+    """Reads the global state and puts it back: only two runs from different states show it."""
+
+    def __call__(self, model: nn.Module, *rest: Any) -> Unlearned:
+        with torch.random.fork_rng(devices=[]):
+            model = noise(copy.deepcopy(model))
+        return super().__call__(model, *rest)
+
+
+class Remembers(Step):
+    kept: ClassVar[dict[type, Unlearned]] = {}
+
+    def __call__(self, model: nn.Module, problem: Problem, recipe: Any, seed: int, budget: int | None) -> Unlearned:
+        done = super().__call__(model, problem, recipe, seed, budget)
+        first = self.kept.setdefault(type(model), done)
+        return first if budget is None else done
+
+
+class Distils(Step):
+    """A right method with a teacher: the output on the forget set moves towards the teacher's, shuffled."""
+
+    def teacher(self, student: nn.Module) -> nn.Module:
+        return frozen_copy(student)
+
+    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+        teacher, batch = self.teacher(student), problem.data.batch(problem.forget)
+        student = super().apply(student, problem, recipe, seed, meter)
+        if not meter.affords(batch.size):
+            return student
+        logits = problem.objective.decisions(student, batch).logits
+        with torch.no_grad():
+            wanted = problem.objective.decisions(teacher, batch).logits.roll(1, 0)
+        parameters = [p for p in student.parameters() if p.requires_grad]
+        found = torch.autograd.grad(kl(wanted, logits), parameters)
+        meter.charge(batch.size)
+        with torch.no_grad():
+            for parameter, gradient in zip(parameters, found, strict=True):
+                parameter -= 0.01 * gradient
+        return student
+
+
+class ShallowTeacher(Distils):
+    def teacher(self, student: nn.Module) -> nn.Module:
+        return copy.copy(student)
+
+
+class HalfSharedTeacher(Distils):
+    def teacher(self, student: nn.Module) -> nn.Module:
+        teacher = frozen_copy(student)
+        name = next(name for name, _ in student.named_children())
+        setattr(teacher, name, getattr(student, name))
+        return teacher
+
+
+class AliasedTeacher(Distils):
+    """Modules of its own, parameters of its own, and still the student's memory."""
+
+    def teacher(self, student: nn.Module) -> nn.Module:
+        teacher = copy.deepcopy(student)
+        for mine, theirs in zip(teacher.parameters(), student.parameters(), strict=True):
+            mine.data = theirs.data
+        return teacher
+
+
+class IgnoresBudget(Step):
+    def __call__(self, model: nn.Module, problem: Problem, recipe: Any, seed: int, budget: int | None) -> Unlearned:
+        return super().__call__(model, problem, recipe, seed, None)
+
+
+class HidesOverrun(Step):
+    """Charges no more than it may, computes more."""
+
+    def __call__(self, model: nn.Module, problem: Problem, recipe: Any, seed: int, budget: int | None) -> Unlearned:
+        done = super().__call__(model, problem, recipe, seed, None)
+        return done if budget is None else replace(done, cost=Cost(min(budget, done.cost.gradients), 0.0))
+
+
+class ChargesNothing(Step):
+    def apply(self, student: nn.Module, problem: Problem, recipe: Any, seed: int, meter: Meter) -> nn.Module:
+        return super().apply(student, problem, recipe, seed, Meter())
+
+
+class ChangesFrozen(Step):
+    def apply(self, student: nn.Module, problem: Problem, recipe: Any, seed: int, meter: Meter) -> nn.Module:
+        return noise(super().apply(student, problem, recipe, seed, meter), 0.1, torch.Generator().manual_seed(seed))
+
+
+class Unfreezes(Step):
+    def apply(self, student: nn.Module, *rest: Any) -> nn.Module:
+        return super().apply(student, *rest).requires_grad_(True)
+
+
+class FreezesAll(Step):
+    def apply(self, student: nn.Module, *rest: Any) -> nn.Module:
+        return super().apply(student, *rest).requires_grad_(False)
+
+
+class Unties(Step):
+    def apply(self, student: nn.Module, *rest: Any) -> nn.Module:
+        student = super().apply(student, *rest)
+        for module in student.modules():
+            if isinstance(module, nn.Linear):
+                flag = module.weight.requires_grad
+                module.weight = nn.Parameter(module.weight.detach().clone(), requires_grad=flag)
+        return student
+
+
+class ReturnsInput(Step):
+    def __call__(self, model: nn.Module, *rest: Any) -> Unlearned:
+        return replace(super().__call__(model, *rest), model=model)
+
+
+class ReturnsView(Step):
+    """A module of its own around the input's memory."""
+
+    def __call__(self, model: nn.Module, *rest: Any) -> Unlearned:
+        return replace(super().__call__(model, *rest), model=copy.copy(model))
+
+
+class Diverges(Step):
+    def apply(self, student: nn.Module, *rest: Any) -> nn.Module:
+        with torch.no_grad():
+            next(student.parameters())[0] = torch.nan
+        return student
+
+
+class LeavesTrainMode(Step):
+    def __call__(self, model: nn.Module, *rest: Any) -> Unlearned:
+        done = super().__call__(model, *rest)
+        done.model.train()
+        return done
+
+
+class LeavesPartInTrainMode(Step):
+    def __call__(self, model: nn.Module, *rest: Any) -> Unlearned:
+        done = super().__call__(model, *rest)
+        next(done.model.children()).train()
+        return done
+
+
+class CastsToSingle(Step):
+    def apply(self, student: nn.Module, *rest: Any) -> nn.Module:
+        return super().apply(student, *rest).float()
+
+
+class Wraps(Step):
+    """Same parameters by name and value, but what makes it another model is stored nowhere."""
+
+    def apply(self, student: nn.Module, *rest: Any) -> nn.Module:
+        student = super().apply(student, *rest)
+        student.register_forward_hook(lambda module, args, output: -output)
+        return student
+
+
+class Nests(Step):
+    def apply(self, student: nn.Module, *rest: Any) -> nn.Module:
+        return nn.Sequential(super().apply(student, *rest))
+
+
+class Renames(Retrain):
+    """A model that the recipe built, inside another: no run could read it again."""
+
+    def apply(self, *rest: Any) -> nn.Module:
+        return nn.Sequential(super().apply(*rest))
+
+
+class UsesRecipe(Step):
+    def apply(self, student: nn.Module, problem: Problem, recipe: Any, seed: int, meter: Meter) -> nn.Module:
+        return recipe.fit(student, problem.data, problem.retain, seed, meter)
+
+
+class OnlyClasses(Step):
+    def apply(self, student: nn.Module, problem: Problem, *rest: Any) -> nn.Module:
+        assert isinstance(problem.objective, Classification)
+        return super().apply(student, problem, *rest)
+
+
+class RunsAnyway(Step):
+    needs: ClassVar[frozenset[str]] = frozenset({"classes"})
+
+    def unmet(self, problem: Problem, recipe: Recipe | None) -> list[str]:
+        return []
+
+
+class FailsWithoutRecipe(UsesRecipe):
+    needs: ClassVar[frozenset[str]] = frozenset({"recipe"})
+
+    def unmet(self, problem: Problem, recipe: Recipe | None) -> list[str]:
+        return []
+
+
+class NeedsTheImpossible(Step):
+    needs: ClassVar[frozenset[str]] = frozenset({"clairvoyance"})
+
+
+class ReturnsModule(Step):
+    def __call__(self, *arguments: Any) -> Any:
+        return super().__call__(*arguments).model
+
+
+@dataclass(frozen=True)
+class HoldsCode(Step):
+    function: Any = len
+
+
+WRONG_METHODS = {
+    ChangesInput: "the input model is unchanged",
+    ChangesInputBuffer: "the input model is unchanged",
+    ChangesInputMode: "the input model is unchanged",
+    LeavesGradients: "the input model is unchanged",
+    FreezesInput: "the input model is unchanged",
+    ChangesData: "the data are unchanged",
+    DrawsGlobally: "global randomness is untouched",
+    DrawsFromNumpy: "global randomness is untouched",
+    DrawsFromPython: "global randomness is untouched",
+    Drifts: "deterministic",
+    DependsOnGlobalState: "deterministic",
+    Remembers: "a new model each time",
+    ShallowTeacher: "a teacher of its own",
+    HalfSharedTeacher: "a teacher of its own",
+    AliasedTeacher: "a teacher of its own",
+    IgnoresBudget: "the budget is an upper bound",
+    HidesOverrun: "the budget is an upper bound",
+    ChargesNothing: "costs are counted",
+    ChangesFrozen: "frozen stays frozen",
+    Unfreezes: "frozen stays frozen",
+    FreezesAll: "frozen stays frozen",
+    Unties: "ties are kept",
+    ReturnsInput: "a model of its own",
+    ReturnsView: "a model of its own",
+    Diverges: "finite",
+    LeavesTrainMode: "evaluation mode",
+    LeavesPartInTrainMode: "evaluation mode",
+    CastsToSingle: "device and dtype are kept",
+    Wraps: "can be stored",
+    Nests: "the same parameters",
+    Renames: "can be stored",
+    UsesRecipe: "runs",
+    OnlyClasses: "runs",
+    RunsAnyway: "needs",
+    FailsWithoutRecipe: "needs",
+    NeedsTheImpossible: "needs",
+    ReturnsModule: "returns Unlearned",
+    HoldsCode: "settings can be stored",
+}
+
+
+@pytest.mark.parametrize("right", [Step(), Distils(), Finetune(epochs=2, optimizer="sgd", learning_rate=1e-2)])
+def test_a_right_method_passes(right: Method) -> None:
+    testing.check_method(right)
+
+
+@pytest.mark.parametrize("wrong", WRONG_METHODS, ids=lambda wrong: wrong.__name__)
+def test_a_wrong_method_is_caught(wrong: type[Method]) -> None:
+    with pytest.raises(testing.ContractError) as caught:
+        testing.check_method(wrong())
+    assert caught.value.contract == WRONG_METHODS[wrong], str(caught.value)
+
+
+def test_a_broken_contract_says_what_to_do() -> None:
+    with pytest.raises(AssertionError) as caught:
+        testing.check_method(ShallowTeacher())
+    message = str(caught.value)
+    assert "ShallowTeacher" in message and "a plain classifier" in message and "frozen_copy" in message
+    assert "'first.weight' and 7 more" in message
+
+
+def test_checks_leave_the_global_random_state_alone() -> None:
+    states = [torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()]
+    testing.check_method(Step())
+    with pytest.raises(testing.ContractError):
+        testing.check_method(DrawsFromNumpy())
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert np.array_equal(np.random.get_state()[1], states[1]) and random.getstate() == states[2]
+
+
+# --- Attacks ---------------------------------------------------------------------------------------------------------
+
+
+class Quick(Relearn):
+    """A right attack; the wrong ones change one thing."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"k": 1, "epochs": 2, "points": 4, "batch_size": 16, "learning_rate": 1e-2} | settings)
+
+
+class TrainsOnHeldOut(Quick):
+    def training_ids(self, problem: Problem) -> Tensor:
+        return torch.cat([problem.retain, problem.held_out[:1]])
+
+
+class TrainsOnRelatives(Quick):
+    """Retained examples of a held-out example's group: on the classifier there are three."""
+
+    def training_ids(self, problem: Problem) -> Tensor:
+        return torch.cat([problem.retain, problem.exposed[:1]])
+
+
+class LearnsStatistics(Quick):
+    def __call__(self, model: nn.Module, case: Case, seed: int) -> Attacked:
+        student = copy_for_training(model)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            case.problem.objective.decisions(student, case.problem.data.batch(case.problem.held_out))
+        return super().__call__(model, case, seed)
+
+
+class AttacksInput(Quick):
+    def __call__(self, model: nn.Module, case: Case, seed: int) -> Attacked:
+        with torch.no_grad():
+            next(model.parameters()).mul_(1.1)
+        return super().__call__(model, case, seed)
+
+
+class AttacksAtRandom(Quick):
+    def __call__(self, model: nn.Module, case: Case, seed: int) -> Attacked:
+        return super().__call__(model, case, seed + next(_calls))
+
+
+class AttackDrawsGlobally(Quick):
+    def __call__(self, model: nn.Module, case: Case, seed: int) -> Attacked:
+        torch.randn(1)
+        return super().__call__(model, case, seed)
+
+
+class CurveTooShort(Quick):
+    def __call__(self, model: nn.Module, case: Case, seed: int) -> Attacked:
+        done = super().__call__(model, case, seed)
+        return replace(done, curve=replace(done.curve, values=done.curve.values[1:]))
+
+
+class CurveOverOne(Quick):
+    def __call__(self, model: nn.Module, case: Case, seed: int) -> Attacked:
+        done = super().__call__(model, case, seed)
+        return replace(done, curve=replace(done.curve, values=done.curve.values + 1))
+
+
+class CurveBackwards(Quick):
+    def __call__(self, model: nn.Module, case: Case, seed: int) -> Attacked:
+        done = super().__call__(model, case, seed)
+        return replace(done, curve=replace(done.curve, steps=done.curve.steps[::-1].copy()))
+
+
+class CurveOfExposed(Quick):
+    def __call__(self, model: nn.Module, case: Case, seed: int) -> Attacked:
+        done = super().__call__(model, case, seed)
+        ids = case.problem.forget[: len(done.curve.ids)].numpy()
+        return replace(done, curve=replace(done.curve, ids=ids))
+
+
+class CurveFromElsewhere(Quick):
+    def __call__(self, model: nn.Module, case: Case, seed: int) -> Attacked:
+        done = super().__call__(model, case, seed)
+        values = done.curve.values.copy()
+        values[0] = 1 - values[0]
+        return replace(done, curve=replace(done.curve, values=values))
+
+
+class NotThePeak(Quick):
+    def __call__(self, model: nn.Module, case: Case, seed: int) -> Attacked:
+        done = super().__call__(model, case, seed)
+        return replace(done, model=noise(done.model, 3.0, torch.Generator().manual_seed(0)))
+
+
+class AttackedInTrainMode(Quick):
+    def __call__(self, model: nn.Module, case: Case, seed: int) -> Attacked:
+        done = super().__call__(model, case, seed)
+        return replace(done, model=done.model.train())
+
+
+class AttackReturnsInput(Quick):
+    def __call__(self, model: nn.Module, case: Case, seed: int) -> Attacked:
+        return replace(super().__call__(model, case, seed), model=model)
+
+
+class AttackReturnsModule(Quick):
+    def __call__(self, model: nn.Module, case: Case, seed: int) -> Any:
+        return super().__call__(model, case, seed).model
+
+
+WRONG_ATTACKS = {
+    TrainsOnHeldOut: "held-out examples are not trained on",
+    TrainsOnRelatives: "held-out examples are not trained on",
+    LearnsStatistics: "held-out examples are seen in evaluation mode",
+    AttacksInput: "the input model is unchanged",
+    AttacksAtRandom: "deterministic",
+    AttackDrawsGlobally: "global randomness is untouched",
+    CurveTooShort: "shape of the curve",
+    CurveOverOne: "values of the curve",
+    CurveBackwards: "steps of the curve",
+    CurveOfExposed: "ids of the curve",
+    CurveFromElsewhere: "the first point can be reproduced",
+    NotThePeak: "the peak can be reproduced",
+    AttackedInTrainMode: "evaluation mode",
+    AttackReturnsInput: "a model of its own",
+    AttackReturnsModule: "returns Attacked",
+}
+
+
+def test_a_right_attack_passes() -> None:
+    testing.check_attack(Quick())
+
+
+@pytest.mark.parametrize("wrong", WRONG_ATTACKS, ids=lambda wrong: wrong.__name__)
+def test_a_wrong_attack_is_caught(wrong: type[Quick]) -> None:
+    with pytest.raises(testing.ContractError) as caught:
+        testing.check_attack(wrong())
+    assert caught.value.contract == WRONG_ATTACKS[wrong], str(caught.value)
+
+
+# --- Audits ----------------------------------------------------------------------------------------------------------
+
+
+class AuditWrites(Accuracy):
+    def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
+        with torch.no_grad():
+            next(model.parameters()).add_(1e-3)
+        return super().__call__(model, case, seed)
+
+
+class AuditWritesOriginal(Accuracy):
+    def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
+        with torch.no_grad():
+            next(case.original.parameters()).add_(1e-3)
+        return super().__call__(model, case, seed)
+
+
+class AuditLosesMode(Accuracy):
+    def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
+        return super().__call__(model.eval(), case, seed)
+
+
+class AuditDraws(Accuracy):
+    def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
+        torch.rand(1)
+        return super().__call__(model, case, seed)
+
+
+def changed(found: list[Scores], **changes: Any) -> list[Scores]:
+    return [replace(found[0], **changes), *found[1:]]
+
+
+class AuditAtRandom(Accuracy):
+    def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
+        found = super().__call__(model, case, seed)
+        return changed(found, values=found[0].values + next(_calls))
+
+
+class AuditOfExposed(Accuracy):
+    def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
+        found, ids = super().__call__(model, case, seed), case.problem.forget
+        ids = ids[: found[0].ids.size]
+        return changed(found, ids=ids.numpy(), group=case.problem.data.group_of(ids).numpy())
+
+
+class AuditTwice(Accuracy):
+    def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
+        found = super().__call__(model, case, seed)
+        ids = np.full_like(found[0].ids, found[0].ids[0])
+        return changed(found, ids=ids, group=case.problem.data.group_of(torch.from_numpy(ids)).numpy())
+
+
+class AuditNotFinite(Accuracy):
+    def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
+        found = super().__call__(model, case, seed)
+        return changed(found, values=found[0].values / 0 if found[0].values.any() else found[0].values + np.inf)
+
+
+class AuditWithoutGroups(Accuracy):
+    def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
+        return changed(super().__call__(model, case, seed), group=None)
+
+
+class AuditOfChosen(Accuracy):
+    """Scores the examples that this very model finds hard."""
+
+    def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
+        found = super().__call__(model, case, seed)
+        first = round(float(next(model.parameters()).detach().double().abs().sum()) * 1e6) % 2
+        one = slice(first, first + 2)
+        groups = case.problem.data.group_of(torch.from_numpy(found[0].ids[one].copy())).numpy()
+        return changed(found, values=found[0].values[one], ids=found[0].ids[one], group=groups)
+
+
+class AuditOfNothing(Accuracy):
+    def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
+        return []
+
+
+class AuditSameKey(Accuracy):
+    def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
+        found = super().__call__(model, case, seed)
+        return [*found, found[0]]
+
+
+class AuditCannotTokens(Accuracy):
+    def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
+        assert case.problem.data.kind == "classes"
+        return super().__call__(model, case, seed)
+
+
+WRONG_AUDITS = {
+    AuditWrites: "the input model is unchanged",
+    AuditWritesOriginal: "the input model is unchanged",
+    AuditLosesMode: "the input model is unchanged",
+    AuditDraws: "global randomness is untouched",
+    AuditAtRandom: "deterministic",
+    AuditOfExposed: "ids belong to the split",
+    AuditTwice: "each example once",
+    AuditNotFinite: "finite",
+    AuditWithoutGroups: "groups are passed on",
+    AuditOfChosen: "the same examples for every model",
+    AuditOfNothing: "returns scores",
+    AuditSameKey: "one entry per metric and split",
+    AuditCannotTokens: "runs",
+}
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("wrong", WRONG_AUDITS, ids=lambda wrong: wrong.__name__)
+def test_a_wrong_audit_is_caught(wrong: type[Accuracy]) -> None:
+    with pytest.raises(testing.ContractError) as caught:
+        testing.check_audit(wrong())
+    assert caught.value.contract == WRONG_AUDITS[wrong], str(caught.value)
+
+
+# --- Tasks -----------------------------------------------------------------------------------------------------------
+
+
+class TaskWrites(LabelSwap):
+    def __call__(self, data: Data, seed: int, measured: Mapping[str, Tensor]) -> Problem:
+        data.targets[0] = (data.targets[0] + 1) % 10
+        return super().__call__(data, seed, measured)
+
+
+class TaskAtRandom(LabelSwap):
+    def __call__(self, data: Data, seed: int, measured: Mapping[str, Tensor]) -> Problem:
+        return super().__call__(data, seed + next(_calls), measured)
+
+
+class TaskMeasuresAtRandom(LabelSwap):
+    def measure(self, data: Data, recipe: Recipe, seed: int) -> Mapping[str, Tensor]:
+        return {"shift": torch.tensor(next(_calls))}
+
+    def __call__(self, data: Data, seed: int, measured: Mapping[str, Tensor]) -> Problem:
+        return super().__call__(data, seed + int(measured["shift"]), measured)
+
+
+class TaskDraws(LabelSwap):
+    def __call__(self, data: Data, seed: int, measured: Mapping[str, Tensor]) -> Problem:
+        torch.rand(1)
+        return super().__call__(data, seed, measured)
+
+
+class Unchecked(Problem):
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "objective", infer_objective(self.data))
+
+
+class TaskOverlaps(LabelSwap):
+    def __call__(self, data: Data, seed: int, measured: Mapping[str, Tensor]) -> Problem:
+        problem = super().__call__(data, seed, measured)
+        return Unchecked(problem.data, problem.forget, data.train, data.test)
+
+
+class TaskLosesExamples(LabelSwap):
+    def __call__(self, data: Data, seed: int, measured: Mapping[str, Tensor]) -> Problem:
+        problem = super().__call__(data, seed, measured)
+        return replace(problem, retain=problem.retain[1:])
+
+
+class TaskHoldsOutTraining(LabelSwap):
+    def __call__(self, data: Data, seed: int, measured: Mapping[str, Tensor]) -> Problem:
+        problem = super().__call__(data, seed, measured)
+        return replace(problem, holdout=problem.retain[:3])
+
+
+class TaskHoldsOutTest(LabelSwap):
+    def __call__(self, data: Data, seed: int, measured: Mapping[str, Tensor]) -> Problem:
+        problem = super().__call__(data, seed, measured)
+        return replace(problem, holdout=problem.test[:3])
+
+
+class TaskCorruptsTest(LabelSwap):
+    def __call__(self, data: Data, seed: int, measured: Mapping[str, Tensor]) -> Problem:
+        problem = super().__call__(data, seed, measured)
+        return replace(problem, corrupted=problem.test[:3])
+
+
+class Leaky(Problem):
+    @property
+    def exposed(self) -> Tensor:
+        return self.forget[:5]
+
+
+class TaskSplitsItself(LabelSwap):
+    def __call__(self, data: Data, seed: int, measured: Mapping[str, Tensor]) -> Problem:
+        problem = super().__call__(data, seed, measured)
+        return Leaky(problem.data, problem.forget, problem.retain, problem.test)
+
+
+class PlantsUngrouped(PlantedText):
+    def __call__(self, data: Data, seed: int, measured: Mapping[str, Tensor]) -> Problem:
+        problem = super().__call__(data, seed, measured)
+        return replace(problem, data=replace(problem.data, groups=None))
+
+
+class RefusesAll(LabelSwap):
+    def __call__(self, data: Data, seed: int, measured: Mapping[str, Tensor]) -> Problem:
+        raise SpecError("nothing is good enough")
+
+
+WRONG_TASKS = {
+    TaskWrites: "the data are unchanged",
+    TaskAtRandom: "deterministic",
+    TaskMeasuresAtRandom: "deterministic",
+    TaskDraws: "global randomness is untouched",
+    TaskOverlaps: "forget and retain are disjoint",
+    TaskLosesExamples: "forget and retain cover the training set",
+    TaskHoldsOutTraining: "nobody trains on the holdout set",
+    TaskHoldsOutTest: "hold-out and test set are disjoint",
+    TaskCorruptsTest: "corruption is trained on",
+    TaskSplitsItself: "exposed and held-out split the forget set",
+    PlantsUngrouped: "copies stay together",
+    RefusesAll: "some data carry it",
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_TASKS, ids=lambda wrong: wrong.__name__)
+def test_a_wrong_task_is_caught(wrong: type[Task]) -> None:
+    with pytest.raises(testing.ContractError) as caught:
+        testing.check_task(wrong(count=20))
+    assert caught.value.contract == WRONG_TASKS[wrong], str(caught.value)
+
+
+# --- Models ----------------------------------------------------------------------------------------------------------
+
+
+class ModelTooNarrow(MLP):
+    def __call__(self, data: Data) -> nn.Sequential:
+        return super().__call__(replace(data, targets=data.targets % 5, labels=data.labels[:5]))
+
+
+class ModelAtRandom(MLP):
+    def __call__(self, data: Data) -> nn.Sequential:
+        torch.manual_seed(next(_calls))
+        return super().__call__(data)
+
+
+class ModelAlwaysTheSame(MLP):
+    def __call__(self, data: Data) -> nn.Sequential:
+        torch.manual_seed(0)
+        return super().__call__(data)
+
+
+class ModelDrawsFromNumpy(MLP):
+    def __call__(self, data: Data) -> nn.Sequential:
+        np.random.rand()
+        return super().__call__(data)
+
+
+class ModelWithIdlePart(MLP):
+    def __call__(self, data: Data) -> nn.Sequential:
+        model = super().__call__(data)
+        model.register_parameter("idle", nn.Parameter(torch.zeros(1)))
+        return model
+
+
+class ModelForgetsBuffer(MLP):
+    def __call__(self, data: Data) -> nn.Sequential:
+        model = super().__call__(data)
+        model.register_buffer("mask", torch.rand(3), persistent=False)
+        return model
+
+
+class Single(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.inner(inputs.float())
+
+
+class ModelOnlySingle(MLP):
+    def __call__(self, data: Data) -> Any:
+        return Single(super().__call__(data))
+
+
+class ModelRefusesAll(MLP):
+    def __call__(self, data: Data) -> Any:
+        raise SpecError("nothing is good enough")
+
+
+class Peeks(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        logits = self.inner(tokens)
+        return logits + logits.mean(1, keepdim=True)
+
+
+class ModelPeeks(Architecture):
+    def __call__(self, data: Data) -> nn.Module:
+        return Peeks(GPT(width=8, layers=1, heads=2)(data))
+
+
+class ModelFailsOnTokens(MLP):
+    def __call__(self, data: Data) -> nn.Sequential:
+        return super().__call__(replace(data, kind="classes", targets=torch.zeros(len(data), dtype=torch.int64)))
+
+
+WRONG_MODELS = {
+    ModelTooNarrow: "one output per label",
+    ModelAtRandom: "the seed decides the weights",
+    ModelAlwaysTheSame: "the seed decides the weights",
+    ModelDrawsFromNumpy: "global randomness is untouched",
+    ModelWithIdlePart: "every parameter is used",
+    ModelForgetsBuffer: "weights can be stored",
+    ModelOnlySingle: "runs",
+    ModelRefusesAll: "some data fit",
+    ModelPeeks: "no later token is seen",
+    ModelFailsOnTokens: "runs",
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_MODELS, ids=lambda wrong: wrong.__name__)
+def test_a_wrong_model_is_caught(wrong: type[Architecture]) -> None:
+    with pytest.raises(testing.ContractError) as caught:
+        testing.check_model(wrong())
+    assert caught.value.contract == WRONG_MODELS[wrong], str(caught.value)
+
+
+# --- Data ------------------------------------------------------------------------------------------------------------
+
+
+class DataAtRandom(Digits):
+    def __call__(self) -> Data:
+        data = super().__call__()
+        return replace(data, inputs=data.inputs + next(_calls))
+
+
+class DataDraws(Digits):
+    def __call__(self) -> Data:
+        torch.rand(1)
+        return super().__call__()
+
+
+class DataLeaks(Digits):
+    def __call__(self) -> Data:
+        data = super().__call__()
+        return replace(data, test=data.train[:10])
+
+
+class DataWithoutTest(Digits):
+    def __call__(self) -> Data:
+        data = super().__call__()
+        return replace(data, test=data.test[:0])
+
+
+class DataDouble(Digits):
+    def __call__(self) -> Data:
+        data = super().__call__()
+        return replace(data, inputs=data.inputs.double())
+
+
+class DataUntrainedClass(Digits):
+    def __call__(self) -> Data:
+        data = super().__call__()
+        return replace(data, train=data.train[data.targets[data.train] != 3])
+
+
+class DataWrongScores(Digits):
+    def __call__(self) -> Data:
+        data = super().__call__()
+        return replace(data, cscore=torch.full((len(data),), 1.5, dtype=torch.float64))
+
+
+class DataIsTensor(Digits):
+    def __call__(self) -> Any:
+        return super().__call__().inputs
+
+
+WRONG_DATA = {
+    DataAtRandom: "deterministic",
+    DataDraws: "global randomness is untouched",
+    DataLeaks: "training and test examples",
+    DataWithoutTest: "training and test examples",
+    DataDouble: "types",
+    DataUntrainedClass: "every class is trained on",
+    DataWrongScores: "C-scores are shares",
+    DataIsTensor: "returns Data",
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_DATA, ids=lambda wrong: wrong.__name__)
+def test_wrong_data_are_caught(wrong: type[Source]) -> None:
+    with pytest.raises(testing.ContractError) as caught:
+        testing.check_data(wrong())
+    assert caught.value.contract == WRONG_DATA[wrong], str(caught.value)
+
+
+def test_no_contract_is_without_a_part_that_breaks_it() -> None:
+    """A new check needs a wrong part here: names of contracts in the source are those caught above."""
+    import ast
+    import inspect
+
+    caught = {
+        *WRONG_METHODS.values(),
+        *WRONG_ATTACKS.values(),
+        *WRONG_AUDITS.values(),
+        *WRONG_TASKS.values(),
+        *WRONG_MODELS.values(),
+        *WRONG_DATA.values(),
+    }
+    named = set()
+    for node in ast.walk(ast.parse(inspect.getsource(testing))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("fail", "ContractError"):
+            contract = node.args[0 if node.func.id == "fail" else 1]
+            if isinstance(contract, ast.Constant):
+                named.add(contract.value)
+    assert len(named) > 30 and named <= caught

@@ -1,0 +1,127 @@
+"""The notebook path on a model, data and training loop of the user's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import expunge
+from expunge.base.errors import MissingError, SpecError
+from expunge.reporting.verify import verify
+
+
+def build() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 10))
+
+
+def train(model: nn.Module, dataset: Dataset[tuple[Tensor, Tensor]]) -> None:
+    """A training script that knows nothing of expunge."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(80):
+        for x, y in DataLoader(dataset, batch_size=64, shuffle=True):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+
+
+class Setting:
+    """Digits with 40 wrong labels, learned by heart."""
+
+    def __init__(self) -> None:
+        bunch = load_digits()
+        x, y = torch.tensor(bunch.images / 16).float(), torch.tensor(bunch.target)
+        wrong = y.clone()
+        wrong[:40] = (wrong[:40] + 1 + torch.arange(40) % 9) % 10
+        self.forget = TensorDataset(x[:40], wrong[:40])
+        self.retain = TensorDataset(x[40:440], y[40:440])
+        self.test = TensorDataset(x[440:1200], y[440:1200])
+        self.holdout = TensorDataset(x[1200:1300], (y[1200:1300] + 1) % 10)
+        torch.manual_seed(0)
+        self.model = build()
+        train(self.model, torch.utils.data.ConcatDataset([self.forget, self.retain]))
+
+
+@pytest.fixture(scope="module")
+def own() -> Setting:
+    return Setting()
+
+
+def test_four_lines(own: Setting, tmp_path: Path) -> None:
+    case = expunge.case(
+        own.model, forget=own.forget, retain=own.retain, test=own.test, recipe=expunge.recipe(build, train)
+    )
+    done = expunge.unlearn(case, "random_relabel", epochs=5, learning_rate=1e-3)
+    result = expunge.audit(done, case)
+    page = expunge.report(result, tmp_path / "report.html")
+
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert result.verdict.claim == "model"
+    assert {row["model"] for row in result.rows} == {"original", "reference", "random_relabel"}
+    assert sum(row["model"] == "reference" and row["seed"] is not None for row in result.rows) > 0
+
+
+def test_a_model_that_was_never_unlearned_is_caught(own: Setting) -> None:
+    case = expunge.case(
+        own.model, forget=own.forget, retain=own.retain, test=own.test, recipe=expunge.recipe(build, train)
+    )
+    done = expunge.unlearn(case, "finetune", epochs=1, learning_rate=1e-9)
+    assert expunge.audit(done, case, attacks=[]).verdict.verdict == "incomplete"
+
+
+def test_without_a_recipe_it_accuses_or_says_nothing(own: Setting) -> None:
+    case = expunge.case(own.model, forget=own.forget, retain=own.retain, test=own.test, holdout=own.holdout)
+    with pytest.raises(MissingError, match="recipe"):
+        expunge.unlearn(case, "retrain")
+    done = expunge.unlearn(case, "finetune", epochs=1, learning_rate=1e-9)
+    result = expunge.audit(done, case)
+    assert result.verdict.claim == "no reference"
+    assert result.verdict.verdict in ("incomplete", "inconclusive")
+    assert all(row["gap"] is None for row in result.rows)
+
+
+def test_the_record_of_a_notebook_can_be_verified(own: Setting, tmp_path: Path) -> None:
+    case = expunge.case(own.model, forget=own.forget, retain=own.retain, test=own.test, holdout=own.holdout)
+    result = expunge.audit(expunge.unlearn(case, "finetune", epochs=1), case)
+    assert verify(result.save(tmp_path / "run"))["verdicts"] == 1
+
+
+def test_references_are_trained_once(own: Setting) -> None:
+    trainings = []
+
+    def counted(model: nn.Module, dataset: Dataset[tuple[Tensor, Tensor]]) -> None:
+        trainings.append(1)
+
+    case = expunge.case(
+        own.model, forget=own.forget, retain=own.retain, test=own.test, recipe=expunge.recipe(build, counted)
+    )
+    done = expunge.unlearn(case, "finetune", epochs=1)
+    expunge.audit(done, case, attacks=[])
+    expunge.audit(done, case, attacks=[])
+    assert len(trainings) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"forget": []}, "forget: it holds no examples"),
+        ({"forget": 3}, "forget: found int"),
+        ({"retain": [{"picture": 1, "y": 2}]}, "retain: item 0 has keys"),
+        ({"test": (torch.rand(3, 5), torch.zeros(3).long())}, "inputs have shapes"),
+        (
+            dict.fromkeys(("forget", "retain", "test"), (torch.rand(3, 8, 8), torch.rand(3))),
+            "targets are torch.float32",
+        ),
+        ({"forget": (torch.rand(3, 8, 8) * torch.nan, torch.zeros(3).long())}, "not finite"),
+        ({"forget": (torch.rand(3, 8, 8), torch.full((3,), 11))}, "label 11"),
+    ],
+)
+def test_bad_data_is_named(own: Setting, change: dict[str, object], message: str) -> None:
+    data = {"forget": own.forget, "retain": own.retain, "test": own.test} | change
+    with pytest.raises(SpecError, match=message):
+        expunge.case(own.model, **data)  # type: ignore[arg-type]

@@ -1,0 +1,72 @@
+"""The doctor names what is missing and how to get it, and survives whatever is missing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from expunge.reporting import doctor
+
+
+def checks() -> dict[str, dict[str, Any]]:
+    return {check["what"]: check for check in doctor.examine()["checks"]}
+
+
+def test_it_looks_at_everything_that_the_demo_and_tests_use() -> None:
+    found = checks()
+    assert {"python", "torch", "numpy", "scipy", "cores", "memory", "disk here", "embedded data"} <= set(found)
+    assert {"full Fashion-MNIST", "browser for tests"} <= set(found)
+    for check in found.values():
+        assert set(check) == {"what", "ok", "found", "remedy"}
+        assert check["ok"] == (check["remedy"] == "")
+        assert check["found"]
+
+
+def test_what_these_tests_run_on_is_fine() -> None:
+    found = checks()
+    assert all(found[what]["ok"] for what in ("python", "torch", "numpy", "scipy", "embedded data"))
+
+
+def test_missing_and_old_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "torch":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1.2" if name == "numpy" else real(name)
+
+    monkeypatch.setattr(doctor, "version", version)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    found = checks()
+    assert found["torch"]["found"] == "not installed"
+    assert "pip install torch" in found["torch"]["remedy"]
+    assert found["numpy"]["found"].startswith("1.2, and 1.26 is needed")
+    assert found["numpy"]["remedy"].startswith("pip install 'numpy>=1.26")
+
+
+def test_missing_data_and_browser(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EXPUNGE_FASHION_MNIST", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(doctor, "PACKAGE", tmp_path)
+    found = checks()
+    assert found["full Fashion-MNIST"]["remedy"].startswith("apt-get install dataset-fashion-mnist")
+    assert found["browser for tests"]["remedy"].startswith("apt-get install chromium")
+    assert not found["embedded data"]["ok"]
+
+
+def test_the_data_are_where_their_loader_looks() -> None:
+    from expunge.data import fashion_mnist
+
+    assert doctor.FASHION_MNIST == fashion_mnist.DEBIAN
+    assert doctor.FASHION_MNIST_FILES == fashion_mnist.FILES
+    assert (fashion_mnist.EMBEDDED.name, fashion_mnist.CSCORES.name) == doctor.EMBEDDED
+    assert fashion_mnist.EMBEDDED.parent == doctor.PACKAGE / "data" / "assets"
+
+
+def test_a_system_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_memory_gb", lambda: (None, None))
+    assert checks()["memory"]["ok"]

@@ -1,0 +1,175 @@
+"""The page says what the record says, carries everything with it, and is the same for the same record."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from expunge.base.errors import RunError, SpecError
+from expunge.base.spec import VERDICTS, parse
+from expunge.reporting._toml import toml
+from expunge.reporting.page import MEANINGS, write_report
+
+
+class Reader(HTMLParser):
+    """Collects ids and text, and holds that elements are closed in order."""
+
+    VOID = ("meta", "link", "br", "img", "input")
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.ids += [value for name, value in attrs if name == "id" and value]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words += data.split()
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.words)
+
+
+def page_of(folder: Path) -> str:
+    return write_report(folder).read_text(encoding="utf-8")
+
+
+def test_verdicts_reasons_and_numbers_are_there(run_folder: Path) -> None:
+    text = Reader(page_of(run_folder)).text
+    for verdict in json.loads((run_folder / "verdicts.json").read_text()):
+        for flag in verdict["flags"]:
+            assert MEANINGS[flag] in text
+        for reason in verdict["reasons"]:
+            assert reason in text
+    assert "Knows 20.0 %, 90.0 % after relearn; retrained 10.0 %, original 100.0 %." in text
+    assert "5.0 %" in text  # 40 gradients of 800
+    assert "expunge run sample.toml" in text
+
+
+def test_every_flag_has_a_meaning() -> None:
+    assert tuple(MEANINGS) == VERDICTS
+
+
+def test_the_order_is_verdicts_estimates_attacks_paths_costs_spec(run_folder: Path) -> None:
+    headings = re.findall(r'<h2 id="(\w+)"', page_of(run_folder))
+    assert headings == ["verdicts", "estimates", "attacks", "paths", "costs", "again"]
+
+
+def test_the_page_stands_alone(run_folder: Path) -> None:
+    page = page_of(run_folder)
+    assert len(page) < 1_000_000
+    assert "http:" not in page and "https:" not in page
+    loaded = re.findall(r'(?:src|href)="([^"#][^"]*)"', page)
+    assert set(loaded) == {"data:,", "results.jsonl", "verdicts.json", "manifest.json"}
+    for name in loaded[1:]:
+        assert (run_folder / name).is_file()
+
+
+def test_elements_are_closed_and_ids_unique(run_folder: Path) -> None:
+    read = Reader(page_of(run_folder))
+    assert read.open == []
+    assert [name for name, count in Counter(read.ids).items() if count > 1] == []
+
+
+def test_every_reference_inside_a_drawing_resolves(run_folder: Path) -> None:
+    page = page_of(run_folder)
+    ids = set(Reader(page).ids)
+    used = set(re.findall(r'href="#([^"]+)"', page)) | set(re.findall(r"url\(#([^)]+)\)", page))
+    assert used and used <= ids
+
+
+def test_drawings_take_their_colours_from_the_page(run_folder: Path) -> None:
+    drawings = re.findall(r"<svg.*?</svg>", page_of(run_folder), flags=re.DOTALL)
+    assert len(drawings) == 2 + 3  # attack curves of two methods, paths of the reference and both
+    for drawing in drawings:
+        assert re.findall(r"#[0-9a-f]{6}\b", drawing) == []
+        assert "var(--method)" in drawing
+        assert "<text" in drawing
+
+
+def test_the_same_record_gives_the_same_bytes(run_folder: Path) -> None:
+    assert page_of(run_folder) == page_of(run_folder)
+    assert [path.name for path in run_folder.iterdir() if path.name.startswith(".")] == []
+
+
+def test_what_users_write_is_escaped(run_folder: Path) -> None:
+    page = page_of(run_folder)
+    assert "<b>bold</b>" not in page
+    assert "&lt;b&gt;bold&lt;/b&gt;" in page
+
+
+def test_a_run_without_attacks_says_so(make_run: Callable[..., Path]) -> None:
+    page = page_of(make_run(attacks=[]))
+    assert "No attack was tried" in page
+    assert 'id="attacks"' not in page
+
+
+def test_a_run_without_methods_has_a_page(make_run: Callable[..., Path]) -> None:
+    text = Reader(page_of(make_run({"original": (1.0, None), "reference": (0.1, 0.1)}))).text
+    assert "then 0 methods tried" in text
+
+
+def test_one_model_of_the_users_has_an_interval_over_examples(make_run: Callable[..., Path]) -> None:
+    text = Reader(page_of(make_run(about_one_model=True))).text
+    assert "one model alone has an interval over examples" in text
+    # Wilson's 90 % interval of 20 right among 200.
+    assert re.search(r"clean 10\.0 7\.0 to 14\.0", text)
+
+
+def test_values_that_are_not_finite_are_named(make_run: Callable[..., Path]) -> None:
+    folder = make_run()
+    from expunge.base.record import rows_to_text
+    from expunge.evidence import scores
+    from expunge.evidence.table import read_table, verdicts_text
+
+    for name in (f"scores/hidden-s{seed}-path.safetensors" for seed in range(3)):
+        held = scores.load(folder / name)
+        losses = held[1].values * float("nan")
+        changed = scores.Scores(
+            "barrier", "forget", losses, held[1].ids, "predictor", "nats", "reference", reduce="barrier"
+        )
+        scores.save(folder / name, [held[0], changed])
+    table = read_table(folder, json.loads((folder / "manifest.json").read_text()))
+    (folder / "results.jsonl").write_text(rows_to_text(table.rows()))
+    (folder / "verdicts.json").write_text(verdicts_text(table))
+    assert "not finite" in page_of(folder)
+
+
+def test_an_unfinished_run_and_a_damaged_file_have_messages(run_folder: Path) -> None:
+    (run_folder / "verdicts.json").write_text("[")
+    with pytest.raises(RunError, match=r"verdicts\.json: the file is damaged"):
+        write_report(run_folder)
+    (run_folder / "manifest.json").unlink()
+    with pytest.raises(SpecError, match="not finished"):
+        write_report(run_folder)
+
+
+def test_the_spec_is_toml_that_reads_back(run_folder: Path) -> None:
+    resolved = json.loads((run_folder / "spec.json").read_text())
+    resolved["data"]["keywords"] = {"a b": [1, 2.5], "c": {"d": True}}
+    read = tomllib.loads(toml(resolved))
+
+    def known(value: object) -> object:
+        """Without what is null or an empty list of tables: both mean the default."""
+        if isinstance(value, dict):
+            return {key: known(item) for key, item in value.items() if item is not None and item != []}
+        return [known(item) for item in value] if isinstance(value, list) else value
+
+    assert read == known(resolved)
+    parse(read, run_folder)

@@ -1,0 +1,130 @@
+"""A record is checked as it stands, and any change to it is found and named."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from expunge.base.errors import RunError, SpecError
+from expunge.base.record import file_digest
+from expunge.evidence import scores
+from expunge.reporting.verify import verify
+
+
+def accept_digest(folder: Path, name: str) -> None:
+    """Put the digest of a changed file into the manifest, as a careful forger would."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    listed = [file for stage in manifest["stages"] for file in stage["files"].values() if file["path"] == name]
+    for file in listed:
+        file["sha256"] = file_digest(folder / name)
+    if name in manifest["results"]:
+        manifest["results"][name] = file_digest(folder / name)
+    path.write_text(json.dumps(manifest))
+
+
+def test_an_untouched_run_agrees(run_folder: Path) -> None:
+    manifest = json.loads((run_folder / "manifest.json").read_text())
+    rows = (run_folder / "results.jsonl").read_text().count("\n")
+    found = verify(run_folder)
+    assert found == {"digests": sum(len(s["files"]) for s in manifest["stages"]) + 2, "rows": rows, "verdicts": 2}
+
+
+@pytest.mark.parametrize(
+    "name", ["scores/hidden-s1-accuracy.safetensors", "models/clean-s0.safetensors", "results.jsonl"]
+)
+def test_a_changed_byte_is_named(run_folder: Path, name: str) -> None:
+    path = run_folder / name
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(RunError, match=name) as caught:
+        verify(run_folder)
+    assert caught.value.exit_code == 4
+
+
+def test_a_missing_file_is_named(run_folder: Path) -> None:
+    (run_folder / "models" / "clean-s2.safetensors").unlink()
+    with pytest.raises(RunError, match=r"clean-s2\.safetensors: the file is missing"):
+        verify(run_folder)
+
+
+def test_changed_scores_with_a_changed_digest_disagree_with_the_rows(run_folder: Path) -> None:
+    name = "scores/hidden-s1-relearn-accuracy.safetensors"
+    held = scores.load(run_folder / name)
+    values = np.zeros_like(held[0].values)
+    changed = scores.Scores("accuracy", "forget", values, held[0].ids, "knowledge", "share", "reference")
+    scores.save(run_folder / name, [changed])
+    accept_digest(run_folder, name)
+    line = next(
+        number
+        for number, row in enumerate(map(json.loads, (run_folder / "results.jsonl").read_text().splitlines()), start=1)
+        if (row["model"], row["seed"], row["attack"]) == ("hidden", 1, "relearn")
+    )
+    with pytest.raises(RunError, match=rf"results\.jsonl:{line}: "):
+        verify(run_folder)
+
+
+def test_a_flattered_verdict_is_named(run_folder: Path) -> None:
+    path = run_folder / "verdicts.json"
+    path.write_text(path.read_text().replace('"verdict": "dormant"', '"verdict": "erased"'))
+    accept_digest(run_folder, "verdicts.json")
+    with pytest.raises(RunError, match=r"\[1\]\.verdict: the verdict about 'hidden' has 'erased'; allowed: 'dormant'"):
+        verify(run_folder)
+
+
+def test_dropped_rows_and_verdicts_are_found(run_folder: Path) -> None:
+    path = run_folder / "results.jsonl"
+    whole = path.read_text()
+    path.write_text("".join(whole.splitlines(keepends=True)[:-1]))
+    accept_digest(run_folder, "results.jsonl")
+    with pytest.raises(RunError, match="rows"):
+        verify(run_folder)
+    path.write_text(whole)
+    (run_folder / "verdicts.json").write_text("[]\n")
+    for name in ("results.jsonl", "verdicts.json"):
+        accept_digest(run_folder, name)
+    with pytest.raises(RunError, match="found 0 verdicts"):
+        verify(run_folder)
+
+
+def test_a_folder_without_a_run_is_a_mistake_of_the_user(tmp_path: Path, run_folder: Path) -> None:
+    with pytest.raises(SpecError, match="holds no run"):
+        verify(tmp_path)
+    with pytest.raises(SpecError, match="holds no run"):
+        verify(tmp_path / "nowhere")
+    (run_folder / "manifest.json").unlink()
+    with pytest.raises(SpecError, match=r"not finished.*run the same command again"):
+        verify(run_folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"stages": [], "format": 99}', '{"stages": [{}], "format": 1}'])
+def test_a_damaged_manifest_is_named(run_folder: Path, text: str) -> None:
+    (run_folder / "manifest.json").write_text(text)
+    with pytest.raises(RunError, match=r"manifest\.json"):
+        verify(run_folder)
+
+
+def test_other_versions_are_mentioned(run_folder: Path) -> None:
+    path = run_folder / "env.json"
+    path.write_text(path.read_text().replace('"expunge": "0.1.0"', '"expunge": "0.0.1"'))
+    verdicts = run_folder / "verdicts.json"
+    verdicts.write_text(verdicts.read_text().replace("0.9", "0.8"))
+    accept_digest(run_folder, "verdicts.json")
+    with pytest.raises(RunError, match=r"versions differ: expunge 0\.0\.1 recorded"):
+        verify(run_folder)
+
+
+def test_no_torch_is_needed(run_folder: Path) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"  # importing it now fails
+        "from pathlib import Path\n"
+        "from expunge.reporting import doctor, page, verify\n"
+        f"verify.verify(Path({str(run_folder)!r})); page.write_report(Path({str(run_folder)!r})); doctor.examine()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
