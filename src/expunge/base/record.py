@@ -155,9 +155,20 @@ class Store:
     def sweep(self) -> None:
         """Remove what killed processes left behind."""
         for folder in self.root.glob(".*.*"):
-            pid = folder.suffix[1:]
-            if not (pid.isdigit() and Path(f"/proc/{pid}").exists()):
+            if _abandoned(folder.suffix[1:]):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep_files(folder: Path) -> None:
+    """Remove temporary files that killed processes left in a folder or below it."""
+    for path in folder.rglob(".*.tmp"):
+        if _abandoned(path.name.split(".")[-2]):
+            _remove(path)
+
+
+def _abandoned(pid: str) -> bool:
+    # This process has nothing under way while it sweeps: what bears its number was left by another that had it before.
+    return not (pid.isdigit() and int(pid) != os.getpid() and Path(f"/proc/{pid}").exists())
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -20,6 +20,7 @@ from expunge.base.record import (
     rows_to_text,
     spelled,
     storage_error,
+    sweep_files,
     write_file,
 )
 from expunge.evidence.table import Table, read_table, verdicts_text
@@ -56,6 +57,7 @@ class RunFolder:
                     allowed=f"the same {', '.join(FIXED)}; methods, attacks and audits may change",
                     remedy="give the spec another name, or --out another folder",
                 )
+        sweep_files(self.root)
         write_file(path, json.dumps(spelled(resolved), indent=1) + "\n")
         write_file(self.root / "env.json", json.dumps(environment(), indent=1) + "\n")
 

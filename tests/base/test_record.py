@@ -1,0 +1,213 @@
+"""Files are whole or not there, addresses follow content, and errors survive the way between processes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+
+from expunge.base import record
+from expunge.base.errors import ExpungeError, GateFailed, MissingError, RunError, SpecError, nearest, unknown
+from expunge.base.record import (
+    Store,
+    address,
+    canonical,
+    link_or_copy,
+    rows_to_text,
+    spelled,
+    storage_error,
+    write_file,
+)
+
+KEY = "0" * 32
+FACTS = {"stage": "a", "seconds": 1.5, "gradients": 3}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "cache")
+
+
+def names(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+# Files
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00\xff", "text", "ä"])
+def test_a_file_holds_what_was_written_and_its_folder_is_made(tmp_path: Path, content: bytes | str) -> None:
+    path = tmp_path / "a" / "b.txt"
+    write_file(path, "before")
+    write_file(path, content)
+    assert path.read_bytes() == (content.encode() if isinstance(content, str) else content)
+    assert names(tmp_path) == {"a", "a/b.txt"}
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()], ids=["full", "interrupted"])
+def test_a_write_that_fails_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, error: BaseException
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    path = tmp_path / "a.txt"
+    write_file(path, "before")
+    monkeypatch.setattr(os, failing, fail)
+    with pytest.raises((RunError, KeyboardInterrupt)):
+        write_file(path, "after")
+    monkeypatch.undo()
+    assert path.read_text() == "before" and names(tmp_path) == {"a.txt"}
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EIO])
+def test_a_failed_write_says_where_and_what_to_do(code: int) -> None:
+    error = storage_error(OSError(code, os.strerror(code)), Path("runs/a"))
+    assert error.exit_code == 4 and str(error).startswith("runs/a: ") and error.finding and error.remedy
+
+
+@pytest.mark.parametrize("below", ["a.txt", "folder/a.txt"])
+def test_a_file_in_the_way_of_a_folder_is_named_and_kept(tmp_path: Path, below: str) -> None:
+    (tmp_path / "way").write_text("mine")
+    with pytest.raises(RunError, match="a file is in the way of the folder"):
+        write_file(tmp_path / "way" / below, "x")
+    assert names(tmp_path) == {"way"} and (tmp_path / "way").read_text() == "mine"
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_stored_file_is_linked_or_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EXDEV, "another file system")
+
+    source, target = tmp_path / "source", tmp_path / "folder" / "target"
+    source.write_bytes(b"new")
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    for before in (None, b"old", b"new"):
+        if before is not None:
+            target.unlink()
+            target.write_bytes(before)
+        link_or_copy(source, target)
+        link_or_copy(source, target)
+        assert target.read_bytes() == b"new" and source.samefile(target) is links
+        assert names(tmp_path) == {"source", "folder", "folder/target"}
+
+
+# The store
+
+
+def test_a_stage_is_there_with_its_files_and_facts(store: Store) -> None:
+    assert not store.has(KEY)
+    store.put(KEY, {"a.bin": b"abc"}, FACTS)
+    assert store.has(KEY) and store.path(KEY, "a.bin").read_bytes() == b"abc"
+    assert store.facts(KEY).items() >= FACTS.items()
+    assert store.digest(KEY, "a.bin") == record.file_digest(store.path(KEY, "a.bin"))
+    assert names(store.root) == {KEY, f"{KEY}/a.bin", f"{KEY}/stage.json"}
+
+
+def test_a_stage_that_is_there_is_never_written_over(store: Store) -> None:
+    store.put(KEY, {"a.bin": b"first"}, FACTS)
+    store.put(KEY, {"a.bin": b"second"}, FACTS)
+    assert store.path(KEY, "a.bin").read_bytes() == b"first"
+    assert names(store.root) == {KEY, f"{KEY}/a.bin", f"{KEY}/stage.json"}
+
+
+def test_two_runs_that_finish_a_stage_at_once_are_both_content(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.replace
+
+    def late(source: Path, target: Path) -> None:
+        # Another process is quicker between the look and the renaming of the folder.
+        if Path(target) == store.root / KEY:
+            target.mkdir()
+            (target / "stage.json").write_text(canonical(FACTS))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", late)
+    store.put(KEY, {"a.bin": b"abc"}, FACTS)
+    assert store.has(KEY) and names(store.root) == {KEY, f"{KEY}/stage.json"}
+
+
+@pytest.mark.parametrize("moment", range(5))
+def test_a_stage_that_cannot_be_written_is_not_there(
+    store: Store, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    real, calls = os.replace, iter(range(100))
+
+    def fail(source: Path, target: Path) -> None:
+        if next(calls) == moment:
+            raise OSError(errno.ENOSPC, "full")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", fail)
+    files = {"a.bin": b"a", "b.bin": b"b", "c.bin": b"c"}
+    with pytest.raises(RunError, match=r"the disk is full.*free some space"):
+        store.put(KEY, files, FACTS)
+    assert not store.has(KEY) and names(store.root) == set()
+    store.put(KEY, files, FACTS)
+    assert store.has(KEY)
+
+
+def test_a_changed_file_is_not_what_the_stage_wrote(store: Store) -> None:
+    store.put(KEY, {"a.bin": b"abc"}, FACTS)
+    store.path(KEY, "a.bin").write_bytes(b"abd")
+    with pytest.raises(RunError, match=f"{KEY}/a.bin: .*changed.*delete .*{KEY} and run again"):
+        store.digest(KEY, "a.bin")
+
+
+# Text
+
+
+def test_numbers_that_json_cannot_hold_are_spelled_at_any_depth() -> None:
+    row = {
+        "a": float("nan"),
+        "b": [float("inf"), {"c": (-float("inf"), 1.0)}],
+        "d": "NaN",
+        "e": None,
+        "f": True,
+        "g": 3,
+    }
+    [line] = rows_to_text([row]).splitlines()
+    expected = {"a": "NaN", "b": ["Infinity", {"c": ["-Infinity", 1.0]}], "d": "NaN", "e": None, "f": True, "g": 3}
+    assert json.loads(line) == expected == spelled(row)
+    assert rows_to_text([]) == ""
+
+
+def test_the_same_value_has_the_same_address() -> None:
+    assert address({"a": 1, "b": [1, {"c": None}]}) == address({"b": [1, {"c": None}], "a": 1})
+    assert len(address({})) == 32 and set(address({})) <= set("0123456789abcdef")
+    values = [None, 0, 1, 1.5, True, "1", "", [], {}, [1], ["1"], {"a": 1}, {"a": "1"}, [[]], {"a": {}}]
+    assert len({address(value) for value in values}) == len(values)
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"), [(GateFailed, 1), (SpecError, 2), (MissingError, 3), (RunError, 4), (ExpungeError, 4)]
+)
+def test_an_error_has_its_code_and_survives_pickling(kind: type[ExpungeError], code: int) -> None:
+    error = kind("found 3", where="train.epochs", allowed="1", remedy="lower it")
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is kind and again.exit_code == code
+    assert str(again) == str(error) == "train.epochs: found 3; allowed: 1; lower it"
+    assert str(error.at("spec")) == "spec.train.epochs: found 3; allowed: 1; lower it"
+    assert type(error.at("spec")) is kind
+
+
+def test_a_message_has_only_the_parts_that_there_are() -> None:
+    assert str(RunError("it broke")) == "it broke"
+    assert str(RunError("it broke", remedy="mend it")) == "it broke; mend it"
+    assert RunError("it broke").at("here").where == "here"
+
+
+def test_the_nearest_name_is_offered_where_one_is_near() -> None:
+    assert nearest("epohcs", ["epochs", "batch_size"]) == "did you mean 'epochs'?"
+    assert nearest("zzz", ["epochs", "batch_size"]) == ""
+    error = unknown("key", "epohcs", ["epochs", "batch_size"], where="train")
+    assert str(error) == "train: unknown key 'epohcs'; allowed: batch_size, epochs; did you mean 'epochs'?"
+    assert unknown("key", "a", [], where="train").allowed == "none"
