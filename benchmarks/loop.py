@@ -1,6 +1,6 @@
 """Our training loop against the plainest PyTorch loop that takes the same steps (aim: at most 1.05).
 
-Both train the demo's CNN for one epoch on 5,000 Fashion-MNIST images from the same initial weights and in the same order,
+Both train the demo's CNN for one epoch on 5,000 Fashion-MNIST images from the same initial weights in the same order,
 and must end with the same weights to the bit: otherwise the comparison would mean nothing.
 """
 

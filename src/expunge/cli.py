@@ -34,8 +34,9 @@ def cli() -> None:
 @click.option("--out", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder for runs.")
 @click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a value of the spec; repeatable.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes side by side; by default one per core.")
+@click.option("--dry-run", is_flag=True, help="Only print the stages, which are there already, and the expected time.")
 @as_json
-def run(spec: Path, out: Path, overrides: tuple[str, ...], workers: int | None, json_: bool) -> None:
+def run(spec: Path, out: Path, overrides: tuple[str, ...], workers: int | None, dry_run: bool, json_: bool) -> None:
     """Train or load, unlearn, attack, audit, judge, and write the record; run again to finish what is missing."""
     from expunge.base.spec import read
 
@@ -43,9 +44,13 @@ def run(spec: Path, out: Path, overrides: tuple[str, ...], workers: int | None, 
     from expunge.pipeline.run import check_gates, default_workers
     from expunge.pipeline.run import run as run_spec
     from expunge.reporting.page import write_report
+    from expunge.reporting.progress import Progress
     from expunge.reporting.text import costs_table, verdict_table
 
-    outcome = run_spec(parsed, out, workers=workers or default_workers(), progress=_say)
+    if dry_run:
+        _dry_run(parsed, out, workers or default_workers(), json_)
+        return
+    outcome = run_spec(parsed, out, workers=workers or default_workers(), progress=Progress())
     page = write_report(outcome.folder)
     if json_:
         _print_json(outcome.as_json())
@@ -150,6 +155,22 @@ def main() -> None:
         traceback.print_exc()
         _say("expunge: this is a bug, in expunge or in a module that the spec names; finished stages are kept")
         sys.exit(4)
+
+
+def _dry_run(spec: Any, out: Path, workers: int, json_: bool) -> None:
+    from expunge.pipeline.run import dry_run
+    from expunge.reporting.progress import clock_text
+
+    found = dry_run(spec, out)
+    seconds = sum(f.seconds for f in found) / workers
+    if json_:
+        stages = [{"stage": f.stage.name, "done": f.done, "seconds": f.seconds} for f in found]
+        _print_json({"run": spec.name, "status": "planned", "stages": stages, "seconds": seconds, "workers": workers})
+        return
+    for f in found:
+        click.echo(f"{'there' if f.done else f'{f.seconds:.1f} s':>8}  {f.stage.name}")
+    missing = sum(not f.done for f in found)
+    click.echo(f"{missing} of {len(found)} stages to run, about {clock_text(seconds)} with {workers} workers")
 
 
 def _kind(word: str) -> str:

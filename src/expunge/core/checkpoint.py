@@ -72,11 +72,11 @@ def load(module: nn.Module, path: Path, where: str = "") -> nn.Module:
 def _check(module: nn.Module, found: dict[str, Tensor], where: str) -> None:
     state, unique = module.state_dict(keep_vars=True), _unique(module)
     misfits = [f"{name} is missing" for name in unique if name not in found]
-    misfits += [f"{name} is not part of the model" for name in found if name not in state]
+    misfits += [f"{name} is not part of the model" for name in sorted(found) if name not in state]
     misfits += [
-        f"{name} has shape {list(tensor.shape)}, the model's has {list(state[name].shape)}"
-        for name, tensor in found.items()
-        if name in state and tensor.shape != state[name].shape
+        f"{name} has shape {list(found[name].shape)}, the model's has {list(tensor.shape)}"
+        for name, tensor in state.items()
+        if name in found and found[name].shape != tensor.shape
     ]
     if misfits:
         more = f" and {len(misfits) - 1} more misfits" if len(misfits) > 1 else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,10 @@ from expunge.core.objective import infer_objective
 from expunge.evidence.table import Table
 from expunge.evidence.verdict import Verdict
 from expunge.pipeline.folder import RunFolder, file_name
+from expunge.pipeline.forecast import Forecast, forecast
 from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.schedule import run_missing
-
-Progress = Callable[[str], None]
-"""Told one line at a time what happens."""
+from expunge.reporting.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -46,14 +44,14 @@ class Outcome:
         }
 
 
-def run(spec: Spec, out: Path, *, workers: int = 1, progress: Progress = lambda line: None) -> Outcome:
+def run(spec: Spec, out: Path, *, workers: int = 1, progress: Progress | None = None) -> Outcome:
     """Run a spec, or finish what is missing of it.
 
     Args:
         spec: What to run.
         out: Folder for runs; the record goes to `out/<name>`, outputs of stages to `out/cache`.
         workers: Processes side by side; the numbers do not depend on it.
-        progress: Told of each stage.
+        progress: Told of each stage; silent by default.
 
     Returns:
         Rows, verdicts and costs, which are in the record too.
@@ -65,19 +63,29 @@ def run(spec: Spec, out: Path, *, workers: int = 1, progress: Progress = lambda 
     _check(plan)
     folder.open(plan.resolved())
     _prepare(store)
-    done, total = sum(store.has(stage.key) for stage in plan.stages), len(plan.stages)
-    if done:
-        progress(f"{done} of {total} stages are there already")
+    if progress is not None:
+        expected = {f.stage.key: f.seconds for f in forecast(plan, store) if not f.done}
+        progress.start(len(plan.stages), expected, workers)
 
     def report(stage: Stage, facts: dict[str, Any]) -> None:
-        nonlocal done
-        done += 1
-        progress(f"[{done:{len(str(total))}}/{total}] {stage.name}  {facts['seconds']:.1f} s")
+        if progress is not None:
+            progress.finished(stage.key, stage.name, facts["seconds"])
         folder.event(stage.name, facts)
 
     run_missing(plan, store, workers, report)
     table = folder.write(plan, store)
     return Outcome(folder.root, table, table.rows(), table.verdicts(), costs(plan, store))
+
+
+def dry_run(spec: Spec, out: Path) -> list[Forecast]:
+    """What a run would do: every stage, whether it is there, and the seconds that it is expected to take.
+
+    Raises:
+        ExpungeError: As `run`, where the mistake can be seen beforehand; nothing is written.
+    """
+    plan = Plan(spec)
+    _check(plan)
+    return forecast(plan, Store(out / CACHE))
 
 
 def check_gates(spec: Spec, verdicts: list[Verdict]) -> None:

@@ -1,0 +1,83 @@
+"""What a person sees while a run goes on: one live line with the remaining time, or plain lines in a log."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import TextIO
+
+
+class Progress:
+    """Told by the pipeline what there is to do and what has been done.
+
+    Args:
+        stream: Where to write; stderr by default.
+        live: One line that is overwritten; by default where the stream is a terminal.
+        clock: Seconds; for tests.
+    """
+
+    def __init__(
+        self, stream: TextIO | None = None, live: bool | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.stream = stream or sys.stderr
+        self.live = self.stream.isatty() if live is None else live
+        self.clock = clock
+        self.done = self.total = 0
+        self._left: dict[str, float] = {}
+        self._workers, self._start, self._expected = 1, 0.0, 0.0
+
+    def start(self, total: int, missing: Mapping[str, float], workers: int) -> None:
+        """A run begins.
+
+        Args:
+            total: Stages in all.
+            missing: Expected seconds of each stage to come, by key.
+            workers: How many run side by side.
+        """
+        self.total, self.done = total, total - len(missing)
+        self._left, self._workers, self._start, self._expected = dict(missing), workers, self.clock(), 0.0
+        if self.done:
+            self.say(f"{self.done} of {self.total} stages are there already")
+
+    def finished(self, key: str, name: str, seconds: float) -> None:
+        """A stage has finished."""
+        self.done += 1
+        self._expected += self._left.pop(key, 0.0)
+        line = f"[{self.done:{len(str(self.total))}}/{self.total}] {name}  {seconds:.1f} s"
+        left = self.remaining()
+        if not self.live:
+            self.say(line)
+        elif self.done == self.total:
+            self._overwrite("")
+        else:
+            self._overwrite(f"{line}   about {clock_text(left)} left" if left is not None else line)
+
+    def remaining(self) -> float | None:
+        """Expected seconds to the end, corrected by how far the expectation was off so far; `None` while unknown."""
+        if not self._expected or not self._left:
+            return None
+        off = (self.clock() - self._start) * self._workers / self._expected
+        return sum(self._left.values()) * off / min(self._workers, len(self._left))
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        if self.live:
+            self._overwrite("")
+        self.stream.write(line + "\n")
+        self.stream.flush()
+
+    def _overwrite(self, line: str) -> None:
+        width = shutil.get_terminal_size().columns - 1
+        # Return, text, and erase what was longer.
+        self.stream.write(f"\r{line[:width]}\x1b[K")
+        self.stream.flush()
+
+
+def clock_text(seconds: float) -> str:
+    """Seconds as people read them: `40 s`, `3 min`, `2 h 10 min`."""
+    if seconds < 90:
+        return f"{max(round(seconds), 1)} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
