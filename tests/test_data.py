@@ -292,7 +292,7 @@ class Bomb:
 def test_a_pickle_inside_is_refused_and_never_run(tmp_path: Path) -> None:
     bombs = np.empty(6, dtype=object)
     bombs[:] = [Bomb()] * 6
-    with pytest.raises(SpecError, match="cannot be read .* plain arrays"):
+    with pytest.raises(SpecError, match=r"cannot be read .* plain arrays"):
         Arrays(save(tmp_path, arrays(x=bombs)))()
 
 
@@ -323,7 +323,7 @@ def test_what_is_no_npz_is_refused(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="there is no file .*none"):
+    with pytest.raises(SpecError, match=r"there is no file .*none"):
         Arrays(str(tmp_path / "none.npz"))()
     with pytest.raises(SpecError, match="there is no file"):
         Arrays(str(tmp_path))()

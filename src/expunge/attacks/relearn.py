@@ -61,6 +61,10 @@ class Relearn(Attack):
         student.load_state_dict(watch.best)
         return Attacked(student.eval(), curve, Cost(meter.gradients, time.perf_counter() - start))
 
+    def check(self, problem: Problem) -> None:
+        """There must be k exposed examples."""
+        self.training_ids(problem)
+
     def training_ids(self, problem: Problem) -> Tensor:
         """Retain and the first k exposed examples with their copies; never a held-out one, nor a copy of one."""
         groups = problem.data.group_of(problem.exposed)

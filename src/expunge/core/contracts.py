@@ -113,6 +113,14 @@ class Method(Part):
 class Attack(Part):
     """A way to bring forgotten knowledge back; may use `problem.retain` and `problem.exposed`, never `held_out`."""
 
+    def check(self, problem: Problem) -> None:
+        """Refuse a problem that the settings do not fit, before anything is trained.
+
+        Raises:
+            SpecError: Says which setting.
+        """
+        return
+
     @abstractmethod
     def __call__(self, model: nn.Module, case: Case, seed: int) -> Attacked:
         """Attack a copy of the model.

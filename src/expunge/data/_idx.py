@@ -24,6 +24,8 @@ def read_idx(path: Path) -> np.ndarray:
     if len(raw) < 4 or raw[:3] != b"\0\0\x08":
         raise SpecError("not an IDX file of bytes", where=str(path), allowed="magic number 0x000008nn")
     rank = raw[3]
+    if len(raw) < 4 + 4 * rank:
+        raise SpecError("truncated within its header", where=str(path))
     shape = struct.unpack(f">{rank}I", raw[4 : 4 + 4 * rank])
     if len(raw) - 4 - 4 * rank != int(np.prod(shape)):
         raise SpecError(f"truncated: the header says shape {shape}", where=str(path))

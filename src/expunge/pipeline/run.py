@@ -13,6 +13,7 @@ from expunge.base.errors import GateFailed, MissingError, SpecError
 from expunge.base.record import Store, storage_error
 from expunge.base.spec import CACHE, Spec
 from expunge.core import checkpoint
+from expunge.core.contracts import Attack
 from expunge.core.objective import infer_objective
 from expunge.evidence.table import Table
 from expunge.evidence.verdict import Verdict
@@ -129,7 +130,10 @@ def _check(plan: Plan) -> None:
     with torch.no_grad():
         infer_objective(plan.data).decisions(model.eval(), plan.data.batch(plan.data.train[:2]))
     if not plan.task.measures:
-        plan.problem(plan.spec.seeds[0], {})
+        problem = plan.problem(plan.spec.seeds[0], {})
+        for attack in plan.attacks.values():
+            if isinstance(attack, Attack):
+                attack.check(problem)
 
 
 def _check_names(plan: Plan) -> None:

@@ -83,6 +83,7 @@ def fit(
     step, last = 0, math.nan
     for item in batches:
         if not meter.affords(item.size):
+            _require_finite(parameters, step, rates[0], last)
             return Fit(step, last, exhausted=True)
         if schedule is not None:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -100,6 +101,7 @@ def fit(
         step, last = step + 1, value
         if on_step is not None:
             on_step(step, value)
+    _require_finite(parameters, step, rates[0], last)
     return Fit(step, last, exhausted=False)
 
 
@@ -144,6 +146,12 @@ def in_order(data: Data, ids: Tensor, batch_size: int = 512) -> Iterator[Batch]:
 def _endless(data: Data, ids: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
     while True:
         yield from batches(data, ids, min(batch_size, len(ids)), 1, generator)
+
+
+def _require_finite(parameters: Sequence[nn.Parameter], step: int, rate: float, last: float) -> None:
+    """The loss is looked at before each step; what the last step did shows in the parameters only."""
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
+        raise _diverged(step, rate, last)
 
 
 def _diverged(step: int, rate: float, last: float) -> RunError:

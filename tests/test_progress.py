@@ -1,0 +1,81 @@
+"""What a person sees of a run, and what was expected of it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+from expunge.base.record import Store
+from expunge.base.spec import parse
+from expunge.pipeline.forecast import forecast, gradients
+from expunge.pipeline.plan import Plan
+from expunge.reporting.progress import Progress, clock_text
+from helpers import cli, finished, run, tiny, write_spec
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_log_gets_plain_lines() -> None:
+    stream = io.StringIO()
+    progress = Progress(stream, live=False, clock=Clock())
+    progress.start(3, {"a": 1.0, "b": 1.0}, workers=1)
+    progress.finished("a", "train", 1.0)
+    assert stream.getvalue() == "1 of 3 stages are there already\n[2/3] train  1.0 s\n"
+
+
+def test_a_terminal_gets_one_line_that_is_cleared_at_the_end() -> None:
+    stream, clock = io.StringIO(), Clock()
+    progress = Progress(stream, live=True, clock=clock)
+    progress.start(2, {"a": 1.0, "b": 1.0}, workers=1)
+    clock.now = 120.0
+    progress.finished("a", "train", 120.0)
+    progress.finished("b", "audit", 1.0)
+    assert "\n" not in stream.getvalue()
+    assert "about 2 min left" in stream.getvalue()
+    assert stream.getvalue().endswith("\r\x1b[K")
+
+
+def test_remaining_time_is_corrected_by_what_was_seen() -> None:
+    """Expected 1 s each; the first took 10 s, so the other two will take 20 s, on two workers 10 s."""
+    for workers, expected in ((1, 20.0), (2, 20.0)):
+        clock = Clock()
+        progress = Progress(io.StringIO(), live=False, clock=clock)
+        progress.start(3, {"a": 1.0, "b": 1.0, "c": 1.0}, workers)
+        clock.now = 10.0
+        progress.finished("a", "", 10.0)
+        assert progress.remaining() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "1 s"), (40, "40 s"), (100, "2 min"), (3600, "60 min"), (7800, "2 h 10 min")]
+)
+def test_clock_text(seconds: float, text: str) -> None:
+    assert clock_text(seconds) == text
+
+
+def test_forecast_counts_the_gradients_that_stages_then_take(tmp_path: Path) -> None:
+    """For what takes passes over its data only, the expectation is exact up to the forget set's size."""
+    table = tiny()
+    finished(run(table, tmp_path))
+    plan, store = Plan(parse(table, tmp_path)), Store(tmp_path / "cache")
+    assert all(f.done and f.seconds == 0 for f in forecast(plan, store))
+    share = len(plan.problem(0, {}).forget) / len(plan.data.train)
+    for stage in plan.stages:
+        taken = store.facts(stage.key)["gradients"]
+        if stage.kind in ("original", "reference", "attack"):
+            assert gradients(plan, stage) * (1 - share) <= taken <= gradients(plan, stage)
+
+
+def test_dry_run_writes_nothing(tmp_path: Path) -> None:
+    spec = write_spec(tmp_path, tiny())
+    result = finished(cli("run", str(spec), "--out", str(tmp_path / "runs"), "--dry-run"))
+    assert "stages to run, about" in result.out
+    assert not (tmp_path / "runs").exists()
