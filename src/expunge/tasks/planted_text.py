@@ -48,7 +48,9 @@ class PlantedText(Task):
         planted, unseen = rows[: self.count], rows[self.count :]
         tokens = torch.stack([row for row in planted for _ in range(self.copies)] + unseen)
         first = len(data)
-        groups = torch.arange(first, first + 2 * self.count)
+        taken = data.group_of(torch.arange(first))
+        # Above every group that the data bring, which need not be numbered like examples.
+        groups = max(first, int(taken.max()) + 1) + torch.arange(2 * self.count)
         groups = torch.cat([groups[: self.count].repeat_interleave(self.copies), groups[self.count :]])
         forget = torch.arange(first, first + self.count * self.copies)
         extended = replace(
@@ -56,7 +58,7 @@ class PlantedText(Task):
             inputs=torch.cat([data.inputs, tokens[:, :-1]]),
             targets=torch.cat([data.targets, self._targets(tokens)]),
             train=torch.cat([data.train, forget]),
-            groups=torch.cat([data.group_of(torch.arange(first)), groups]),
+            groups=torch.cat([taken, groups]),
             cscore=None,
         )
         holdout = torch.arange(first + len(forget), len(extended))
