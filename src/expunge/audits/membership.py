@@ -19,7 +19,9 @@ one. The papers' MIA-confidence is the share called *unseen*, one minus the valu
 undiscovered corruption, so that it is left out of the members.
 
 Retained and unseen examples are scored too, each by an attack that was fitted without its fold: these are the true and
-the false positive rate, which show whether the attack sees anything at all.
+the false positive rate, which show whether the attack sees anything at all. Sequences that were planted in a text are
+held against unseen ones made in the same way; both are unlike the retained text, so that there these two rates say as
+much about the kind of text as about training.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.svm import SVC
 from torch import Tensor, nn
 
 from expunge.audits._evaluate import evaluate, sample
@@ -164,8 +168,6 @@ def by_loss(members: Floats, others: Floats) -> Callable[[Floats], Floats]:
 
 def by_confidence(members: Floats, others: Floats) -> Callable[[Floats], Floats]:
     """A support vector machine with the settings of published code, on the probability of the truth."""
-    from sklearn.svm import SVC
-
     # Not that it draws anything for decisions, but without a state it takes one from the global generator.
     machine = SVC(C=3.0, gamma="auto", kernel="rbf", random_state=0).fit(*_labelled(np.exp(-members), np.exp(-others)))
     return lambda asked: machine.predict(np.exp(-asked)[:, None]).astype(np.float64)
@@ -173,8 +175,6 @@ def by_confidence(members: Floats, others: Floats) -> Callable[[Floats], Floats]
 
 def by_regression(members: Floats, others: Floats) -> Callable[[Floats], Floats]:
     """Logistic regression on the loss in units of its spread, so that its penalty does not depend on the scale."""
-    from sklearn.linear_model import LogisticRegression
-
     pooled = np.concatenate([members, others])
     middle, spread = float(pooled.mean()), float(pooled.std()) or 1.0
     model = LogisticRegression().fit(*_labelled((members - middle) / spread, (others - middle) / spread))

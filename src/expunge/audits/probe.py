@@ -7,9 +7,9 @@ probe finds its way back. More means *knows more*, judged against retrained mode
 about examples that they never saw.
 
 What is read this way is what the features have in common with those of retained examples. Wrong labels that were
-learned by heart are mostly *not* (a quarter of them on digits), and a class of which nothing is retained never is: the
-range between original and retrained model is small then, and the verdict counts with it. With `exposed`, the fifth of
-the forget set that attackers may use is fitted on too, which reads nearly twice as many.
+learned by heart are only in part (an MLP on digits gives a quarter of them away), and a class of which nothing is
+retained never is: the range between original and retrained model is small then, and the verdict counts with it. With
+`exposed`, the fifth of the forget set that attackers may use is fitted on too, and more is read.
 
 Where a task kept true labels, how often the probe reads *those* is described beside it.
 """
@@ -23,6 +23,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -124,9 +126,6 @@ def fit_probe(features: Floats, labels: Ints) -> Callable[[Floats], Ints]:
     Returns:
         Features `[m, d]` to the labels that are read from them `[m]`; -1, which is none, where features are not finite.
     """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
     if not np.isfinite(features).all():
         return lambda asked: np.full(len(asked), -1, dtype=np.int64)
     mean, scale = features.mean(0), features.std(0)
