@@ -49,9 +49,11 @@ def test_quantisation_against_values_by_hand() -> None:
 
 @pytest.mark.parametrize("bits", [2, 4, 8, 16])
 def test_quantising_again_changes_nothing_and_errors_stay_below_half_a_step(bits: int) -> None:
-    weight = torch.randn(64, 33, generator=torch.Generator().manual_seed(bits))
-    once = rounded(weight, bits)
-    assert torch.equal(rounded(once, bits), once)
+    generator = torch.Generator().manual_seed(bits)
+    # Many, since a grid that is computed in single precision moves by its last bit for some largest weights only.
+    for weight in torch.randn(50, 64, 33, generator=generator):
+        once = rounded(weight, bits)
+        assert torch.equal(rounded(once, bits), once)
     step = float(weight.abs().max()) / (2 ** (bits - 1) - 1)
     # Half a step, and a part in a million for rounding to single precision.
     assert float((once - weight).abs().max()) <= step / 2 * (1 + 1e-6)
