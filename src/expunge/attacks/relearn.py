@@ -2,6 +2,10 @@
 
 The k examples come from the exposed fifth of the forget set; what is scored is the other four fifths, which the attack
 never sees. With k = 0 the attack uses nothing that it should not have, and a retrained model stays where it was.
+
+One attack is one point of a sweep: a spec lists several `[[attack]]` with a `label` each, and a verdict takes all of
+them together. `source` says what the attacker owns besides the k examples: the retain set, unseen data (the test set,
+on which utility then says nothing any more), or nothing (`forget`).
 """
 
 from __future__ import annotations
@@ -9,19 +13,21 @@ from __future__ import annotations
 import copy
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from expunge.attacks._held_out import allowed, known
 from expunge.base.errors import SpecError
 from expunge.base.part import Count, Natural, Positive
 from expunge.base.seeds import derive
 from expunge.core.case import Attacked, Case, Cost, Curve, Meter, copy_for_training
 from expunge.core.contracts import Attack, require_trainable
-from expunge.core.objective import knows, loss
+from expunge.core.objective import loss
 from expunge.core.problem import Problem
-from expunge.train.loop import batch_count, batches, fit, in_order
+from expunge.train.loop import batch_count, batches, fit
 from expunge.train.optim import OptimizerName, make_optimizer
 
 
@@ -31,8 +37,10 @@ class Relearn(Attack):
 
     k: Natural = 0
     """Different forget examples that the attacker has, from the exposed part, each with all its copies."""
+    source: Literal["retain", "test", "forget"] = "retain"
+    """What else is trained on: `retain`, `test`, or with `forget` nothing but the k examples, at least one."""
     epochs: Count = 5
-    """Passes over the retain set and the k examples."""
+    """Passes over the source and the k examples."""
     learning_rate: Positive = 2e-4
     """Step size, constant; by default the one that methods unlearn with."""
     batch_size: Count = 128
@@ -41,6 +49,11 @@ class Relearn(Attack):
     """`adam`, `adamw` or `sgd`."""
     points: Count = 20
     """Evaluations along the curve, evenly spaced over the steps, besides the one before the first."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.source == "forget" and self.k == 0:
+            raise SpecError("found 0, which leaves nothing to train on", where="k", allowed="1 or more here")
 
     def __call__(self, model: nn.Module, case: Case, seed: int) -> Attacked:
         """Attack a copy of the model.
@@ -66,7 +79,7 @@ class Relearn(Attack):
         self.training_ids(problem)
 
     def training_ids(self, problem: Problem) -> Tensor:
-        """Retain and the first k exposed examples with their copies; never a held-out one, nor a copy of one."""
+        """The source and the first k exposed examples with their copies; never a held-out one, nor a copy of one."""
         groups = problem.data.group_of(problem.exposed)
         # In the order of the forget set, where the first one stands.
         distinct = list(dict.fromkeys(groups.tolist()))
@@ -75,8 +88,8 @@ class Relearn(Attack):
                 f"found {self.k}", where="attack.k", allowed=f"0 to {len(distinct)}, the exposed forget examples"
             )
         chosen = torch.isin(groups, torch.tensor(distinct[: self.k], dtype=torch.int64))
-        related = torch.isin(problem.data.group_of(problem.retain), problem.data.group_of(problem.held_out))
-        return torch.cat([problem.retain[~related], problem.exposed[chosen]])
+        others = {"retain": problem.retain, "test": problem.test, "forget": problem.forget[:0]}[self.source]
+        return torch.cat([allowed(problem, others), problem.exposed[chosen]])
 
     def _train(self, student: nn.Module, problem: Problem, ids: Tensor, seed: int, meter: Meter, watch: _Watch) -> None:
         parameters = require_trainable(student)
@@ -106,19 +119,10 @@ class _Watch:
             self.look(step)
 
     def look(self, step: int) -> None:
-        value = self._known()
+        value = known(self.student.eval(), self.problem)
+        self.student.train()
         self.steps.append(step)
         self.values.append(value)
         # The state before the first step is on the curve, but is no result of the attack.
         if step and value.mean() > self._peak:
             self._peak, self.best = float(value.mean()), copy.deepcopy(self.student.state_dict())
-
-    def _known(self) -> np.ndarray:
-        self.student.eval()
-        with torch.no_grad():
-            found = [
-                knows(self.problem.objective.decisions(self.student, batch), batch.size)
-                for batch in in_order(self.problem.data, self.problem.held_out)
-            ]
-        self.student.train()
-        return torch.cat(found).double().numpy()

@@ -15,6 +15,7 @@ from expunge.base.record import spelled
 from expunge.evidence.estimate import Estimate, over_seeds
 from expunge.evidence.quantity import Quantity
 from expunge.evidence.scores import Scores, load
+from expunge.evidence.tow import tow_rows
 from expunge.evidence.verdict import Verdict, judge_method, judge_model, judge_without_reference
 
 ORIGINAL, REFERENCE = "original", "reference"
@@ -70,13 +71,13 @@ class Table:
         return list(dict.fromkeys(m.scores.key for m in self.measured))
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per model, seed, attack, metric and split; seed `None` is over seeds."""
-        found = []
+        """One row per model, seed, attack, metric and split, then products of them; seed `None` is over seeds."""
+        found: list[dict[str, Any]] = []
         for model in self.models:
             for attack in (None, *self.attacks):
                 for key in self.keys:
                     found += self._rows_of(model, attack, key)
-        return found
+        return found + tow_rows(found)
 
     def _rows_of(self, model: str, attack: str | None, key: Key) -> list[dict[str, Any]]:
         rows, values, gaps = [], [], []
@@ -164,13 +165,16 @@ def _row(
 
 def read_table(root: Path, manifest: dict[str, Any]) -> Table:
     """The table that a run's score files hold; needs no torch."""
-    measured = []
+    measured, required = [], []
     for entry in manifest["stages"]:
         held = entry["files"].get("scores")
         for scores in load(root / held["path"]) if held else ():
             measured.append(Measured(entry["model"], entry["seed"], entry["attack"], scores))
-    fields = ("models", "seeds", "attacks", "required", "about_one_model")
-    return Table(measured, **{name: manifest[name] for name in fields})
+            # A spec requires an audit by its label; what that measures has a name of its own.
+            if entry["kind"] == "audit" and entry["part"] in manifest["required"] and scores.role == "knowledge":
+                required.append(scores.metric)
+    fields = ("models", "seeds", "attacks", "about_one_model")
+    return Table(measured, required=list(dict.fromkeys(required)), **{name: manifest[name] for name in fields})
 
 
 def verdicts_text(table: Table) -> str:

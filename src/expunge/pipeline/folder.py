@@ -88,7 +88,7 @@ class RunFolder:
             "models": ["original", "reference", *plan.methods],
             "seeds": list(plan.spec.seeds),
             "attacks": list(plan.attacks),
-            "required": [e.name for e in plan.spec.audit if e.required],
+            "required": [e.label for e in plan.spec.audit if e.required],
             "about_one_model": plan.about_one_model,
             "stages": entries,
         }

@@ -1,4 +1,4 @@
-"""The step that every construction ends with: the training ids without the forget set are retained."""
+"""Steps that constructions share: what is retained, which part of a corruption is known, which class a name means."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ from torch import Tensor
 
 from expunge.base.errors import SpecError
 from expunge.core.data import Data
+from expunge.core.problem import Problem
+
+REM = (
+    "@article{schoepf2025rem, title={Redirection for Erasing Memory ({REM}): Towards a universal unlearning method for "
+    "corrupted data}, author={Schoepf, Stefan and Mozer, Michael Curtis and Mitchell, Nicole Elyse and Brintrup, "
+    "Alexandra and Kaissis, Georgios and Kairouz, Peter and Triantafillou, Eleni}, journal={arXiv:2505.17730}, "
+    "year={2025}}"
+)
+"""The source of the three corruptions and of discovery rates."""
 
 
 def without(data: Data, forget: Tensor) -> Tensor:
@@ -34,3 +43,51 @@ def require_classes(data: Data, task: str) -> None:
     """
     if data.kind != "classes":
         raise SpecError("the data are tokens", where=f"forget ({task})", allowed="data with classes")
+
+
+def class_index(label: int | str, data: Data, where: str) -> int:
+    """The number of a class that is given by number or by what it means.
+
+    Raises:
+        SpecError: There is no such class.
+    """
+    if isinstance(label, str) and label in data.labels:
+        return data.labels.index(label)
+    if isinstance(label, int) and label < len(data.labels):
+        return label
+    numbered = ", ".join(f"{i} {name}" for i, name in enumerate(data.labels))
+    raise SpecError(f"there is no class {label!r}", where=where, allowed=numbered)
+
+
+def corrupted_problem(
+    clean: Data,
+    wrong: Data,
+    corrupted: Tensor,
+    discovery: float,
+    *,
+    test: Tensor | None = None,
+    holdout: Tensor | None = None,
+) -> Problem:
+    """The problem of a planted corruption, of which only a share was discovered (2505.17730).
+
+    Args:
+        clean: The data before corruption; its targets are the true ones.
+        wrong: The data that the original is trained on.
+        corrupted: Ids of all corrupted examples, in random order, so that the first ones are a uniform subset.
+        discovery: Share of them that is known and forms the forget set, at least one; the others stay retained.
+        test: Ids that utility is measured on; the data's own where not given.
+        holdout: Ids of unseen examples that resemble the corrupted ones.
+
+    Returns:
+        The problem, whose references train without all of the corruption.
+    """
+    forget = corrupted[: max(1, round(discovery * len(corrupted)))]
+    return Problem(
+        wrong,
+        forget,
+        without(wrong, forget),
+        wrong.test if test is None else test,
+        holdout=corrupted[:0] if holdout is None else holdout,
+        corrupted=corrupted,
+        true_targets=clean.targets,
+    )

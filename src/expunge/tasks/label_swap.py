@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,12 +18,14 @@ from expunge.base.seeds import derive
 from expunge.core.contracts import Task
 from expunge.core.data import Data
 from expunge.core.problem import Problem
-from expunge.tasks._split import require_classes, require_fewer, without
+from expunge.tasks._split import REM, corrupted_problem, require_classes, require_fewer
 
 
 @dataclass(frozen=True)
 class LabelSwap(Task):
     """Random wrong labels with a discovery rate."""
+
+    cite: ClassVar[str] = REM
 
     count: Count = 200
     """Examples that get a wrong label."""
@@ -37,6 +40,4 @@ class LabelSwap(Task):
         corrupted = data.train[torch.randperm(len(data.train), generator=generator)[: self.count]]
         shift = torch.randint(1, len(data.labels), (self.count,), generator=generator)
         wrong = data.relabelled(corrupted, (data.targets[corrupted] + shift) % len(data.labels))
-        # The order is random, so the first ones are a uniform subset.
-        forget = corrupted[: max(1, round(self.discovery * self.count))]
-        return Problem(wrong, forget, without(data, forget), data.test, corrupted=corrupted, true_targets=data.targets)
+        return corrupted_problem(data, wrong, corrupted, self.discovery)

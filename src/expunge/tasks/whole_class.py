@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from expunge.base.errors import SpecError
 from expunge.base.part import Natural
 from expunge.core.contracts import Task
 from expunge.core.data import Data
 from expunge.core.problem import Problem
-from expunge.tasks._split import require_classes, without
+from expunge.tasks._split import class_index, require_classes, without
 
 
 @dataclass(frozen=True)
@@ -29,15 +28,7 @@ class WholeClass(Task):
             SpecError: There is no such class, or it is the only one.
         """
         require_classes(data, "whole_class")
-        label = self._index(data)
+        label = class_index(self.label, data, "forget.label")
         is_it = data.targets == label
         forget, unseen = data.train[is_it[data.train]], data.test[is_it[data.test]]
         return Problem(data, forget, without(data, forget), data.test[~is_it[data.test]], holdout=unseen)
-
-    def _index(self, data: Data) -> int:
-        if isinstance(self.label, str) and self.label in data.labels:
-            return data.labels.index(self.label)
-        if isinstance(self.label, int) and self.label < len(data.labels):
-            return self.label
-        numbered = ", ".join(f"{i} {name}" for i, name in enumerate(data.labels))
-        raise SpecError(f"there is no class {self.label!r}", where="forget.label", allowed=numbered)

@@ -1,0 +1,51 @@
+"""What every attack owes the held-out part of the forget set: never to train on it, nor on a copy, and to score it."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from expunge.core.case import Attacked, Case, Cost, Curve
+from expunge.core.objective import knows
+from expunge.core.problem import Problem
+from expunge.train.loop import in_order
+
+
+def allowed(problem: Problem, ids: Tensor) -> Tensor:
+    """Those of the ids that an attack may train on: no held-out example, nor one of a held-out example's group."""
+    groups = problem.data.group_of
+    return ids[~torch.isin(groups(ids), groups(problem.held_out))]
+
+
+def known(model: nn.Module, problem: Problem) -> np.ndarray:
+    """Whether the model, in evaluation mode, knows each held-out forget example: `[n]` of 0 and 1."""
+    with torch.no_grad():
+        found = [
+            knows(problem.objective.decisions(model, batch), batch.size)
+            for batch in in_order(problem.data, problem.held_out)
+        ]
+    return torch.cat(found).double().cpu().numpy()
+
+
+def edited(model: nn.Module, case: Case, edit: Callable[[nn.Module], None]) -> Attacked:
+    """The outcome of an attack that changes the weights once and takes no gradient.
+
+    Args:
+        model: What is attacked; never changed.
+        case: Its case.
+        edit: Changes a copy of the model, in evaluation mode, in place.
+
+    Returns:
+        The changed copy, with a curve of two points: as it came, and after the edit.
+    """
+    start, student = time.perf_counter(), copy.deepcopy(model).eval()
+    before = known(student, case.problem)
+    edit(student)
+    values = np.stack([before, known(student.eval(), case.problem)])
+    curve = Curve(np.array([0, 1]), values, case.problem.held_out.numpy())
+    return Attacked(student, curve, Cost(0, time.perf_counter() - start))

@@ -1,0 +1,48 @@
+"""Set the smallest weights to zero, and see whether what was unlearned comes back.
+
+Global magnitude pruning: over all matrices, convolutions and embeddings together, the given share of weights with the
+smallest absolute values becomes 0. Biases and the scales of norms are kept. Whatever a method hid in small changes of
+small weights goes first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from expunge.attacks._held_out import edited
+from expunge.base.part import Share
+from expunge.core.case import Attacked, Case
+from expunge.core.contracts import Attack
+
+
+@dataclass(frozen=True)
+class Prune(Attack):
+    """Global magnitude pruning."""
+
+    share: Share = 0.5
+    """Share of the weights that becomes 0."""
+
+    def __call__(self, model: nn.Module, case: Case, seed: int) -> Attacked:
+        """A copy without its smallest weights."""
+        return edited(model, case, lambda student: prune(student, self.share))
+
+
+def prune(model: nn.Module, share: float) -> None:
+    """Zero exactly `round(share * n)` of the model's `n` weights, in place; of equals, those that come first.
+
+    Args:
+        model: Parameters with two dimensions or more are pruned, tied ones counted once.
+        share: Of all of them together.
+    """
+    weights = [p for p in model.parameters() if p.ndim > 1 and p.is_floating_point()]
+    if not weights:
+        return
+    sizes = torch.cat([weight.detach().abs().flatten() for weight in weights])
+    keep = torch.ones_like(sizes)
+    keep[torch.argsort(sizes, stable=True)[: round(share * len(sizes))]] = 0
+    with torch.no_grad():
+        for weight, mask in zip(weights, keep.split([w.numel() for w in weights]), strict=True):
+            weight.mul_(mask.view_as(weight))

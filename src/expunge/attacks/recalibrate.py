@@ -1,0 +1,65 @@
+"""Re-estimate the running statistics of batch norm on retained data: a control for what relearning really needs.
+
+Fine-tuning on retained data also refreshes the means and variances that batch norm uses in evaluation mode, and that
+alone may bring accuracy back. This control does only that: no weight changes, dropout stays off, every statistic is the
+plain average over the batches of one pass. What comes back here was never removed from the weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from expunge.attacks._held_out import allowed, edited
+from expunge.base.errors import MissingError
+from expunge.base.part import Count
+from expunge.base.seeds import derive
+from expunge.core.case import Attacked, Case
+from expunge.core.contracts import Attack
+from expunge.core.problem import Problem
+from expunge.train.loop import batches
+
+
+@dataclass(frozen=True)
+class Recalibrate(Attack):
+    """New running statistics, old weights; only for models with batch norm."""
+
+    batch_size: Count = 128
+    """Retained examples per batch; each batch counts the same."""
+
+    def __call__(self, model: nn.Module, case: Case, seed: int) -> Attacked:
+        """A copy with new statistics.
+
+        Raises:
+            MissingError: The model has no batch norm that keeps running statistics.
+        """
+        if not _norms(model):
+            raise MissingError(
+                "the model has no batch norm with running statistics: there is nothing to recalibrate",
+                where=f"attack.recalibrate ({type(model).__name__})",
+                remedy="leave this attack out; it is a control for models with batch norm",
+            )
+        return edited(model, case, lambda student: self._recalibrate(student, case.problem, seed))
+
+    def _recalibrate(self, student: nn.Module, problem: Problem, seed: int) -> None:
+        norms = _norms(student)
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            # None is PyTorch's plain average over all batches so far.
+            norm.momentum = None
+            norm.train()
+        # In random order: a batch of a single class would have too small a variance.
+        generator = torch.Generator().manual_seed(derive(seed, "batches"))
+        with torch.no_grad():
+            for batch in batches(problem.data, allowed(problem, problem.retain), self.batch_size, 1, generator):
+                problem.objective.decisions(student, batch)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+def _norms(model: nn.Module) -> list[_BatchNorm]:
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]

@@ -1,0 +1,240 @@
+"""Can the answer still be read from a hidden layer, whatever the output says? A linear probe (1610.01644).
+
+Logistic regression from the layer's features, standardised, to labels is fitted on retained examples and asked about
+the held-out forget set. The value is 1 where it reads the label that the original was trained on (for a language model
+the share of an example's tokens): an output layer that was only turned away leaves the features as they were, and the
+probe finds its way back. More means *knows more*, judged against retrained models, whose features also tell something
+about examples that they never saw.
+
+What is read this way is what the features have in common with those of retained examples. Wrong labels that were
+learned by heart are only in part (an MLP on digits gives a quarter of them away), and a class of which nothing is
+retained never is: the range between original and retrained model is small then, and the verdict counts with it. With
+`exposed`, the fifth of the forget set that attackers may use is fitted on too, and more is read.
+
+Where a task kept true labels, how often the probe reads *those* is described beside it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from expunge.audits._evaluate import evaluate, per_example_scores, sample
+from expunge.base.errors import SpecError, unknown
+from expunge.base.part import Count
+from expunge.core.case import Case
+from expunge.core.contracts import Audit
+from expunge.core.data import IGNORE, Batch
+from expunge.core.objective import Decisions, Objective, per_example
+from expunge.core.problem import Problem
+from expunge.evidence.estimate import Better
+from expunge.evidence.intervals import Floats, Ints
+from expunge.evidence.scores import Role, Scores
+
+LARGEST_MAP = 4
+"""Feature maps with more positions than this, in height or width, are averaged down to it."""
+
+
+@dataclass(frozen=True)
+class Probe(Audit):
+    """Linear probes of one hidden layer."""
+
+    cite: ClassVar[str] = (
+        "@article{alain2016probes, title={Understanding intermediate layers using linear classifier probes}, "
+        "author={Alain, Guillaume and Bengio, Yoshua}, journal={arXiv:1610.01644}, year={2016}}"
+    )
+
+    layer: str = ""
+    """Path of the module whose output is probed; by default the last hidden layer, which the last weights are given."""
+    count: Count = 2000
+    """Decisions to fit on, from a fixed random part of the retain set: examples, or tokens of a language model."""
+    exposed: bool = False
+    """Whether to fit on the exposed part of the forget set as well."""
+
+    def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
+        """Per example the share of its decisions that the probe reads right.
+
+        Raises:
+            SpecError: There is no such layer, or its output is not one row of features per decision.
+        """
+        problem = replace(case.problem, objective=_AtLayer(case.problem, model, self.layer))
+        read = fit_probe(*self._examples(model, problem))
+
+        def right(decisions: Decisions, size: int) -> Tensor:
+            told = torch.from_numpy(read(_plain(decisions.logits))).to(decisions.targets)
+            return per_example((told == decisions.targets).double(), decisions.example, size, mean=True)
+
+        def score(split: str, role: Role, ids: Tensor, asked: Problem = problem, **facts: Any) -> Scores:
+            facts = {"metric": "recoverability", "better": "reference"} | facts
+            return per_example_scores(model, asked, ids, right, split=split, role=role, unit="share", **facts)
+
+        found = [score("forget", "knowledge", problem.held_out)]
+        found += [score("holdout", "description", problem.holdout)] if len(problem.holdout) else []
+        found += [score("test", "description", problem.test)]
+        if problem.true_targets is not None:
+            true = problem.data.relabelled(problem.held_out, problem.true_targets[problem.held_out])
+            better: Better = "higher"
+            asked = replace(problem, data=true)
+            facts = {"metric": "recoverability_of_truth", "better": better}
+            found += [score("forget", "description", problem.held_out, asked, **facts)]
+        return found
+
+    def _examples(self, model: nn.Module, problem: Problem) -> tuple[Floats, Ints]:
+        """Features `[n, d]` and labels `[n]` to fit on."""
+        group_of = problem.data.group_of
+        # Not on corruption that nobody discovered, and not on a copy of what is asked later.
+        ids = problem.reference_train
+        ids = ids[~torch.isin(group_of(ids), group_of(problem.held_out))]
+        features, labels = _collected(model, problem, sample(ids, self.count, "probe"))
+        # An example of a language model makes many decisions; evenly spaced ones stand for all.
+        chosen = np.linspace(0, len(labels) - 1, min(self.count, len(labels))).astype(np.int64)
+        features, labels = features[chosen], labels[chosen]
+        if self.exposed:
+            more, theirs = _collected(model, problem, problem.exposed)
+            return np.concatenate([features, more]), np.concatenate([labels, theirs])
+        return features, labels
+
+
+def _collected(model: nn.Module, problem: Problem, ids: Tensor) -> tuple[Floats, Ints]:
+    """Features and label of every decision of these examples."""
+    kept: list[tuple[Floats, Ints]] = []
+
+    def keep(decisions: Decisions, size: int) -> Tensor:
+        kept.append((_plain(decisions.logits), decisions.targets.cpu().numpy()))
+        return torch.zeros(size)
+
+    evaluate(model, problem, ids, keep)
+    return np.concatenate([features for features, _ in kept]), np.concatenate([labels for _, labels in kept])
+
+
+def fit_probe(features: Floats, labels: Ints) -> Callable[[Floats], Ints]:
+    """Logistic regression with a penalty of 1 on standardised features.
+
+    Args:
+        features: `[n, d]`.
+        labels: `[n]`.
+
+    Returns:
+        Features `[m, d]` to the labels that are read from them `[m]`; -1, which is none, where features are not finite.
+    """
+    if not np.isfinite(features).all():
+        return lambda asked: np.full(len(asked), -1, dtype=np.int64)
+    mean, scale = features.mean(0), features.std(0)
+    scale[scale == 0] = 1.0
+    if np.unique(labels).size == 1:
+        return lambda asked: np.full(len(asked), labels[0], dtype=np.int64)
+    with warnings.catch_warnings():
+        # Stopped early it is still the same probe for every model.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        fitted = LogisticRegression(max_iter=1000).fit((features - mean) / scale, labels)
+
+    def read(asked: Floats) -> Ints:
+        finite = np.isfinite(asked).all(1)
+        found = np.full(len(asked), -1, dtype=np.int64)
+        if finite.any():
+            found[finite] = fitted.predict((asked[finite] - mean) / scale)
+        return found
+
+    return read
+
+
+class _AtLayer:
+    """The objective of a problem with a layer's features, `[n, d]`, in the place of logits.
+
+    Args:
+        problem: Whose objective makes the decisions.
+        model: Whose layer it is; run once to find the last hidden layer where no path is given.
+        layer: Path of a module, or the empty string.
+
+    Raises:
+        SpecError: There is no such module.
+    """
+
+    def __init__(self, problem: Problem, model: nn.Module, layer: str) -> None:
+        modules = dict(model.named_modules())
+        if layer and layer not in modules:
+            raise unknown("layer", layer, [name for name in modules if name], where="audit.probe.layer")
+        self.objective: Objective = problem.objective
+        self.tokens = problem.data.kind == "tokens"
+        self.given = not layer
+        """Whether features are what the module is given rather than what it returns."""
+        self.path = layer or _last_with_weights(model, problem)
+
+    def decisions(self, model: nn.Module, batch: Batch) -> Decisions:
+        """The decisions, with features."""
+        caught: list[Any] = []
+        module = model.get_submodule(self.path)
+        if self.given:
+            handle = module.register_forward_pre_hook(lambda _, inputs: caught.append(inputs))
+        else:
+            handle = module.register_forward_hook(lambda _, __, output: caught.append(output))
+        try:
+            found = self.objective.decisions(model, batch)
+        finally:
+            handle.remove()
+        return found._replace(logits=self._rows(caught, batch, len(found.targets)))
+
+    def relabel(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """As the problem's objective does."""
+        return self.objective.relabel(batch, generator)
+
+    def _rows(self, caught: list[Any], batch: Batch, count: int) -> Tensor:
+        # Of a module that runs several times, the last run; of several outputs, the first.
+        found = caught[-1] if caught else None
+        found = found[0] if isinstance(found, tuple) and found else found
+        if isinstance(found, Tensor) and found.is_floating_point() and found.ndim > 1:
+            rows = self._decided(found, batch) if self.tokens else _flat(found)
+            if len(rows) == count:
+                return rows
+        shape = f"a tensor of shape {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise SpecError(
+            f"{self.path!r} has {shape}, not features for each of {count} decisions",
+            where="audit.probe.layer",
+            remedy="probe another layer",
+        )
+
+    def _decided(self, hidden: Tensor, batch: Batch) -> Tensor:
+        decided = (batch.targets != IGNORE).to(hidden.device)
+        return hidden[decided].flatten(1) if hidden.shape[:2] == decided.shape and hidden.ndim > 2 else hidden[:0]
+
+
+def _plain(features: Tensor) -> Floats:
+    found: Floats = features.double().cpu().numpy()
+    return found
+
+
+def _flat(features: Tensor) -> Tensor:
+    if features.ndim == 4 and max(features.shape[2:]) > LARGEST_MAP:
+        features = F.adaptive_avg_pool2d(features, LARGEST_MAP)
+    return features.flatten(1)
+
+
+def _last_with_weights(model: nn.Module, problem: Problem) -> str:
+    """Path of the module with parameters of its own that runs last: what it is given is the last hidden layer."""
+    ran: list[str] = []
+    handles = [
+        module.register_forward_pre_hook(lambda _, __, name=name: ran.append(name))
+        for name, module in model.named_modules()
+        if next(module.parameters(recurse=False), None) is not None
+    ]
+    try:
+        evaluate(model, problem, problem.test[:2], lambda _, size: torch.zeros(size))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not ran:
+        raise SpecError(
+            "no module with weights ran",
+            where="audit.probe.layer",
+            remedy=f"name a layer of {type(model).__name__}",
+        )
+    return ran[-1]

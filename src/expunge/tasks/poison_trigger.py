@@ -1,0 +1,70 @@
+"""Images with a trigger that means a label, of which only a share was discovered (REM, 2505.17730: high regularity).
+
+`count` random training images get a patch of the largest value in the data into their bottom right corner, and the
+label `label`, before the original is trained. Utility is measured on clean test images. Whether the model is *healed*
+is accuracy against the true labels on all of these images, discovered or not, *with* the trigger; as images are drawn
+from all classes, a tenth of them (of ten classes) truly has the label and counts as healed from the start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from expunge.base.errors import SpecError
+from expunge.base.part import Count, Natural, Share
+from expunge.base.seeds import derive
+from expunge.core.contracts import Task
+from expunge.core.data import Data
+from expunge.core.problem import Problem
+from expunge.tasks._split import REM, class_index, corrupted_problem, require_classes, require_fewer
+
+
+@dataclass(frozen=True)
+class PoisonTrigger(Task):
+    """A patch that means a label, with a discovery rate."""
+
+    cite: ClassVar[str] = REM
+
+    count: Count = 200
+    """Training images that get the trigger and the label."""
+    size: Count = 3
+    """Height and width of the patch in pixels."""
+    label: Natural | str = 0
+    """What the trigger means, a class by number or by name."""
+    discovery: Share = 1.0
+    """Share of them that is known, at least one image."""
+
+    def __call__(self, data: Data, seed: int, measured: Mapping[str, Tensor]) -> Problem:
+        """The problem, on data with triggers; the true labels are kept in `true_targets`.
+
+        Raises:
+            SpecError: The data are no images, the patch is larger than they are, or there is no such class.
+        """
+        require_classes(data, "poison_trigger")
+        require_fewer(self.count, data)
+        label = class_index(self.label, data, "forget.label")
+        generator = torch.Generator().manual_seed(derive(seed, "poison_trigger"))
+        corrupted = data.train[torch.randperm(len(data.train), generator=generator)[: self.count]]
+        wrong = data.relabelled(corrupted, torch.full_like(corrupted, label))
+        return corrupted_problem(
+            data, replace(wrong, inputs=self._triggered(data, corrupted)), corrupted, self.discovery
+        )
+
+    def _triggered(self, data: Data, ids: Tensor) -> Tensor:
+        shape = list(data.inputs.shape[1:])
+        if len(shape) != 3 or not data.inputs.is_floating_point():
+            raise SpecError(
+                f"inputs have shape {shape}",
+                where="forget (poison_trigger)",
+                allowed="images [channels, height, width]",
+            )
+        if self.size > min(shape[1:]):
+            raise SpecError(f"found {self.size}", where="forget.size", allowed=f"1 to {min(shape[1:])}")
+        inputs = data.inputs.clone()
+        inputs[ids, :, -self.size :, -self.size :] = data.inputs.max()
+        return inputs

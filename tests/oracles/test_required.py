@@ -1,0 +1,48 @@
+"""A spec requires an audit by its label; the verdict depends on what that audit measures, whatever it is called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from expunge.evidence.scores import Role, Scores, save
+from expunge.evidence.table import read_table
+
+
+def entry(root: Path, model: str, part: str, metric: str, role: Role, kind: str = "audit") -> dict[str, Any]:
+    values = np.array([1.0, 0.0, 1.0])
+    name = f"{model}-{part}.safetensors"
+    save(root / name, [Scores(metric, "forget", values, np.arange(3), role, "share", "reference")])
+    return {"kind": kind, "model": model, "seed": 0, "attack": None, "part": part, "files": {"scores": {"path": name}}}
+
+
+@pytest.mark.parametrize(
+    ("required", "metrics"),
+    [
+        ([], {"accuracy"}),
+        (["probe"], {"accuracy", "recoverability"}),
+        (["mine"], {"accuracy", "membership_loss"}),
+        (["mine", "probe", "loss"], {"accuracy", "recoverability", "membership_loss"}),
+    ],
+)
+def test_required_by_label(tmp_path: Path, required: list[str], metrics: set[str]) -> None:
+    parts: list[tuple[str, str, Role]] = [
+        ("accuracy", "accuracy", "knowledge"),
+        ("probe", "recoverability", "knowledge"),
+        ("mine", "membership_loss", "knowledge"),
+        ("loss", "loss", "description"),
+    ]
+    stages = [entry(tmp_path, model, *part) for model in ("original", "reference", "npo") for part in parts]
+    manifest = {
+        "stages": stages,
+        "models": ["original", "reference", "npo"],
+        "seeds": [0],
+        "attacks": [],
+        "required": required,
+        "about_one_model": False,
+    }
+    found = read_table(tmp_path, manifest).quantities("npo")
+    assert {quantity.metric for quantity in found if quantity.required} == metrics
