@@ -43,8 +43,8 @@ class SSD(Method):
     paper: ClassVar[str] = "SSD, 2024"
 
     alpha: Positive = 10.0
-    """A weight is dampened where its importance to the forget set is over this many times that to all data; no weight is
-    at |D| / |F| or above."""
+    """A weight is dampened where its importance to the forget set is over this many times that to all data; none is at
+    |D| / |F| or above."""
     dampening: Positive = 1.0
     """The paper's lambda: smaller dampens harder."""
 
