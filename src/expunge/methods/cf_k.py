@@ -2,8 +2,8 @@
 
 Minimises CE(retain) over the parameters of the last k layers; all others, and the running statistics of their batch
 norms, stay as they are. A layer is a module with trainable parameters of its own that are not tied to an earlier one,
-norms included. The published code counts convolutions and linear layers only, lets the norms between them train along,
-and goes on updating the running statistics of frozen ones.
+norms included. The published code counts convolutions and linear layers only, and lets the norms between them train
+along.
 
 Cost: one gradient per retain example and epoch (of which the backward pass through the frozen layers is spared).
 """

@@ -3,8 +3,8 @@
 Minimises CE(retain) over the parameters of the last k layers, from new initial values; all others, and the running
 statistics of their batch norms, stay as they are. A layer is a module with trainable parameters of its own that are not
 tied to an earlier one, norms included; its `reset_parameters` gives the values, and frozen parameters in it are kept.
-The published code counts convolutions and linear layers only, leaves norms between them at their old values but lets
-them train along, and trains for as long as retraining would take.
+The published code counts convolutions and linear layers only, and leaves the norms between them at their old values but
+lets them train along.
 
 Cost: one gradient per retain example and epoch (of which the backward pass through the frozen layers is spared).
 """

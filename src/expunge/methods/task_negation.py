@@ -2,7 +2,7 @@
 
 theta <- theta_0 - strength * (theta_ft - theta_0), theta_ft being the original fine-tuned on the forget set alone. A
 model that already knows the forget set by heart has next to no gradient there, so that its vector is small or mostly
-noise: tune `strength` first. The paper tunes it on validation data, below 1. Its code moves every floating-point entry
+noise: tune `strength` first. The paper tunes it on validation data, up to 1. Its code moves every floating-point entry
 of the state, running statistics of batch norm included; here buffers stay the original's.
 
 Cost: one gradient per forget example and pass.
