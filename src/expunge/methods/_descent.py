@@ -1,9 +1,13 @@
-"""What methods that fine-tune have in common: five settings and the call of the one loop."""
+"""What methods that fine-tune have in common: five settings and the call of the one loop.
+
+A method of one phase calls `descend`; one of several phases makes `Steps`, which keep the optimiser's state between
+phases, and ends when a phase comes back exhausted.
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +20,26 @@ from expunge.core.contracts import Method, require_trainable
 from expunge.core.data import Batch
 from expunge.core.objective import loss
 from expunge.core.problem import Problem
-from expunge.train.loop import Item, Pair, batches, fit, paired
+from expunge.train.loop import Fit, Item, Pair, batches, fit, paired
 from expunge.train.optim import OptimizerName, make_optimizer
+
+
+@dataclass(frozen=True)
+class Steps:
+    """One optimiser over a student's trainable parameters, for any number of phases."""
+
+    parameters: list[nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    meter: Meter
+
+    def run(
+        self,
+        loss_fn: Callable[[Item], Tensor],
+        items: Iterable[Item],
+        on_step: Callable[[int, float], None] | None = None,
+    ) -> Fit:
+        """One step per item; the caller stops where the result says that the budget is exhausted."""
+        return fit(self.parameters, loss_fn, items, self.optimizer, meter=self.meter, on_step=on_step)
 
 
 @dataclass(frozen=True)
@@ -35,13 +57,17 @@ class Descent(Method):
     weight_decay: NonNegative = 0.0
     """Coefficient of the squared norm."""
 
+    def steps(self, student: nn.Module, meter: Meter) -> Steps:
+        """Steps on the student's trainable parameters with this method's optimiser."""
+        parameters = require_trainable(student)
+        optimizer = make_optimizer(self.optimizer, parameters, self.learning_rate, self.weight_decay)
+        return Steps(parameters, optimizer, meter)
+
     def descend(
         self, student: nn.Module, loss_fn: Callable[[Item], Tensor], items: Iterable[Item], meter: Meter
     ) -> nn.Module:
         """Take one step per item; the student is trained in place and returned."""
-        parameters = require_trainable(student)
-        optimizer = make_optimizer(self.optimizer, parameters, self.learning_rate, self.weight_decay)
-        fit(parameters, loss_fn, items, optimizer, meter=meter)
+        self.steps(student, meter).run(loss_fn, items)
         return student
 
     def descend_on_retain(self, student: nn.Module, problem: Problem, seed: int, meter: Meter) -> nn.Module:
@@ -56,6 +82,24 @@ class Descent(Method):
 
 
 @dataclass(frozen=True)
+class ForgetDescent(Descent):
+    """Base of the methods that see the forget set only."""
+
+    epochs: Count = 10
+    """Passes over the forget set."""
+    batch_size: Count = 64
+    """Forget examples per step."""
+
+    def descend_on_forget(
+        self, student: nn.Module, loss_fn: Callable[[Batch], Tensor], problem: Problem, seed: int, meter: Meter
+    ) -> nn.Module:
+        """Minimise a loss over forget batches; the student is trained in place and returned."""
+        generator = torch.Generator().manual_seed(derive(seed, "batches"))
+        items = batches(problem.data, problem.forget, self.batch_size, self.epochs, generator)
+        return self.descend(student, loss_fn, items, meter)
+
+
+@dataclass(frozen=True)
 class PairedDescent(Descent):
     """Base of the methods whose every step sees a retain batch and a forget batch, their losses added."""
 
@@ -64,8 +108,12 @@ class PairedDescent(Descent):
 
     def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
         """Descend on the pair loss."""
+        return self.descend(student, self.pair_loss(student, problem, seed), self.pairs(problem, seed), meter)
+
+    def pairs(self, problem: Problem, seed: int) -> Iterator[Pair]:
+        """The batches of all steps."""
         generator = torch.Generator().manual_seed(derive(seed, "batches"))
-        items = paired(
+        return paired(
             problem.data,
             problem.retain,
             problem.forget,
@@ -74,7 +122,6 @@ class PairedDescent(Descent):
             self.epochs,
             generator,
         )
-        return self.descend(student, self.pair_loss(student, problem, seed), items, meter)
 
     @abstractmethod
     def pair_loss(self, student: nn.Module, problem: Problem, seed: int) -> Callable[[Pair], Tensor]:

@@ -36,12 +36,17 @@ class RandomRelabel(PairedDescent):
 
     def pair_loss(self, student: nn.Module, problem: Problem, seed: int) -> Callable[[Pair], Tensor]:
         """CE on retain plus weighted CE on wrong answers for forget."""
-        objective = problem.objective
-        generator = torch.Generator().manual_seed(derive(seed, "labels"))
+        return relabel_loss(student, problem, self.weight, seed)
 
-        def step(pair: Pair) -> Tensor:
-            wrong = objective.relabel(pair.forget, generator)
-            kept = loss(objective.decisions(student, pair.retain))
-            return kept + self.weight * loss(objective.decisions(student, wrong))
 
-        return step
+def relabel_loss(student: nn.Module, problem: Problem, weight: float, seed: int) -> Callable[[Pair], Tensor]:
+    """The loss of one step: CE on retain plus weighted CE on wrong answers for forget, drawn anew at each call."""
+    objective = problem.objective
+    generator = torch.Generator().manual_seed(derive(seed, "labels"))
+
+    def step(pair: Pair) -> Tensor:
+        wrong = objective.relabel(pair.forget, generator)
+        kept = loss(objective.decisions(student, pair.retain))
+        return kept + weight * loss(objective.decisions(student, wrong))
+
+    return step

@@ -18,6 +18,7 @@ from expunge.core.case import Meter, Recipe
 from expunge.core.modules import trainable
 from expunge.core.problem import Problem
 from expunge.methods._descent import Descent
+from expunge.methods._noise import standard_normal
 from expunge.methods.finetune import CITE
 
 
@@ -36,7 +37,5 @@ class WeightDistortion(Descent):
         generator = torch.Generator().manual_seed(derive(seed, "noise"))
         with torch.no_grad():
             for parameter in trainable(student):
-                # Drawn on the CPU in double precision, so that device and dtype do not change the noise.
-                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-                parameter.add_(noise.to(parameter), alpha=self.sigma)
+                parameter.add_(standard_normal(parameter, generator), alpha=self.sigma)
         return self.descend_on_retain(student, problem, seed, meter)

@@ -1,0 +1,39 @@
+"""What methods look at along the way: how much of a set is known, in evaluation mode and without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from expunge.core.objective import knows
+from expunge.core.problem import Problem
+from expunge.train.loop import in_order
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; every submodule's own mode again afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def known(model: nn.Module, problem: Problem, ids: Tensor) -> Tensor:
+    """Whether the model gets all decisions of each example right, `[len(ids)]` bool on the CPU."""
+    with evaluating(model), torch.no_grad():
+        found = [
+            knows(problem.objective.decisions(model, batch), batch.size).cpu() for batch in in_order(problem.data, ids)
+        ]
+    return torch.cat(found)
+
+
+def known_share(model: nn.Module, problem: Problem, ids: Tensor) -> float:
+    """The share of these examples that the model knows: accuracy of a classifier, recitation of a language model."""
+    return float(known(model, problem, ids).double().mean())

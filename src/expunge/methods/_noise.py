@@ -1,0 +1,11 @@
+"""Gaussian noise that is the same on every device and in every precision."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def standard_normal(parameter: Tensor, generator: torch.Generator) -> Tensor:
+    """Independent N(0, 1) in the parameter's shape, dtype and place, drawn on the CPU in double precision."""
+    return torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter)

@@ -1,0 +1,80 @@
+"""Learn from a know-nothing teacher on the forget set, from the original elsewhere (Chundawat et al., 2205.08096).
+
+Minimises the mean over a mixed batch of KL(bad(x) || model(x)) for x in forget and KL(original(x) || model(x)) for x in
+retain, with T^2 where T is not 1. The bad teacher is the model with its trainable layers initialised anew; the retain
+examples are a random share, the same in every epoch. KL is the sum over classes; the published code calls torch's KL
+with its default reduction, which takes the mean over classes too and so divides every step by their number.
+
+Cost: one gradient per forget example and per example of the retain share, in each epoch. Teachers are forward passes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from expunge.base.part import Count, Positive, Share
+from expunge.base.seeds import derive
+from expunge.core.case import Meter, Recipe
+from expunge.core.data import Batch
+from expunge.core.problem import Problem
+from expunge.methods._descent import Descent
+from expunge.methods._distill import divergence, logits_of, teacher_of
+from expunge.methods._layers import layers, reinitialise
+from expunge.train.loop import batches
+
+
+@dataclass(frozen=True)
+class BadTeacher(Descent):
+    """Distillation from an incompetent and a competent teacher."""
+
+    cite: ClassVar[str] = (
+        "@inproceedings{chundawat2023bad, title={Can Bad Teaching Induce Forgetting? Unlearning in Deep Networks Using "
+        "an Incompetent Teacher}, author={Chundawat, Vikram S and Tarun, Ayush K and Mandal, Murari and "
+        "Kankanhalli, Mohan}, booktitle={AAAI}, year={2023}, note={arXiv:2205.08096}}"
+    )
+    paper: ClassVar[str] = "bad teacher, 2023"
+
+    epochs: Count = 10
+    """Passes over the forget set and the retain share."""
+    learning_rate: Positive = 1e-3
+    """Step size, constant; half of training's default, since the forget examples are few among the others."""
+    batch_size: Count = 128
+    """Examples per step, of both kinds."""
+    retain_share: Share = 0.3
+    """Share of the retain set that is used."""
+    temperature: Positive = 1.0
+    """T, by which logits are divided before they are compared."""
+
+    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+        """Distil from both teachers."""
+        good, bad = teacher_of(student), incompetent(student, derive(seed, "teacher"))
+        generator = torch.Generator().manual_seed(derive(seed, "batches"))
+
+        def step(batch: Batch) -> Tensor:
+            decisions = problem.objective.decisions(student, batch)
+            forget = torch.isin(batch.ids, problem.forget).to(decisions.example.device)[decisions.example]
+            wrong, right = (logits_of(problem.objective, teacher, batch) for teacher in (bad, good))
+            return divergence(torch.where(forget[:, None], wrong, right), decisions.logits, self.temperature)
+
+        count = math.ceil(self.retain_share * len(problem.retain))
+        kept = problem.retain[torch.randperm(len(problem.retain), generator=generator)[:count]]
+        ids = torch.cat([problem.forget, kept])
+        return self.descend(student, step, batches(problem.data, ids, self.batch_size, self.epochs, generator), meter)
+
+
+def incompetent(student: nn.Module, seed: int) -> nn.Module:
+    """A teacher of the student's architecture whose trainable layers have fresh initial values.
+
+    Raises:
+        MissingError: A layer cannot be initialised anew.
+    """
+    teacher = teacher_of(student)
+    for theirs, ours in zip(teacher.parameters(), student.parameters(), strict=True):
+        theirs.requires_grad_(ours.requires_grad)
+    reinitialise(layers(teacher), seed)
+    return teacher.requires_grad_(False)

@@ -1,0 +1,38 @@
+"""Fine-tune the last k layers on the retain set and hope that the rest is forgotten (CF-k, Goel et al., 2201.06640).
+
+Minimises CE(retain) over the parameters of the last k layers; all others, and the running statistics of their batch
+norms, stay as they are. A layer is a module with trainable parameters of its own that are not tied to an earlier one,
+norms included. The published code counts convolutions and linear layers only, and lets the norms between them train
+along.
+
+Cost: one gradient per retain example and epoch (of which the backward pass through the frozen layers is spared).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from expunge.core.case import Meter, Recipe
+from expunge.core.problem import Problem
+from expunge.methods._layers import LastLayers
+
+CITE = (
+    "@article{goel2022adversarial, title={Towards Adversarial Evaluations for Inexact Machine Unlearning}, author="
+    "{Goel, Shashwat and Prabhu, Ameya and Sanyal, Amartya and Lim, Ser-Nam and Torr, Philip and "
+    "Kumaraguru, Ponnurangam}, journal={arXiv:2201.06640}, year={2022}}"
+)
+
+
+@dataclass(frozen=True)
+class CFk(LastLayers):
+    """Catastrophic forgetting of the last k layers."""
+
+    cite: ClassVar[str] = CITE
+    paper: ClassVar[str] = "CF-k, 2022"
+
+    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+        """Train the last layers on."""
+        return self.train_last(student, problem, seed, meter)

@@ -1,0 +1,58 @@
+"""Keep what the original says of the forget set, except the right answer (DELETE, Zhou et al., 2503.23751).
+
+Minimises KL(q || model(x)) over the forget set, q being the original's prediction with the right answer's probability
+set to zero and the others scaled up to sum to one: how the wrong answers compare is kept, which is what stands in for a
+retain set. The published code does the same with a logit of -1e10 and, rightly, a sum over classes; it can hold batch
+norm's running statistics, which here follow the forget batches in training mode. For a language model q is taken at
+each token that is a decision.
+
+Cost: one gradient per forget example and pass. The teacher is a forward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from expunge.base.part import Count
+from expunge.core.case import Meter, Recipe
+from expunge.core.data import Batch
+from expunge.core.problem import Problem
+from expunge.methods._descent import ForgetDescent
+from expunge.methods._distill import divergence, logits_of, teacher_of
+
+
+@dataclass(frozen=True)
+class DELETE(ForgetDescent):
+    """Decoupled distillation: everything but the right answer."""
+
+    cite: ClassVar[str] = (
+        "@inproceedings{zhou2025delete, title={Decoupled Distillation to Erase: A General Unlearning Method for Any "
+        "Class-centric Tasks}, author={Zhou, Yu and Zheng, Dian and Mo, Qijie and Lu, Renjie and Lin, Kun-Yu and "
+        "Zheng, Wei-Shi}, booktitle={CVPR}, year={2025}, note={arXiv:2503.23751}}"
+    )
+    paper: ClassVar[str] = "DELETE, 2025"
+
+    epochs: Count = 30
+    """Passes over the forget set."""
+
+    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+        """Distil from the original without the right answers."""
+        teacher = teacher_of(student)
+
+        def step(batch: Batch) -> Tensor:
+            decisions = problem.objective.decisions(student, batch)
+            reference = without_answer(logits_of(problem.objective, teacher, batch), decisions.targets)
+            return divergence(reference, decisions.logits)
+
+        return self.descend_on_forget(student, step, problem, seed, meter)
+
+
+def without_answer(logits: Tensor, targets: Tensor) -> Tensor:
+    """Logits `[n, c]` of the same prediction given that the answer is not the target `[n]`."""
+    # Far below every other logit but finite: the divergence multiplies it with a probability of exactly 0.
+    low = torch.finfo(logits.dtype).min / 2
+    return logits.scatter(1, targets[:, None], low)

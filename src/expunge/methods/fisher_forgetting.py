@@ -1,0 +1,70 @@
+"""Add noise to each weight, more where the retain set cares less (Golatkar et al., 1911.04933).
+
+theta <- theta + n with n ~ N(0, alpha * F^-power), its standard deviation at most `cap`. F is the diagonal of the
+Fisher information on the retain set: the mean over examples of the squared gradient of log p(y | x), y drawn from the
+model's own prediction (one draw per decision, which makes the estimate unbiased). Power 1/2 is the paper's optimum for
+forgetting at a given loss, with alpha = sqrt(lambda * sigma_h^2).
+
+The widely copied code has power 1, weighs all classes' gradients by their probability instead of drawing one (as many
+gradients per example as there are classes), squares batch means, caps 1/F at 1000, averages variances within a row, and
+multiplies them by 10 in the last layer and in one-dimensional parameters; a shorter variant takes the data's labels,
+and caps the standard deviation at 0.001. A weight without any influence has F = 0, so the cap is not optional.
+
+Cost: one gradient per retain example, one at a time. A budget that is too small takes a random part of the retain set.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from expunge.base.part import NonNegative, Positive
+from expunge.base.seeds import derive
+from expunge.core.case import Meter, Recipe
+from expunge.core.contracts import Method
+from expunge.core.modules import trainable
+from expunge.core.problem import Problem
+from expunge.methods._gradients import mean_squared_gradient
+from expunge.methods._noise import standard_normal
+
+
+@dataclass(frozen=True)
+class FisherForgetting(Method):
+    """Noise shaped by the inverse Fisher information."""
+
+    cite: ClassVar[str] = (
+        "@inproceedings{golatkar2020eternal, title={Eternal Sunshine of the Spotless Net: Selective Forgetting in Deep "
+        "Networks}, author={Golatkar, Aditya and Achille, Alessandro and Soatto, Stefano}, booktitle={CVPR}, "
+        "year={2020}, note={arXiv:1911.04933}}"
+    )
+    paper: ClassVar[str] = "Fisher forgetting, 2020"
+
+    alpha: Positive = 1e-6
+    """Scale of the variance, in squared units of the weights where F is 1."""
+    power: NonNegative = 0.5
+    """Exponent of 1/F in the variance: 0.5 is the paper's, 1 that of its code."""
+    cap: Positive = 0.1
+    """Largest standard deviation, in units of the weights."""
+
+    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+        """Measure F, add noise once."""
+        order, labels, noise = (
+            torch.Generator().manual_seed(derive(seed, name)) for name in ("retain", "labels", "noise")
+        )
+        retain = problem.retain[torch.randperm(len(problem.retain), generator=order)]
+        fisher = mean_squared_gradient(student, problem, retain, meter, labels)
+        if fisher is None:
+            return student
+        with torch.no_grad():
+            for parameter, information in zip(trainable(student), fisher, strict=True):
+                spread = deviation(information, self.alpha, self.power, self.cap)
+                parameter.add_(spread * standard_normal(parameter, noise))
+        return student
+
+
+def deviation(fisher: Tensor, alpha: float, power: float, cap: float) -> Tensor:
+    """Standard deviation of the noise, min(sqrt(alpha * fisher^-power), cap), in the shape of `fisher`."""
+    return (alpha * fisher.pow(-power)).sqrt().clamp(max=cap)

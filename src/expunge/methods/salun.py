@@ -1,0 +1,88 @@
+"""Random relabelling of only those weights that the forget set's loss depends on (SalUn, Fan et al., 2310.12508).
+
+Minimises CE(retain) + weight * CE(forget, y'), with y' uniform over the wrong answers and drawn anew at every step,
+over the `share` of trainable weights with the largest |gradient of the forget set's summed CE| at the original.
+
+All other weights are put back to their original values after each step. Zeroing their gradients would not hold them:
+every optimiser here decays a weight whose gradient is zero, and momentum moves one that had a gradient before.
+(Buffers, such as running statistics of batch norm, are no weights and do move.)
+
+Published code differs. Until early 2026 it masked gradients only, so that masked weights drifted by decay and momentum;
+it takes a whole epoch of forget batches, then one of retain batches, where the paper adds the two losses, as here; its
+random labels can be the right one; and its mask script takes optimiser steps while it sums the gradient.
+
+Cost: one gradient per forget example for the mask, then as random relabelling: one per retain example and epoch, and
+`forget_batch_size` for each retain batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from expunge.base.part import Positive, Share
+from expunge.core.case import Meter, Recipe
+from expunge.core.problem import Problem
+from expunge.methods._descent import PairedDescent
+from expunge.methods._gradients import summed_gradient
+from expunge.methods.random_relabel import relabel_loss
+from expunge.train.loop import Pair
+
+
+@dataclass(frozen=True)
+class SalUn(PairedDescent):
+    """Random relabelling under a saliency mask."""
+
+    cite: ClassVar[str] = (
+        "@inproceedings{fan2024salun, title={SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency "
+        "in Both Image Classification and Generation}, author={Fan, Chongyu and Liu, Jiancheng and Zhang, Yihua and "
+        "Wong, Eric and Wei, Dennis and Liu, Sijia}, booktitle={ICLR}, year={2024}, note={arXiv:2310.12508}}"
+    )
+    paper: ClassVar[str] = "SalUn, 2024"
+
+    weight: Positive = 1.0
+    """Weight of the forget loss."""
+    share: Share = 0.5
+    """Share of the trainable weights that may move."""
+
+    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+        """Find the mask, then descend under it."""
+        steps = self.steps(student, meter)
+        gradient = summed_gradient(student, problem, problem.forget, meter, self.batch_size)
+        if gradient is None:
+            return student
+        movable = largest([entry.abs() for entry in gradient], self.share)
+        original = [parameter.detach().clone() for parameter in steps.parameters]
+
+        def restore(step: int, value: float) -> None:
+            with torch.no_grad():
+                for parameter, moves, start in zip(steps.parameters, movable, original, strict=True):
+                    parameter.copy_(torch.where(moves, parameter, start))
+
+        steps.run(self.pair_loss(student, problem, seed), self.pairs(problem, seed), restore)
+        return student
+
+    def pair_loss(self, student: nn.Module, problem: Problem, seed: int) -> Callable[[Pair], Tensor]:
+        """As random relabelling."""
+        return relabel_loss(student, problem, self.weight, seed)
+
+
+def largest(values: list[Tensor], share: float) -> list[Tensor]:
+    """Masks of the largest numbers over all tensors together; exactly the share, the earlier ones among equals.
+
+    Args:
+        values: Tensors of any shapes.
+        share: Share of all entries to mark.
+
+    Returns:
+        A bool tensor for each.
+    """
+    flat = torch.cat([entry.flatten() for entry in values])
+    mask = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
+    mask[flat.argsort(descending=True, stable=True)[: round(share * len(flat))]] = True
+    parts = mask.split([entry.numel() for entry in values])
+    return [part.view_as(entry) for part, entry in zip(parts, values, strict=True)]

@@ -1,0 +1,132 @@
+"""Disobey a teacher on the forget set and obey it on the retain set, in turn (SCRUB, Kurmanji et al., 2302.09880).
+
+With D(x) = T^2 KL(original(x) / T || model(x) / T): each of the first `forget_epochs` epochs begins with a pass that
+maximises D(forget); every epoch has a pass that minimises alpha * D(retain) + gamma * CE(retain). One optimiser serves
+both. KL is the sum over classes, as in the paper; the code of 2505.22310 takes the mean over classes too, which divides
+it by their number and so changes what alpha means.
+
+With `rewind` (SCRUB+R) the model is saved after each epoch, and at the end that epoch is chosen whose forget error is
+closest to a reference: the *final* model's error on unseen examples that are distributed like the forget set. These are
+the problem's hold-out; without one, its test examples, weighted so that their labels have the forget set's frequencies
+(of the test set nothing else is used). The rule assumes that a retrained model errs on the forget set as on unseen
+examples. That holds for random examples and for whole classes; examples chosen to be hard are forgotten further, and
+rewinding stops too early there. It is off by default.
+
+Cost: one gradient per retain example and epoch, and one per forget example in each of the first `forget_epochs`.
+Teachers and rewinding are forward passes.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from expunge.base.part import Count, NonNegative, Positive
+from expunge.base.seeds import derive
+from expunge.core.case import Meter, Recipe
+from expunge.core.data import Batch
+from expunge.core.objective import Decisions, loss
+from expunge.core.problem import Problem
+from expunge.methods._descent import Descent
+from expunge.methods._distill import divergence, logits_of, teacher_of
+from expunge.methods._measure import known, known_share
+from expunge.train.loop import batches
+
+CITE = (
+    "@inproceedings{kurmanji2023scrub, title={Towards Unbounded Machine Unlearning}, author={Kurmanji, Meghdad and "
+    "Triantafillou, Peter and Hayes, Jamie and Triantafillou, Eleni}, booktitle={NeurIPS}, year={2023}, "
+    "note={arXiv:2302.09880}}"
+)
+
+
+@dataclass(frozen=True)
+class SCRUB(Descent):
+    """Alternating distillation away from and towards the original, optionally with rewinding."""
+
+    cite: ClassVar[str] = CITE
+    paper: ClassVar[str] = "SCRUB, 2023"
+
+    learning_rate: Positive = 5e-4
+    """Step size, constant."""
+    forget_epochs: Count = 7
+    """Epochs, from the first, that begin with a pass over the forget set."""
+    forget_batch_size: Count = 64
+    """Forget examples per step."""
+    alpha: NonNegative = 0.5
+    """Weight of the divergence on retain."""
+    gamma: NonNegative = 1.0
+    """Weight of the cross-entropy on retain."""
+    temperature: Positive = 2.0
+    """T, by which logits are divided before they are compared."""
+    rewind: bool = False
+    """Whether to return to the epoch whose forget error is closest to the reference error."""
+
+    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+        """Alternate, then rewind if asked to."""
+        data, teacher, steps = problem.data, teacher_of(student), self.steps(student, meter)
+        generator = torch.Generator().manual_seed(derive(seed, "batches"))
+
+        def disobey(batch: Batch) -> Tensor:
+            return -self._divergence(problem.objective.decisions(student, batch), teacher, problem, batch)
+
+        def obey(batch: Batch) -> Tensor:
+            decisions = problem.objective.decisions(student, batch)
+            kept = self._divergence(decisions, teacher, problem, batch)
+            return self.alpha * kept + self.gamma * loss(decisions)
+
+        saved: list[dict[str, Tensor]] = []
+        for epoch in range(self.epochs):
+            exhausted = False
+            if epoch < self.forget_epochs:
+                forget = batches(data, problem.forget, self.forget_batch_size, 1, generator)
+                exhausted = steps.run(disobey, forget).exhausted
+            if not exhausted:
+                retain = batches(data, problem.retain, self.batch_size, 1, generator)
+                exhausted = steps.run(obey, retain).exhausted
+            if self.rewind:
+                saved.append(copy.deepcopy(student.state_dict()))
+            if exhausted:
+                break
+        if self.rewind:
+            rewind(student, saved, problem)
+        return student
+
+    def _divergence(self, decisions: Decisions, teacher: nn.Module, problem: Problem, batch: Batch) -> Tensor:
+        return divergence(logits_of(problem.objective, teacher, batch), decisions.logits, self.temperature)
+
+
+def rewind(student: nn.Module, saved: list[dict[str, Tensor]], problem: Problem) -> None:
+    """Load, of the saved states, the one whose forget error is closest to the reference; the latest among equals.
+
+    Args:
+        student: The final model, whose error on unseen examples is the reference; changed in place.
+        saved: States in the order in which they were saved.
+        problem: Forget set and unseen examples.
+    """
+    reference = reference_error(student, problem)
+    best, smallest = saved[-1], float("inf")
+    for state in reversed(saved):
+        student.load_state_dict(state)
+        gap = abs(1 - known_share(student, problem, problem.forget) - reference)
+        if gap < smallest:
+            best, smallest = state, gap
+    student.load_state_dict(best)
+
+
+def reference_error(model: nn.Module, problem: Problem) -> float:
+    """The model's error on unseen examples that are distributed like the forget set."""
+    if len(problem.holdout):
+        return 1 - known_share(model, problem, problem.holdout)
+    right = known(model, problem, problem.test).double()
+    if problem.data.kind == "tokens":
+        return 1 - float(right.mean())
+    targets, count = problem.data.targets, len(problem.data.labels)
+    wanted = torch.bincount(targets[problem.forget], minlength=count).double()
+    there = torch.bincount(targets[problem.test], minlength=count)
+    # A label without test examples has no error to offer; the others stand in for it.
+    weight = (wanted / there.clamp(min=1))[targets[problem.test]]
+    return 1 - float((weight * right).sum() / weight.sum()) if weight.sum() else 1 - float(right.mean())

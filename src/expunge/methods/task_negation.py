@@ -1,0 +1,54 @@
+"""Learn the forget set once more, and take the opposite step in weight space (Ilharco et al., 2212.04089).
+
+theta <- theta_0 - strength * (theta_ft - theta_0), theta_ft being the original fine-tuned on the forget set alone. A
+model that already knows the forget set by heart has next to no gradient there, so that its vector is small or mostly
+noise: tune `strength` first. The paper tunes it on validation data, up to 1. Its code moves every floating-point entry
+of the state, running statistics of batch norm included; here buffers stay the original's.
+
+Cost: one gradient per forget example and pass.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from expunge.base.part import NonNegative
+from expunge.core.case import Meter, Recipe
+from expunge.core.data import Batch
+from expunge.core.modules import trainable
+from expunge.core.objective import loss
+from expunge.core.problem import Problem
+from expunge.methods._descent import ForgetDescent
+
+
+@dataclass(frozen=True)
+class TaskNegation(ForgetDescent):
+    """Subtraction of the forget set's task vector."""
+
+    cite: ClassVar[str] = (
+        "@inproceedings{ilharco2023task, title={Editing Models with Task Arithmetic}, author={Ilharco, Gabriel and "
+        "Ribeiro, Marco Tulio and Wortsman, Mitchell and Gururangan, Suchin and Schmidt, Ludwig and Hajishirzi, "
+        "Hannaneh and Farhadi, Ali}, booktitle={ICLR}, year={2023}, note={arXiv:2212.04089}}"
+    )
+    paper: ClassVar[str] = "task arithmetic, 2023"
+
+    strength: NonNegative = 4.0
+    """The paper's lambda: how many task vectors to go back."""
+
+    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+        """Fine-tune a copy on the forget set, then negate."""
+        tuned = copy.deepcopy(student)
+
+        def forget_loss(batch: Batch) -> Tensor:
+            return loss(problem.objective.decisions(tuned, batch))
+
+        self.descend_on_forget(tuned, forget_loss, problem, seed, meter)
+        with torch.no_grad():
+            for parameter, there in zip(trainable(student), trainable(tuned), strict=True):
+                parameter.sub_(self.strength * (there - parameter))
+        return student

@@ -1,0 +1,93 @@
+"""Every method on a small MLP and a small GPT: it runs, repeats itself, and costs what its docstring says."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from expunge.base import registry
+from expunge.core.case import train_model
+from expunge.core.contracts import Method
+from expunge.core.modules import state_digest
+from expunge.core.problem import Problem
+from expunge.data.digits import Digits
+from expunge.data.python_docs import PythonDocs
+from expunge.models.gpt import GPT
+from expunge.models.mlp import MLP
+from expunge.tasks.planted_text import PlantedText
+from expunge.train.training import TrainedRecipe, Training
+
+BRIEF = {"epochs": 2, "batch_size": 32}
+PAIRED = BRIEF | {"forget_batch_size": 16}
+SETTINGS = {
+    "bad_teacher": BRIEF | {"retain_share": 0.5},
+    "cf_k": BRIEF,
+    "delete": BRIEF,
+    "eu_k": BRIEF,
+    "fisher_forgetting": {},
+    "gradient_ascent": BRIEF | {"chances": 1e-9, "learning_rate": 1e-9},
+    "l1_sparse": BRIEF,
+    "neggrad_plus": PAIRED,
+    "salun": PAIRED,
+    "scrub": PAIRED | {"forget_epochs": 1, "rewind": True},
+    "ssd": {"alpha": 1.0, "dampening": 0.5},
+    "task_negation": BRIEF,
+}
+
+
+def cost(name: str, retain: int, forget: int) -> int:
+    """Per-example gradients as the docstrings count them, with the settings above."""
+    paired = 2 * (retain + math.ceil(retain / 32) * 16)
+    return {
+        "bad_teacher": 2 * (forget + math.ceil(retain / 2)),
+        "fisher_forgetting": retain,
+        "ssd": retain + forget,
+        "salun": forget + paired,
+        "neggrad_plus": paired,
+        "scrub": 2 * retain + forget,
+        **dict.fromkeys(("cf_k", "eu_k", "l1_sparse"), 2 * retain),
+        **dict.fromkeys(("delete", "gradient_ascent", "task_negation"), 2 * forget),
+    }[name]
+
+
+@pytest.fixture(scope="module", params=["mlp", "gpt"])
+def setting(request: pytest.FixtureRequest) -> tuple[torch.nn.Module, Problem]:
+    if request.param == "mlp":
+        data = Digits(train=160, test=40)()
+        problem = Problem(data, torch.arange(16), torch.arange(16, 160), data.test)
+        recipe = TrainedRecipe(MLP(widths=[32]), Training(epochs=12, batch_size=32), data)
+    else:
+        problem = PlantedText(count=8, copies=2)(PythonDocs(train=32, test=8)(), 0, {})
+        recipe = TrainedRecipe(GPT(width=16, layers=1, heads=2), Training(epochs=4, batch_size=16), problem.data)
+    return train_model(recipe, problem.data, problem.train, 0), problem
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_runs_repeats_itself_and_costs_what_it_says(name, setting):
+    model, problem = setting
+    method: Method = registry.load("method", name)(**SETTINGS[name])
+    before = state_digest(model)
+    first, second = (method(model, problem, None, 4) for _ in range(2))
+    assert state_digest(model) == before
+    assert state_digest(first.model) == state_digest(second.model)
+    assert all(tensor.isfinite().all() for tensor in first.model.state_dict().values())
+    if not (name == "gradient_ascent" and first.cost.gradients == 0):  # nothing is recited yet: it has to stop
+        assert state_digest(first.model) != before
+        assert first.cost.gradients == cost(name, len(problem.retain), len(problem.forget))
+    limited = method(model, problem, None, 4, budget=first.cost.gradients // 2)
+    assert limited.cost.gradients <= first.cost.gradients // 2
+
+
+def test_every_method_is_tried():
+    without = {"retrain", "finetune", "npo", "random_relabel", "weight_distortion"}
+    assert set(registry.names("method")) - without == set(SETTINGS)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_is_documented(name):
+    method = registry.load("method", name)
+    assert method.paper[-4:].isdigit() and f"year={{{method.paper[-4:]}}}" in method.cite
+    module = __import__(method.__module__, fromlist=["_"])
+    assert "Cost: " in module.__doc__
