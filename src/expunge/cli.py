@@ -41,24 +41,53 @@ def run(spec: Path, out: Path, overrides: tuple[str, ...], workers: int | None, 
     from expunge.base.spec import read
 
     parsed = read(spec, overrides)
-    from expunge.pipeline.run import check_gates, default_workers
-    from expunge.pipeline.run import run as run_spec
-    from expunge.reporting.page import write_report
-    from expunge.reporting.progress import Progress
-    from expunge.reporting.text import costs_table, verdict_table
-
     if dry_run:
+        from expunge.pipeline.run import default_workers
+
         _dry_run(parsed, out, workers or default_workers(), json_)
         return
-    outcome = run_spec(parsed, out, workers=workers or default_workers(), progress=Progress())
-    page = write_report(outcome.folder)
+    _finish(parsed, out, workers, json_)
+
+
+@cli.command()
+@click.argument("spec", type=click.Path(path_type=Path))
+@click.option("--method", "label", help="Label of the method; by default the spec's first.")
+@click.option("--save", type=click.Path(path_type=Path), help="File for the weights; by default METHOD.safetensors.")
+@click.option("--out", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder for runs.")
+@click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a value of the spec; repeatable.")
+@as_json
+def unlearn(
+    spec: Path, label: str | None, save: Path | None, out: Path, overrides: tuple[str, ...], json_: bool
+) -> None:
+    """Only unlearn: one method on the spec's model, with its first seed; writes the weights as safetensors."""
+    from expunge.base.spec import read
+
+    parsed = read(spec, overrides)
+    from expunge.pipeline.one import unlearn_one
+    from expunge.reporting.progress import Progress
+
+    done = unlearn_one(parsed, out, label, save, Progress())
     if json_:
-        _print_json(outcome.as_json())
+        _print_json(done)
     else:
-        click.echo(verdict_table(outcome.table, outcome.verdicts))
-        _say(costs_table(outcome.costs))
-    _say(f"record  {outcome.folder}\nreport  {page}")
-    check_gates(parsed, outcome.verdicts)
+        click.echo(f"{done['model']}  {done['gradients']:,} gradients, {done['seconds']:.1f} s")
+
+
+@cli.command()
+@click.argument("spec", type=click.Path(path_type=Path))
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder for runs.")
+@click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a value of the spec; repeatable.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes side by side; by default one per core.")
+@as_json
+def audit(spec: Path, model: Path, out: Path, overrides: tuple[str, ...], workers: int | None, json_: bool) -> None:
+    """Only audit: attack and judge MODEL, the weights of the spec's own model after somebody unlearned it."""
+    from expunge.base.spec import read
+
+    parsed = read(spec, overrides)
+    from expunge.pipeline.one import audit_of
+
+    _finish(audit_of(parsed, model), out, workers, json_)
 
 
 @cli.command("list")
@@ -66,15 +95,16 @@ def run(spec: Path, out: Path, overrides: tuple[str, ...], workers: int | None, 
 @as_json
 def list_(kind: str | None, json_: bool) -> None:
     """What there is: data, models, tasks, methods, attacks, audits."""
+    from expunge.reporting.listing import listing
+
     wanted = KINDS if kind is None else (_kind(kind),)
-    found = {k: {name: registry.summary(k, name) for name in registry.names(k)} for k in wanted}
+    found = {k: [registry.facts(k, name) for name in registry.names(k)] for k in wanted}
     if json_:
         _print_json(found)
         return
     for k, parts in found.items():
         if parts:
-            width = max(map(len, parts))
-            click.echo(f"{registry.FOLDERS[k]}\n" + "\n".join(f"  {n:{width}}  {s}" for n, s in parts.items()))
+            click.echo(f"{registry.FOLDERS[k]}\n{listing(parts, whole=kind is not None)}")
 
 
 @cli.command()
@@ -133,10 +163,21 @@ def doctor(json_: bool) -> None:
             click.echo(f"      {line['remedy']}")
 
 
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the script that completes verbs and options; put it where your shell reads such scripts."""
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell)
+    assert found is not None  # click.Choice holds the three that it has
+    click.echo(found(cli, {}, "expunge", "_EXPUNGE_COMPLETE").source())
+
+
 def main() -> None:
     """The console script: one message for a user's mistake, and the right exit code."""
     try:
-        cli.main(standalone_mode=False)
+        cli.main(standalone_mode=False, prog_name="expunge", complete_var="_EXPUNGE_COMPLETE")
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
@@ -155,6 +196,25 @@ def main() -> None:
         traceback.print_exc()
         _say("expunge: this is a bug, in expunge or in a module that the spec names; finished stages are kept")
         sys.exit(4)
+
+
+def _finish(spec: Any, out: Path, workers: int | None, json_: bool) -> None:
+    """Run to the end and print what was found; gates last, so that everything is there when one fails."""
+    from expunge.pipeline.run import check_gates, default_workers
+    from expunge.pipeline.run import run as run_spec
+    from expunge.reporting.page import write_report
+    from expunge.reporting.progress import Progress
+    from expunge.reporting.text import costs_table, verdict_table
+
+    outcome = run_spec(spec, out, workers=workers or default_workers(), progress=Progress())
+    page = write_report(outcome.folder)
+    if json_:
+        _print_json(outcome.as_json())
+    else:
+        click.echo(verdict_table(outcome.table, outcome.verdicts))
+        _say(costs_table(outcome.costs))
+    _say(f"record  {outcome.folder}\nreport  {page}")
+    check_gates(spec, outcome.verdicts)
 
 
 def _dry_run(spec: Any, out: Path, workers: int, json_: bool) -> None:

@@ -84,17 +84,19 @@ def test_list_names_every_part_of_every_kind() -> None:
     found = json.loads(finished(cli("list", "--json")).out)
     assert set(KINDS) <= found.keys()
     for kind in KINDS:
-        assert list(found[kind]) == registry.names(kind) and found[kind]
-        for name, summary in found[kind].items():
-            assert f"{name} " in text and summary and summary in text
+        assert [part["name"] for part in found[kind]] == registry.names(kind) and found[kind]
+        for part in found[kind]:
+            assert f"{part['name']} " in text and part["summary"] and part["summary"] in text
 
 
 @pytest.mark.parametrize("word", ["method", "methods"])
 def test_list_of_one_kind(word: str) -> None:
     found = json.loads(finished(cli("list", word, "--json")).out)
-    assert list(found) == ["method"] and {"retrain", "random_relabel"} <= found["method"].keys()
+    assert list(found) == ["method"] and {"retrain", "random_relabel"} <= {p["name"] for p in found["method"]}
     text = finished(cli("list", word)).out
-    assert text.startswith("methods\n") and "  retrain " in text and "relearn " not in text
+    assert text.startswith("methods\n") and "  retrain " in text and "attacks" not in text
+    cost = next(p["cost"] for p in found["method"] if p["name"] == "retrain")
+    assert cost == "one gradient per retain example and epoch of training." and f"cost: {cost}" in text
 
 
 def test_a_kind_that_is_not_there_is_refused_with_the_nearest() -> None:

@@ -130,6 +130,26 @@ def summary(kind: str, name: str) -> str:
     return f"from {_entry_points(kind)[name].value}"
 
 
+def facts(kind: str, name: str) -> dict[str, str]:
+    """What a part's file says of it without being imported: summary, paper, needs and cost.
+
+    Returns:
+        Texts, empty where the file says nothing.
+    """
+    found = {"name": name, "summary": summary(kind, name), "paper": "", "needs": "", "cost": ""}
+    if name not in _files(kind):
+        return found
+    tree = ast.parse(_files(kind)[name].read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        target = node.target if isinstance(node, ast.AnnAssign) else None
+        if isinstance(node, ast.AnnAssign) and isinstance(target, ast.Name) and target.id in ("paper", "needs"):
+            words = [c.value for c in ast.walk(node.value or node) if isinstance(c, ast.Constant)]
+            found[target.id] = ", ".join(map(str, words))
+    _, _, cost = (ast.get_docstring(tree) or "").partition("Cost: ")
+    found["cost"] = " ".join(cost.partition("\n\n")[0].split())
+    return found
+
+
 def kinds_of(name: str) -> list[str]:
     """The kinds under which a name is registered."""
     return [kind for kind in FOLDERS if name in names(kind)]

@@ -1,4 +1,7 @@
-"""Keep training on the retain set and hope that the rest is forgotten ("catastrophic forgetting", 2505.22310)."""
+"""Keep training on the retain set and hope that the rest is forgotten ("catastrophic forgetting", 2505.22310).
+
+Cost: one gradient per retain example and epoch.
+"""
 
 from __future__ import annotations
 

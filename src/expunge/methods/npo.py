@@ -3,6 +3,9 @@
 Minimises -(2/beta) E log sigma(-beta log(p / p_ref)) on the forget set plus alpha * CE on the retain set. p is the
 likelihood of a whole example: the *sum* of its decisions' log-probabilities, not logits (implementations on raw logits,
 known from published code, compute something else) and not a mean over tokens.
+
+Cost: one gradient per retain example and epoch, and `forget_batch_size` for each retain batch. The teacher is a
+forward pass.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Minimises CE(retain) + weight * CE(forget, y'), with y' uniform over the wrong classes and drawn anew at every
 step. On a language model y' is a uniform wrong token at each position that is a decision.
+
+Cost: one gradient per retain example and epoch, and `forget_batch_size` for each retain batch.
 """
 
 from __future__ import annotations

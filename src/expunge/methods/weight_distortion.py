@@ -2,6 +2,8 @@
 
 theta <- theta + N(0, sigma^2), then CE on retain. The noise moves the model far from where it knew the forget set,
 which is what resists relearning; its price is test accuracy. Parameters that are frozen get no noise.
+
+Cost: one gradient per retain example and epoch.
 """
 
 from __future__ import annotations

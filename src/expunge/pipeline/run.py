@@ -63,7 +63,7 @@ def run(spec: Spec, out: Path, *, workers: int = 1, progress: Progress | None = 
     plan, store, folder = Plan(spec), Store(out / CACHE), RunFolder(out / spec.name)
     _check(plan)
     folder.open(plan.resolved())
-    _prepare(store)
+    _open(store)
     if progress is not None:
         expected = {f.stage.key: f.seconds for f in forecast(plan, store) if not f.done}
         progress.start(len(plan.stages), expected, workers)
@@ -149,7 +149,17 @@ def _check_names(plan: Plan) -> None:
             )
 
 
-def _prepare(store: Store) -> None:
+def prepare(plan: Plan, store: Store) -> None:
+    """Refuse what can be seen to fail, and make the store ready.
+
+    Raises:
+        ExpungeError: A bad spec, or a folder that cannot be written to.
+    """
+    _check(plan)
+    _open(store)
+
+
+def _open(store: Store) -> None:
     try:
         store.root.mkdir(parents=True, exist_ok=True)
     except OSError as error:

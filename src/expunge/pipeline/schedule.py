@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -23,10 +23,16 @@ Report = Callable[[Stage, dict[str, Any]], None]
 
 
 def run_missing(plan: Plan, store: Store, workers: int, report: Report) -> None:
-    """Compute every stage of the plan that the store lacks, each after those that it needs.
+    """Compute every stage of the plan that the store lacks; see `run_stages`."""
+    run_stages(plan, store, plan.stages, workers, report)
+
+
+def run_stages(plan: Plan, store: Store, stages: Sequence[Stage], workers: int, report: Report) -> None:
+    """Compute those of the stages that the store lacks, each after those that it needs.
 
     Args:
-        plan: What to run.
+        plan: What the stages belong to.
+        stages: Which of them to run, in an order in which they can be.
         store: Where outputs go.
         workers: Processes; 1 runs in this one. The numbers do not depend on it.
         report: Told of each stage that has finished.
@@ -34,7 +40,7 @@ def run_missing(plan: Plan, store: Store, workers: int, report: Report) -> None:
     Raises:
         ExpungeError: The first failure; stages that finished before it are kept.
     """
-    missing = {stage.key: stage for stage in plan.stages if not store.has(stage.key)}
+    missing = {stage.key: stage for stage in stages if not store.has(stage.key)}
     if workers == 1:
         worker = Worker(plan, store)
         for stage in missing.values():

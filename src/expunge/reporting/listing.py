@@ -1,0 +1,24 @@
+"""What there is, as lines; imports nothing heavy, since `expunge list` must answer at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def listing(parts: Sequence[dict[str, str]], *, whole: bool) -> str:
+    """Registered parts, one a line, for `expunge list`.
+
+    Args:
+        parts: What `registry.facts` says of each.
+        whole: Below each its paper, needs and cost, where its file says them.
+
+    Returns:
+        Lines, indented by two.
+    """
+    width = max(len(part["name"]) for part in parts)
+    lines = []
+    for part in parts:
+        lines.append(f"  {part['name']:{width}}  {part['summary']}")
+        told = [f"{key}: {part[key]}" for key in ("paper", "needs", "cost") if part[key]] if whole else []
+        lines += [f"  {'':{width}}    {line}" for line in told]
+    return "\n".join(lines)

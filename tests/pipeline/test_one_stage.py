@@ -1,0 +1,73 @@
+"""`expunge unlearn` and `expunge audit`: one verb at a time on a model of the user's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from helpers import cli, finished, tiny, toml
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A spec with the user's weights: those of an original that an ordinary run trained."""
+    path = tmp_path_factory.mktemp("own")
+    (path / "first.toml").write_text(toml(tiny(name="first", seeds=[0], attack=[], audit=[])))
+    finished(cli("run", path / "first.toml", "--out", path / "runs", "--workers", "1"))
+    (path / "mine.safetensors").write_bytes((path / "runs/first/models/original-s0.safetensors").read_bytes())
+    model = {**tiny()["model"], "weights": "mine.safetensors"}
+    (path / "own.toml").write_text(toml(tiny(name="own", seeds=[0, 1, 2], model=model)))
+    return path
+
+
+def test_unlearn_writes_weights_that_audit_judges(folder: Path) -> None:
+    saved, runs = folder / "done.safetensors", folder / "runs"
+    done = finished(cli("unlearn", folder / "own.toml", "--save", saved, "--out", runs, "--json"))
+    assert json.loads(done.out)["gradients"] > 0
+    before, after = load_file(folder / "mine.safetensors"), load_file(saved)
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+    judged = finished(cli("audit", folder / "own.toml", saved, "--out", runs, "--workers", "1", "--json"))
+    found = json.loads(judged.out)
+    assert [verdict["model"] for verdict in found["verdicts"]] == ["done"]
+    # The same weights get the same numbers, whichever verb made them.
+    whole = finished(cli("run", folder / "own.toml", "--out", runs, "--workers", "1", "--json"))
+    values = {name: [r["value"] for r in rows if r["model"] == name] for name, rows in (
+        ("done", found["rows"]), ("random_relabel", json.loads(whole.out)["rows"]))}  # fmt: skip
+    assert values["done"] == values["random_relabel"]
+
+
+def test_a_method_that_the_spec_lacks_is_named(folder: Path) -> None:
+    result = cli("unlearn", folder / "own.toml", "--method", "random_relabl", "--out", folder / "runs")
+    assert result.code == 2
+    assert "did you mean 'random_relabel'?" in result.message()
+
+
+def test_audit_needs_the_original(folder: Path) -> None:
+    result = cli("audit", folder / "first.toml", folder / "mine.safetensors", "--out", folder / "runs")
+    assert result.code == 2
+    assert "weights" in result.message()
+
+
+@pytest.mark.parametrize("damage", ["missing", "pickle", "other"])
+def test_a_bad_model_file_is_refused(folder: Path, tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "bad.safetensors"
+    if damage == "pickle":
+        torch.save({"a": torch.zeros(1)}, path)
+    elif damage == "other":
+        save_file({"a": torch.zeros(1)}, path)
+    result = cli("audit", folder / "own.toml", path, "--out", tmp_path / "runs", "--workers", "1")
+    assert result.code == 2
+    assert {"missing": "check the path", "pickle": "pickle", "other": "another architecture"}[
+        damage
+    ] in result.message()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script(shell: str) -> None:
+    assert "_EXPUNGE_COMPLETE" in finished(cli("completion", shell)).out
