@@ -1,0 +1,45 @@
+"""Contract checks for parts, the library's own and yours: `check_method(MyMethod())` in a test of your package.
+
+    from expunge import testing
+
+    def test_contract() -> None:
+        testing.check_method(MyMethod())
+
+There is a check for each kind of part: method, attack, audit, task, model, data. Each runs the part on small made-up
+problems and raises a `ContractError` that names the contract, what was found and what to do. What a contract says is a
+property of the part's outside: nothing in it is mocked or replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from expunge.testing._attacks import check_attack
+from expunge.testing._audits import check_audit
+from expunge.testing._data import check_data
+from expunge.testing._error import ContractError
+from expunge.testing._methods import check_method
+from expunge.testing._models import check_model
+from expunge.testing._tasks import check_task
+
+__all__ = [
+    "ContractError",
+    "check_attack",
+    "check_audit",
+    "check_data",
+    "check_method",
+    "check_model",
+    "check_task",
+]
+
+Kind = Literal["method", "attack", "audit", "task", "model", "data"]
+CHECKS: Mapping[Kind, Callable[[Any], None]] = {
+    "method": check_method,
+    "attack": check_attack,
+    "audit": check_audit,
+    "task": check_task,
+    "model": check_model,
+    "data": check_data,
+}
+"""Kind of part, as in `expunge.base.registry`, to its check."""

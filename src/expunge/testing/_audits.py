@@ -1,0 +1,90 @@
+"""The contract of an audit: it changes nothing, and what it scores is chosen without looking at the model."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from expunge.core.case import Case
+from expunge.core.contracts import Audit
+from expunge.core.problem import Problem
+from expunge.evidence.scores import Scores, dumps
+from expunge.testing._error import Fail, failing
+from expunge.testing._rules import check_settings, randomness, reasons, require_same, require_same_problem
+from expunge.testing._settings import DOUBLE, REGULARISED, TOKENS, Setting, every_setting
+from expunge.testing._state import Snapshot, contents
+
+
+def check_audit(audit: Audit) -> None:
+    """Hold an audit against its contract, on the kinds of data that it can measure.
+
+    Model, original, problem and global random state stay untouched, the modes of submodules included; it is
+    deterministic; each score is finite, has a role, belongs to the examples of its split - of the forget set the
+    held-out part - and to the same ones for every model.
+
+    Raises:
+        ContractError: The first contract that is broken.
+    """
+    check_settings(audit)
+    for setting in (s for s in every_setting() if s.name in (REGULARISED, DOUBLE, TOKENS)):
+        if setting.problem.data.kind in getattr(audit, "kinds", {"classes", "tokens"}):
+            _check_on(audit, setting)
+
+
+def _check_on(audit: Audit, setting: Setting) -> None:
+    fail, original, model = failing(audit, setting.name), setting.model(), setting.model(seed=1)
+    # One submodule in training mode, as after a partial freeze: setting one mode for all would lose it.
+    next(model.children()).train()
+    case = Case(0, setting.problem, original, setting.recipe())
+    first = _measure(audit, model, case, fail)
+    _check_scores(first, setting.problem, fail)
+    with randomness(2, fail):
+        second, other = audit(model, case, 5), audit(original, case, 5)
+    if dumps(first) != dumps(second):
+        raise fail("deterministic", "two audits with one seed differ", "draw from a torch.Generator seeded with `seed`")
+    if [(s.key, s.ids.tolist()) for s in first] != [(s.key, s.ids.tolist()) for s in other]:
+        raise fail("the same examples for every model", "ids depend on the model", "choose examples by the seed alone")
+
+
+def _measure(audit: Audit, model: nn.Module, case: Case, fail: Fail) -> list[Scores]:
+    """The audit's scores; neither the two models nor the problem change."""
+    models = (model, case.original)
+    states, held = [Snapshot(m) for m in models], contents(case.problem)
+    with randomness(1, fail), reasons(fail, "measure every kind of data in `kinds`"):
+        found = audit(model, case, 5)
+    for state, checked in zip(states, models, strict=True):
+        require_same(state, checked, fail)
+    require_same_problem(held, case.problem, fail)
+    return found
+
+
+def _check_scores(found: list[Scores], problem: Problem, fail: Fail) -> None:
+    if not isinstance(found, list) or not found or not all(isinstance(scores, Scores) for scores in found):
+        raise fail("returns scores", f"returned {found!r}", "return a list of expunge.evidence.scores.Scores")
+    if len({scores.key for scores in found}) < len(found):
+        raise fail("one entry per metric and split", "one is there twice", "give each its own metric or split")
+    for scores in found:
+        where = f"{scores.metric} ({scores.split})"
+        if not np.isfinite(scores.values).all():
+            raise fail("finite", f"{where} has a value that is not finite", "say what it is instead, or leave it out")
+        if scores.reduce == "mean":
+            _check_ids(scores, where, problem, fail)
+
+
+def _check_ids(scores: Scores, where: str, problem: Problem, fail: Fail) -> None:
+    splits = {
+        "forget": ("problem.held_out", problem.held_out),
+        "retain": ("problem.retain", problem.retain),
+        "test": ("problem.test", problem.test),
+        "holdout": ("problem.holdout", problem.holdout),
+    }
+    name, ids = splits.get(scores.split, ("the data", torch.arange(len(problem.data))))
+    foreign = scores.ids[~np.isin(scores.ids, ids.numpy())]
+    if foreign.size:
+        raise fail("ids belong to the split", f"{where} scores id {foreign[0]}", f"score ids of {name}")
+    if np.unique(scores.ids).size < scores.ids.size:
+        raise fail("each example once", f"{where} scores an id twice", "score each example once")
+    groups = problem.data.groups
+    if groups is not None and (scores.group is None or not np.array_equal(scores.group, groups.numpy()[scores.ids])):
+        raise fail("groups are passed on", f"{where} does not say which examples are copies", "set Scores.group")

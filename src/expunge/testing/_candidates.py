@@ -1,0 +1,22 @@
+"""Data that tasks and models are tried on, where the caller gives none."""
+
+from __future__ import annotations
+
+from expunge.core.data import Data
+
+
+def candidates(data: Data | None) -> list[Data]:
+    """The data given; without any, handwritten digits and Python's reference texts."""
+    return [_digits(), _texts()] if data is None else [data]
+
+
+def _digits() -> Data:
+    from expunge.data.digits import Digits
+
+    return Digits()()
+
+
+def _texts() -> Data:
+    from expunge.data.python_docs import PythonDocs
+
+    return PythonDocs(train=200, test=20)()

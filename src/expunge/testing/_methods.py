@@ -1,0 +1,140 @@
+"""The contract of a method: how it may be called, and what it may touch, run and spend."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from expunge.base.errors import ExpungeError, MissingError
+from expunge.core.case import Unlearned
+from expunge.core.contracts import Method
+from expunge.core.modules import shared_storage
+from expunge.testing._error import ContractError, Fail, failing
+from expunge.testing._results import check_result
+from expunge.testing._rules import check_settings, randomness, reasons, require_same, require_same_problem
+from expunge.testing._settings import Setting, every_setting
+from expunge.testing._state import Snapshot, contents, difference
+from expunge.testing._watch import Watch
+
+
+def check_method(method: Method) -> None:
+    """Hold a method against its contract.
+
+    On classifiers - plain, with dropout and batch norm, with frozen parameters, with tied weights, in double
+    precision - and on a small language model with tied embeddings, as far as `needs` allow: the input model, the
+    problem and the global random state stay untouched; the result is finite, in evaluation mode, the same for the same
+    seed, of the same device and dtype, with the same parameters frozen and tied, can be stored, and shares no memory
+    with the input; no teacher shares memory with its student; needs and budget are honoured.
+
+    Frozen parameters may differ where the result is a model that the recipe built: nothing of the input is in it.
+
+    Args:
+        method: Settings must suit a few dozen examples; defaults that count epochs do.
+
+    Raises:
+        ContractError: The first contract that is broken.
+    """
+    check_settings(method)
+    needs = frozenset(getattr(method, "needs", frozenset()))
+    settings = [s for s in every_setting() if not needs - {"recipe", s.problem.data.kind}]
+    if not settings:
+        raise ContractError(
+            method, "needs", f"no problem meets {sorted(needs)}", "name only 'recipe', 'classes' or 'tokens'"
+        )
+    _check_needs(method, needs, settings[0])
+    for setting in settings:
+        _check_on(method, setting, needs)
+    for setting in (settings[0], settings[-1]):
+        _check_budget(method, setting, needs)
+
+
+def _check_on(method: Method, setting: Setting, needs: frozenset[str]) -> None:
+    fail, model = failing(method, setting.name), setting.model()
+    before, problem = Snapshot(model), contents(setting.problem)
+    with Watch(model) as watch:
+        first = _unlearn(method, setting, model, needs, start=1)
+    require_same(before, model, fail)
+    require_same_problem(problem, setting.problem, fail)
+    _check_watched(watch, first, fail)
+    check_result(first.model, model, setting, fail)
+    _check_repeated(first, _unlearn(method, setting, model, needs, start=2), fail)
+
+
+def _check_watched(watch: Watch, done: Unlearned, fail: Fail) -> None:
+    if watch.shared:
+        raise fail(
+            "a teacher of its own",
+            f"two models that ran share the memory of {watch.shared[0]!r} and {len(watch.shared) - 1} more tensors",
+            "make the teacher with expunge.core.modules.frozen_copy, or copy.deepcopy: a shallow copy is the student",
+        )
+    if watch.gradients > done.cost.gradients:
+        raise fail(
+            "costs are counted",
+            f"{done.cost.gradients} per-example gradients were charged, at least {watch.gradients} computed",
+            "call meter.charge with the number of examples of each step, or use expunge.train.loop.fit",
+        )
+
+
+def _check_repeated(first: Unlearned, second: Unlearned, fail: Fail) -> None:
+    different = difference(first.model, second.model)
+    if different or first.cost.gradients != second.cost.gradients:
+        raise fail(
+            "deterministic",
+            f"two runs with one seed differ in {different or 'their number of gradients'}",
+            "draw from a torch.Generator seeded with expunge.base.seeds.derive(seed, 'what for')",
+        )
+    if shared_storage(first.model, second.model):
+        raise fail("a new model each time", "two runs return models that share memory", "keep no model between calls")
+
+
+def _check_needs(method: Method, needs: frozenset[str], met: Setting) -> None:
+    kinds = {s.problem.data.kind: s for s in every_setting()}
+    other = {"classes": kinds["tokens"], "tokens": kinds["classes"]}
+    for need in sorted(needs):
+        setting, recipe = (met, None) if need == "recipe" else (other[need], other[need].recipe())
+        try:
+            method(setting.model(), setting.problem, recipe, 0)
+        except MissingError:
+            continue
+        except Exception as error:
+            finding = f"without {need!r} it raises {type(error).__name__}: {error}"
+        else:
+            finding = f"without {need!r} it runs"
+        raise ContractError(method, "needs", finding, "override apply and let __call__ refuse it with a MissingError")
+
+
+def _check_budget(method: Method, setting: Setting, needs: frozenset[str]) -> None:
+    fail, model = failing(method, setting.name), setting.model()
+    full = _unlearn(method, setting, model, needs).cost.gradients
+    for budget in sorted({1, max(full // 2, 1), max(full, 1)}):
+        try:
+            with Watch(model) as watch:
+                found = _unlearn(method, setting, model, needs, budget=budget).cost.gradients
+        except ContractError as error:
+            # Too small a budget may be refused with a reason, the full one may not.
+            if isinstance(error.__cause__, ExpungeError) and budget < full:
+                continue
+            raise
+        if max(found, watch.gradients) > budget:
+            raise fail(
+                "the budget is an upper bound",
+                f"it took {max(found, watch.gradients)} gradients of {budget}",
+                "ask meter.affords before each step, or use expunge.train.loop.fit",
+            )
+
+
+def _unlearn(
+    method: Method,
+    setting: Setting,
+    model: nn.Module,
+    needs: frozenset[str],
+    *,
+    budget: int | None = None,
+    start: int = 0,
+) -> Unlearned:
+    fail = failing(method, setting.name)
+    recipe = setting.recipe() if "recipe" in needs else None
+    with randomness(start, fail), reasons(fail, "name in `needs` what it cannot do without"):
+        done = method(model, setting.problem, recipe, 5, budget)
+    if not isinstance(done, Unlearned):
+        raise fail("returns Unlearned", f"returned {type(done).__name__}", "override apply, not __call__")
+    return done

@@ -1,0 +1,98 @@
+"""The contract of a model family: the seed decides the weights, each is used and stored, and none sees the future."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from expunge.base.errors import SpecError
+from expunge.core import checkpoint
+from expunge.core.contracts import Architecture
+from expunge.core.data import IGNORE, Batch, Data
+from expunge.core.objective import Objective, infer_objective
+from expunge.testing._candidates import candidates
+from expunge.testing._error import ContractError, Fail, failing
+from expunge.testing._rules import check_settings, randomness, reasons
+from expunge.testing._state import difference, ties
+
+
+def check_model(architecture: Architecture, data: Data | None = None) -> None:
+    """Hold a model family against its contract, on each kind of data that it does not refuse.
+
+    One output per label; the same weights for the same seed and others for another, with nothing drawn but from torch's
+    global generator; a gradient for each parameter; every weight survives storing bit by bit, ties included; it also
+    runs in double precision; and a language model sees no later token.
+
+    Args:
+        architecture: The model family.
+        data: Data to build for; by default small images of digits and Python's reference texts.
+
+    Raises:
+        ContractError: The first contract that is broken.
+    """
+    check_settings(architecture)
+    refusals, tried = [], candidates(data)
+    for candidate in tried:
+        try:
+            _check_on(architecture, candidate)
+        except SpecError as error:
+            refusals.append(error)
+    if len(refusals) == len(tried):
+        raise ContractError(
+            architecture, "some data fit", str(refusals[0]), "pass data= that it is made for"
+        ) from refusals[0]
+
+
+def _check_on(architecture: Architecture, data: Data) -> None:
+    fail = failing(architecture, data.kind)
+
+    def build(seed: int) -> nn.Module:
+        with randomness(seed, fail, torch_too=False):
+            return architecture(data)
+
+    model, batch, objective = build(1), data.batch(data.train[:4]), infer_objective(data)
+    if difference(model, build(1)) or not difference(model, build(2)):
+        raise fail("the seed decides the weights", "it does not", "initialise from torch's global generator")
+    _check_gradients(model, batch, objective, fail)
+    _check_stored(model, build, fail)
+    _check_double(model, batch, objective, data, fail)
+
+
+def _check_gradients(model: nn.Module, batch: Batch, objective: Objective, fail: Fail) -> None:
+    with reasons(fail, f"take inputs of shape {list(batch.inputs.shape[1:])}, or raise a SpecError when built"):
+        try:
+            logits = objective.decisions(model, batch).logits
+        except SpecError as error:
+            raise fail("one output per label", str(error), "read the number of labels from the data") from error
+    torch.autograd.backward(logits.sum())
+    idle = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    if idle:
+        raise fail("every parameter is used", f"{idle[0]!r} gets no gradient", "remove it, or freeze it")
+
+
+def _check_stored(model: nn.Module, build: Callable[[int], nn.Module], fail: Fail) -> None:
+    stored = checkpoint.restore(build(2), checkpoint.dump(model), "model")
+    if difference(model, stored) or ties(model) != ties(stored):
+        raise fail("weights can be stored", f"{difference(model, stored) or 'ties'} changed", "register every tensor")
+
+
+def _check_double(model: nn.Module, batch: Batch, objective: Objective, data: Data, fail: Fail) -> None:
+    """It runs in double precision; on tokens, where rounding hides nothing, it also sees none that comes later."""
+    double = copy.deepcopy(model).double().eval()
+    with torch.no_grad(), reasons(fail, "make no tensor of a fixed dtype in forward"):
+        before = objective.decisions(double, batch).logits
+        if data.kind == "tokens":
+            later = batch._replace(inputs=batch.inputs.clone())
+            later.inputs[:, -1] = (later.inputs[:, -1] + 1) % len(data.labels)
+            _check_causal(before, objective.decisions(double, later).logits, batch, fail)
+
+
+def _check_causal(before: Tensor, after: Tensor, batch: Batch, fail: Fail) -> None:
+    moved = (after - before).abs().amax(1)
+    last = (batch.targets != IGNORE).nonzero()[:, 1] == batch.inputs.shape[1] - 1
+    # In double precision an unseen token moves nothing by more than the rounding of another summation order.
+    if (moved[~last] > 1e-9).any():
+        raise fail("no later token is seen", "changing the last token moves earlier logits", "mask attention")

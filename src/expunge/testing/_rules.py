@@ -1,0 +1,96 @@
+"""Rules for parts of every kind: plain settings, no side effects on models, data or global randomness, no failures."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+
+import msgspec
+import numpy as np
+import torch
+from torch import nn
+
+from expunge.base.part import Part
+from expunge.core.data import Data
+from expunge.core.modules import state_digest
+from expunge.core.problem import Problem
+from expunge.testing._error import ContractError, Fail
+from expunge.testing._state import Snapshot, contents, equal, named
+
+
+def check_settings(part: object) -> None:
+    """A part is its configuration: its settings, stored as JSON, make the same part."""
+    if not isinstance(part, Part):
+        return
+    try:
+        stored = msgspec.json.decode(msgspec.json.encode(part.settings()))
+        again = type(part).from_table(stored, where="settings")
+        msgspec.json.encode(part.fingerprint())
+    except Exception as error:
+        finding = f"they raise {type(error).__name__}: {error}"
+        raise ContractError(part, "settings can be stored", finding, "let fields hold plain data") from error
+    if again != part:
+        raise ContractError(part, "settings can be stored", f"{part} is read as {again}", "let fields hold plain data")
+
+
+def require_same(before: Snapshot, model: nn.Module, fail: Fail) -> None:
+    """A model that a part was given is as before: tensors, modes, frozen flags, and no gradient."""
+    now = named(model)
+    changed = [name for name, tensor in before.state.items() if name not in now or not equal(tensor, now[name])]
+    graded = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
+    if before.digest != state_digest(model) or changed or graded:
+        what = f"{changed[0]!r} changed" if changed else "its modes or frozen flags changed"
+        what = f"{graded[0]!r} has a gradient" if graded and not changed else what
+        raise fail("the input model is unchanged", what, "work on copy.deepcopy(model), and restore each module's mode")
+
+
+def require_same_problem(before: dict[str, str], holder: Problem | Data, fail: Fail) -> None:
+    """A problem, or data, that a part was given has the `contents` that it had."""
+    now = contents(holder)
+    changed = [name for name in before if before[name] != now.get(name)]
+    if changed:
+        raise fail("the data are unchanged", f"{changed[0]} changed", "clone a tensor before you write to it")
+
+
+@contextlib.contextmanager
+def randomness(start: int, fail: Fail, *, torch_too: bool = True) -> Iterator[None]:
+    """Put the global random states somewhere, require that they are still there afterwards, and put them back."""
+    torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    torch.set_rng_state(torch.Generator().manual_seed(start).get_state())
+    np.random.seed(start)
+    random.seed(start)
+    placed = _random_states()
+    try:
+        yield
+        for name, state in _random_states().items():
+            if state != placed[name] and (torch_too or name != "torch"):
+                raise fail(
+                    "global randomness is untouched",
+                    f"the global state of {name} moved",
+                    "draw from a torch.Generator of your own, or inside torch.random.fork_rng",
+                )
+    finally:
+        torch.set_rng_state(torch_state)
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
+
+
+def _random_states() -> dict[str, object]:
+    _, key, *place = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state().numpy().tobytes(),
+        "numpy": (np.asarray(key).tobytes(), *place),
+        "random": random.getstate(),
+    }
+
+
+@contextlib.contextmanager
+def reasons(fail: Fail, remedy: str) -> Iterator[None]:
+    """Turn what a part raises into a broken contract that says so."""
+    try:
+        yield
+    except ContractError:
+        raise
+    except Exception as error:
+        raise fail("runs", f"it raises {type(error).__name__}: {error}", remedy) from error

@@ -1,0 +1,111 @@
+"""What methods, attacks and audits are run on: small problems, each with a model trained for a few steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from expunge.core.case import Recipe, train_model
+from expunge.core.data import IGNORE, Data
+from expunge.core.problem import Problem
+from expunge.models.gpt import GPT
+from expunge.train.training import TrainedRecipe, Training
+
+PLAIN = "a plain classifier"
+REGULARISED = "a classifier with dropout and batch norm"
+FROZEN = "a classifier with frozen parameters"
+TIED = "a classifier with tied weights"
+DOUBLE = "a classifier in double precision"
+TOKENS = "a small language model"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A problem with its model, trained for a few steps so that it knows something."""
+
+    name: str
+    problem: Problem
+    make: Callable[[], nn.Module]
+    built: list[nn.Module] = field(default_factory=list)
+    """Modules that recipes of this setting have built."""
+
+    def recipe(self) -> Recipe:
+        """How such models are trained; keeps what it builds."""
+
+        def architecture(data: Data) -> nn.Module:
+            self.built.append(self.make())
+            return self.built[-1]
+
+        return TrainedRecipe(architecture, Training(epochs=3, batch_size=16, learning_rate=1e-2), self.problem.data)
+
+    def model(self, seed: int = 0) -> nn.Module:
+        """A trained model, in evaluation mode."""
+        model = train_model(self.recipe(), self.problem.data, self.problem.train, seed)
+        self.built.clear()
+        for parameter in model.parameters():
+            parameter.grad = None
+        return model
+
+
+def every_setting() -> list[Setting]:
+    """Classifiers of five sorts on one problem, and a language model on another."""
+    classes, tokens = _classes(), _tokens()
+    return [
+        Setting(PLAIN, classes, _Classifier),
+        Setting(REGULARISED, classes, lambda: _Classifier(regularised=True)),
+        Setting(FROZEN, classes, lambda: _Classifier(frozen=True)),
+        Setting(TIED, classes, lambda: _Classifier(tied=True)),
+        Setting(DOUBLE, classes, lambda: _Classifier().double()),
+        Setting(TOKENS, tokens, lambda: GPT(width=8, layers=1, heads=2)(tokens.data)),
+    ]
+
+
+class _Classifier(nn.Module):
+    """Two hidden layers, optionally with batch norm and dropout, with frozen parts, or with tied weights."""
+
+    def __init__(self, *, regularised: bool = False, frozen: bool = False, tied: bool = False) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.norm: nn.Module = nn.BatchNorm1d(8) if regularised else nn.Identity()
+        self.drop: nn.Module = nn.Dropout(0.2) if regularised else nn.Identity()
+        self.third = nn.Linear(8, 8)
+        if tied:
+            self.third.weight = self.second.weight
+        if frozen:
+            self.first.requires_grad_(False)
+            self.head.bias.requires_grad_(False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = torch.relu(self.norm(self.first(inputs)))
+        hidden = self.drop(torch.relu(self.second(hidden)))
+        logits: Tensor = self.head(torch.relu(self.third(hidden)))
+        return logits
+
+
+def _classes() -> Problem:
+    """72 points of three classes; the forget set are 6 groups of two, some of them with a relative that is retained."""
+    generator = torch.Generator().manual_seed(0)
+    inputs, targets = torch.randn(72, 6, generator=generator), torch.arange(72) % 3
+    inputs[torch.arange(72), targets] += 1
+    groups = torch.arange(72)
+    groups[:12] = groups[:12] // 2 * 2
+    groups[12:15] = torch.tensor([0, 4, 8])
+    data = Data(inputs, targets, torch.arange(48), torch.arange(48, 64), ("a", "b", "c"), groups=groups)
+    return Problem(data, torch.arange(12), torch.arange(12, 48), data.test, holdout=torch.arange(64, 72))
+
+
+def _tokens() -> Problem:
+    """40 sequences of eight letters, of which the first two are a prompt; the forget set are 4 groups of two."""
+    generator = torch.Generator().manual_seed(0)
+    text = torch.randint(0, 11, (40, 9), generator=generator)
+    targets = text[:, 1:].clone()
+    targets[:, 0] = IGNORE
+    groups = torch.arange(40)
+    groups[:8] = groups[:8] // 2 * 2
+    data = Data(
+        text[:, :-1], targets, torch.arange(28), torch.arange(28, 36), tuple("abcdefghijk"), "tokens", groups=groups
+    )
+    return Problem(data, torch.arange(8), torch.arange(8, 28), data.test, holdout=torch.arange(36, 40))

@@ -1,0 +1,95 @@
+"""The contract of a task: the same problem for the same seed, whose parts are what their names say."""
+
+from __future__ import annotations
+
+import torch
+
+from expunge.base.errors import SpecError
+from expunge.core.contracts import Task
+from expunge.core.data import Data
+from expunge.core.problem import Problem
+from expunge.models.gpt import GPT
+from expunge.models.mlp import MLP
+from expunge.testing._candidates import candidates
+from expunge.testing._error import ContractError, Fail, failing
+from expunge.testing._rules import check_settings, randomness, require_same_problem
+from expunge.testing._state import contents
+from expunge.train.training import TrainedRecipe, Training
+
+
+def check_task(task: Task, data: Data | None = None) -> None:
+    """Hold a task against its contract.
+
+    Data and global random state stay untouched; it is deterministic, measuring included; forget and retain set have no
+    example in common and together are what the original trains on; hold-out and test set are trained on by nobody;
+    and no copy of a held-out forget example is exposed.
+
+    Args:
+        task: The task.
+        data: Data that can carry it; by default handwritten digits and Python's reference texts are tried.
+
+    Raises:
+        ContractError: The first contract that is broken.
+    """
+    check_settings(task)
+    refusals = []
+    for candidate in candidates(data):
+        try:
+            _check_on(task, candidate)
+        except SpecError as error:
+            refusals.append(error)
+        else:
+            return
+    raise ContractError(task, "some data carry it", str(refusals[0]), "pass data= that can carry it") from refusals[0]
+
+
+def _check_on(task: Task, data: Data) -> None:
+    fail, held = failing(task, data.kind), contents(data)
+    architecture = MLP(widths=[8]) if data.kind == "classes" else GPT(width=8, layers=1, heads=2)
+    recipe = TrainedRecipe(architecture, Training(epochs=1), data)
+    problems = []
+    for start in (1, 2):
+        with randomness(start, fail):
+            problems.append(task(data, 5, task.measure(data, recipe, 5)))
+    require_same_problem(held, data, fail)
+    if contents(problems[0]) != contents(problems[1]):
+        raise fail("deterministic", "two problems with one seed differ", "draw from a torch.Generator with that seed")
+    _check_sets(problems[0], fail)
+    _check_forget_set(problems[0], fail)
+
+
+def _check_sets(problem: Problem, fail: Fail) -> None:
+    if torch.isin(problem.forget, problem.retain).any():
+        raise fail("forget and retain are disjoint", "they have ids in common", "retain what is not forgotten")
+    if set(problem.train.tolist()) != set(problem.data.train.tolist()):
+        raise fail(
+            "forget and retain cover the training set",
+            f"together {len(problem.train)} ids, training examples are {len(problem.data.train)}",
+            "retain every training example that is not forgotten, and add planted ones to data.train",
+        )
+    for name in ("test", "holdout"):
+        if torch.isin(getattr(problem, name), problem.train).any():
+            raise fail(f"nobody trains on the {name} set", "ids are among those trained on", "take them out of one")
+    if torch.isin(problem.holdout, problem.test).any():
+        raise fail("hold-out and test set are disjoint", "they have ids in common", "take them out of one of them")
+    if not torch.isin(problem.corrupted, problem.train).all():
+        raise fail("corruption is trained on", "corrupted ids are not", "name only training examples in `corrupted`")
+
+
+def _check_forget_set(problem: Problem, fail: Fail) -> None:
+    held, exposed = problem.held_out, problem.exposed
+    if set(held.tolist()) | set(exposed.tolist()) != set(problem.forget.tolist()) or torch.isin(held, exposed).any():
+        raise fail("exposed and held-out split the forget set", "they do not", "leave the split to Problem")
+    # Nothing but content can tell that copies were given no group.
+    seen = {_bytes(problem.data, index) for index in held.tolist()}
+    copies = [index for index in exposed.tolist() if _bytes(problem.data, index) in seen]
+    if torch.isin(problem.data.group_of(exposed), problem.data.group_of(held)).any() or copies:
+        raise fail(
+            "copies stay together",
+            "an attack may train on a copy, or on one of the group, of an example that audits score",
+            "give copies the same id in data.groups",
+        )
+
+
+def _bytes(data: Data, index: int) -> bytes:
+    return data.inputs[index].numpy().tobytes() + data.targets[index].numpy().tobytes()

@@ -1,0 +1,81 @@
+"""Watching models run, from outside: what they share, and which examples they learn from."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from expunge.core.modules import shared_storage
+
+
+class Watch:
+    """Watches models run: which shared memory, how many gradients reached an output, and from which examples.
+
+    Args:
+        model: The model that is worked on; other models are compared if they are of its class and shapes.
+        inputs: Examples `[n, ...]` to look out for.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Tensor | None = None) -> None:
+        self._kind, self._inputs = _shape(model), inputs
+        self._roots: list[nn.Module] = []
+        self._depth = 0
+        self.shared: list[str] = []
+        self.gradients = self.trained_on_watched = self.watched_in_training = 0
+
+    def __enter__(self) -> Watch:
+        module = nn.modules.module
+        self._handles = [
+            module.register_module_forward_pre_hook(self._before),
+            module.register_module_forward_hook(self._after, with_kwargs=True, always_call=True),
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _before(self, module: nn.Module, _: Any) -> None:
+        if self._depth == 0 and _shape(module) == self._kind:
+            if all(module is not root for root in self._roots):
+                self._roots.append(module)
+            # At every run, not only at first sight: memory can be shared later too.
+            for root in self._roots:
+                if root is not module and not self.shared:
+                    self.shared = shared_storage(root, module)
+        self._depth += 1
+
+    def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        self._depth -= 1
+        inputs = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
+        if self._depth or inputs is None or output is None:
+            return
+        seen = self._is_watched(inputs)
+        if module.training:
+            self.watched_in_training += int(seen.sum())
+        logits: Any = getattr(output, "logits", output)
+        if isinstance(logits, Tensor) and logits.requires_grad and logits.ndim:
+            with contextlib.suppress(RuntimeError):  # inside torch.func, where a tensor takes no hook
+                hooked: Any = logits
+                hooked.register_hook(lambda g: self._count(g, seen))
+
+    def _is_watched(self, inputs: Tensor) -> Tensor:
+        if self._inputs is None or inputs.shape[1:] != self._inputs.shape[1:]:
+            return torch.zeros(len(inputs) if inputs.ndim else 1, dtype=torch.bool)
+        watched = self._inputs.to(inputs)
+        return (inputs.detach()[:, None] == watched[None]).flatten(2).all(2).any(1)
+
+    def _count(self, gradient: Tensor, seen: Tensor) -> None:
+        # An example whose gradient is zero was computed with, but taught nothing.
+        taught = (gradient.detach().flatten(1) != 0).any(1)
+        self.gradients += int(taught.sum())
+        if len(taught) == len(seen):
+            self.trained_on_watched += int((taught & seen).sum())
+
+
+def _shape(module: nn.Module) -> tuple[object, ...]:
+    return type(module), tuple((name, tuple(p.shape)) for name, p in module.named_parameters())
