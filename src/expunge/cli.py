@@ -51,6 +51,28 @@ def run(spec: Path, out: Path, overrides: tuple[str, ...], workers: int | None, 
 
 @cli.command()
 @click.argument("spec", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder for runs.")
+@click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a value of the spec; repeatable.")
+@as_json
+def diagnose(spec: Path, out: Path, overrides: tuple[str, ...], json_: bool) -> None:
+    """Only look: how deep the forget set sits in the spec's model, before anything is unlearned."""
+    from expunge.base.spec import read
+
+    parsed = read(spec, overrides)
+    from expunge.pipeline.one import diagnose_one
+    from expunge.reporting.listing import estimates
+    from expunge.reporting.progress import Progress
+
+    found = diagnose_one(parsed, out, Progress())
+    if json_:
+        _print_json({"run": parsed.name, "status": "done", "probes": found})
+        return
+    for probe, several in found.items():
+        click.echo(f"{probe}\n{estimates(several)}")
+
+
+@cli.command()
+@click.argument("spec", type=click.Path(path_type=Path))
 @click.option("--method", "label", help="Label of the method; by default the spec's first.")
 @click.option("--save", type=click.Path(path_type=Path), help="File for the weights; by default METHOD.safetensors.")
 @click.option("--out", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder for runs.")

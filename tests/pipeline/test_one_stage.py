@@ -71,3 +71,32 @@ def test_a_bad_model_file_is_refused(folder: Path, tmp_path: Path, damage: str) 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_prints_a_script(shell: str) -> None:
     assert "_EXPUNGE_COMPLETE" in finished(cli("completion", shell)).out
+
+
+def test_diagnose_foretells_what_retrained_models_will_know(tmp_path: Path) -> None:
+    """Wrong labels that nobody can infer: nets that did not see them are wrong, and so are references."""
+    forget = {"name": "label_swap", "count": 40}
+    data, train = {"name": "digits", "train": 400, "test": 200}, {"epochs": 100, "learning_rate": 0.01}
+    model = {"name": "mlp", "widths": [64]}
+    table = tiny(name="deep", data=data, model=model, train=train, forget=forget, method=[], attack=[], audit=[])
+    (tmp_path / "deep.toml").write_text(toml(table))
+    found = json.loads(finished(cli("diagnose", tmp_path / "deep.toml", "--out", tmp_path / "runs", "--json")).out)
+    estimates = list(found["probes"]["memorization"].values())
+    known, foretold, expected, retain = (entry["value"] for entry in estimates)
+    assert known > 0.5
+    assert retain > 0.6
+    assert expected == pytest.approx(known - foretold)
+
+    ran = finished(cli("run", tmp_path / "deep.toml", "--out", tmp_path / "runs", "--workers", "1", "--json"))
+    rows = [row for row in json.loads(ran.out)["rows"] if (row["model"], row["metric"]) == ("reference", "accuracy")]
+    measured = next(row["value"] for row in rows if row["split"] == "forget" and row["seed"] is None)
+    # Both are near 0; 32 held-out examples and two seeds leave an error of about 0.05.
+    assert abs(foretold - measured) < 0.12
+
+
+def test_diagnosis_is_kept(folder: Path) -> None:
+    spec = folder / "own.toml"
+    first = finished(cli("diagnose", spec, "--out", folder / "runs"))
+    second = finished(cli("diagnose", spec, "--out", folder / "runs"))
+    assert first.out == second.out
+    assert "are there already" in second.err

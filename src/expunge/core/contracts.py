@@ -17,6 +17,7 @@ from expunge.core.case import Attacked, Case, Cost, Meter, Recipe, Unlearned, co
 from expunge.core.data import Data
 from expunge.core.modules import trainable
 from expunge.core.problem import Problem
+from expunge.evidence.estimate import Estimate
 from expunge.evidence.scores import Scores
 
 
@@ -142,6 +143,15 @@ class Audit(Part):
     @abstractmethod
     def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
         """Scores per example, id by id, for each split that it looks at."""
+
+
+@dataclass(frozen=True)
+class Probe(Part):
+    """Something that can be said of a case before anything is unlearned."""
+
+    @abstractmethod
+    def __call__(self, case: Case, seed: int) -> dict[str, Estimate]:
+        """Estimates by what they are of, in the order in which they are shown; never looks at references."""
 
 
 def require_trainable(model: nn.Module) -> list[nn.Parameter]:

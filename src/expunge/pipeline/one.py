@@ -1,18 +1,20 @@
-"""One stage at a time on a model of the user's own: unlearn it, or judge what somebody else unlearned."""
+"""One verb at a time on a model of the user's own: diagnose it, unlearn it, or judge what was unlearned elsewhere."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from expunge.base import registry
 from expunge.base.errors import SpecError, unknown
 from expunge.base.record import Store, write_file
 from expunge.base.spec import CACHE, Entry, Spec
-from expunge.pipeline.plan import Plan
+from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.run import prepare
 from expunge.pipeline.schedule import run_stages
-from expunge.pipeline.stages import WEIGHTS
+from expunge.pipeline.stages import ESTIMATES, WEIGHTS
 from expunge.reporting.progress import Progress
 
 
@@ -43,11 +45,38 @@ def unlearn_one(spec: Spec, out: Path, label: str | None, save: Path | None, pro
     wanted = {stage.key: stage for stage in plan.stages}
     final = next(stage for stage in plan.stages if stage.kind == "unlearn" and stage.model == chosen)
     needed = [wanted[key] for key in final.needs] + [final]
-    progress.start(len(needed), {s.key: 0.0 for s in needed if not store.has(s.key)}, 1)
-    run_stages(plan, store, needed, 1, lambda stage, f: progress.finished(stage.key, stage.name, f["seconds"]))
+    _run(plan, store, needed, progress)
     path, facts = save or Path(f"{chosen}.safetensors"), store.facts(final.key)
     write_file(path, store.path(final.key, WEIGHTS).read_bytes())
     return {"model": str(path), "method": chosen, "seconds": facts["seconds"], "gradients": facts["gradients"]}
+
+
+def diagnose_one(spec: Spec, out: Path, progress: Progress) -> dict[str, dict[str, Any]]:
+    """Run every probe on the first seed's original.
+
+    Args:
+        spec: Whose original is trained, or loaded, where it is not there yet; methods are not looked at.
+        out: Folder for runs; outputs of stages go to its cache and are reused by `run`.
+        progress: Told of each stage.
+
+    Returns:
+        Probe -> what is estimated -> value, low, high, n, unit, better.
+
+    Raises:
+        ExpungeError: A bad spec, or a stage failed.
+    """
+    bare = replace(spec, seeds=spec.seeds[:1], method=(), attack=(), audit=(), gate=())
+    plan, store = Plan(bare), Store(out / CACHE)
+    prepare(plan, store)
+    probes = {name: plan.probe_stage(name) for name in registry.names("probe")}
+    wanted = [stage for stage in plan.stages if stage.kind in ("measure", "original")] + list(probes.values())
+    _run(plan, store, wanted, progress)
+    return {name: json.loads(store.path(s.key, ESTIMATES).read_text("utf-8")) for name, s in probes.items()}
+
+
+def _run(plan: Plan, store: Store, stages: list[Stage], progress: Progress) -> None:
+    progress.start(len(stages), {s.key: 0.0 for s in stages if not store.has(s.key)}, 1)
+    run_stages(plan, store, stages, 1, lambda stage, f: progress.finished(stage.key, stage.name, f["seconds"]))
 
 
 def audit_of(spec: Spec, model: Path) -> Spec:

@@ -16,7 +16,7 @@ from expunge.base.part import Part
 from expunge.base.record import address, file_digest
 from expunge.base.seeds import derive
 from expunge.base.spec import Entry, Spec
-from expunge.core.contracts import Architecture, Attack, Audit, Method, Source, Task
+from expunge.core.contracts import Architecture, Attack, Audit, Method, Probe, Source, Task
 from expunge.core.data import Data
 from expunge.core.problem import Problem
 from expunge.train.training import TrainedRecipe, Training
@@ -130,6 +130,17 @@ class Plan:
     def recipe(self, data: Data) -> TrainedRecipe:
         """How models on this view of the data are trained."""
         return TrainedRecipe(self.architecture, self.training, data)
+
+    def probe(self, name: str) -> Probe:
+        """A probe with its default settings."""
+        return cast(Probe, registry.build("probe", name, {}, where=f"probe {name!r}"))
+
+    def probe_stage(self, name: str) -> Stage:
+        """The stage that runs a probe on the first seed's original."""
+        original = next(stage for stage in self.stages if stage.kind == "original")
+        facts = {"part": self.probe(name).fingerprint(), "training": self.training.fingerprint()}
+        needs = (*original.needs, original.key)
+        return self._stage("probe", "original", self.spec.seeds[0], None, name, facts, needs)
 
     @property
     def about_one_model(self) -> bool:

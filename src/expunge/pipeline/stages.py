@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from expunge.base.errors import ExpungeError, RunError
-from expunge.base.record import Store
+from expunge.base.record import Store, spelled
 from expunge.base.seeds import derive
 from expunge.core import checkpoint
 from expunge.core.case import Case, Meter, train_model
@@ -28,6 +29,7 @@ from expunge.pipeline.plan import Plan, Stage
 Files = dict[str, bytes]
 WEIGHTS, SCORES = "weights.safetensors", "scores.safetensors"
 CURVE, MEASURED = "curve.safetensors", "measured.safetensors"
+ESTIMATES = "estimates.json"
 
 
 @dataclass
@@ -166,6 +168,16 @@ def _audit(worker: Worker, stage: Stage) -> tuple[Files, int]:
     return {SCORES: score_files.dumps(found)}, 0
 
 
+def _probe(worker: Worker, stage: Stage) -> tuple[Files, int]:
+    problem = worker.problem(stage)
+    original = worker.model(worker.needed(stage, ["original"]), problem)
+    case = Case(stage.seed or 0, problem, original, worker.plan.recipe(problem.data))
+    # C-scores belong to the data, not to a seed of the run.
+    found = worker.plan.probe(stage.part)(case, derive(0, "probe", stage.part))
+    estimates = {name: spelled(estimate.as_json()) for name, estimate in found.items()}
+    return {ESTIMATES: json.dumps(estimates, indent=1, allow_nan=False).encode()}, 0
+
+
 _KINDS: dict[str, Callable[[Worker, Stage], tuple[Files, int]]] = {
     "measure": _measure,
     "original": _original,
@@ -173,4 +185,5 @@ _KINDS: dict[str, Callable[[Worker, Stage], tuple[Files, int]]] = {
     "unlearn": _unlearn,
     "attack": _attack,
     "audit": _audit,
+    "probe": _probe,
 }

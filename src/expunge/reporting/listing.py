@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 def listing(parts: Sequence[dict[str, str]], *, whole: bool) -> str:
@@ -22,3 +23,16 @@ def listing(parts: Sequence[dict[str, str]], *, whole: bool) -> str:
         told = [f"{key}: {part[key]}" for key in ("paper", "needs", "cost") if part[key]] if whole else []
         lines += [f"  {'':{width}}    {line}" for line in told]
     return "\n".join(lines)
+
+
+def estimates(several: Mapping[str, Mapping[str, Any]]) -> str:
+    """Estimates, one a line with its 90 % interval; numbers that are not finite are spelled out already."""
+    width = max(map(len, several))
+
+    def shown(value: Any) -> str:
+        return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+    return "\n".join(
+        f"  {name:{width}}  {shown(e['value'])} [{shown(e['low'])}, {shown(e['high'])}] {e['unit']}, n = {e['n']}"
+        for name, e in several.items()
+    )

@@ -1,0 +1,60 @@
+"""How much of the forget set is known by heart only: C-scores foretell what retrained models will know of it.
+
+An example's C-score is the rate at which nets that did not see it get it right (Jiang et al., 2002.03206). Its mean
+over the forget set predicts the accuracy of a retrained model there, so that original minus C-score predicts the range,
+all that there is to forget, before anything is retrained. A forget set drawn at random has hardly any. Where the forget
+set was *chosen* by low C-scores from few nets, their noise was chosen too and the prediction is too low.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from expunge.base.errors import MissingError
+from expunge.base.part import Count
+from expunge.base.seeds import derive
+from expunge.core.case import Case
+from expunge.core.contracts import Probe
+from expunge.evidence.estimate import Estimate, over_examples
+from expunge.train.cscore import cscores, known
+
+
+@dataclass(frozen=True)
+class Memorization(Probe):
+    """C-scores of forget and retain set beside what the original knows."""
+
+    cite: ClassVar[str] = (
+        "@inproceedings{jiang2021characterizing, title={Characterizing Structural Regularities of Labeled Data in "
+        "Overparameterized Models}, author={Jiang, Ziheng and Zhang, Chiyuan and Talwar, Kunal and Mozer, Michael C.}, "
+        "booktitle={ICML}, year={2021}, note={arXiv:2002.03206}}"
+    )
+
+    nets: Count = 12
+    """Nets to compute C-scores from, where the data ship none."""
+
+    def __call__(self, case: Case, seed: int) -> dict[str, Estimate]:
+        """Means over examples with their 90 % intervals, as shares.
+
+        Raises:
+            MissingError: The data ship no C-scores and there is no recipe to compute them with.
+        """
+        problem, data = case.problem, case.problem.data
+        scores = data.cscore
+        if scores is None:
+            if case.recipe is None:
+                raise MissingError("C-scores take a recipe", where="memorization", remedy="pass recipe=")
+            scores = torch.full((len(data),), torch.nan, dtype=torch.float64)
+            scores[data.train] = cscores(case.recipe, data, self.nets, derive(seed, "cscore"))
+        has = known(case.original, data, problem.forget).double()
+        forget, retain = scores[problem.forget], scores[problem.retain]
+        return {
+            "forget examples that the original knows": over_examples(has.numpy(), "share", "reference"),
+            "C-score of the forget set (what a retrained model should know)": over_examples(
+                forget.numpy(), "share", "reference"
+            ),
+            "range to expect (what there is to forget)": over_examples((has - forget).numpy(), "share", "reference"),
+            "C-score of the retain set": over_examples(retain.numpy(), "share", "reference"),
+        }
