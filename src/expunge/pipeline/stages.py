@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -23,11 +24,13 @@ from expunge.core.case import Case, Meter, train_model
 from expunge.core.problem import Problem
 from expunge.evidence import scores as score_files
 from expunge.evidence.scores import Scores
+from expunge.pipeline.gallery import gallery
 from expunge.pipeline.plan import Plan, Stage
 
 Files = dict[str, bytes]
 WEIGHTS, SCORES = "weights.safetensors", "scores.safetensors"
 CURVE, MEASURED = "curve.safetensors", "measured.safetensors"
+EXAMPLES = "examples.json"
 
 
 @dataclass
@@ -166,6 +169,14 @@ def _audit(worker: Worker, stage: Stage) -> tuple[Files, int]:
     return {SCORES: score_files.dumps(found)}, 0
 
 
+def _gallery(worker: Worker, stage: Stage) -> tuple[Files, int]:
+    problem = worker.problem(stage)
+    stages = [worker._by_key[key] for key in stage.needs]
+    models = (((s.model, s.attack), worker.model(s.key, problem)) for s in stages if s.kind != "measure")
+    found = gallery(problem, models, stage.seed or 0)
+    return {EXAMPLES: json.dumps(found, ensure_ascii=False, indent=1).encode()}, 0
+
+
 _KINDS: dict[str, Callable[[Worker, Stage], tuple[Files, int]]] = {
     "measure": _measure,
     "original": _original,
@@ -173,4 +184,5 @@ _KINDS: dict[str, Callable[[Worker, Stage], tuple[Files, int]]] = {
     "unlearn": _unlearn,
     "attack": _attack,
     "audit": _audit,
+    "gallery": _gallery,
 }
