@@ -86,7 +86,7 @@ def test_it_opens_without_an_error_and_without_a_network(chromium: str, page: Pa
     assert "http:" not in dom and "https:" not in dom
     assert page.stat().st_size < 1_000_000
     assert dom.count("<article") == 2
-    assert dom.count("<svg") == 2 + 3
+    assert dom.count("<svg") == 2 + 1 + 1 + 3
 
 
 def test_console_errors_would_be_seen(chromium: str, page: Path, tmp_path: Path) -> None:
