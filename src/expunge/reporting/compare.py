@@ -16,6 +16,7 @@ from expunge.base.errors import SpecError
 from expunge.evidence.intervals import student
 from expunge.evidence.scores import Scores
 from expunge.evidence.table import ORIGINAL, Key
+from expunge.reporting._toml import spelled_value
 from expunge.reporting.record import Json, Run
 from expunge.reporting.text import columns_of, shown
 from expunge.reporting.verify import read_json
@@ -202,8 +203,14 @@ def comparison_table(pair: Pair) -> str:
     text.insert(1, "-" * max(map(len, text)))
     seeds = ", ".join(map(str, pair.seeds))
     note = f"Numbers are {pair.names[1]} minus {pair.names[0]} over seeds {seeds} ± half the 90 % interval, in points."
-    changed = [f"  {line['key']}: {line['first']!r} -> {line['second']!r}" for line in pair.settings()]
+    lines_of = ((line["key"], *(spelled_setting(line[k]) for k in ("first", "second"))) for line in pair.settings())
+    changed = [f"  {key}: {ours} -> {theirs}" for key, ours, theirs in lines_of]
     return "\n".join([*text, "", note, "Run differently:" if changed else "Run with the same settings.", *changed])
+
+
+def spelled_setting(value: Any) -> str:
+    """A setting as TOML writes it; of a whole table only that it is there."""
+    return "none" if value is None else "there" if isinstance(value, dict) else spelled_value(value)
 
 
 def told(row: Json | None) -> str:

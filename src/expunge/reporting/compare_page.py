@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from expunge.reporting import plots
-from expunge.reporting.compare import Pair
+from expunge.reporting.compare import Pair, spelled_setting
 from expunge.reporting.record import NAMES, Json
 from expunge.reporting.render import write_page
 from expunge.reporting.tables import cell, unit_sign
+from expunge.reporting.text import knowledge_key
 
 
 def write_comparison(pair: Pair, path: Path) -> Path:
@@ -35,17 +35,13 @@ def write_comparison(pair: Pair, path: Path) -> Path:
         "about": {key: pair.first.part(key).get("name", "your own") for key in ("data", "forget")},
         "models": [run.part("model").get("name", "model") for run in (pair.first, pair.second)],
         "seeds": pair.seeds,
-        "settings": [{k: _spelled(v) for k, v in line.items()} for line in pair.settings()],
+        "settings": [line | {k: spelled_setting(line[k]) for k in ("first", "second")} for line in pair.settings()],
         "verdicts": pair.verdicts(),
         "rows": [_line(row) for row in rows],
         "sections": curves,
     }
     write_page(path, "compare.html", context, [panel["drawing"] for section in curves for panel in section["panels"]])
     return path
-
-
-def _spelled(value: Any) -> str:
-    return "-" if value is None else str(value)
 
 
 def _line(row: Json) -> Json:
@@ -59,7 +55,7 @@ def _line(row: Json) -> Json:
 
 def _curves(pair: Pair) -> list[Json]:
     """Per attack that both have, a panel per method that both tried, with the curves of both."""
-    sections = []
+    key, sections = knowledge_key(pair.first.table), []
     for attack in [a for a in pair.first.table.attacks if a in pair.second.table.attacks]:
         found = {
             model: [plots.attack_curves(run.folder, run.manifest, model, attack) for run in (pair.first, pair.second)]
@@ -74,7 +70,9 @@ def _curves(pair: Pair) -> list[Json]:
             if first is not None and second is not None:
                 title = f"{model}, {attack}"
                 drawing = plots.attack_panel(title, first, reference, None, span, (second, other), pair.names)
-                panels.append({"model": model, "drawing": drawing})
+                ends = [pair.first.rows, pair.second.rows]
+                peaks = [cell(rows.get((model, attack, key)))["value"] for rows in ends]
+                panels.append({"model": model, "drawing": drawing, "peaks": peaks})
         if panels:
             sections.append({"attack": attack, "panels": panels, "one_reference": other is None})
     return sections

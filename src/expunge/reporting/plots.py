@@ -99,15 +99,16 @@ def attack_panel(
     """
     figure, axes = panel()
     other, other_reference = second or (None, None)
-    for known, colour in ((other_reference, SECOND), (reference, REFERENCE)):
+    for known, colour, dash in ((other_reference, SECOND, (1, 1.5)), (reference, REFERENCE, (4, 2))):
         if known is not None:
             axes.fill_between(known.at, *known.band(), color=colour, alpha=0.22, linewidth=0)
-            axes.plot(known.at, known.mean(), color=colour, linewidth=1.4, linestyle=(0, (4, 2)))
+            axes.plot(known.at, known.mean(), color=colour, linewidth=1.4, linestyle=(0, dash))
     if original is not None:
         axes.axhline(original, color=ORIGINAL, linewidth=1.1, linestyle=(0, (1, 1.5)))
-    _lines(axes, method, METHOD)
+    _lines(axes, method, METHOD, "-")
     if other is not None:
-        _lines(axes, other, SECOND)
+        # Dashed, so that one that lies on the other leaves both in sight.
+        _lines(axes, other, SECOND, (0, (5, 4)))
     # At least ten points high, or the noise of a level line would fill the panel.
     low, high = min(span[0], 0.9), max(span[1], span[0] + 0.1)
     pad = 0.06 * (high - low)
@@ -154,10 +155,10 @@ def path_panel(title: str, losses: dict[str, Curves]) -> Drawing:
     return drawing(figure, axes, f"Loss on the straight line from the original: {title}", stops)
 
 
-def _lines(axes: Axes, curves: Curves, colour: str) -> None:
+def _lines(axes: Axes, curves: Curves, colour: str, dash: Any) -> None:
     for line in curves.values if len(curves.values) > 1 else ():
         axes.plot(curves.at, line, color=colour, linewidth=0.7, alpha=0.45)
-    axes.plot(curves.at, curves.mean(), color=colour, linewidth=1.9)
+    axes.plot(curves.at, curves.mean(), color=colour, linewidth=1.9, linestyle=dash)
 
 
 def _told(place: str, at: float, curves: Mapping[str, Curves | None], unit: str) -> str:
