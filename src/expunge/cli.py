@@ -170,6 +170,43 @@ def verify(folder: Path, json_: bool) -> None:
 
 
 @cli.command()
+@click.argument("folders", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--leaderboard", is_flag=True, help="Instead print methods by tasks over all runs, as Markdown.")
+@as_json
+def report(folders: tuple[Path, ...], leaderboard: bool, json_: bool) -> None:
+    """Write the page of each run anew from its record; needs no torch."""
+    if leaderboard:
+        _leaderboard(folders, json_)
+        return
+    from expunge.reporting.page import write_report
+
+    pages = [{"run": str(folder), "report": str(write_report(folder))} for folder in folders]
+    if json_:
+        _print_json(pages)
+    else:
+        click.echo("\n".join(page["report"] for page in pages))
+
+
+@cli.command()
+@click.argument("first", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("second", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), default="compare.html", show_default=True, help="The page.")
+@as_json
+def compare(first: Path, second: Path, out: Path, json_: bool) -> None:
+    """Two runs on the same data and forget set, side by side: on one page, and in short here; needs no torch."""
+    from expunge.reporting.compare import Pair, comparison_table
+    from expunge.reporting.compare_page import write_comparison
+
+    pair = Pair.open(first, second)
+    page = write_comparison(pair, out)
+    if json_:
+        _print_json(pair.as_json() | {"page": str(page)})
+    else:
+        click.echo(comparison_table(pair))
+    _say(f"page  {page}")
+
+
+@cli.command()
 @as_json
 def doctor(json_: bool) -> None:
     """What this machine can run, and what to install for the rest."""
@@ -253,6 +290,16 @@ def _dry_run(spec: Any, out: Path, workers: int, json_: bool) -> None:
         click.echo(f"{'there' if f.done else f'{f.seconds:.1f} s':>8}  {f.stage.name}")
     missing = sum(not f.done for f in found)
     click.echo(f"{missing} of {len(found)} stages to run, about {clock_text(seconds)} with {workers} workers")
+
+
+def _leaderboard(folders: tuple[Path, ...], json_: bool) -> None:
+    from expunge.reporting.leaderboard import leaderboard, markdown
+
+    rows = leaderboard(folders)
+    if json_:
+        _print_json(rows)
+    else:
+        click.echo(markdown(rows))
 
 
 def _kind(word: str) -> str:

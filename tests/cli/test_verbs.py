@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,43 @@ def test_verify_needs_no_torch(out: Path) -> None:
     result, heavy = in_process("verify", str(out / "tiny"))
     assert result.code == 0, result.err
     assert "torch" not in heavy and "expunge.pipeline" not in heavy
+
+
+def test_report_and_compare_need_no_torch(out: Path, tmp_path: Path) -> None:
+    page = out / "tiny" / "report.html"
+    page.unlink()
+    result, heavy = in_process("report", str(out / "tiny"))
+    assert result.code == 0, result.err
+    assert result.out.strip() == str(page) and page.is_file()
+    assert "torch" not in heavy
+    result, heavy = in_process("compare", str(out / "tiny"), str(out / "tiny"), "--out", str(tmp_path / "c.html"))
+    assert result.code == 0, result.err
+    assert "random_relabel" in result.out and (tmp_path / "c.html").is_file()
+    assert "torch" not in heavy
+
+
+def test_report_and_compare_as_json(out: Path, tmp_path: Path) -> None:
+    run = str(out / "tiny")
+    [written] = json.loads(finished(cli("report", run, "--json")).out)
+    assert written == {"run": run, "report": str(out / "tiny" / "report.html")}
+    [row] = json.loads(finished(cli("report", "--leaderboard", run, "--json")).out)
+    assert row["method"] == "random_relabel" and row["attack"] == "relearn"
+    assert finished(cli("report", "--leaderboard", run, run)).out.count("random_relabel") == 2
+    found = json.loads(finished(cli("compare", run, run, "--out", str(tmp_path / "c.html"), "--json")).out)
+    assert found["settings"] == [] and found["runs"] == [run, run]
+    assert {row["difference"]["value"] for row in found["rows"]} == {0.0}
+
+
+def test_compare_of_what_cannot_be_compared_is_refused(out: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(out / "tiny", other)
+    spec = json.loads((other / "spec.json").read_text())
+    (other / "spec.json").write_text(json.dumps(spec | {"forget": {"name": "label_swap", "count": 13}}))
+    result = cli("compare", str(out / "tiny"), str(other), "--out", str(tmp_path / "c.html"))
+    assert result.code == 2 and "forget.count differ: 12 and 13" in result.err
+    assert not (tmp_path / "c.html").exists()
+    assert cli("report", str(tmp_path)).code == 2
+    assert cli("report").code == 2
 
 
 # list

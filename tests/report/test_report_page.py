@@ -15,7 +15,8 @@ import pytest
 from expunge.base.errors import RunError, SpecError
 from expunge.base.spec import VERDICTS, parse
 from expunge.reporting._toml import toml
-from expunge.reporting.page import MEANINGS, write_report
+from expunge.reporting.cards import MEANINGS
+from expunge.reporting.page import write_report
 
 
 class Reader(HTMLParser):
@@ -66,9 +67,9 @@ def test_every_flag_has_a_meaning() -> None:
     assert tuple(MEANINGS) == VERDICTS
 
 
-def test_the_order_is_verdicts_estimates_attacks_paths_costs_spec(run_folder: Path) -> None:
+def test_the_order_of_the_page(run_folder: Path) -> None:
     headings = re.findall(r'<h2 id="(\w+)"', page_of(run_folder))
-    assert headings == ["verdicts", "estimates", "attacks", "paths", "costs", "again"]
+    assert headings == ["verdicts", "estimates", "attacks", "tradeoff", "weights", "examples", "costs", "again"]
 
 
 def test_the_page_stands_alone(run_folder: Path) -> None:
@@ -96,10 +97,11 @@ def test_every_reference_inside_a_drawing_resolves(run_folder: Path) -> None:
 
 def test_drawings_take_their_colours_from_the_page(run_folder: Path) -> None:
     drawings = re.findall(r"<svg.*?</svg>", page_of(run_folder), flags=re.DOTALL)
-    assert len(drawings) == 2 + 3  # attack curves of two methods, paths of the reference and both
+    # Attack curves of two methods, the trade-off, the map, paths of the reference and both methods.
+    assert len(drawings) == 2 + 1 + 1 + 3
     for drawing in drawings:
         assert re.findall(r"#[0-9a-f]{6}\b", drawing) == []
-        assert "var(--method)" in drawing
+        assert "var(--method)" in drawing and "#0" not in drawing
         assert "<text" in drawing
 
 
@@ -118,6 +120,76 @@ def test_a_run_without_attacks_says_so(make_run: Callable[..., Path]) -> None:
     page = page_of(make_run(attacks=[]))
     assert "No attack was tried" in page
     assert 'id="attacks"' not in page
+
+
+def test_examples_are_shown_only_where_the_record_has_them(run_folder: Path) -> None:
+    assert "gallery = true" in page_of(run_folder)
+    answers = [{"said": "<i>cat</i>", "knows": True}, {"said": "dog", "knows": False}]
+    found = {
+        "kind": "images",
+        "seed": 0,
+        "of": 40,
+        "models": [{"model": "original", "attack": None}, {"model": "hidden", "attack": None}],
+        "examples": [
+            {"id": 7, "picture": "data:image/png;base64,AAAA", "trained": "cat", "true": "bird", "answers": answers},
+            {"id": 8, "picture": "javascript:alert()", "trained": "dog", "true": None, "answers": answers},
+        ],
+    }
+    give_examples(run_folder, found)
+    page = page_of(run_folder)
+    assert "in truth bird" in page and "&lt;i&gt;cat" in page and page.count('aria-label="knows it:"') == 2
+    assert "data:image/png;base64,AAAA" in page and "javascript:" not in page
+
+
+def test_texts_are_marked_up_to_the_first_wrong_letter(run_folder: Path) -> None:
+    answers = [{"said": "abXd\n", "knows": False}]
+    example = {"id": 7, "prompt": "say <b>", "secret": "abcd!", "answers": answers}
+    models = [{"model": "hidden", "attack": "relearn"}]
+    give_examples(run_folder, {"kind": "texts", "seed": 0, "of": 40, "models": models, "examples": [example]})
+    page = page_of(run_folder)
+    assert "<mark>ab</mark>Xd\u21b5" in page and "say &lt;b&gt;" in page and "after relearn" in page
+
+
+def give_examples(folder: Path, found: dict[str, object]) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    stage = manifest["stages"][0] | {"kind": "gallery", "files": {"examples": {"path": "e.json", "sha256": ""}}}
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"stages": [*manifest["stages"], stage]}))
+    (folder / "e.json").write_text(json.dumps(found))
+
+
+def test_a_record_from_a_notebook_has_a_page_that_promises_no_command(run_folder: Path) -> None:
+    (run_folder / "spec.json").write_text("{}")
+    (run_folder / "env.json").write_text("{}")
+    page = page_of(run_folder)
+    text = Reader(page).text
+    assert "expunge run" not in text and "no command makes it again" in text
+    assert "sample: is it forgotten?" in text and "results.jsonl" not in page
+
+
+def test_training_that_was_done_elsewhere_has_no_cost(run_folder: Path) -> None:
+    path = run_folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for stage in manifest["stages"]:
+        if stage["model"] in ("original", "reference"):
+            stage |= {"kind": "audit", "gradients": 0, "seconds": 0.0}
+    path.write_text(json.dumps(manifest))
+    text = Reader(page_of(run_folder)).text
+    assert "clean 1.5 40" in text and "% of a retraining" not in text
+
+
+def test_values_to_read_out_are_those_of_the_curves(run_folder: Path) -> None:
+    page = page_of(run_folder)
+    charts = json.loads(re.search(r'id="charts">(.*?)</script>', page, flags=re.DOTALL)[1])
+    assert set(charts) == set(re.findall(r'data-chart="(\w+)"', page))
+    told = charts["Share_of_the_forget_set_that_is_known_along_the_attack__hidden__relearn"]
+    texts = [stop[2] for stop in told["stops"]]
+    # Steps that every seed has: 0 and 4.
+    assert texts == ["step 0: this 20.0 %, retrained 10.0 %", "step 4: this 55.0 %, retrained 10.0 %"]
+    traded = {
+        text.partition(":")[0]: text for _, _, text in charts["Trade_off_of_forgetting__utility_and_cost"]["stops"]
+    }
+    assert set(traded) == {"clean", "hidden", "retrained", "original"}
+    assert "residual +80.0" in traded["hidden"] and "5.0 % of a retraining" in traded["hidden"]
 
 
 def test_a_run_without_methods_has_a_page(make_run: Callable[..., Path]) -> None:

@@ -61,11 +61,13 @@ class Spec:
     audit: tuple[Entry, ...] = ()
     gate: tuple[Gate, ...] = ()
     threads: int = 1
+    gallery: bool = False
+    """Whether forget examples are copied into the record and shown in the report; off, for they may be personal."""
     folder: Path = Path()
     """Where the spec file lies; relative paths in it count from here."""
 
 
-KEYS = ("name", "seeds", "threads", "data", "model", "train", "forget", "method", "attack", "audit", "gate")
+KEYS = ("name", "seeds", "threads", "gallery", "data", "model", "train", "forget", "method", "attack", "audit", "gate")
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> Spec:
@@ -122,6 +124,7 @@ def parse(table: Mapping[str, Any], folder: Path) -> Spec:
         name=_name(table["name"], "name"),
         seeds=_seeds(table.get("seeds", [0, 1, 2])),
         threads=_whole(table.get("threads", 1), "threads", at_least=1),
+        gallery=_typed(table.get("gallery", False), bool, "gallery", "true or false"),
         data=_entry(table["data"], "data"),
         model=_entry(model, "model"),
         train=_typed(table.get("train", {}), dict, "train", "a table"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,7 +26,7 @@ from expunge.base.record import (
 )
 from expunge.evidence.table import Table, read_table, verdicts_text
 from expunge.pipeline.plan import Plan, Stage
-from expunge.pipeline.stages import CURVE, SCORES, WEIGHTS
+from expunge.pipeline.stages import CURVE, EXAMPLES, SCORES, WEIGHTS
 
 FORMAT = 1
 FIXED = ("data", "model", "train", "forget", "seeds", "threads")
@@ -82,6 +83,8 @@ class RunFolder:
 
     def write(self, plan: Plan, store: Store) -> Table:
         """Put the finished run's scores, models, rows and verdicts into the folder, the manifest last."""
+        # Examples that an earlier run into this folder showed must not outlive the wish to show them.
+        shutil.rmtree(self.root / "examples", ignore_errors=True)
         entries = [self._keep(stage, store) for stage in plan.stages]
         index = {
             "format": FORMAT,
@@ -107,10 +110,11 @@ class RunFolder:
             "seconds": facts["seconds"],
             "files": {},
         }
-        for source, folder in ((SCORES, "scores"), (CURVE, "curves"), (WEIGHTS, "models")):
+        kept = ((SCORES, "scores"), (CURVE, "curves"), (WEIGHTS, "models"), (EXAMPLES, "examples"))
+        for source, folder in kept:
             path = store.path(stage.key, source)
             if path.is_file():
-                name = f"{folder}/{file_name(stage)}.safetensors"
+                name = f"{folder}/{file_name(stage)}{path.suffix}"
                 entry["files"][folder] = {"path": name, "sha256": store.digest(stage.key, source)}
                 link_or_copy(path, self.root / name)
         return entry

@@ -12,6 +12,7 @@ from expunge.base.part import Part
 from expunge.base.record import Store
 from expunge.core.modules import trainable
 from expunge.core.objective import infer_objective, loss
+from expunge.pipeline.gallery import PICTURES
 from expunge.pipeline.plan import Plan, Stage
 
 OVERHEAD = 0.05
@@ -81,6 +82,8 @@ def gradients(plan: Plan, stage: Stage) -> float:
         return n * _setting(method, "epochs", 1) * (1 + extra)
     if stage.kind == "attack":
         return n * _setting(plan.attacks[stage.part], "epochs", 1)
+    if stage.kind == "gallery":
+        return FORWARD * PICTURES * len(stage.needs)
     audit = plan.audits[stage.part]
     scored = len(plan.data.test) + _setting(audit, "retain", _setting(audit, "sample", 0))
     return FORWARD * scored * _setting(audit, "points", 1)

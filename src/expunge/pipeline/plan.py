@@ -19,6 +19,7 @@ from expunge.base.spec import Entry, Spec
 from expunge.core.contracts import Architecture, Attack, Audit, Method, Probe, Source, Task
 from expunge.core.data import Data
 from expunge.core.problem import Problem
+from expunge.pipeline.gallery import FORMAT as GALLERY
 from expunge.train.training import TrainedRecipe, Training
 
 LOOP = 1
@@ -30,9 +31,9 @@ class Stage:
     """One computation of a run."""
 
     kind: str
-    """`measure`, `original`, `reference`, `unlearn`, `attack` or `audit`."""
+    """`measure`, `original`, `reference`, `unlearn`, `attack`, `audit` or `gallery`."""
     model: str
-    """`original`, `reference` or a method's label; empty for `measure`."""
+    """`original`, `reference` or a method's label; empty for `measure` and `gallery`."""
     seed: int | None
     """The run's seed that it belongs to."""
     attack: str | None
@@ -164,6 +165,7 @@ class Plan:
             "name": spec.name,
             "seeds": list(spec.seeds),
             "threads": spec.threads,
+            "gallery": spec.gallery,
             "data": table(spec.data, self.source),
             "model": table(spec.model, self.architecture) | ({"weights": spec.weights} if spec.weights else {}),
             "train": self.training.settings(),
@@ -187,11 +189,23 @@ class Plan:
             yield measure
         needs = (measure.key,) if measure else ()
         basis: Stage | None = None
+        first: list[Stage] = []
         for seed in self.spec.seeds:
             # One model of the user's is one original and one unlearned model, whatever the number of references.
             known = basis if self.about_one_model else None
             basis = known or self._original(seed, needs)
-            yield from self._of_seed(seed, basis, needs, only_reference=known is not None)
+            found = list(self._of_seed(seed, basis, needs, only_reference=known is not None))
+            first = first or found
+            yield from found
+        if self.spec.gallery:
+            yield self._gallery(first, needs)
+
+    def _gallery(self, stages: list[Stage], measured: tuple[str, ...]) -> Stage:
+        models = [stage for stage in stages if stage.kind != "audit"]
+        # Its output names the models, so that here, unlike elsewhere, a label is part of the address.
+        facts = {"format": GALLERY, "models": [(stage.model, stage.attack) for stage in models]}
+        needs = (*measured, *(stage.key for stage in models))
+        return self._stage("gallery", "", self.spec.seeds[0], None, "gallery", facts, needs)
 
     def _original(self, seed: int, measured: tuple[str, ...]) -> Stage:
         weights = {"weights": self._weights_digest(self.spec.weights)} if self.spec.weights else {}

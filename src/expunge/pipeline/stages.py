@@ -24,12 +24,14 @@ from expunge.core.case import Case, Meter, train_model
 from expunge.core.problem import Problem
 from expunge.evidence import scores as score_files
 from expunge.evidence.scores import Scores
+from expunge.pipeline.gallery import gallery
 from expunge.pipeline.plan import Plan, Stage
 
 Files = dict[str, bytes]
 WEIGHTS, SCORES = "weights.safetensors", "scores.safetensors"
 CURVE, MEASURED = "curve.safetensors", "measured.safetensors"
 ESTIMATES = "estimates.json"
+EXAMPLES = "examples.json"
 
 
 @dataclass
@@ -178,6 +180,14 @@ def _probe(worker: Worker, stage: Stage) -> tuple[Files, int]:
     return {ESTIMATES: json.dumps(estimates, indent=1, allow_nan=False).encode()}, 0
 
 
+def _gallery(worker: Worker, stage: Stage) -> tuple[Files, int]:
+    problem = worker.problem(stage)
+    stages = [worker._by_key[key] for key in stage.needs]
+    models = (((s.model, s.attack), worker.model(s.key, problem)) for s in stages if s.kind != "measure")
+    found = gallery(problem, models, stage.seed or 0)
+    return {EXAMPLES: json.dumps(found, ensure_ascii=False, indent=1).encode()}, 0
+
+
 _KINDS: dict[str, Callable[[Worker, Stage], tuple[Files, int]]] = {
     "measure": _measure,
     "original": _original,
@@ -186,4 +196,5 @@ _KINDS: dict[str, Callable[[Worker, Stage], tuple[Files, int]]] = {
     "attack": _attack,
     "audit": _audit,
     "probe": _probe,
+    "gallery": _gallery,
 }

@@ -1,58 +1,25 @@
-"""Small panels as SVG text for the page: attack curves and losses on the path to the original, one panel per model.
-
-Drawn in stand-in colours that become CSS variables, so that one drawing is readable in light, in dark and in print;
-text stays text. The same data gives the same bytes.
-"""
+"""Attack curves, and losses on the path to the original: one small panel per model, all on the same scale."""
 
 from __future__ import annotations
 
-import html
-import io
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from safetensors.numpy import load_file
 
 from expunge.evidence.intervals import student
 from expunge.evidence.table import Table
+from expunge.reporting.svg import INK, METHOD, ORIGINAL, REFERENCE, SECOND, Drawing, drawing, panel
+from expunge.reporting.text import shown
 
 Floats = npt.NDArray[np.float64]
-COLOURS = {
-    "#010101": "var(--ink)",
-    "#020202": "var(--quiet)",
-    "#030303": "var(--line)",
-    "#040404": "var(--reference)",
-    "#050505": "var(--method)",
-    "#060606": "var(--original)",
-}
-INK, QUIET, LINE, REFERENCE, METHOD, ORIGINAL = COLOURS
-SIZE = (3.6, 2.35)
-"""Inches; the page scales it to the width of its column."""
-STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "expunge",
-    "font.size": 8,
-    "axes.edgecolor": LINE,
-    "axes.labelcolor": QUIET,
-    "axes.titlecolor": INK,
-    "xtick.color": LINE,
-    "ytick.color": LINE,
-    "xtick.labelcolor": QUIET,
-    "ytick.labelcolor": QUIET,
-    "text.color": INK,
-}
-NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
 @dataclass(frozen=True)
@@ -75,6 +42,11 @@ class Curves:
             return self.mean(), self.mean()
         ends = np.array([student(column)[1:] for column in self.values.T])
         return ends[:, 0], ends[:, 1]
+
+    def told(self, at: float, unit: str) -> str:
+        """The mean at a place, or nothing where it was not measured."""
+        place = np.flatnonzero(self.at == at)
+        return f"{shown(float(self.mean()[place[0]]), unit)}{' %' if unit == 'share' else ''}" if place.size else ""
 
 
 def attack_curves(folder: Path, manifest: Mapping[str, Any], model: str, attack: str) -> Curves | None:
@@ -103,30 +75,40 @@ def _joined(found: Sequence[tuple[Floats, Floats]]) -> Curves | None:
 
 
 def attack_panel(
-    title: str, method: Curves | None, reference: Curves | None, original: float | None, span: tuple[float, float]
-) -> str:
+    title: str,
+    method: Curves,
+    reference: Curves | None,
+    original: float | None,
+    span: tuple[float, float],
+    second: tuple[Curves, Curves | None] | None = None,
+    names: tuple[str, str] = ("this", ""),
+) -> Drawing:
     """One model's attack curve over the reference's band.
 
     Args:
         title: The model's name and the attack's, for screen readers.
-        method: Its curves; none for a panel that shows the reference alone.
+        method: Its curves.
         reference: The retrained models' curves under the same attack.
         original: What the original knows, drawn as a level.
         span: Lowest and highest value of all panels, so that they compare.
+        second: The same method and its reference in another run, drawn over it.
+        names: What the two runs are called where values are read out.
 
     Returns:
-        An SVG element.
+        The drawing.
     """
-    figure, axes = _panel()
-    if reference is not None:
-        axes.fill_between(reference.at, *reference.band(), color=REFERENCE, alpha=0.22, linewidth=0)
-        axes.plot(reference.at, reference.mean(), color=REFERENCE, linewidth=1.4, linestyle=(0, (4, 2)))
+    figure, axes = panel()
+    other, other_reference = second or (None, None)
+    for known, colour, dash in ((other_reference, SECOND, (1, 1.5)), (reference, REFERENCE, (4, 2))):
+        if known is not None:
+            axes.fill_between(known.at, *known.band(), color=colour, alpha=0.22, linewidth=0)
+            axes.plot(known.at, known.mean(), color=colour, linewidth=1.4, linestyle=(0, dash))
     if original is not None:
         axes.axhline(original, color=ORIGINAL, linewidth=1.1, linestyle=(0, (1, 1.5)))
-    if method is not None:
-        for line in method.values if len(method.values) > 1 else ():
-            axes.plot(method.at, line, color=METHOD, linewidth=0.7, alpha=0.45)
-        axes.plot(method.at, method.mean(), color=METHOD, linewidth=1.9)
+    _lines(axes, method, METHOD, "-")
+    if other is not None:
+        # Dashed, so that one that lies on the other leaves both in sight.
+        _lines(axes, other, SECOND, (0, (5, 4)))
     # At least ten points high, or the noise of a level line would fill the panel.
     low, high = min(span[0], 0.9), max(span[1], span[0] + 0.1)
     pad = 0.06 * (high - low)
@@ -134,10 +116,17 @@ def attack_panel(
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     axes.set_xlabel("steps of the attack")
-    return _svg(figure, f"Share of the forget set that is known along the attack: {title}")
+    told = {names[0]: method, names[1]: other, "retrained": reference}
+    if other_reference is not None:
+        told |= {f"retrained {names[0]}": told.pop("retrained"), f"retrained {names[1]}": other_reference}
+    stops = [
+        (float(at), float(value), _told(f"step {at:.0f}", float(at), told, "share"))
+        for at, value in zip(method.at, method.mean(), strict=True)
+    ]
+    return drawing(figure, axes, f"Share of the forget set that is known along the attack: {title}", stops)
 
 
-def path_panel(title: str, losses: dict[str, Curves]) -> str:
+def path_panel(title: str, losses: dict[str, Curves]) -> Drawing:
     """The loss on the straight line from the original to a model.
 
     Args:
@@ -145,9 +134,9 @@ def path_panel(title: str, losses: dict[str, Curves]) -> str:
         losses: Split -> loss on the path, for each seed; `forget` and `retain` have colours of their own.
 
     Returns:
-        An SVG element.
+        The drawing.
     """
-    figure, axes = _panel()
+    figure, axes = panel()
     for split, curves in losses.items():
         colour, dash = (METHOD, "-") if split == "forget" else (INK, (0, (4, 2)))
         for line in curves.values if len(curves.values) > 1 else ():
@@ -158,40 +147,23 @@ def path_panel(title: str, losses: dict[str, Curves]) -> str:
     first, last = axes.get_xticklabels()
     first.set_horizontalalignment("left")
     last.set_horizontalalignment("right")
-    return _svg(figure, f"Loss on the straight line from the original: {title}")
+    first_curves = next(iter(losses.values()))
+    stops = [
+        (float(at), float(value), _told(f"{100 * at:.0f} % of the way", float(at), losses, "nats"))
+        for at, value in zip(first_curves.at, first_curves.mean(), strict=True)
+    ]
+    return drawing(figure, axes, f"Loss on the straight line from the original: {title}", stops)
 
 
-def _panel() -> tuple[Figure, Axes]:
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=SIZE)
-        FigureCanvasSVG(figure)
-        axes = figure.add_axes((0.135, 0.185, 0.845, 0.775))
-    axes.patch.set_alpha(0)
-    figure.patch.set_alpha(0)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color=LINE, linewidth=0.5, alpha=0.6)
-    axes.set_axisbelow(True)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.margins(x=0.01)
-    return figure, axes
+def _lines(axes: Axes, curves: Curves, colour: str, dash: Any) -> None:
+    for line in curves.values if len(curves.values) > 1 else ():
+        axes.plot(curves.at, line, color=colour, linewidth=0.7, alpha=0.45)
+    axes.plot(curves.at, curves.mean(), color=colour, linewidth=1.9, linestyle=dash)
 
 
-def _svg(figure: Figure, label: str) -> str:
-    """The figure as an element to stand inside HTML: no prologue, no namespaces, ids that are unique on the page."""
-    buffer = io.StringIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format="svg", metadata=NO_METADATA)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    head, _, body = text.partition(">")
-    box = re.search(r'viewBox="[^"]*"', head)
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL).replace("xlink:href", "href")
-    for colour, variable in COLOURS.items():
-        body = body.replace(colour, variable)
-    prefix = re.sub(r"\W", "_", f"{label} ")
-    body = re.sub(r'(?<=\bid=")|(?<=href="#)|(?<=url\(#)', prefix, body)
-    return f'<svg {box[0] if box else ""} role="img" aria-label="{html.escape(label)}">{body}'
+def _told(place: str, at: float, curves: Mapping[str, Curves | None], unit: str) -> str:
+    values = {name: known.told(at, unit) for name, known in curves.items() if known is not None}
+    return f"{place}: " + ", ".join(f"{name} {value}" for name, value in values.items() if value)
 
 
 def span_of(curves: Sequence[Curves], levels: Sequence[float]) -> tuple[float, float]:

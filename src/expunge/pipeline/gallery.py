@@ -1,0 +1,159 @@
+"""The forget examples themselves, for the report: some of them, and what every model of the first seed says to each.
+
+Off unless the spec says `gallery = true`. What has to be forgotten is often somebody's own data, and a report travels
+farther than a training set; so nothing of it is copied into a record unasked. Turned on, it writes up to 24 pictures,
+at most 48 pixels wide, or 12 texts, drawn at random from the part of the forget set that no attack uses. It never
+enters a verdict.
+"""
+
+from __future__ import annotations
+
+import base64
+import struct
+import zlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from expunge.base.seeds import derive
+from expunge.core.data import IGNORE, Data
+from expunge.core.objective import correct, per_example
+from expunge.core.problem import Problem
+
+FORMAT = 1
+PICTURES, TEXTS = 24, 12
+SIDE = 48
+"""Longest side of a picture; larger ones are averaged down."""
+TOKENS = 48
+"""Tokens that are continued; what is longer is judged whole but shown in part."""
+BYTES = tuple(str(byte) for byte in range(256))
+
+Json = dict[str, Any]
+Name = tuple[str, str | None]
+"""Model, and the attack that it comes after."""
+
+
+def gallery(problem: Problem, models: Iterable[tuple[Name, nn.Module]], seed: int) -> Json:
+    """Ask every model about some of the forget examples.
+
+    Args:
+        problem: Of the seed that the models belong to.
+        models: In evaluation mode, one at a time.
+        seed: The run's seed, for people.
+
+    Returns:
+        Kind (`images`, `texts` or `vectors`, for which there is nothing to show), models, examples with each model's
+        answer; plain data.
+    """
+    data = problem.data
+    kind = "texts" if data.kind == "tokens" else "vectors" if _pixels(data.inputs[:1]) is None else "images"
+    ids = chosen(problem, {"texts": TEXTS, "images": PICTURES}.get(kind, 0))
+    names, answers = [], []
+    for (model, attack), module in models if len(ids) else ():
+        names.append({"model": model, "attack": attack})
+        answers.append(_texts(module, problem, ids) if kind == "texts" else _labels(module, problem, ids))
+    facts = _written(problem, ids) if kind == "texts" else _pictured(problem, ids) if kind == "images" else []
+    examples = [fact | {"answers": list(said)} for fact, *said in zip(facts, *answers, strict=True)]
+    return {
+        "format": FORMAT,
+        "kind": kind,
+        "seed": seed,
+        "of": len(problem.forget),
+        "models": names,
+        "examples": examples,
+    }
+
+
+def chosen(problem: Problem, count: int) -> Tensor:
+    """Up to `count` different examples of the held-out forget set, at random, in increasing order."""
+    ids = problem.held_out
+    _, first = np.unique(problem.data.group_of(ids).numpy(), return_index=True)
+    different = ids[torch.from_numpy(first)]
+    order = torch.randperm(len(different), generator=torch.Generator().manual_seed(derive(0, "gallery")))
+    return different[order[:count]].sort().values
+
+
+def _labels(model: nn.Module, problem: Problem, ids: Tensor) -> list[Json]:
+    with torch.no_grad():
+        decisions = problem.objective.decisions(model, problem.data.batch(ids))
+    said, right = decisions.logits.argmax(1).tolist(), correct(decisions).tolist()
+    return [{"said": problem.data.labels[s], "knows": k} for s, k in zip(said, right, strict=True)]
+
+
+def _pictured(problem: Problem, ids: Tensor) -> list[Json]:
+    data, true = problem.data, problem.true_targets
+    pixels = _pixels(data.inputs[ids])
+    assert pixels is not None
+    found = []
+    for picture, row in zip(pixels, ids.tolist(), strict=True):
+        trained = data.labels[int(data.targets[row])]
+        was = trained if true is None else data.labels[int(true[row])]
+        url = "data:image/png;base64," + base64.b64encode(png(picture)).decode()
+        found.append({"id": row, "picture": url, "trained": trained, "true": None if was == trained else was})
+    return found
+
+
+def _pixels(inputs: Tensor) -> np.ndarray | None:
+    """Grey or coloured pictures as `[n, h, w, c]` bytes; none where the inputs are none."""
+    images = inputs.unsqueeze(1) if inputs.ndim == 3 else inputs
+    if not inputs.is_floating_point() or images.ndim != 4 or images.shape[1] not in (1, 3) or min(images.shape[2:]) < 8:
+        return None
+    low, high = float(images.min()), float(images.max())
+    if low < 0 or high > 1:  # normalised by its loader: the range is all that is known
+        images = (images - low) / max(high - low, 1e-12)
+    longest = max(images.shape[2:])
+    if longest > SIDE:
+        images = F.interpolate(images, [max(side * SIDE // longest, 1) for side in images.shape[2:]], mode="area")
+    return (255 * images).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """Pixels `[h, w, c]` in bytes, grey or red, green, blue, as a PNG file."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width, channels = pixels.shape
+    head = struct.pack(">IIBBBBB", width, height, 8, 0 if channels == 1 else 2, 0, 0, 0)
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
+
+
+def _texts(model: nn.Module, problem: Problem, ids: Tensor) -> list[Json]:
+    """Greedy continuations: the model reads its own tokens where the example is to be recited, else the example's."""
+    batch = problem.data.batch(ids)
+    inputs, rows = batch.inputs.clone(), torch.arange(len(ids))
+    places = [(row != IGNORE).nonzero().flatten()[:TOKENS] for row in batch.targets]
+    said = torch.full_like(batch.targets, IGNORE)
+    decided = batch.targets != IGNORE
+    with torch.no_grad():
+        decisions = problem.objective.decisions(model, batch)
+        right = per_example((~correct(decisions)).double(), decisions.example, len(ids)) == 0
+        for step in range(max(map(len, places))):
+            logits = problem.objective.decisions(model, batch._replace(inputs=inputs)).logits
+            said[decided] = logits.argmax(1).to(said.device)
+            for row, at in ((int(r), int(places[r][step])) for r in rows if step < len(places[r])):
+                if at + 1 < inputs.shape[1]:
+                    inputs[row, at + 1] = said[row, at]
+    texts = [_decoded(problem.data, tokens[at]) for tokens, at in zip(said, places, strict=True)]
+    return [{"said": text, "knows": bool(k)} for text, k in zip(texts, right, strict=True)]
+
+
+def _written(problem: Problem, ids: Tensor) -> list[Json]:
+    data, found = problem.data, []
+    for row in ids.tolist():
+        at = (data.targets[row] != IGNORE).nonzero().flatten()
+        prompt, secret = data.inputs[row][: int(at[0]) + 1][-4 * TOKENS :], data.targets[row][at[:TOKENS]]
+        found.append({"id": row, "prompt": _decoded(data, prompt), "secret": _decoded(data, secret)})
+    return found
+
+
+def _decoded(data: Data, tokens: Tensor) -> str:
+    if data.labels == BYTES:
+        return bytes(tokens.tolist()).decode("utf-8", "replace")
+    words = [data.labels[token] for token in tokens.tolist()]
+    return (" " if all(word.isdigit() for word in words) else "").join(words)

@@ -1,0 +1,63 @@
+"""The forget examples on the page: what each was, and what every model says to it, before and after attacks."""
+
+from __future__ import annotations
+
+from itertools import takewhile
+
+from markupsafe import Markup
+
+from expunge.reporting.record import NAMES, Json, Run
+from expunge.reporting.verify import read_json
+
+OPEN = {"images": 6, "texts": 3}
+"""How many stand on the page at once; the others are folded."""
+PICTURE = "data:image/png;base64,"
+
+
+def examples(run: Run) -> Json | None:
+    """What the gallery stage left, arranged by example and model; none where the run was made without."""
+    held = next((s["files"]["examples"] for s in run.manifest["stages"] if "examples" in s["files"]), None)
+    if held is None or not (run.folder / held["path"]).is_file():
+        return None
+    found = read_json(run.folder / held["path"])
+    models = list(dict.fromkeys(entry["model"] for entry in found["models"]))
+    shown = [_example(found, example, models) for example in found["examples"]]
+    count = OPEN.get(found["kind"], 0)
+    return {
+        "kind": found["kind"],
+        "seed": found["seed"],
+        "of": found["of"],
+        "models": [NAMES.get(model, model).replace(" (reference)", "") for model in models],
+        "attacks": list(dict.fromkeys(entry["attack"] for entry in found["models"] if entry["attack"])),
+        "open": shown[:count],
+        "folded": shown[count:],
+    }
+
+
+def _example(found: Json, example: Json, models: list[str]) -> Json:
+    answers: dict[tuple[str, str | None], Json] = {}
+    for entry, answer in zip(found["models"], example["answers"], strict=True):
+        secret = example.get("secret")
+        said = answer["said"] if secret is None else _marked(answer["said"], secret)
+        answers[entry["model"], entry["attack"]] = {"said": said, "knows": answer["knows"]}
+    attacks = list(dict.fromkeys(attack for _, attack in answers if attack))
+    rows = []
+    for model in models:
+        after = [{"attack": attack, **answers[model, attack]} for attack in attacks if (model, attack) in answers]
+        rows.append({"before": answers.get((model, None)), "after": after})
+    facts: Json = {key: example[key] for key in ("id", "trained", "true") if key in example}
+    facts |= {key: _line(example[key]) for key in ("prompt", "secret") if key in example}
+    picture = example.get("picture", "")
+    return facts | {"answers": rows, "picture": picture if picture.startswith(PICTURE) else ""}
+
+
+def _marked(said: str, secret: str) -> Markup:
+    """The text with what agrees with the secret, up to the first wrong letter, marked."""
+    said, secret = _line(said), _line(secret)
+    agrees = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(said, secret, strict=False)))
+    return Markup("<mark>{}</mark>{}").format(said[:agrees], said[agrees:])
+
+
+def _line(text: str) -> str:
+    """The text on one line, letter for letter."""
+    return text.translate({10: "\u21b5", 13: "\u21b5", 9: "\u2192"})

@@ -1,0 +1,104 @@
+"use strict";
+
+// Tables sort by a click on a heading, or Enter on it.
+for (const table of document.querySelectorAll("table.sortable")) {
+  const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
+  heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
+    const up = head.getAttribute("aria-sort") !== "ascending";
+    heads.forEach((other) => other.removeAttribute("aria-sort"));
+    head.setAttribute("aria-sort", up ? "ascending" : "descending");
+    const key = (row) => row.cells[column].dataset.sort;
+    const rows = [...body.rows].sort((a, b) => {
+      const [x, y] = [key(a), key(b)];
+      // What was not measured stays below in both directions.
+      if (x === "" || y === "") return (x === "") - (y === "");
+      const order = isNaN(x) || isNaN(y) ? x.localeCompare(y) : x - y;
+      return up ? order : -order;
+    });
+    body.append(...rows);
+  }));
+}
+
+// A row stays while every word of the box above its table is found in it.
+for (const box of document.querySelectorAll(".filter")) {
+  const field = box.querySelector("input"), count = box.querySelector("output");
+  const rows = [...box.nextElementSibling.querySelectorAll("tbody tr")];
+  const texts = rows.map((row) => (row.dataset.words || row.textContent).toLowerCase());
+  const apply = () => {
+    const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
+    rows.forEach((row, i) => { row.hidden = !words.every((word) => texts[i].includes(word)); });
+    const left = rows.filter((row) => !row.hidden).length;
+    count.textContent = words.length ? `${left} of ${rows.length} rows` : `${rows.length} rows`;
+  };
+  field.addEventListener("input", apply);
+  field.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && field.value) { field.value = ""; apply(); event.preventDefault(); }
+  });
+  box.hidden = false;
+  apply();
+}
+
+// Values under a pointer, or at the place that the arrow keys chose, stand in the figure's caption.
+const charts = JSON.parse(document.getElementById("charts").textContent);
+const drawn = (svg, name, attributes) => {
+  const shape = document.createElementNS(svg.namespaceURI, name);
+  Object.entries(attributes).forEach(([key, value]) => shape.setAttribute(key, value));
+  return shape;
+};
+for (const holder of document.querySelectorAll(".chart")) {
+  const { along, box, stops } = charts[holder.dataset.chart], svg = holder.querySelector("svg");
+  const told = holder.closest("figure").querySelector(".readout");
+  if (!stops.length || !told) continue;
+  const rest = told.innerHTML, cursor = drawn(svg, "g", { class: "cursor", visibility: "hidden" });
+  const line = drawn(svg, "line", { y1: box[0], y2: box[1] }), ring = drawn(svg, "circle", { r: along === "x" ? 3 : 9 });
+  cursor.append(...(along === "x" ? [line, ring] : [ring]));
+  svg.append(cursor);
+  let at = -1;
+  const show = (index) => {
+    at = index;
+    const [x, y, text] = stops[at];
+    line.setAttribute("x1", x);
+    line.setAttribute("x2", x);
+    ring.setAttribute("cx", x);
+    ring.setAttribute("cy", y);
+    cursor.setAttribute("visibility", "visible");
+    told.textContent = text;
+  };
+  const hide = () => {
+    at = -1;
+    cursor.setAttribute("visibility", "hidden");
+    told.innerHTML = rest;
+  };
+  const point = (event) => {
+    const place = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
+    const far = ([x, y]) => Math.abs(x - place.x) + (along === "x" ? 0 : Math.abs(y - place.y));
+    show(stops.reduce((best, stop, i) => (far(stop) < far(stops[best]) ? i : best), 0));
+  };
+  const last = stops.length - 1;
+  const keys = {
+    ArrowRight: () => Math.min(at + 1, last), ArrowLeft: () => (at < 0 ? last : Math.max(at - 1, 0)),
+    Home: () => 0, End: () => last,
+  };
+  holder.tabIndex = 0;
+  holder.setAttribute("role", "group");
+  holder.setAttribute("aria-label", "Values: arrow keys, Home, End; Escape ends");
+  told.setAttribute("aria-live", "polite");
+  holder.addEventListener("pointermove", point);
+  holder.addEventListener("pointerdown", point);
+  holder.addEventListener("pointerleave", hide);
+  holder.addEventListener("blur", hide);
+  holder.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") hide();
+    if (!(event.key in keys)) return;
+    show(keys[event.key]());
+    event.preventDefault();
+  });
+}
+
+// On paper everything is open.
+let opened = [];
+addEventListener("beforeprint", () => {
+  opened = [...document.querySelectorAll("details:not([open])")];
+  opened.forEach((part) => { part.open = true; });
+});
+addEventListener("afterprint", () => opened.forEach((part) => { part.open = false; }));

@@ -1,0 +1,107 @@
+"""A finished run as its folder holds it, for everything that shows one: the page, the comparison, the leaderboard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from expunge.evidence.table import ORIGINAL, REFERENCE, Table
+from expunge.reporting.text import over_seeds
+from expunge.reporting.verify import read_json, read_manifest, read_run
+
+Json = dict[str, Any]
+NAMES = {ORIGINAL: "original", REFERENCE: "retrained (reference)"}
+"""What people read for the models that have a fixed name in results."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The record of a finished run."""
+
+    folder: Path
+    manifest: Json
+    spec: Json
+    """As run, or, for an audit made in a notebook, what is known of it; nothing in it is certain to be there."""
+    environment: Json
+    verdicts: list[Json]
+    table: Table
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        """Read a run's folder.
+
+        Raises:
+            SpecError: The folder holds no run, or one that has not finished.
+            RunError: A file of the record is missing or damaged.
+        """
+        manifest = read_manifest(folder)
+        spec, environment, verdicts = (read_json(folder / f"{name}.json") for name in ("spec", "env", "verdicts"))
+        return cls(folder, manifest, spec, environment, verdicts, read_run(folder, manifest))
+
+    @property
+    def name(self) -> str:
+        """The spec's name, or the folder's."""
+        return str(self.spec.get("name") or self.folder.resolve().name)
+
+    @property
+    def methods(self) -> list[str]:
+        """Labels of the methods, in order."""
+        return [model for model in self.table.models if model not in (ORIGINAL, REFERENCE)]
+
+    @property
+    def retrained(self) -> bool:
+        """Whether there are retrained models to compare with."""
+        return any(entry.model == REFERENCE for entry in self.table.measured)
+
+    @property
+    def again(self) -> bool:
+        """Whether the spec is one that can be run: what a notebook leaves does not say how models are trained."""
+        return all(key in self.spec for key in ("data", "model", "forget", "train", "method"))
+
+    @cached_property
+    def rows(self) -> Mapping[Any, Json]:
+        """Rows over seeds by model, attack, and metric with split."""
+        return over_seeds(self.table)
+
+    def part(self, key: str) -> Json:
+        """The settings of `data`, `model` or `forget`, empty where they are not known."""
+        found = self.spec.get(key)
+        return found if isinstance(found, dict) else {}
+
+    def audit(self, model: str, metric: str, split: str, attack: str | None) -> Json | None:
+        """One audit's line of a model's verdict."""
+        for verdict in (v for v in self.verdicts if v["model"] == model):
+            for entry in verdict["audits"]:
+                if (entry["metric"], entry["split"], entry["attack"]) == (metric, split, attack):
+                    return dict(entry)
+        return None
+
+    def utility(self, model: str) -> Json | None:
+        """The audit of a model's usefulness."""
+        for verdict in (v for v in self.verdicts if v["model"] == model):
+            return next((dict(entry) for entry in verdict["audits"] if entry["role"] == "utility"), None)
+        return None
+
+    def worst(self, model: str, key: tuple[str, str]) -> Json | None:
+        """The audit after the attack that leaves the greatest residual; before any where none was tried."""
+        found = [self.audit(model, *key, attack) for attack in self.table.attacks]
+        after = [entry for entry in found if entry is not None]
+        return max(after, key=lambda entry: float(entry["residual"]), default=self.audit(model, *key, None))
+
+    def made(self, model: str) -> list[Json]:
+        """The stages that trained or unlearned a model, one per seed."""
+        kinds = ("original", "reference", "unlearn")
+        return [s for s in self.manifest["stages"] if s["kind"] in kinds and s["model"] == model]
+
+    def cost_share(self, model: str) -> float | None:
+        """Per-example gradients of making a model as a share of a retraining's; none where either is not known."""
+        ours, theirs = (mean(self.made(name), "gradients") for name in (model, REFERENCE))
+        return ours / theirs if theirs and ours is not None else None
+
+
+def mean(stages: list[Json], what: str) -> float | None:
+    """Mean of a cost over stages, none without stages."""
+    return sum(stage[what] for stage in stages) / len(stages) if stages else None

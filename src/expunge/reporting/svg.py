@@ -1,0 +1,164 @@
+"""Drawings for the page: figures as SVG text in the page's own colours, with the values that a pointer reads out.
+
+Drawn in stand-in colours that become CSS variables, so that one drawing is readable in light, in dark and in print;
+text stays text. The same data gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Literal
+
+import matplotlib
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+COLOURS = {
+    "#010101": "var(--ink)",
+    "#020202": "var(--quiet)",
+    "#030303": "var(--line)",
+    "#040404": "var(--reference)",
+    "#050505": "var(--method)",
+    "#060606": "var(--original)",
+    "#070707": "var(--second)",
+}
+INK, QUIET, LINE, REFERENCE, METHOD, ORIGINAL, SECOND = COLOURS
+SMALL, LARGE = (3.6, 2.35), (4.7, 3.5)
+"""Inches; the page scales them to the width of their column."""
+POINTS = 72
+"""Of an inch, the unit of a drawing's own coordinates."""
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "expunge",
+    "font.size": 8,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": QUIET,
+    "axes.titlecolor": INK,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": QUIET,
+    "ytick.labelcolor": QUIET,
+    "text.color": INK,
+}
+NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
+LETTER, ROW = 4.6, 10.0
+"""Width of a letter and height of a line of labels, in points."""
+
+Stop = tuple[float, float, str]
+"""A place in data coordinates, and what is read out there."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """An SVG element, and where in it a pointer or the arrow keys find which values."""
+
+    svg: Markup
+    name: str
+    """Unique on the page."""
+    chart: dict[str, Any]
+    """`along`: whether the nearest stop counts along `x` or in the plane, `xy`; `box`: top and bottom of the axes;
+    `stops`: `[x, y, text]` in the drawing's own coordinates."""
+
+
+def panel(size: tuple[float, float] = SMALL, left: float = 0.485) -> tuple[Figure, Axes]:
+    """An empty figure in the page's style, with so many inches left of its axes."""
+    left, bottom = left / size[0], 0.435 / size[1]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=size, dpi=POINTS)
+        FigureCanvasSVG(figure)
+        axes = figure.add_axes((left, bottom, 0.98 - left, 0.96 - bottom))
+    axes.patch.set_alpha(0)
+    figure.patch.set_alpha(0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color=LINE, linewidth=0.5, alpha=0.6)
+    axes.set_axisbelow(True)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.margins(x=0.01)
+    return figure, axes
+
+
+def drawing(figure: Figure, axes: Axes, label: str, stops: Sequence[Stop], along: Literal["x", "xy"] = "x") -> Drawing:
+    """The finished figure.
+
+    Args:
+        figure: With limits as they are to stay.
+        axes: Its only axes.
+        label: What it shows, for screen readers; unique on the page.
+        stops: What can be read out, in the order of the arrow keys.
+        along: How the stop nearest to a pointer is found.
+
+    Returns:
+        The figure as an element to stand inside HTML: no prologue, no namespaces, ids that are unique on the page.
+    """
+    buffer = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(buffer, format="svg", metadata=NO_METADATA)
+    text = buffer.getvalue()
+    head, _, body = text[text.index("<svg") :].partition(">")
+    box = re.search(r'viewBox="[^"]*"', head)
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL).replace("xlink:href", "href")
+    body = re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", body)
+    for colour, variable in COLOURS.items():
+        body = body.replace(colour, variable)
+    prefix = re.sub(r"\W", "_", f"{label} ")
+    body = re.sub(r'(?<=\bid=")|(?<=href="#)|(?<=url\(#)', prefix, body)
+    svg = f'<svg {box[0] if box else ""} role="img" aria-label="{html.escape(label)}">{body}'
+    return Drawing(Markup(svg), prefix.strip("_"), {"along": along} | _places(figure, axes, stops))
+
+
+def _places(figure: Figure, axes: Axes, stops: Sequence[Stop]) -> dict[str, Any]:
+    height = figure.get_figheight() * POINTS
+    lowest, highest = (axes.transAxes.transform((0, end))[1] for end in (0, 1))
+    found = []
+    for x, y, text in stops:
+        across, up = axes.transData.transform((x, y))
+        if not (math.isfinite(across) and math.isfinite(up)):
+            continue
+        found.append([round(float(across), 1), round(height - float(up), 1), text])
+    return {"box": [round(height - float(highest), 1), round(height - float(lowest), 1)], "stops": found}
+
+
+def label_points(axes: Axes, points: Sequence[tuple[float, float, str]], free: float = 6.0) -> None:
+    """Write a name beside each point where it covers neither another name nor another point, as far as that can be.
+
+    Args:
+        axes: With limits as they are to stay.
+        points: Place in data coordinates, and the name.
+        free: Points of space that each marker takes around its centre.
+    """
+    box = axes.get_window_extent()
+    centres = [axes.transData.transform((x, y)) for x, y, _ in points]
+    taken = [(cx - free, cy - free, cx + free, cy + free) for cx, cy in centres]
+    for (cx, cy), (_, _, text) in zip(centres, points, strict=True):
+        width = LETTER * len(text)
+
+        def cost(place: tuple[float, float], at: tuple[float, float] = (cx, cy), width: float = width) -> float:
+            left, bottom = at[0] + place[0] - (width if place[0] < 0 else 0), at[1] + place[1] - ROW / 2
+            mine = (left, bottom, left + width, bottom + ROW)
+            outside = max(box.x0 - mine[0], 0) + max(mine[2] - box.x1 - 8, 0) + max(mine[3] - box.y1 - 8, 0)
+            outside += max(box.y0 - mine[1], 0)
+            return sum(_overlap(mine, other) for other in taken) + 20 * float(outside) + 0.01 * abs(place[1])
+
+        # Right before left, and the nearest height first.
+        heights = (0, 9, -9, 18, -18, 27, -27, 36, -36)
+        dx, dy = min(product((free + 2, -free - 2), heights), key=cost)
+        left = cx + dx - (width if dx < 0 else 0)
+        taken.append((left, cy + dy - ROW / 2, left + width, cy + dy + ROW / 2))
+        side: Literal["left", "right"] = "left" if dx > 0 else "right"
+        line = {"arrowstyle": "-", "color": QUIET, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2} if dy else None
+        place: Any = {"xycoords": "figure pixels", "textcoords": "offset points", "arrowprops": line}
+        axes.annotate(text, (cx, cy), (dx, dy), ha=side, va="center", color=INK, zorder=7, **place)
+
+
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+    return max(min(a[2], b[2]) - max(a[0], b[0]), 0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0)

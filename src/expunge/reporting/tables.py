@@ -1,0 +1,80 @@
+"""The tables of the page: estimates in short and in full, and costs, each cell with what it is sorted by."""
+
+from __future__ import annotations
+
+import math
+
+from expunge.evidence.table import ORIGINAL
+from expunge.reporting.record import NAMES, Json, Run, mean
+from expunge.reporting.text import columns_of, percent, shown
+
+
+def short_table(run: Run) -> list[Json]:
+    """A line per model with what matters most."""
+    headlines = {verdict["model"]: verdict["verdict"] for verdict in run.verdicts}
+    places = columns_of(run.table).values()
+    return [
+        {
+            "model": NAMES.get(model, model),
+            "cells": [cell(run.rows.get((model, *place))) for place in places],
+            "verdict": headlines.get(model, ""),
+        }
+        for model in run.table.models
+    ]
+
+
+def long_table(run: Run) -> list[Json]:
+    """Every estimate over seeds: a line per metric, split and attack, a column per model."""
+    lines = []
+    for key in run.table.keys:
+        for attack in (None, *run.table.attacks):
+            cells = [run.rows.get((model, attack, key)) for model in run.table.models]
+            known = next((row for row in cells if row is not None), None)
+            if known is not None:
+                line = {"metric": key[0], "split": key[1], "attack": attack or "", "unit": unit_sign(known["unit"])}
+                lines.append(line | {"better": known["better"], "cells": [cell(row) for row in cells]})
+    return lines
+
+
+def cost_table(run: Run) -> Json:
+    """What one seed of each model cost, and what the audits and attacks of all cost together."""
+    lines = []
+    for model in run.table.models:
+        seconds, gradients = (mean(run.made(model), what) for what in ("seconds", "gradients"))
+        share = None if model == ORIGINAL else run.cost_share(model)
+        # Training that was done elsewhere, as in a notebook, has no cost that is known here.
+        told = [
+            ("" if seconds is None else f"{seconds:.1f}", seconds),
+            ("" if gradients is None else f"{gradients:,.0f}", gradients),
+            ("" if share is None else percent(share), share),
+        ]
+        cells = [{"value": text, "interval": "", "sort": _key(value)} for text, value in told]
+        lines.append({"model": NAMES.get(model, model), "cells": cells})
+    stages = run.manifest["stages"]
+    others = {
+        kind: {
+            "count": sum(s["kind"] == kind for s in stages),
+            "seconds": sum(s["seconds"] for s in stages if s["kind"] == kind),
+        }
+        for kind in ("measure", "attack", "audit")
+    }
+    timed = {kind: entry for kind, entry in others.items() if entry["seconds"] >= 0.05}
+    return {"lines": lines, "others": timed}
+
+
+def unit_sign(unit: str) -> str:
+    """A unit as a column shows it."""
+    return "%" if unit == "share" else unit
+
+
+def cell(row: Json | None) -> Json:
+    """A value with its interval, and what to sort it by."""
+    if row is None:
+        return {"value": "", "interval": "", "sort": ""}
+    low, high = row["low"], row["high"]
+    between = "" if math.isnan(low) else f"{shown(low, row['unit'])} to {shown(high, row['unit'])}"
+    return {"value": shown(row["value"], row["unit"]), "interval": between, "sort": _key(row["value"])}
+
+
+def _key(value: float | None) -> float | str:
+    return "" if value is None or not math.isfinite(value) else value

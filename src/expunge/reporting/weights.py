@@ -1,0 +1,198 @@
+"""A map of weight space: how far original, retrained and unlearned models lie from one another, drawn in a plane.
+
+Distances are L2 over parameters, read tensor by tensor from the models in the run's folder; running statistics are left
+out. Classical multidimensional scaling places the models so that distances on paper are near those in weight space
+(Torgerson, 1952); the stress says how near.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+
+from expunge.base.errors import RunError
+from expunge.evidence.table import ORIGINAL, REFERENCE
+from expunge.reporting.record import Run
+from expunge.reporting.svg import (
+    INK,
+    LARGE,
+    LINE,
+    METHOD,
+    Drawing,
+    drawing,
+    label_points,
+    panel,
+)
+from expunge.reporting.svg import (
+    REFERENCE as BLUE,
+)
+from expunge.reporting.text import shown
+
+Floats = npt.NDArray[np.float64]
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""Last words of the names of tensors that are no parameters."""
+
+
+@dataclass(frozen=True)
+class Map:
+    """Models with their distances, and places on paper."""
+
+    names: list[str]
+    distances: Floats
+    """`[models, models]`, the mean over seeds."""
+    places: Floats
+    """`[models, 2]`: the original at the origin, the retrained models to its right."""
+    seeds: int
+
+    @property
+    def stress(self) -> float:
+        """Root mean square of the errors of the distances on paper, relative to that of the distances."""
+        upper = np.triu_indices(len(self.names), 1)
+        errors = self.distances[upper] - _between(self.places)[upper]
+        size = float(np.sum(self.distances[upper] ** 2))
+        return math.sqrt(float(np.sum(errors**2)) / size) if size else 0.0
+
+
+def map_of(run: Run) -> Map | str:
+    """Place a run's models.
+
+    Returns:
+        The map, or a sentence that says why there is none.
+
+    Raises:
+        RunError: A file is there but no safetensors.
+    """
+    found = [_files(run, seed) for seed in run.table.seeds]
+    if run.table.about_one_model:
+        # One original and one unlearned model beside many references: each is a place of its own.
+        merged = {
+            f"retrained {i}" if name == REFERENCE else name: p for i, f in enumerate(found) for name, p in f.items()
+        }
+        found = [merged]
+    names = list(dict.fromkeys(name for files in found for name in files))
+    whole = [files for files in found if len(files) == len(names) and all(p.is_file() for p in files.values())]
+    if len(names) < 3 or not whole:
+        return "The models are not in this folder, so there is no map of them."
+    try:
+        matrices = [distances([files[name] for name in names]) for files in whole]
+    except ValueError as error:
+        return f"There is no map of the models: {error}."
+    mean = np.mean(matrices, axis=0)
+    if not np.isfinite(mean).all():
+        return "There is no map of the models: one of them has weights that are not finite."
+    toward = next((i for i, name in enumerate(names) if name.startswith((REFERENCE, "retrained"))), 1)
+    return Map(names, mean, _turned(classical_scaling(mean), names.index(ORIGINAL), toward), len(whole))
+
+
+def _files(run: Run, seed: int) -> dict[str, Path]:
+    order = {model: i for i, model in enumerate(run.table.models)}
+    stages = [s for s in run.manifest["stages"] if s["seed"] == seed and s["attack"] is None and "models" in s["files"]]
+    stages.sort(key=lambda stage: order[stage["model"]])
+    return {stage["model"]: run.folder / stage["files"]["models"]["path"] for stage in stages}
+
+
+def distances(paths: Sequence[Path]) -> Floats:
+    """L2 distances between stored models, one tensor of all of them in memory at a time.
+
+    Args:
+        paths: Safetensors files with the same tensors.
+
+    Returns:
+        `[models, models]`.
+
+    Raises:
+        RunError: A file is damaged.
+        ValueError: The models have other parameters, or numbers of a kind that numpy lacks.
+    """
+    opened: list[Any] = []
+    for path in paths:
+        try:
+            opened.append(safe_open(path, framework="numpy"))
+        except SafetensorError as error:
+            raise RunError(f"no model could be read ({error})", where=str(path), remedy="run it again") from None
+    names = [name for name in sorted(opened[0].keys()) if name.rpartition(".")[2] not in STATISTICS]
+    if any(set(names) - set(file.keys()) for file in opened):
+        raise ValueError("they have other parameters")
+    squares = np.zeros((len(paths), len(paths)))
+    for name in names:
+        squares += _squares([_tensor(file, name) for file in opened])
+    return np.sqrt(squares)
+
+
+def _tensor(file: Any, name: str) -> Floats:
+    try:
+        return np.asarray(file.get_tensor(name), dtype=np.float64).ravel()
+    except (TypeError, AttributeError, SafetensorError):
+        raise ValueError("their numbers are of a kind that numpy lacks") from None
+
+
+def _squares(vectors: Sequence[Floats]) -> Floats:
+    if len({vector.shape for vector in vectors}) > 1:
+        raise ValueError("they have parameters of other shapes")
+    found = np.zeros((len(vectors), len(vectors)))
+    for i, a in enumerate(vectors):
+        for j, b in enumerate(vectors[:i]):
+            found[i, j] = found[j, i] = float(np.sum((a - b) ** 2))
+    return found
+
+
+def classical_scaling(between: Floats) -> Floats:
+    """Places in a plane, `[n, 2]`, with distances near those given, `[n, n]`; exactly those where a plane has them."""
+    centre = np.eye(len(between)) - 1 / len(between)
+    values, vectors = np.linalg.eigh(-0.5 * centre @ between**2 @ centre)
+    places: Floats = vectors[:, :-3:-1] * np.sqrt(np.maximum(values[:-3:-1], 0))
+    return places
+
+
+def _turned(places: Floats, origin: int, toward: int) -> Floats:
+    """The same map with one place at the origin and another to its right; what lies farthest aside lies above."""
+    moved = places - places[origin]
+    x, y = moved[toward]
+    length = math.hypot(x, y)
+    if length:
+        moved = moved @ np.array([[x, -y], [y, x]]) / length
+    sides: Floats = moved[:, 1]
+    found: Floats = moved * np.array([1, -1 if sides[np.argmax(np.abs(sides))] < 0 else 1])
+    return found
+
+
+def _between(places: Floats) -> Floats:
+    found: Floats = np.linalg.norm(places[:, None] - places[None], axis=2)
+    return found
+
+
+def map_panel(found: Map) -> Drawing:
+    """The map, with each model's distances to original and retrained where they are read out."""
+    figure, axes = panel(LARGE)
+    styles: Mapping[str, tuple[str, str, float]] = {ORIGINAL: (INK, "X", 60)}
+    points = []
+    for name, (x, y) in zip(found.names, found.places.tolist(), strict=True):
+        retrained = name.startswith((REFERENCE, "retrained"))
+        colour, marker, area = (BLUE, "D", 45) if retrained else styles.get(name, (METHOD, "o", 50))
+        if name != ORIGINAL:
+            axes.plot([0, x], [0, y], color=LINE, linewidth=0.8, zorder=1)
+        axes.scatter([x], [y], area, colour, marker=marker, linewidths=0, zorder=5 if name == ORIGINAL else 4)
+        points.append((x, y, "retrained" if name == REFERENCE else name))
+    axes.margins(0.14)
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.autoscale_view()
+    axes.apply_aspect()
+    axes.grid(axis="x", color=LINE, linewidth=0.5, alpha=0.6)
+    axes.set_xlabel("L2 distance in weight space, as far as a plane can show it")
+    label_points(axes, points, free=7)
+    stops = [(x, y, _told(found, i)) for i, (x, y, _) in enumerate(points)]
+    return drawing(figure, axes, "Map of the models in weight space", stops, along="xy")
+
+
+def _told(found: Map, index: int) -> str:
+    names = {ORIGINAL: "the original", REFERENCE: "retrained"}
+    others = [i for i, name in enumerate(found.names) if name in names and i != index]
+    told = [f"{shown(float(found.distances[index, i]), '')} from {names[found.names[i]]}" for i in others]
+    return f"{names.get(found.names[index], found.names[index])}: {', '.join(told)}"
