@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from expunge.base.errors import ExpungeError, MissingError, SpecError
 from expunge.base.part import Part
 from expunge.core import checkpoint
-from expunge.core.case import Attacked, Case, Recipe, Unlearned, train_model
+from expunge.core.case import Attacked, Case, Recipe, Shadows, Unlearned, train_model
 from expunge.core.contracts import Architecture, Attack, Audit, Method, Source, Task
 from expunge.core.data import IGNORE, Data
 from expunge.core.modules import first_parameter, shared_storage, state_digest
@@ -379,7 +379,9 @@ def _check_audit_on(audit: Audit, setting: _Setting) -> None:
     # One submodule in training mode, as after a partial freeze: setting one mode for all would lose it.
     next(model.children()).train()
     states, contents = [_Snapshot(m) for m in (model, original)], _contents(problem)
-    case = Case(0, problem, original, setting.recipe())
+    pairs = audit.shadow_pairs
+    shadows = Shadows(*([setting.model(seed=i) for i in range(start, start + pairs)] for start in (2, 2 + pairs)))
+    case = Case(0, problem, original, setting.recipe(), shadows=shadows if pairs else None)
     with _randomness(1, fail), _reasons(fail, "measure every kind of data in `kinds`"):
         first = audit(model, case, 5)
     for state, checked in zip(states, (model, original), strict=True):

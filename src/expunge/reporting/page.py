@@ -219,7 +219,7 @@ class _Page:
     def _costs(self) -> Json:
         """What one seed of each model cost, and what the audits and attacks of all cost together."""
         stages = self.manifest["stages"]
-        training = [stage for stage in stages if stage["kind"] not in ("measure", "attack", "audit")]
+        training = [stage for stage in stages if stage["kind"] not in ("measure", "shadow", "attack", "audit")]
         made = [(model, [s for s in training if s["model"] == model]) for model in self.table.models]
         retraining = next((_mean(found, "gradients") for model, found in made if model == REFERENCE), 0.0)
         lines = []
@@ -234,7 +234,7 @@ class _Page:
                 "count": sum(s["kind"] == kind for s in stages),
                 "seconds": sum(s["seconds"] for s in stages if s["kind"] == kind),
             }
-            for kind in ("measure", "attack", "audit")
+            for kind in ("measure", "shadow", "attack", "audit")
         }
         return {"lines": lines, "others": {kind: entry for kind, entry in others.items() if entry["count"]}}
 
