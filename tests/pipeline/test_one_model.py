@@ -156,3 +156,11 @@ def test_references_of_a_random_task_belong_to_the_one_problem(folder: Path) -> 
     assert one[0] == methods[0] and one[1] != methods[1] and one[2] != methods[2]
     later = references([1, 2, 0], mine)
     assert all(one[seed] != later[seed] for seed in (0, 1, 2))
+
+
+def test_references_of_one_model_share_its_shadows(folder: Path) -> None:
+    plan = Plan(parse(spec(audit=[{"name": "u_lira", "shadows": 4}]), folder=folder))
+    made = {stage.key for stage in plan.stages if stage.kind == "shadow"}
+    asked = [made.intersection(s.needs) for s in plan.stages if (s.part, s.model) == ("u_lira", "reference")]
+    assert len(made) == 2 * 3 and len(asked) == 3
+    assert all(keys == asked[0] and len(keys) == 4 for keys in asked)

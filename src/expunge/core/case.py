@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -91,6 +91,16 @@ class Attacked:
 
 
 @dataclass(frozen=True, eq=False)
+class Shadows:
+    """Models made like the audited one, from other seeds; those with the same index share their initial weights."""
+
+    knew: Sequence[nn.Module]
+    """Trained on retain and forget set, then treated as the audited model was; only trained for a retrained one."""
+    never: Sequence[nn.Module]
+    """Trained as references are, without the forget set."""
+
+
+@dataclass(frozen=True, eq=False)
 class Case:
     """One seed: the problem, the original model, how such models are trained, and retrained references.
 
@@ -100,6 +110,7 @@ class Case:
         original: The model that knows it.
         recipe: How such models are trained; `None` where it is lost.
         make_reference: Overrides how the reference is obtained, e.g. from a cache.
+        shadows: For audits that ask for some.
     """
 
     seed: int
@@ -107,6 +118,7 @@ class Case:
     original: nn.Module
     recipe: Recipe | None = None
     make_reference: Callable[[], nn.Module] | None = None
+    shadows: Shadows | None = None
 
     @cached_property
     def reference(self) -> nn.Module:

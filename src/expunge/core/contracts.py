@@ -140,6 +140,11 @@ class Audit(Part):
     kinds: ClassVar[frozenset[str]] = frozenset({"classes", "tokens"})
     """The kinds of data that it can measure."""
 
+    @property
+    def shadow_pairs(self) -> int:
+        """How many models of either kind `case.shadows` must hold; attacks are not repeated on them."""
+        return 0
+
     @abstractmethod
     def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
         """Scores per example, id by id, for each split that it looks at."""

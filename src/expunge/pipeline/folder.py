@@ -110,8 +110,9 @@ class RunFolder:
             "seconds": facts["seconds"],
             "files": {},
         }
+        # Shadows are many models that only an audit asks: they stay in the cache.
         kept = ((SCORES, "scores"), (CURVE, "curves"), (WEIGHTS, "models"), (EXAMPLES, "examples"))
-        for source, folder in kept:
+        for source, folder in kept if stage.kind != "shadow" else ():
             path = store.path(stage.key, source)
             if path.is_file():
                 name = f"{folder}/{file_name(stage)}{path.suffix}"
@@ -140,7 +141,8 @@ def finish(root: Path, index: dict[str, Any]) -> Table:
 
 def file_name(stage: Stage) -> str:
     """A readable name that is unique within the run."""
-    words = [stage.model, f"s{stage.seed}", stage.attack, stage.part if stage.kind == "audit" else None]
+    part = {"audit": stage.part, "shadow": f"shadow-{stage.part}"}.get(stage.kind)
+    words = [stage.model, f"s{stage.seed}", stage.attack, part]
     return "-".join(word for word in words if word)
 
 

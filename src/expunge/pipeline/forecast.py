@@ -70,12 +70,13 @@ def seconds_per_gradient(plan: Plan) -> float:
 def gradients(plan: Plan, stage: Stage) -> float:
     """Per-example gradients that a stage is expected to take, forward passes counted as `FORWARD`."""
     train, n = plan.training.epochs * len(plan.data.train), len(plan.data.train)
-    if stage.kind in ("original", "reference"):
+    shadow = stage.kind == "shadow"
+    if stage.kind in ("original", "reference") or (shadow and stage.model in ("original", "reference")):
         return 0 if stage.kind == "original" and plan.spec.weights else train
     if stage.kind == "measure":
         return 0 if plan.data.cscore is not None else 0.7 * train * _setting(plan.task, "nets", 1)
-    if stage.kind == "unlearn":
-        method = plan.methods[stage.part]
+    if stage.kind == "unlearn" or shadow:
+        method = plan.methods[stage.model]
         if "recipe" in getattr(method, "needs", ()):
             return train
         extra = _setting(method, "forget_batch_size", 0) / _setting(method, "batch_size", 128)

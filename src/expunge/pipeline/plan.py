@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,7 +32,7 @@ class Stage:
     """One computation of a run."""
 
     kind: str
-    """`measure`, `original`, `reference`, `unlearn`, `attack`, `audit` or `gallery`."""
+    """`measure`, `original`, `reference`, `unlearn`, `shadow`, `attack`, `audit`, `probe` or `gallery`."""
     model: str
     """`original`, `reference` or a method's label; empty for `measure` and `gallery`."""
     seed: int | None
@@ -39,7 +40,7 @@ class Stage:
     attack: str | None
     """Label of the attack that it is, or comes after."""
     part: str
-    """Label of the method, attack or audit that it runs."""
+    """Label of the method, attack or audit that it runs; a shadow's number."""
     key: str
     """Content address of the output."""
     needs: tuple[str, ...] = field(default=(), repr=False)
@@ -227,25 +228,54 @@ class Plan:
         models = {} if only_reference else {"original": original}
         models["reference"] = self._stage("reference", "reference", seed, None, "reference", facts, measured)
         for entry in () if only_reference else self.spec.method:
-            facts_of = {"part": self.methods[entry.label].fingerprint(), "budget": entry.budget} | facts
-            needs = (*measured, original.key)
-            models[entry.label] = self._stage("unlearn", entry.label, seed, None, entry.label, facts_of, needs)
+            needs, label = (*measured, original.key), entry.label
+            models[label] = self._stage("unlearn", label, seed, None, label, self._unlearning(entry), needs)
         yield from models.values()
+        shadows = self._shadows(original.seed, measured)
+        yield from () if only_reference else chain.from_iterable(shadows.values())
         for label, model in models.items():
-            yield from self._audits(label, model, original, measured, None)
+            yield from self._audits(label, model, original, measured, None, shadows)
             for attack in self.attacks if label != "original" else ():
                 part = {"part": self.attacks[attack].fingerprint()}
                 attacked = self._stage("attack", label, seed, attack, attack, part, (*measured, model.key))
                 yield attacked
-                yield from self._audits(label, attacked, original, measured, attack)
+                yield from self._audits(label, attacked, original, measured, attack, shadows)
+
+    def _unlearning(self, entry: Entry) -> dict[str, Any]:
+        facts = {"part": self.methods[entry.label].fingerprint(), "budget": entry.budget}
+        return facts | {"training": self.training.fingerprint()}
+
+    def _shadows(self, seed: int | None, measured: tuple[str, ...]) -> dict[str, list[Stage]]:
+        """By model, as many as an audit asks for at most; references of one model share its problem and its shadows."""
+        count = max(audit.shadow_pairs for audit in self.audits.values())
+
+        def made(model: str, facts: dict[str, Any], needs: list[tuple[str, ...]]) -> list[Stage]:
+            return [
+                self._stage("shadow", model, seed, None, str(i), {"index": i, **facts}, keys)
+                for i, keys in enumerate(needs)
+            ]
+
+        facts = {"training": self.training.fingerprint()}
+        found = {model: made(model, {"of": model, **facts}, [measured] * count) for model in ("original", "reference")}
+        after = [(*measured, stage.key) for stage in found["original"]]
+        return found | {e.label: made(e.label, self._unlearning(e), after) for e in self.spec.method}
 
     def _audits(
-        self, label: str, model: Stage, basis: Stage, measured: tuple[str, ...], attack: str | None
+        self,
+        label: str,
+        model: Stage,
+        basis: Stage,
+        measured: tuple[str, ...],
+        attack: str | None,
+        shadows: dict[str, list[Stage]],
     ) -> Iterator[Stage]:
         for name, audit in self.audits.items():
             if attack is not None and not audit.after_attack:
                 continue
-            needs = tuple(dict.fromkeys((*measured, model.key, basis.key)))
+            # A retrained model is held against what was trained and left alone, as the original is.
+            around = [*shadows["original" if label == "reference" else label], *shadows["reference"]]
+            keys = [stage.key for stage in around if int(stage.part) < audit.shadow_pairs]
+            needs = tuple(dict.fromkeys((*measured, model.key, *keys, basis.key)))
             yield self._stage("audit", label, model.seed, attack, name, {"part": audit.fingerprint()}, needs)
 
     def _stage(

@@ -20,7 +20,7 @@ from expunge.base.errors import ExpungeError, RunError
 from expunge.base.record import Store, spelled
 from expunge.base.seeds import derive
 from expunge.core import checkpoint
-from expunge.core.case import Case, Meter, train_model
+from expunge.core.case import Case, Meter, Shadows, train_model
 from expunge.core.problem import Problem
 from expunge.evidence import scores as score_files
 from expunge.evidence.scores import Scores
@@ -121,18 +121,31 @@ def _reference(worker: Worker, stage: Stage) -> tuple[Files, int]:
 
 
 def _trained(worker: Worker, stage: Stage, ids: Tensor) -> tuple[Files, int]:
-    assert stage.seed is not None
     problem, meter = worker.problem(stage), Meter()
     # Original and reference of a seed share their initial weights: the stage's kind is not part of this seed.
-    model = train_model(worker.plan.recipe(problem.data), problem.data, ids, derive(stage.seed, "train"), meter)
+    seed = derive(_seed_of(stage), "train")
+    model = train_model(worker.plan.recipe(problem.data), problem.data, ids, seed, meter)
     return {WEIGHTS: checkpoint.dump(model)}, meter.gradients
+
+
+def _seed_of(stage: Stage) -> int:
+    """The run's seed; a shadow has one of its own, which it shares with the shadows of other models."""
+    seed = stage.seed or 0
+    return derive(seed, "shadow", stage.part) if stage.kind == "shadow" else seed
+
+
+def _shadow(worker: Worker, stage: Stage) -> tuple[Files, int]:
+    if stage.model in ("original", "reference"):
+        problem = worker.problem(stage)
+        return _trained(worker, stage, problem.train if stage.model == "original" else problem.reference_train)
+    return _unlearn(worker, stage)
 
 
 def _unlearn(worker: Worker, stage: Stage) -> tuple[Files, int]:
     problem = worker.problem(stage)
-    entry = next(entry for entry in worker.plan.spec.method if entry.label == stage.part)
-    original = worker.model(worker.needed(stage, ["original"]), problem)
-    method, seed = worker.plan.methods[stage.part], derive(stage.seed or 0, "unlearn", entry.name)
+    entry = next(entry for entry in worker.plan.spec.method if entry.label == stage.model)
+    original = worker.model(worker.needed(stage, ["original", "shadow"]), problem)
+    method, seed = worker.plan.methods[stage.model], derive(_seed_of(stage), "unlearn", entry.name)
     done = method(original, problem, worker.plan.recipe(problem.data), seed, entry.budget)
     return {WEIGHTS: checkpoint.dump(done.model)}, done.cost.gradients
 
@@ -162,9 +175,11 @@ def _end_of(values: np.ndarray, ids: np.ndarray, problem: Problem) -> Scores:
 def _audit(worker: Worker, stage: Stage) -> tuple[Files, int]:
     problem = worker.problem(stage)
     # The audited model is the first need that is one, its basis (the original) the last.
-    keys = [key for key in stage.needs if worker._by_key[key].kind != "measure"]
+    keys = [key for key in stage.needs if worker._by_key[key].kind not in ("measure", "shadow")]
     model, basis = worker.model(keys[0], problem), worker.model(keys[-1], problem)
-    case = Case(stage.seed or 0, problem, basis, worker.plan.recipe(problem.data))
+    case = Case(
+        stage.seed or 0, problem, basis, worker.plan.recipe(problem.data), shadows=_shadows(worker, stage, problem)
+    )
     seed = derive(stage.seed or 0, "audit", worker.plan.name_of("audit", stage.part))
     found = worker.plan.audits[stage.part](model, case, seed)
     return {SCORES: score_files.dumps(found)}, 0
@@ -188,11 +203,21 @@ def _gallery(worker: Worker, stage: Stage) -> tuple[Files, int]:
     return {EXAMPLES: json.dumps(found, ensure_ascii=False, indent=1).encode()}, 0
 
 
+def _shadows(worker: Worker, stage: Stage, problem: Problem) -> Shadows | None:
+    around = [worker._by_key[key] for key in stage.needs if worker._by_key[key].kind == "shadow"]
+    if not around:
+        return None
+    never = [s.key for s in around if s.model == "reference"]
+    knew = [s.key for s in around if s.model != "reference"]
+    return Shadows([worker.model(key, problem) for key in knew], [worker.model(key, problem) for key in never])
+
+
 _KINDS: dict[str, Callable[[Worker, Stage], tuple[Files, int]]] = {
     "measure": _measure,
     "original": _original,
     "reference": _reference,
     "unlearn": _unlearn,
+    "shadow": _shadow,
     "attack": _attack,
     "audit": _audit,
     "probe": _probe,

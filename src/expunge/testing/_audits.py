@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from expunge.core.case import Case
+from expunge.core.case import Case, Shadows
 from expunge.core.contracts import Audit
 from expunge.core.problem import Problem
 from expunge.evidence.scores import Scores, dumps
@@ -36,7 +36,9 @@ def _check_on(audit: Audit, setting: Setting) -> None:
     fail, original, model = failing(audit, setting.name), setting.model(), setting.model(seed=1)
     # One submodule in training mode, as after a partial freeze: setting one mode for all would lose it.
     next(model.children()).train()
-    case = Case(0, setting.problem, original, setting.recipe())
+    pairs = audit.shadow_pairs
+    shadows = Shadows(*([setting.model(seed=i) for i in range(start, start + pairs)] for start in (2, 2 + pairs)))
+    case = Case(0, setting.problem, original, setting.recipe(), shadows=shadows if pairs else None)
     first = _measure(audit, model, case, fail)
     _check_scores(first, setting.problem, fail)
     with randomness(2, fail):

@@ -1,0 +1,97 @@
+"""Shadow models through the pipeline: U-LiRA's example, and what is made once and what again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from expunge.base.spec import parse
+from expunge.pipeline.plan import Plan
+from helpers import cli, finished, run, snapshot, stages_done, tiny
+
+ROOT = Path(__file__).resolve().parents[2]
+AUDIT = [{"name": "u_lira", "shadows": 4}]
+RELABEL, FINETUNE = {"name": "random_relabel", "epochs": 2}, {"name": "finetune", "epochs": 1}
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("u_lira")
+    done = finished(cli("run", ROOT / "examples" / "u_lira.toml", "--out", out, "--workers", 1, "--json"))
+    finished(cli("verify", out / "u_lira"))
+    found: dict[str, Any] = json.loads(done.out)
+    return found
+
+
+def values(example: dict[str, Any], model: str) -> list[float]:
+    rows = [row for row in example["rows"] if row["model"] == model and row["metric"] == "u_lira_8"]
+    return [row["value"] for row in rows if row["seed"] is not None]
+
+
+def verdict_of(example: dict[str, Any], model: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(verdict for verdict in example["verdicts"] if verdict["model"] == model)
+    return found
+
+
+def test_the_original_is_called_a_member_and_the_retrained_is_not(example: dict[str, Any]) -> None:
+    """Positive control and null: the attack's area under the curve is near 1, and 1/2 where there is nothing to see.
+
+    Examples move together within a model, so that a single null value strays by more than 80 examples suggest.
+    """
+    assert min(values(example, "original")) > 0.95
+    for model in ("reference", "retrain"):
+        assert abs(sum(values(example, model)) / 3 - 0.5) < 0.15
+
+
+def test_retraining_is_not_accused(example: dict[str, Any]) -> None:
+    verdict = verdict_of(example, "retrain")
+    assert verdict["verdict"] in ("erased", "inconclusive")
+
+
+def test_fine_tuning_is_seen_through(example: dict[str, Any]) -> None:
+    verdict = verdict_of(example, "finetune")
+    assert verdict["verdict"] == "incomplete"
+    assert any(told.startswith("u_lira_8 on forget") for told in verdict["reasons"])
+
+
+def test_another_method_uses_the_shadows_that_are_there(tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    finished(run(tiny(seeds=[0], attack=[], audit=AUDIT, method=[RELABEL]), out))
+    before, done = snapshot(out / "cache"), stages_done(out)
+    finished(run(tiny(seeds=[0], attack=[], audit=AUDIT, method=[RELABEL, FINETUNE]), out))
+    after = snapshot(out / "cache")
+    assert {name: after[name] for name in before} == before
+    # Of the new method: itself, itself on two shadows, and two audits; no model is trained again.
+    assert len(stages_done(out) - done) == 1 + 2 + 2
+    assert not list((out / "tiny" / "models").glob("*shadow*"))
+
+
+def test_more_shadows_are_added_to_those_that_are_there(tmp_path: Path) -> None:
+    few, more = (plan_of(tmp_path, audit=[{"name": "u_lira", "shadows": n}]) for n in (4, 8))
+    assert shadows_of(few) < shadows_of(more)
+    # Two seeds, and per seed as many originals as references, and the method on each of the originals.
+    assert [len(shadows_of(plan)) for plan in (few, more)] == [2 * 2 * 3, 2 * 4 * 3]
+    assert not shadows_of(plan_of(tmp_path, audit=[{"name": "loss"}]))
+
+
+def test_shadows_are_held_against_what_was_treated_alike(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, audit=AUDIT)
+    made = {stage.key: stage for stage in plan.stages if stage.kind == "shadow"}
+    for stage in plan.stages:
+        if stage.kind != "audit" or stage.part != "u_lira":
+            continue
+        around = [(made[key].model, made[key].part, made[key].seed) for key in stage.needs if key in made]
+        knew = "random_relabel" if stage.model == "random_relabel" else "original"
+        assert around == [(model, part, stage.seed) for model in (knew, "reference") for part in ("0", "1")]
+        assert stage.attack is None
+
+
+def plan_of(folder: Path, **changes: Any) -> Plan:
+    return Plan(parse(tiny(**changes), folder=folder))
+
+
+def shadows_of(plan: Plan) -> set[str]:
+    return {stage.key for stage in plan.stages if stage.kind == "shadow"}
