@@ -17,6 +17,7 @@ from expunge.base.spec import VERDICTS, parse
 from expunge.reporting._toml import toml
 from expunge.reporting.cards import MEANINGS
 from expunge.reporting.page import write_report
+from expunge.reporting.svg import drawing, panel
 
 
 class Reader(HTMLParser):
@@ -99,10 +100,21 @@ def test_drawings_take_their_colours_from_the_page(run_folder: Path) -> None:
     drawings = re.findall(r"<svg.*?</svg>", page_of(run_folder), flags=re.DOTALL)
     # Attack curves of two methods, the trade-off, the map, paths of the reference and both methods.
     assert len(drawings) == 2 + 1 + 1 + 3
-    for drawing in drawings:
-        assert re.findall(r"#[0-9a-f]{6}\b", drawing) == []
-        assert "var(--method)" in drawing and "#0" not in drawing
-        assert "<text" in drawing
+    for svg in drawings:
+        assert re.findall(r"#[0-9a-f]{6}\b", svg) == []
+        assert "var(--method)" in svg and "#0" not in svg
+        assert "<text" in svg
+
+
+def test_what_is_written_on_an_axis_is_not_rounded() -> None:
+    figure, axes = panel()
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 0.01)
+    axes.set_yticks([0, 0.005], ["0", "0.005"])
+    found = drawing(figure, axes, "small numbers", [(0.5, 0.005, "half"), (float("nan"), 0, "nowhere")])
+    assert ">0.005</text>" in found.svg and not re.search(r'="[^"]*\d\.\d{3,}', found.svg)
+    [[_, y, text]] = found.chart["stops"]
+    assert text == "half" and y == pytest.approx(sum(found.chart["box"]) / 2, abs=0.1)
 
 
 def test_the_same_record_gives_the_same_bytes(run_folder: Path) -> None:
@@ -164,6 +176,13 @@ def test_a_record_from_a_notebook_has_a_page_that_promises_no_command(run_folder
     text = Reader(page).text
     assert "expunge run" not in text and "no command makes it again" in text
     assert "sample: is it forgotten?" in text and "results.jsonl" not in page
+
+
+def test_without_retrained_models_none_are_claimed(make_run: Callable[..., Path]) -> None:
+    page = page_of(make_run({"original": (1.0, None), "hidden": (0.2, 0.9)}, attacks=[], about_one_model=True))
+    text = Reader(page).text
+    assert "Nothing was retrained" in text and "equivalent to retraining; thin" not in text
+    assert "known minus unseen, in points" in page and "retrained models with their" not in text
 
 
 def test_training_that_was_done_elsewhere_has_no_cost(run_folder: Path) -> None:

@@ -11,8 +11,9 @@ from expunge.reporting.text import knowledge_key, percent
 
 HEADINGS = ("run", "task", "method", "verdict", "gap before", "gap after attack", "utility", "cost")
 NOTE = (
-    "Gaps and utility are unlearned minus retrained, in points, ± half the 90 % interval; the attack is the one that "
-    "leaves the greatest gap. Cost is in per-example gradients, as a share of a retraining's."
+    "Gaps and utility are unlearned minus retrained (where nothing was retrained: minus unseen examples, and minus the "
+    "original), in points, ± half the 90 % interval; the attack is the one that leaves the greatest gap. Cost is in "
+    "per-example gradients, as a share of a retraining's."
 )
 
 

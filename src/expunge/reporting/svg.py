@@ -50,7 +50,7 @@ STYLE: Any = {
     "text.color": INK,
 }
 NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
-LETTER, ROW = 4.6, 10.0
+LETTER, ROW = 5.0, 10.0
 """Width of a letter and height of a line of labels, in points."""
 
 Stop = tuple[float, float, str]
@@ -107,7 +107,9 @@ def drawing(figure: Figure, axes: Axes, label: str, stops: Sequence[Stop], along
     head, _, body = text[text.index("<svg") :].partition(">")
     box = re.search(r'viewBox="[^"]*"', head)
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL).replace("xlink:href", "href")
-    body = re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", body)
+    body = re.sub(r"<!--.*?-->", "", body, flags=re.DOTALL)
+    # Coordinates only: a tick that reads 0.005 must not become 0.01.
+    body = re.sub(r"<[^>]*>", lambda tag: re.sub(r"\d+\.\d{3,}", lambda n: f"{float(n[0]):.2f}", tag[0]), body)
     for colour, variable in COLOURS.items():
         body = body.replace(colour, variable)
     prefix = re.sub(r"\W", "_", f"{label} ")
@@ -117,7 +119,7 @@ def drawing(figure: Figure, axes: Axes, label: str, stops: Sequence[Stop], along
 
 
 def _places(figure: Figure, axes: Axes, stops: Sequence[Stop]) -> dict[str, Any]:
-    height = figure.get_figheight() * POINTS
+    height = float(figure.get_figheight()) * POINTS
     lowest, highest = (axes.transAxes.transform((0, end))[1] for end in (0, 1))
     found = []
     for x, y, text in stops:
@@ -145,7 +147,7 @@ def label_points(axes: Axes, points: Sequence[tuple[float, float, str]], free: f
         def cost(place: tuple[float, float], at: tuple[float, float] = (cx, cy), width: float = width) -> float:
             left, bottom = at[0] + place[0] - (width if place[0] < 0 else 0), at[1] + place[1] - ROW / 2
             mine = (left, bottom, left + width, bottom + ROW)
-            outside = max(box.x0 - mine[0], 0) + max(mine[2] - box.x1 - 8, 0) + max(mine[3] - box.y1 - 8, 0)
+            outside = max(box.x0 - mine[0], 0) + max(mine[2] - box.x1 - 4, 0) + max(mine[3] - box.y1 - 8, 0)
             outside += max(box.y0 - mine[1], 0)
             return sum(_overlap(mine, other) for other in taken) + 20 * float(outside) + 0.01 * abs(place[1])
 

@@ -71,6 +71,8 @@ def tradeoff(run: Run) -> Drawing | None:
     if not found:
         return None
     figure, axes = panel(LARGE, left=0.62)
+    # Without retrained models, unseen examples stand in for what is known, and the original for usefulness.
+    against, useful = ("retrained", "retrained") if run.retrained else ("unseen", "original")
     margin, bound = _margins(run)
     axes.axhline(0, color=QUIET, linewidth=0.7, zorder=1)
     axes.axvline(0, color=QUIET, linewidth=0.7, zorder=1)
@@ -82,9 +84,9 @@ def tradeoff(run: Run) -> Drawing | None:
         area = SMALLEST + (WHOLE - SMALLEST) * dear
         axes.scatter([x], [y], area, METHOD, alpha=0.8, linewidths=0, zorder=4)
     axes.scatter([0], [0], 45, REFERENCE, marker="D", zorder=5, linewidths=0)
-    points = [(c.utility[0], c.residual[0], c.model) for c in found] + [(0.0, 0.0, "retrained")]
+    points = [(c.utility[0], c.residual[0], c.model) for c in found] + [(0.0, 0.0, against)]
     stops: list[Stop] = [(x, y, c.told) for (x, y, _), c in zip(points, found, strict=False)]
-    stops.append((0.0, 0.0, "retrained: what the others are held against"))
+    stops.append((0.0, 0.0, f"{against}: what the methods are held against"))
     if (original := _original(run)) is not None:
         axes.scatter([original[0]], [original[1]], 45, INK, marker="X", zorder=5, linewidths=0)
         points.append((*original, "original"))
@@ -102,8 +104,8 @@ def tradeoff(run: Run) -> Drawing | None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:+.3g}" if abs(value) > 1e-9 else "0"))
-    axes.set_xlabel("utility: test accuracy, unlearned minus retrained, in points")
-    axes.set_ylabel("residual: known minus retrained, in points", labelpad=1)
+    axes.set_xlabel(f"utility: test accuracy, unlearned minus {useful}, in points")
+    axes.set_ylabel(f"residual: known minus {against}, in points", labelpad=1)
     label_points(axes, points, free=8)
     return drawing(figure, axes, "Trade-off of forgetting, utility and cost", stops, along="xy")
 
