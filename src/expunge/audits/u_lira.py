@@ -10,7 +10,8 @@ its label, and each kind a Gaussian of it. The audited model's phi is judged by 
 so that 1 means "no model that never saw the example looks as much like an unlearned one", and the mean over examples
 is the attack's area under the ROC curve. A retrained model has 1/2 in expectation, whatever the Gaussians are worth: it
 is one more never-trained model, the Gaussian of that kind is fitted with it included, and each of them is as likely as
-the next to have the highest ratio. With few shadows the ranks are coarse, but not biased.
+the next to have the highest ratio. With few shadows the ranks are coarse, but not biased. Examples move together within
+one model, so that a retrained one strays from 1/2 by 0.1 and more: three seeds can accuse, but hardly acquit.
 
 The original model is held against shadows that were trained and not unlearned, which is the plain attack (LiRA); so is
 the reference. Range and margin of the verdict are therefore those of a model on which nothing was done.

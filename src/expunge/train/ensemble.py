@@ -1,0 +1,107 @@
+"""Several small nets of one recipe trained side by side: their layers become batched products under `torch.func.vmap`.
+
+Net `k` of the result is `train_model(recipe, data, ids, seeds[k])` up to rounding: it starts from the weights of its
+seed and sees batches in the order of its seed, and the optimisers here work weight by weight, so that nets do not mix.
+It pays where a step is mostly overhead, as for narrow MLPs and small batches (`benchmarks/shadows.py`), and not where
+it is mostly arithmetic. Dropout draws other masks than alone; batch norm's running statistics are refused.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state
+
+from expunge.base.errors import SpecError
+from expunge.core.data import Batch, Data
+from expunge.core.objective import infer_objective, loss
+from expunge.train.loop import batch_count, fit
+from expunge.train.optim import make_optimizer
+from expunge.train.training import TrainedRecipe
+
+
+class Ensemble(nn.Module):
+    """Nets of one architecture as one module: rows of `[k * b, ...]` go to their net, `b` to each in turn.
+
+    Args:
+        nets: At least one; their weights are copied.
+
+    Raises:
+        SpecError: They have buffers, which `vmap` cannot update.
+    """
+
+    def __init__(self, nets: Sequence[nn.Module]) -> None:
+        super().__init__()
+        if next(nets[0].buffers(), None) is not None:
+            raise SpecError("the nets have buffers", where="ensemble", remedy="train them one by one")
+        stacked, _ = stack_module_state(list(nets))
+        self.names = list(stacked)
+        self.stacked = nn.ParameterList(stacked.values())
+        # In a list, or its own weights would be among the parameters.
+        self.template = [copy.deepcopy(nets[0]).to("meta")]
+        self.count = len(nets)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Outputs `[k * b, ...]`, each row by its net."""
+        self.template[0].train(self.training)
+
+        def one(weights: dict[str, Tensor], rows: Tensor) -> Tensor:
+            found: Tensor = functional_call(self.template[0], weights, (rows,))
+            return found
+
+        weights = dict(zip(self.names, self.stacked, strict=True))
+        each: Tensor = torch.func.vmap(one, randomness="different")(weights, inputs.unflatten(0, (self.count, -1)))
+        return each.flatten(0, 1)
+
+    def unstack(self, nets: Sequence[nn.Module]) -> None:
+        """Write each net's weights into the module at its place."""
+        with torch.no_grad():
+            for index, net in enumerate(nets):
+                for name, weights in zip(self.names, self.stacked, strict=True):
+                    net.get_parameter(name).copy_(weights[index])
+
+
+def train_ensemble(recipe: TrainedRecipe, data: Data, ids: Tensor, seeds: Sequence[int]) -> list[nn.Module]:
+    """One net per seed, in evaluation mode.
+
+    Args:
+        recipe: How each is built and trained.
+        data: What on.
+        ids: Which examples; the same for all nets.
+        seeds: Of initial weights and of the order of examples.
+
+    Raises:
+        SpecError: The nets have buffers, or gradients are to be clipped, which is a matter of one net.
+        RunError: The loss of one of them is not finite.
+    """
+    t, objective = recipe.training, infer_objective(data)
+    if t.clip is not None:
+        raise SpecError(f"found {t.clip}", where="train.clip", allowed="none for an ensemble")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeds[0])
+        nets = [recipe.build(seed) for seed in seeds]
+        together = Ensemble(nets).train()
+        parameters = list(together.parameters())
+        fit(
+            parameters,
+            # The loss is a mean over all rows; times their number, each net has the gradient of its own mean.
+            lambda batch: len(seeds) * loss(objective.decisions(together, batch)),
+            _side_by_side(data, ids, t.batch_size, t.epochs, seeds),
+            make_optimizer(t.optimizer, parameters, t.learning_rate, t.weight_decay),
+            schedule=t.schedule(t.epochs * math.ceil(len(ids) / t.batch_size)),
+        )
+    together.unstack(nets)
+    return [net.eval() for net in nets]
+
+
+def _side_by_side(data: Data, ids: Tensor, batch_size: int, epochs: int, seeds: Sequence[int]) -> Iterator[Batch]:
+    """At each step the batch that `batches` gives each seed, one after another."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    for _ in range(epochs):
+        order = torch.stack([ids[torch.randperm(len(ids), generator=generator)] for generator in generators])
+        for chunk in order.split(batch_size, dim=1)[: batch_count(len(ids), batch_size)]:
+            yield data.batch(chunk.flatten())
