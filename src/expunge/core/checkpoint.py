@@ -70,8 +70,10 @@ def load(module: nn.Module, path: Path, where: str = "") -> nn.Module:
 
 
 def _check(module: nn.Module, found: dict[str, Tensor], where: str) -> None:
-    state, unique = module.state_dict(keep_vars=True), _unique(module)
-    misfits = [f"{name} is missing" for name in unique if name not in found]
+    state = module.state_dict(keep_vars=True)
+    # Tied tensors are one under several names, and writers differ in which of them they keep.
+    stored = {id(state[name]) for name in found if name in state}
+    misfits = [f"{name} is missing" for name, tensor in _unique(module).items() if id(tensor) not in stored]
     misfits += [f"{name} is not part of the model" for name in sorted(found) if name not in state]
     misfits += [
         f"{name} has shape {list(found[name].shape)}, the model's has {list(tensor.shape)}"

@@ -31,7 +31,8 @@ def collect(source: Any, *, where: str) -> Collected:
 
     Args:
         source: A pair of tensors; a map-style data set of `(x, y)` or of dicts; or an iterable (a `DataLoader`, a list
-            of batches) of the same. Dicts hold an input under one of `INPUTS` and a target under one of `TARGETS`;
+            of batches) of the same. A list is one of batches where its targets have a dimension that items' have not.
+            Dicts hold an input under one of `INPUTS` and a target under one of `TARGETS`;
             token ids without labels predict themselves, and labels are shifted to the next token here.
         where: What it is for, for messages.
 
@@ -43,14 +44,16 @@ def collect(source: Any, *, where: str) -> Collected:
     """
     if isinstance(source, tuple | list) and len(source) == 2 and all(isinstance(s, Tensor) for s in source):
         return Collected(source[0], source[1], TensorDataset(*source))
-    if hasattr(source, "__getitem__") and hasattr(source, "__len__"):
+    if hasattr(source, "__getitem__") and hasattr(source, "__len__") and not _is_batches(source, where):
         pairs = [_pair(source[i], where, i) for i in range(len(source))]
         inputs, targets = (_join(torch.stack, [pair[side] for pair in pairs], where) for side in (0, 1))
         return Collected(inputs, targets, source)
     if isinstance(source, Iterable):
-        pairs = [_pair(batch, where, i) for i, batch in enumerate(source)]
+        batches = list(source)
+        pairs = [_pair(batch, where, i) for i, batch in enumerate(batches)]
         inputs, targets = (_join(torch.cat, [pair[side] for pair in pairs], where) for side in (0, 1))
-        return Collected(inputs, targets, TensorDataset(inputs, targets))
+        rows: Any = [row for batch in batches if isinstance(batch, Mapping) for row in _rows(batch)]
+        return Collected(inputs, targets, rows or TensorDataset(inputs, targets))
     raise SpecError(
         f"found {type(source).__name__}", where=where, allowed="a data set, a pair of tensors, or batches of (x, y)"
     )
@@ -59,6 +62,21 @@ def collect(source: Any, *, where: str) -> Collected:
 def items_of(parts: Sequence[Collected]) -> ConcatDataset[Any]:
     """All parts' items under consecutive ids."""
     return ConcatDataset([part.items for part in parts])
+
+
+def _is_batches(source: Any, where: str) -> bool:
+    """Whether a list holds batches rather than items: targets `[b, t]`, or `[b]` beside inputs that are no tokens."""
+    if not isinstance(source, list) or not source:
+        return False
+    inputs, targets = _pair(source[0], where, 0)
+    aligned = inputs.ndim > 1 and targets.ndim > 0 and len(inputs) == len(targets)
+    return targets.ndim == 2 or (aligned and targets.ndim == 1 and targets.shape != inputs.shape)
+
+
+def _rows(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The items of a batch, as the user's own training wants to see them: labels not shifted, masks kept."""
+    count = min(len(value) for value in batch.values())
+    return [{key: value[i] for key, value in batch.items()} for i in range(count)]
 
 
 def _pair(item: Any, where: str, index: int) -> tuple[Tensor, Tensor]:
@@ -87,9 +105,16 @@ def _from_mapping(item: Mapping[str, Any], where: str, index: int) -> tuple[Tens
 def _next_tokens(tokens: Tensor, item: Mapping[str, Any], label: str | None, where: str, index: int) -> Tensor:
     """Targets aligned with the logits: position t decides token t + 1; padding and the last position decide nothing."""
     labels = torch.as_tensor(item[label]) if label else tokens
-    if labels.shape != tokens.shape:
-        return labels  # a sequence with a class of its own
     mask = torch.as_tensor(item.get("attention_mask", torch.ones_like(tokens))).bool()
+    if labels.shape != tokens.shape:  # a sequence with a class of its own
+        if not mask.all():
+            raise SpecError(
+                f"item {index} is padded, and models are called with input_ids alone",
+                where=where,
+                allowed="sequences without padding, where each has one class",
+                remedy="wrap a model that finds padding by its token, and leave attention_mask out",
+            )
+        return labels
     if not mask[..., 0].all():
         raise SpecError(f"item {index} is padded on the left", where=where, allowed="padding on the right")
     decided = torch.where(mask, labels, IGNORE)

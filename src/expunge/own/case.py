@@ -16,7 +16,7 @@ from expunge.base.errors import SpecError
 from expunge.base.seeds import derive
 from expunge.core.case import Case, Meter, Recipe, Unlearned
 from expunge.core.collect import Collected, collect, items_of
-from expunge.core.data import Data
+from expunge.core.data import Batch, Data
 from expunge.core.modules import first_parameter
 from expunge.core.objective import Objective
 from expunge.core.problem import Problem
@@ -98,7 +98,7 @@ def case(
     """
     sources = {"forget": forget, "retain": retain, "test": test} | ({"holdout": holdout} if holdout is not None else {})
     parts = {name: collect(source, where=name) for name, source in sources.items()}
-    data, ids = _pool(model, parts)
+    data, ids = _pool(model, parts, objective)
     items = items_of(list(parts.values()))
     made = FunctionRecipe(*recipe, items) if isinstance(recipe, tuple) else recipe
     # None lets the problem infer the objective from the data's kind.
@@ -128,7 +128,9 @@ def unlearn(case: Case, method: str, *, budget: int | None = None, **settings: A
     return Unlearned(done.model, method, done.cost, done.state)
 
 
-def _pool(model: nn.Module, parts: Mapping[str, Collected]) -> tuple[Data, dict[str, Tensor]]:
+def _pool(
+    model: nn.Module, parts: Mapping[str, Collected], objective: Objective | None
+) -> tuple[Data, dict[str, Tensor]]:
     """All parts under consecutive ids, and the ids of each."""
     inputs = _cat([part.inputs for part in parts.values()], "inputs")
     targets = _cat([part.targets for part in parts.values()], "targets")
@@ -139,9 +141,10 @@ def _pool(model: nn.Module, parts: Mapping[str, Collected]) -> tuple[Data, dict[
             f"targets are {targets.dtype} of shape {list(targets.shape)}",
             where="targets",
             allowed="class indices [n] or tokens [n, t]",
-            remedy="pass objective= and targets that it understands",
         )
-    labels = tuple(str(label) for label in range(_width(model, inputs[:2])))
+    labels = tuple(
+        str(label) for label in range(_width(model, Batch(inputs[:2], targets[:2], torch.arange(2)), objective))
+    )
     train = torch.cat([ids["forget"], ids["retain"]])
     kind = "tokens" if targets.ndim == 2 else "classes"
     return Data(inputs, targets.long(), train, ids["test"], labels, kind), ids  # type: ignore[arg-type]
@@ -154,11 +157,13 @@ def _cat(tensors: list[Tensor], what: str) -> Tensor:
     return torch.cat(tensors)
 
 
-def _width(model: nn.Module, inputs: Tensor) -> int:
-    place = first_parameter(model)
+def _width(model: nn.Module, batch: Batch, objective: Objective | None) -> int:
+    place, inputs, judged = first_parameter(model), batch.inputs, copy.deepcopy(model).eval()
     with torch.no_grad():
+        if objective is not None:
+            return int(objective.decisions(judged, batch).logits.shape[-1])
         inputs = inputs.to(place.device, place.dtype) if inputs.is_floating_point() else inputs.to(place.device)
-        output = copy.deepcopy(model).eval()(inputs)
+        output = judged(inputs)
     logits = getattr(output, "logits", output)
     if not isinstance(logits, Tensor) or logits.ndim < 2:
         raise SpecError(

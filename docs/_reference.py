@@ -1,0 +1,140 @@
+"""Reference pages made from the registry, the command line and docstrings; a MkDocs hook, so none is kept by hand."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+import click
+
+import expunge
+import expunge.own
+from expunge.base import registry
+from expunge.cli import cli
+from expunge.reporting.text import describe
+
+TABLE = re.compile(r"<!-- table: (\w+) -->")
+
+
+def pages() -> dict[str, str]:
+    """Every generated page: its path below `docs/` and its Markdown."""
+    made = {"reference/cli.md": command_line(), "reference/python.md": python()}
+    for kind, folder in registry.FOLDERS.items():
+        if registry.names(kind):
+            made[f"reference/{folder}.md"] = parts(kind, folder)
+    return made
+
+
+def parts(kind: str, folder: str) -> str:
+    """All parts of one kind."""
+    place = {"data": "[data]", "model": "[model]", "task": "[forget]"}.get(kind, f"[[{kind}]]")
+    lead = f"For `{place}` in a spec; `expunge show NAME` prints the same."
+    return "\n\n".join([f"# {folder.capitalize()}", lead, *(part(kind, name) for name in registry.names(kind))]) + "\n"
+
+
+def part(kind: str, name: str) -> str:
+    """One part: what it does, its settings, its needs and its paper."""
+    found = describe(kind, registry.load(kind, name))
+    facts = registry.facts(kind, name)
+    blocks = [f"## {name}", text(found["summary"])]
+    if found["settings"]:
+        rows = [(f"`{s['name']}`", text(s["type"]), default(s["default"]), text(s["doc"])) for s in found["settings"]]
+        blocks.append(table(("setting", "type", "default", "meaning"), rows))
+    if found["needs"]:
+        blocks.append(f"**Needs:** {', '.join(found['needs'])}.")
+    if facts.get("paper"):
+        blocks.append(f"**Paper:** {facts['paper']}.")
+    if found["cite"]:
+        blocks.append(f"```bibtex\n{found['cite']}\n```")
+    return "\n\n".join(blocks)
+
+
+def overview(kind: str) -> str:
+    """A kind's parts in one table, each with a link to its reference."""
+    facts = [registry.facts(kind, name) for name in registry.names(kind)]
+    link = f"reference/{registry.FOLDERS[kind]}.md"
+    rows = [
+        (f"[`{f['name']}`]({link}#{f['name']})", *(text(f[key]) for key in ("summary", "paper", "needs", "cost")))
+        for f in facts
+    ]
+    return table(("name", "what it does", "paper", "needs", "cost"), rows)
+
+
+def command_line() -> str:
+    """Every verb with its arguments and options."""
+    assert isinstance(cli, click.Group)
+    blocks = ["# Command line", text(inspect.cleandoc(cli.help or ""))]
+    for name, command in sorted(cli.commands.items()):
+        context = click.Context(command, info_name=f"expunge {name}")
+        usage = command.get_usage(context).removeprefix("Usage: ")
+        blocks += [f"## expunge {name}", f"```text\n{usage}\n```", text(command.help or "")]
+        options = [o for o in command.params if isinstance(o, click.Option)]
+        told = [record for option in options if (record := option.get_help_record(context))]
+        if told:
+            blocks.append(table(("option", "meaning"), [(f"`{names}`", text(meaning)) for names, meaning in told]))
+    return "\n\n".join(blocks) + "\n"
+
+
+def python() -> str:
+    """The notebook path: signatures and docstrings."""
+    blocks = [
+        "# Python",
+        text("The notebook path, on a model of your own; see [your own model](../own-model.md).").replace("\\[", "["),
+    ]
+    for name in sorted(expunge.__all__):
+        found = getattr(expunge, name)
+        kind = "class " if isinstance(found, type) else ""
+        head = f"{kind}expunge.{name}{'' if kind else signature(found)}"
+        blocks += [f"## {name}", f"```python\n{head}\n```", f"```text\n{inspect.getdoc(found)}\n```"]
+        if kind:
+            blocks += [member(*item) for item in vars(found).items() if not item[0].startswith("_")]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def signature(function: Any) -> str:
+    """A function's arguments, one a line, annotations as they were written."""
+    plain = re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(inspect.signature(function)))
+    return re.sub(r", (?=\*|\w+: )", ",\n    ", plain)
+
+
+def member(name: str, value: Any) -> str:
+    """A public method or property of a class as one line."""
+    doc = inspect.getdoc(value) if callable(value) or isinstance(value, property) else None
+    return f"**`{name}`**: {text(doc.partition('.')[0])}." if doc else ""
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A Markdown table."""
+    lines = [head, tuple("---" for _ in head), *(tuple(map(one_line, row)) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def one_line(value: str) -> str:
+    """What may stand in a cell."""
+    return " ".join(value.split()).replace("|", "\\|")
+
+
+def text(value: str) -> str:
+    """Prose whose formulas stay as they were written: outside of code, `*`, `_` and `<` mean themselves."""
+    pieces = re.split(r"(`[^`]*`)", value)
+    return "".join(p if p.startswith("`") else re.sub(r"([*_<\[])", r"\\\1", p) for p in pieces)
+
+
+def default(value: Any) -> str:
+    """A default as TOML would spell it; empty where there is none."""
+    return "" if value is None else f"`{str(value).lower() if isinstance(value, bool) else value!r}`"
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """MkDocs: add the generated pages."""
+    from mkdocs.structure.files import File
+
+    for path, content in pages().items():
+        files.append(File.generated(config, path, content=content))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """MkDocs: put tables where a page asks for them."""
+    return TABLE.sub(lambda found: overview(found[1]), markdown)

@@ -1,0 +1,54 @@
+"""The examples on models of one's own run as they stand, and find what they say they find."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    monkeypatch.chdir(folder)
+    example(name).main()
+    return capsys.readouterr().out
+
+
+def test_own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = run("own_model", tmp_path, monkeypatch, capsys)
+    assert "incomplete" in printed
+    assert (tmp_path / "own_model.html").is_file()
+
+
+def test_lost_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    caught, not_cleared = run("lost_recipe", tmp_path, monkeypatch, capsys).strip().split("\n\n")
+    assert "exceeds the margin" in caught
+    assert "nothing can be called erased" in not_cleared
+
+
+def test_hf_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    transformers = pytest.importorskip("transformers")
+    assert "npo" in run("hf_image", tmp_path, monkeypatch, capsys)
+    loaded = transformers.ViTForImageClassification.from_pretrained(tmp_path / "unlearned_vit")
+    assert loaded.config.num_labels == 10
+
+
+def test_hf_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers")
+    assert "recitation on forget" in run("hf_text", tmp_path, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_short(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) < 60
