@@ -44,7 +44,10 @@ def test_a_terminal_gets_one_line_that_is_cleared_at_the_end() -> None:
 
 
 def test_remaining_time_is_corrected_by_what_was_seen() -> None:
-    """Expected 1 s each; the first took 10 s, so the other two will take 20 s, on two workers 10 s."""
+    """Expected 1 s each. One after 10 s on one worker: ten times slower, 20 s for the other two.
+
+    On two workers 10 s are 20 s of work for what was expected to be one: twenty times slower, 40 s, shared by two.
+    """
     for workers, expected in ((1, 20.0), (2, 20.0)):
         clock = Clock()
         progress = Progress(io.StringIO(), live=False, clock=clock)
