@@ -112,6 +112,32 @@ def audit(spec: Path, model: Path, out: Path, overrides: tuple[str, ...], worker
     _finish(audit_of(parsed, model), out, workers, json_)
 
 
+@cli.command()
+@click.argument("name")
+@click.option("--preset", default="quick", show_default=True, help="Scale: quick, cpu, long or paper.")
+@click.option("--out", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder for runs.")
+@click.option("--seed", "seeds", multiple=True, type=click.IntRange(min=0), help="Instead of the preset's; repeatable.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes side by side; by default one per core.")
+@as_json
+def study(name: str, preset: str, out: Path, seeds: tuple[int, ...], workers: int | None, json_: bool) -> None:
+    """Measure a paper's claims, each with the rule that was written down beforehand; run again to finish."""
+    from expunge.pipeline.run import default_workers
+    from expunge.reporting.progress import Progress
+    from expunge.reporting.study import read_study, study_table
+    from expunge.studies._run import run_study
+
+    folder = run_study(
+        name, preset, out, seeds=seeds or None, workers=workers or default_workers(), progress=Progress()
+    )
+    found = read_study(folder)
+    if json_:
+        keys = ("study", "preset", "seeds", "seconds", "load", "commit", "claims")
+        _print_json({key: found[key] for key in keys})
+    else:
+        click.echo(study_table(found))
+    _say(f"record  {folder}\nreport  {folder / 'report.html'}")
+
+
 @cli.command("list")
 @click.argument("kind", required=False)
 @as_json

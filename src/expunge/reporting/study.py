@@ -1,0 +1,140 @@
+"""What a study found, for people: the table on the terminal, the page, and REPRODUCTION.md over all studies."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from expunge.base.errors import SpecError
+from expunge.reporting.figures import draw
+from expunge.reporting.render import write_page
+
+Json = dict[str, Any]
+RESULT = "study.json"
+
+
+def read_study(path: Path) -> Json:
+    """A study's result.
+
+    Args:
+        path: Its folder, or the file.
+
+    Raises:
+        SpecError: There is none, or the file holds something else.
+    """
+    path = path / RESULT if path.is_dir() else path
+    try:
+        found: Json = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = {}
+    if not {"study", "preset", "claims", "figures"} <= found.keys():
+        raise SpecError("there is no result of a study", where=str(path), remedy="run expunge study NAME first")
+    return found
+
+
+def write_study_page(folder: Path) -> Path:
+    """Write `report.html` from a study's result.
+
+    Returns:
+        The page.
+    """
+    result = read_study(folder)
+    drawings = [draw(figure) for figure in result["figures"]]
+    figures = [
+        {"title": figure["title"], "drawing": drawn, "names": _names(figure)}
+        for figure, drawn in zip(result["figures"], drawings, strict=True)
+    ]
+    context = {**result, "rows": [_row(claim) for claim in result["claims"]], "drawn": figures}
+    path = folder / "report.html"
+    write_page(path, "study.html", context, drawings)
+    return path
+
+
+def _names(figure: Mapping[str, Any]) -> list[str]:
+    return [series["name"] for series in figure.get("series", ()) if series["name"]]
+
+
+def _row(claim: Mapping[str, Any]) -> Json:
+    return {**claim, "told": measured_text(claim), "each": ", ".join(_number(v) for v in claim["measured"]["values"])}
+
+
+def measured_text(claim: Mapping[str, Any]) -> str:
+    """A claim's mean over seeds with its 90 % interval and unit."""
+    found = claim["measured"]
+    if not found["n"]:
+        return "-"
+    value, low, high = (_number(found[name]) for name in ("value", "low", "high"))
+    spread = "" if low == "NaN" else f" [{low}, {high}]"
+    return f"{value}{spread} {found['unit']}, n = {found['n']}"
+
+
+def _number(value: Any) -> str:
+    number = float(value)
+    return f"{number:.3g}" if math.isfinite(number) else "NaN"
+
+
+def study_table(result: Mapping[str, Any]) -> str:
+    """The claims, a few lines each, for the terminal."""
+    lines = []
+    for claim in result["claims"]:
+        carried = "primary  " if claim["primary"] else "secondary"
+        lines.append(f"{claim['verdict']:14} {carried}  {claim['id']}")
+        lines.append(f"    {claim['statement']}")
+        note = f"  ({claim['note']})" if claim["note"] else ""
+        lines.append(f"    rule {claim['rule']['holds']}; measured {measured_text(claim)}{note}")
+    return "\n".join(lines)
+
+
+HEAD = """\
+# Reproduction
+
+Every claim of the papers behind expunge that a study holds against measurements, with its rule written down beforehand.
+Made by `python scripts/reproduction.py` from the results in `results/`, none of it by hand.
+
+*reproduced*: the rule holds, tested one-sided at 5 % over seeds (Holm over a study's primary claims). *not reproduced*:
+its opposite holds. *inconclusive*: neither, or it was not measured at this scale. Means come with 90 % intervals. A
+paper's own figure stands here only where it could be read.
+"""
+
+
+def reproduction(results: Sequence[Mapping[str, Any]]) -> str:
+    """REPRODUCTION.md.
+
+    Args:
+        results: Of studies, as `read_study` gives them, in the order in which they are shown.
+    """
+    return "\n".join([HEAD, *(_section(result) for result in results)])
+
+
+def _section(result: Mapping[str, Any]) -> str:
+    seeds = ", ".join(map(str, result["seeds"]))
+    packages = result["environment"]["packages"]
+    lines = [
+        f"## {result['study']}, preset `{result['preset']}`",
+        "",
+        f"{result['paper']}. Seeds {seeds}; {result['spent'] / 60:.0f} min of computing; torch {packages['torch']}; "
+        f"commit {str(result['commit'])[:12]}. Again: `expunge study {result['study']} --preset {result['preset']}`.",
+        "",
+        "| claim | rule | measured | verdict |",
+        "| --- | --- | --- | --- |",
+        *(_line(claim) for claim in result["claims"]),
+        "",
+    ]
+    notes = [f"- `{c['id']}`: {c['comment']}" for c in result["claims"] if c.get("comment")]
+    return "\n".join([*lines, *notes, ""] if notes else lines)
+
+
+def _line(claim: Mapping[str, Any]) -> str:
+    mark = "**primary** " if claim["primary"] else ""
+    paper = f" Paper: {claim['paper_value']}." if claim["paper_value"] else ""
+    note = f" ({claim['note']})" if claim["note"] else ""
+    words = [
+        f"{mark}`{claim['id']}`: {claim['statement']} ({claim['source']}){paper}",
+        f"{claim['rule']['holds']}: {claim['rule']['reason']}",
+        measured_text(claim),
+        claim["verdict"] + note,
+    ]
+    return f"| {' | '.join(word.replace('|', chr(92) + '|') for word in words)} |"

@@ -1,0 +1,128 @@
+"""What a study is: claims as data, and a measurement that gives one number or array per claim and seed.
+
+    prepare(seeds, work)          what all seeds share: hyper-parameters chosen on other seeds, a run of the pipeline
+    measure(seed, work, basis)    {claim's id: number}; other names feed figures only
+
+The library runs the seeds, stores what they gave, and decides. A study is a configuration like every part: its fields
+are its scale, and a preset is a set of values for them.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from expunge.base.errors import MissingError, unknown
+from expunge.base.part import Part
+from expunge.base.spec import parse
+from expunge.evidence.claim import Claim, Measured
+from expunge.evidence.figure import Figure
+from expunge.evidence.table import Table
+from expunge.reporting.progress import Progress
+from expunge.reporting.record import Run
+
+PRESETS = ("quick", "cpu", "long", "paper")
+"""In the order of what they cost: 20 s, 30 min and 6 h on two idle cores, and the paper's own scale."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A scale at which a study runs."""
+
+    seeds: tuple[int, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the study that differ from their defaults."""
+    lacks: str = ""
+    """What this machine does not have for it; such a preset is written out, and refused."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Where a study works, and with what."""
+
+    out: Path
+    """Folder of all studies; outputs of stages are shared between presets in `out/cache`."""
+    name: str
+    """Study and preset, such as `dormant-cpu`."""
+    workers: int = 1
+    progress: Progress | None = None
+
+    @property
+    def folder(self) -> Path:
+        """What this study and preset leaves behind."""
+        return self.out / self.name
+
+    def run(self, table: Mapping[str, Any], name: str) -> Table:
+        """Run a spec through the pipeline, or finish what is missing of it.
+
+        Args:
+            table: The spec as plain data, without its name.
+            name: Of the run within the study; its record is `out/<study>-<preset>-<name>`.
+
+        Returns:
+            All scores.
+        """
+        from expunge.pipeline.run import run
+
+        spec = parse({"name": self.run_name(name), **table}, Path.cwd())
+        return run(spec, self.out, workers=self.workers, progress=self.progress).table
+
+    def table(self, name: str) -> Table:
+        """The scores of a run that has finished."""
+        return Run.open(self.out / self.run_name(name)).table
+
+    def run_name(self, name: str) -> str:
+        """Name of the record of a run within the study."""
+        return f"{self.name}-{name}"
+
+
+@dataclass(frozen=True)
+class Study(Part):
+    """A paper's claims, measured."""
+
+    claims: ClassVar[tuple[Claim, ...]]
+    """Written before anything is measured."""
+    presets: ClassVar[Mapping[str, Preset]]
+    """By name; one of each of `PRESETS`."""
+    paper: ClassVar[str] = ""
+    """Name and year of the source, for tables."""
+    side_by_side: ClassVar[bool] = True
+    """Whether seeds are worth processes of their own; not where `prepare` does what takes time."""
+
+    def prepare(self, seeds: Sequence[int], work: Work) -> Mapping[str, Any]:
+        """What all seeds share; resumable by itself.
+
+        Returns:
+            Plain data that `measure` is given, and that its stored results depend on.
+        """
+        return {}
+
+    @abstractmethod
+    def measure(self, seed: int, work: Work, basis: Mapping[str, Any]) -> Measured:
+        """What one seed gives: a number or an array by each claim's id, and what figures need by other names.
+
+        A claim that this scale does not measure is left out, and is inconclusive then.
+        """
+
+    def figures(self, seeds: Mapping[int, Measured], basis: Mapping[str, Any]) -> list[Figure]:
+        """What to draw from what the seeds gave."""
+        return []
+
+
+def at_preset(study: type[Study], preset: str) -> tuple[Study, Preset]:
+    """The study at a preset's scale.
+
+    Raises:
+        SpecError: There is no such preset.
+        MissingError: The preset needs what this machine does not have.
+    """
+    if preset not in study.presets:
+        raise unknown("preset", preset, study.presets, where="--preset")
+    found = study.presets[preset]
+    if found.lacks:
+        remedy = f"choose another preset: {', '.join(p for p in PRESETS if p != preset)}"
+        raise MissingError(f"needs {found.lacks}", where=f"--preset {preset}", remedy=remedy)
+    return study.from_table(dict(found.settings), where=f"preset {preset}"), found

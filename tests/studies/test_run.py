@@ -1,0 +1,80 @@
+"""What runs studies: seeds in any number of processes, resumed, decided, shown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import _toy_study as toy
+import pytest
+
+from expunge.base.errors import MissingError, RunError, SpecError
+from expunge.studies._run import run_study
+
+NAME = f"{toy.__name__}:Toy"
+
+
+def read(folder: Path) -> dict:
+    return json.loads((folder / "study.json").read_text())
+
+
+def test_the_number_of_workers_changes_no_number(tmp_path: Path) -> None:
+    one, two = (read(run_study(NAME, "quick", tmp_path / str(n), workers=n)) for n in (1, 2))
+    assert one["measured"] == two["measured"]
+    assert len({json.dumps(m) for m in one["measured"].values()}) == 4  # every seed its own draws
+
+
+def test_claims_are_decided_in_their_order(tmp_path: Path) -> None:
+    found = read(run_study(NAME, "quick", tmp_path))["claims"]
+    assert [c["id"] for c in found] == ["mean", "order", "absent"]
+    assert [c["verdict"] for c in found] == ["reproduced", "reproduced", "inconclusive"]
+    assert found[2]["note"] == "not measured at this preset"
+    assert found[2]["measured"]["n"] == 0
+
+
+def test_a_failed_seed_keeps_the_others_and_is_all_that_runs_again(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="it failed"):
+        run_study(NAME, "long", tmp_path)
+    folder = next((tmp_path / "studies").glob("*Toy-long"))
+    assert not (folder / "study.json").exists()
+    (folder / "mended").touch()
+    run_study(NAME, "long", tmp_path)
+    assert (tmp_path / "studies" / "log").read_text().split() == ["0", "1"]
+
+
+def test_another_scale_is_measured_again(tmp_path: Path) -> None:
+    run_study(NAME, "quick", tmp_path, seeds=[0])
+    log = tmp_path / "studies" / "log"
+    run_study(NAME, "quick", tmp_path, seeds=[0])
+    assert log.read_text().split() == ["0"]
+    folder = next((tmp_path / "studies").glob("*Toy-quick-s0"))
+    held = json.loads((folder / "seeds" / "0.json").read_text())
+    (folder / "seeds" / "0.json").write_text(json.dumps(held | {"key": "of other settings"}))
+    run_study(NAME, "quick", tmp_path, seeds=[0])
+    assert log.read_text().split() == ["0", "0"]
+
+
+def test_half_a_file_is_measured_again(tmp_path: Path) -> None:
+    folder = run_study(NAME, "quick", tmp_path)
+    before = read(folder)["measured"]
+    (folder / "seeds" / "2.json").write_text('{"key": ')
+    assert read(run_study(NAME, "quick", tmp_path))["measured"] == before
+
+
+def test_the_page_shows_every_claim_and_figure(tmp_path: Path) -> None:
+    page = (run_study(NAME, "quick", tmp_path) / "report.html").read_text()
+    for words in ("The mean is positive.", "Means", "Plane", "not measured at this preset", "--preset quick"):
+        assert words in page
+    assert page.count("<svg") == 2
+
+
+def test_what_cannot_be_run_is_refused_beforehand(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="a larger machine"):
+        run_study(NAME, "paper", tmp_path)
+    with pytest.raises(SpecError, match="did you mean 'quick'"):
+        run_study(NAME, "quik", tmp_path)
+    with pytest.raises(SpecError, match="each once"):
+        run_study(NAME, "quick", tmp_path, seeds=[1, 1])
+    with pytest.raises(SpecError, match="unknown study"):
+        run_study("dormnat", "quick", tmp_path)
+    assert not list(tmp_path.iterdir())
