@@ -22,6 +22,7 @@ from expunge.data.digits import Digits
 from expunge.data.fashion_mnist import FashionMNIST
 from expunge.data.python_docs import PythonDocs
 from expunge.models.mlp import MLP
+from expunge.tasks.easy_examples import EasyExamples
 from expunge.tasks.hard_examples import HardExamples
 from expunge.tasks.indices import Indices
 from expunge.tasks.label_swap import LabelSwap
@@ -127,6 +128,15 @@ def test_hard_examples_are_those_of_lowest_cscore() -> None:
     assert scores[problem.forget].max() <= scores[problem.retain].min()
     # Ties go to the smaller id, so that the set is the same everywhere.
     expected = sorted(range(2000), key=lambda i: (float(scores[i]), i))[:50]
+    assert problem.forget.tolist() == expected
+
+
+def test_easy_examples_are_those_of_highest_cscore() -> None:
+    data = FashionMNIST(train=2000, test=10)()
+    task = EasyExamples(count=50)
+    problem = task(data, 0, task.measure(data, None, 0))
+    scores = data.cscore[:2000]
+    expected = sorted(range(2000), key=lambda i: (-float(scores[i]), i))[:50]
     assert problem.forget.tolist() == expected
 
 

@@ -23,6 +23,7 @@ CHECKED = [part for part in REGISTERED if part not in FILES]
 
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     # Smaller than by default, so that the checks' small data carry them and nets train fast.
+    ("task", "easy_examples"): {"count": 50, "nets": 2},
     ("task", "hard_examples"): {"count": 50, "nets": 2},
     ("task", "label_swap"): {"count": 60, "discovery": 0.5},
     ("task", "planted_text"): {"count": 6, "copies": 3},
