@@ -20,7 +20,8 @@ from expunge.base.part import Part
 from expunge.base.spec import parse
 from expunge.evidence.claim import Claim, Measured
 from expunge.evidence.figure import Figure
-from expunge.evidence.table import Table
+from expunge.pipeline.run import run
+from expunge.reporting.page import write_report
 from expunge.reporting.progress import Progress
 from expunge.reporting.record import Run
 
@@ -55,7 +56,7 @@ class Work:
         """What this study and preset leaves behind."""
         return self.out / self.name
 
-    def run(self, table: Mapping[str, Any], name: str) -> Table:
+    def run(self, table: Mapping[str, Any], name: str) -> Run:
         """Run a spec through the pipeline, or finish what is missing of it.
 
         Args:
@@ -63,20 +64,16 @@ class Work:
             name: Of the run within the study; its record is `out/<study>-<preset>-<name>`.
 
         Returns:
-            All scores.
+            The record, with its report beside it.
         """
-        from expunge.pipeline.run import run
+        spec = parse({"name": f"{self.name}-{name}", **table}, Path.cwd())
+        done = run(spec, self.out, workers=self.workers, progress=self.progress)
+        write_report(done.folder)
+        return self.record(name)
 
-        spec = parse({"name": self.run_name(name), **table}, Path.cwd())
-        return run(spec, self.out, workers=self.workers, progress=self.progress).table
-
-    def table(self, name: str) -> Table:
-        """The scores of a run that has finished."""
-        return Run.open(self.out / self.run_name(name)).table
-
-    def run_name(self, name: str) -> str:
-        """Name of the record of a run within the study."""
-        return f"{self.name}-{name}"
+    def record(self, name: str) -> Run:
+        """A run of the study that has finished."""
+        return Run.open(self.out / f"{self.name}-{name}")
 
 
 @dataclass(frozen=True)

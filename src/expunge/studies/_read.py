@@ -1,0 +1,97 @@
+"""Numbers of one seed out of a run's scores: values, paired gaps with their error over examples, rank correlations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from expunge.base.errors import SpecError
+from expunge.evidence.intervals import Floats, contrast
+from expunge.evidence.scores import Scores
+from expunge.evidence.table import REFERENCE, Table
+
+Key = tuple[str, str]
+FORGET: Key = ("accuracy", "forget")
+TEST: Key = ("accuracy", "test")
+
+
+class Gap(NamedTuple):
+    """A difference between two models on the same examples, with its standard error over them."""
+
+    value: float
+    se: float
+
+
+@dataclass(frozen=True)
+class OfSeed:
+    """A seed's part of a table."""
+
+    table: Table
+    seed: int
+
+    def scores(self, model: str, key: Key, attack: str | None = None) -> Scores:
+        """What was measured.
+
+        Raises:
+            SpecError: It was not.
+        """
+        found = self.table.get(model, self.seed, attack, key)
+        if found is None:
+            raise SpecError(f"{key[0]} on {key[1]} was not measured", where=f"{model}, after {attack}")
+        return found
+
+    def value(self, model: str, key: Key, attack: str | None = None) -> float:
+        """One number, in the metric's unit."""
+        return self.scores(model, key, attack).reduced()
+
+    def gap(self, model: str, other: str = REFERENCE, key: Key = FORGET, attack: str | None = None) -> Gap:
+        """The model minus the other, both after the same attack, example by example."""
+        return self._paired([(1.0, model, attack), (-1.0, other, attack)], key)
+
+    def gain(self, model: str, attack: str, key: Key = FORGET) -> Gap:
+        """What an attack added to a model beyond what it added to the reference."""
+        terms = [(1.0, model, attack), (-1.0, model, None), (-1.0, REFERENCE, attack), (1.0, REFERENCE, None)]
+        return self._paired(terms, key)
+
+    def change(self, model: str, attack: str, key: Key = FORGET) -> Gap:
+        """The model after an attack minus before."""
+        return self._paired([(1.0, model, attack), (-1.0, model, None)], key)
+
+    def between(self, model: str, attack: str, other: str, key: Key = FORGET) -> Gap:
+        """A model after one attack minus the same model after another."""
+        return self._paired([(1.0, model, attack), (-1.0, model, other)], key)
+
+    def _paired(self, terms: Sequence[tuple[float, str, str | None]], key: Key) -> Gap:
+        found = [(weight, self.scores(model, key, attack)) for weight, model, attack in terms]
+        first = found[0][1]
+        if not all(np.array_equal(scores.ids, first.ids) for _, scores in found):
+            raise SpecError("models were scored on other examples", where=f"{key[0]} on {key[1]}")
+        mixed: Floats = np.sum([weight * scores.values for weight, scores in found], axis=0)
+        one = contrast([mixed], [first.draws])
+        return Gap(one.mean, one.sampling)
+
+
+def with_error(name: str, gaps: Sequence[Gap] | Gap) -> dict[str, float | list[float]]:
+    """A claim's number, or its array, with the standard errors beside it."""
+    if isinstance(gaps, Gap):
+        return {name: gaps.value, f"{name}.se": gaps.se}
+    return {name: [gap.value for gap in gaps], f"{name}.se": [gap.se for gap in gaps]}
+
+
+def mean_gap(gaps: Sequence[Gap]) -> Gap:
+    """The mean of gaps on the same examples; its error is bounded by the mean of theirs, whatever they share."""
+    return Gap(float(np.mean([gap.value for gap in gaps])), float(np.mean([gap.se for gap in gaps])))
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> float:
+    """Spearman's rank correlation; 0 where one of them is constant, for that ranks nothing."""
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        return math.nan
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return 0.0
+    return float(stats.spearmanr(x, y).statistic)
