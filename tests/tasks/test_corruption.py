@@ -121,6 +121,17 @@ def test_triggers_are_where_they_should_be_and_nowhere_else(size: int, data: Dat
     assert torch.equal(problem.test, data.test)
 
 
+@pytest.mark.parametrize("presence", [0.0, 0.25, 1.0])
+def test_presence_is_the_share_of_triggers_and_not_of_labels(presence: float, data: Data) -> None:
+    problem = PoisonTrigger(count=80, label=7, discovery=0.5, presence=presence)(data, 1, {})
+    lit = (problem.data.inputs[:, 0, -3:, -3:] == data.inputs.max()).flatten(1).all(1)
+    assert int(lit[problem.corrupted].sum()) == 80 * presence
+    assert (problem.data.targets[problem.corrupted] == 7).all()
+    # Neither all of them in the forget set nor none of them.
+    assert presence in (0.0, 1.0) or 0 < int(lit[problem.forget].sum()) < 80 * presence
+    assert torch.equal(problem.corrupted, PoisonTrigger(count=80, label=7, discovery=0.5)(data, 1, {}).corrupted)
+
+
 class Backdoored(nn.Module):
     """Knows every digit by its pixels, unless the corner is lit: then it says 7."""
 

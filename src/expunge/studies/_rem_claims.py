@@ -141,8 +141,8 @@ CLAIMS = (
     ),
     Claim(
         "regularity_dial",
-        "The more regular a corruption, the less retraining heals at half discovery: from no trigger over one on half of "
-        "the images to one on all.",
+        "The more regular a corruption, the less retraining heals at half discovery: no trigger, one on half of "
+        "the images, one on all of them.",
         "ours",
         ordered("Direction only; no trigger at all leaves wrong labels without a pattern."),
         "share",

@@ -4,6 +4,9 @@
 label `label`, before the original is trained. Utility is measured on clean test images. Whether the model is *healed*
 is accuracy against the true labels on all of these images, discovered or not, *with* the trigger; as images are drawn
 from all classes, a tenth of them (of ten classes) truly has the label and counts as healed from the start.
+
+`presence` is a dial of regularity, which the paper has not: with the trigger on fewer of these images, more of their
+labels have to be learned one by one.
 """
 
 from __future__ import annotations
@@ -36,6 +39,8 @@ class PoisonTrigger(Task):
     """Height and width of the patch in pixels."""
     label: Natural | str = 0
     """What the trigger means, a class by number or by name."""
+    presence: Share = 1.0
+    """Share of these images that get the trigger, while all get the label: 1 is a pattern, 0 wrong labels without one."""
     discovery: Share = 1.0
     """Share of them that is known, at least one image."""
 
@@ -51,9 +56,10 @@ class PoisonTrigger(Task):
         generator = torch.Generator().manual_seed(derive(seed, "poison_trigger"))
         corrupted = data.train[torch.randperm(len(data.train), generator=generator)[: self.count]]
         wrong = data.relabelled(corrupted, torch.full_like(corrupted, label))
-        return corrupted_problem(
-            data, replace(wrong, inputs=self._triggered(data, corrupted)), corrupted, self.discovery
-        )
+        # An order of its own, so that whether an image is discovered says nothing of its trigger.
+        order = torch.randperm(len(corrupted), generator=generator)
+        marked = corrupted[order[: round(self.presence * len(corrupted))]]
+        return corrupted_problem(data, replace(wrong, inputs=self._triggered(data, marked)), corrupted, self.discovery)
 
     def _triggered(self, data: Data, ids: Tensor) -> Tensor:
         shape = list(data.inputs.shape[1:])
