@@ -27,9 +27,12 @@ from expunge.base.errors import SpecError
 from expunge.base.seeds import derive
 from expunge.core.case import Meter
 from expunge.methods import _distill, scrub
+from expunge.methods._noise import standard_normal
 from expunge.methods.bad_teacher import BadTeacher, incompetent
 from expunge.methods.delete import DELETE, without_answer
+from expunge.methods.noisy_distillation import NoisyDistillation
 from expunge.methods.scrub import SCRUB, reference_error, rewind
+from expunge.train.optim import cosine
 
 RATE = 0.05
 ONE_STEP = {"epochs": 1, "learning_rate": RATE, "optimizer": "sgd", "batch_size": ALL_AT_ONCE}
@@ -47,7 +50,9 @@ class Shallow(nn.Linear):
         return copy.copy(self)
 
 
-@pytest.mark.parametrize("method", [SCRUB(), BadTeacher(), DELETE()], ids=["scrub", "bad_teacher", "delete"])
+@pytest.mark.parametrize(
+    "method", [SCRUB(), BadTeacher(), DELETE(), NoisyDistillation()], ids=lambda m: type(m).__name__
+)
 def test_a_teacher_that_is_its_student_is_refused(method):
     with pytest.raises(SpecError, match="shares storage"):
         method.apply(nn.Sequential(Shallow(5, 3)).double(), classes(), None, 0, Meter())
@@ -218,3 +223,34 @@ def test_delete_is_cross_entropy_with_that_target(problem, model):
     value = -(target * logits(problem, model, problem.forget).log_softmax(1)).sum(1).mean()
     found = vector(DELETE(**ONE_STEP)(model, problem, None, 3).model) - vector(model)
     torch.testing.assert_close(found, -RATE * gradient(value, model), **EXACT)
+
+
+# --- Noise and distillation ------------------------------------------------------------------------------------------
+
+
+@PROBLEMS
+def test_noisy_distillation_is_noise_and_then_a_step_towards_the_original_but_for_its_answers(problem, model):
+    weights = {"gamma": 0.7, "alpha": 1.3, "temperature": 1.5, "weight": 0.4, "sigma": 0.05, "final": 0.3}
+    method = NoisyDistillation(**ONE_STEP, **weights, forget_batch_size=ALL_AT_ONCE)
+    done = method.apply(copy.deepcopy(model), problem, None, 3, Meter())
+
+    noisy = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(derive(3, "noise"))
+    with torch.no_grad():
+        for parameter in noisy.parameters():
+            parameter.add_(standard_normal(parameter, generator), alpha=0.05)
+    retain, forget = (logits(problem, model, ids).detach() for ids in (problem.retain, problem.forget))
+    targets = problem.objective.decisions(model, problem.data.batch(problem.forget)).targets
+    chances = forget.softmax(1).scatter(1, targets[:, None], 0.0)
+    chances = chances / chances.sum(1, keepdim=True)
+    now = logits(problem, noisy, problem.forget).log_softmax(1)
+    gone = (torch.special.xlogy(chances, chances) - chances * now).sum(1).mean()
+    kept = 0.7 * cross_entropy(problem, noisy, problem.retain)
+    kept = kept + 1.3 * divergence(retain, logits(problem, noisy, problem.retain), 1.5)
+    expected = vector(noisy) - RATE * gradient(kept + 0.4 * gone, noisy)
+    torch.testing.assert_close(vector(done), expected, **EXACT)
+
+
+def test_the_rate_falls_along_a_cosine():
+    factor = cosine(10, 0.2)
+    assert [factor(0), factor(5), factor(10), factor(50)] == pytest.approx([1.0, 0.6, 0.2, 0.2])

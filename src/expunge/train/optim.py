@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -23,6 +24,19 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """An optimiser over these parameters."""
     return _MAKERS[name](list(parameters), learning_rate, weight_decay)
+
+
+def cosine(steps: int, final: float) -> Callable[[int], float]:
+    """A factor on the learning rate that falls from 1 along half a cosine.
+
+    Args:
+        steps: After how many it has arrived; it stays there.
+        final: Factor at the end.
+
+    Returns:
+        Step, from 0, to factor.
+    """
+    return lambda step: final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
 
 
 def _fusable(parameters: Sequence[nn.Parameter]) -> bool:

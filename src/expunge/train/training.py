@@ -16,7 +16,7 @@ from expunge.core.contracts import require_trainable
 from expunge.core.data import Data
 from expunge.core.objective import infer_objective, loss
 from expunge.train.loop import batches, fit
-from expunge.train.optim import OptimizerName, make_optimizer
+from expunge.train.optim import OptimizerName, cosine, make_optimizer
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,7 @@ class Training(Part):
 
     def schedule(self, steps: int) -> Callable[[int], float] | None:
         """Factor on the learning rate at each step, or `None` where it is constant."""
-        if self.final == 1.0:
-            return None
-        return lambda step: self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
+        return None if self.final == 1.0 else cosine(steps, self.final)
 
 
 @dataclass(frozen=True)
