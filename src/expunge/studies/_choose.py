@@ -1,51 +1,64 @@
-"""Settings chosen without looking at what a study reports: on other seeds, before any attack, by one number.
-
-The number is ToW (evidence/tow.py): the product over forget, retain and test set of one minus the gap to the retrained
-model. No attack is run, so that no method can be tuned on it.
-"""
+"""Settings chosen without looking at what a study reports: on other seeds, before any attack, by one number."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from expunge.evidence.table import Table
 from expunge.studies._study import Work
 
 Entry = dict[str, Any]
 """A method's table in a spec, without its label."""
+Number = Callable[[Table], dict[str, float]]
+"""A run to one number per label, the larger the better."""
 
 
 def choose(
-    work: Work, base: Mapping[str, Any], grid: Mapping[str, Sequence[Entry]], seeds: Sequence[int]
+    work: Work, specs: Mapping[str, Mapping[str, Any]], grid: Mapping[str, Sequence[Entry]], number: Number
 ) -> dict[str, Any]:
-    """The candidate of each label with the largest mean ToW.
+    """The candidate of each label with the largest mean of a number over runs.
 
     Args:
         work: Where to run.
-        base: The spec's data, model, training and task.
-        grid: Candidates by label; of a single one nothing is chosen, and without seeds the middle one is taken.
-        seeds: None of which the study reports.
+        specs: Data, model, training, task and seeds by name of the run; none to take the middle candidates unseen.
+        grid: Candidates by label; of a single one nothing is chosen.
+        number: What to choose by, before any attack, so that no method can be tuned on it.
 
     Returns:
-        `entries` by label, and `tow`, the mean of every candidate that was tried.
+        `entries` by label, and `tried`, the mean of every candidate.
     """
     tried = {f"{label}-{i}": entry for label, found in grid.items() if len(found) > 1 for i, entry in enumerate(found)}
-    if not (tried and seeds):
-        return {"entries": {label: found[len(found) // 2] for label, found in grid.items()}, "tow": {}}
+    if not (tried and specs):
+        return {"entries": {label: found[len(found) // 2] for label, found in grid.items()}, "tried": {}}
     methods = [{**entry, "label": label} for label, entry in tried.items()]
-    means = _tow(work.run({**base, "seeds": list(seeds), "method": methods}, "choice").table)
-    entries = {}
-    for label, found in grid.items():
-        best = max(range(len(found)), key=lambda i, label=label: means.get(f"{label}-{i}", 0.0))  # type: ignore[misc]
-        entries[label] = found[best]
-    return {"entries": entries, "tow": {f"{name} {_told(tried[name])}": round(means[name], 4) for name in tried}}
+    runs = [number(work.run({**spec, "method": methods}, f"choice-{name}").table) for name, spec in specs.items()]
+    means = {label: float(np.mean([found[label] for found in runs])) for label in tried}
+    entries = {label: found[_best(means, label, len(found))] for label, found in grid.items()}
+    return {"entries": entries, "tried": {f"{name}: {_told(tried[name])}": round(means[name], 4) for name in tried}}
 
 
-def _tow(table: Table) -> dict[str, float]:
+def _best(means: Mapping[str, float], label: str, count: int) -> int:
+    return max(range(count), key=lambda i: means.get(f"{label}-{i}", 0.0))
+
+
+def tow(table: Table) -> dict[str, float]:
+    """Mean ToW (evidence/tow.py): closeness to the retrained model on forget, retain and test set together."""
     rows = [r for r in table.rows() if (r["metric"], r["seed"], r["attack"]) == ("tow", None, None)]
     return {row["model"]: float(row["value"]) for row in rows}
 
 
+def kept_and_forgotten(table: Table) -> dict[str, float]:
+    """REM's proxy (2505.17730): accuracy on retain, as labelled, times one minus that on forget, at least 0.2."""
+
+    def mean(model: str, split: str) -> float:
+        found = [table.get(model, seed, None, ("accuracy", split)) for seed in table.seeds]
+        return float(np.mean([scores.reduced() for scores in found if scores is not None]))
+
+    return {model: mean(model, "retain") * (1 - max(mean(model, "forget"), 0.2)) for model in table.models}
+
+
 def _told(entry: Entry) -> str:
-    return ", ".join(f"{key}={value}" for key, value in entry.items() if key != "name")
+    return ", ".join(f"{key}={value}" for key, value in entry.items())

@@ -40,7 +40,7 @@ class PoisonTrigger(Task):
     label: Natural | str = 0
     """What the trigger means, a class by number or by name."""
     presence: Share = 1.0
-    """Share of these images that get the trigger, while all get the label: 1 is a pattern, 0 wrong labels without one."""
+    """Share of these images that get the trigger; all get the label, so that 0 is wrong labels without a pattern."""
     discovery: Share = 1.0
     """Share of them that is known, at least one image."""
 
