@@ -132,6 +132,13 @@ class Alike(nn.Linear):
         return super().forward(inputs) + inputs.mean()
 
 
+class Other(nn.Sequential):
+    """Runs its layers in another way."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs) + super().forward(-inputs).tanh()
+
+
 def _tied() -> nn.Module:
     model = nn.Sequential(nn.Flatten(), nn.Linear(144, 5), nn.Tanh(), nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 3))
     model[4].weight = model[3].weight
@@ -162,6 +169,8 @@ OTHERS: dict[str, Callable[[], nn.Module]] = {
     "hooked": _hooked,
     "more parameters": _more_parameters,
     "a subclass": lambda: nn.Sequential(nn.Flatten(), Alike(144, 3)),
+    "a subclass of the chain": lambda: Other(nn.Flatten(), nn.Linear(144, 3)),
+    "a subclass of the chain inside": lambda: nn.Sequential(nn.Flatten(), Other(nn.Linear(144, 3))),
     "an unknown layer": lambda: nn.Sequential(nn.Flatten(), nn.Linear(144, 3), nn.LayerNorm(3)),
     "circular padding": lambda: convolutions(nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular"), 2),
     "padding by name": lambda: convolutions(nn.Conv2d(2, 4, 3, padding="same"), 2),

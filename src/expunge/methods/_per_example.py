@@ -1,9 +1,9 @@
 """Gradients of single examples from one pass over many of them, for chains of well-known layers.
 
 An example's gradient of a linear layer's weight is the outer product of what came in and of what came back; a
-convolution's is a sum of such products over positions. Both passes over a batch keep what is needed, so that examples
-need no passes of their own: on one core about 10 times as fast as one by one for the library's MLP and 3 times for its
-CNN (`benchmarks/importance.py`), and equal to it up to rounding.
+convolution's is a sum of such products over positions. One pass over a batch has both for all its examples, which need
+no passes of their own: several times as fast on one core, for the library's MLP more than for its CNN
+(`benchmarks/importance.py`), and equal up to rounding.
 
 It is exact only where every layer runs once, in turn, and no example sees another. That can be read off an
 `nn.Sequential` of known layers and off nothing else, so `chain` is strict: everything else goes one by one.
