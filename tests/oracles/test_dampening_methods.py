@@ -269,12 +269,12 @@ def test_potion_is_the_plain_search(start, growth):
     assert done.cost.gradients == 24
 
 
-@pytest.mark.parametrize("tries", [1, 4])
-def test_potion_ends_with_its_last_try(tries):
+@pytest.mark.parametrize(("start", "tries"), [(1.0, 1), (1.0, 4), (20.0, 1)])
+def test_potion_ends_with_its_last_try(start, tries):
     model, problem = poisoned()
-    expected, taken = plain_search(model, problem, 1.0, 1.1, tries, -1)
+    expected, taken = plain_search(model, problem, start, 1.1, tries, -1)
     assert taken == tries
-    done = Potion(left=0.0, tries=tries)(model, problem, None, 0)
+    done = Potion(left=0.0, start=start, tries=tries)(model, problem, None, 0)
     assert known_share(done.model, problem, problem.forget) > 1 / 3
     torch.testing.assert_close(vector(done.model), expected, **EXACT)
 
