@@ -22,6 +22,7 @@ from expunge.train.training import TrainedRecipe, Training
 BRIEF = {"epochs": 2, "batch_size": 32}
 PAIRED = BRIEF | {"forget_batch_size": 16}
 SETTINGS = {
+    "assd": {},
     "bad_teacher": BRIEF | {"retain_share": 0.5},
     "cf_k": BRIEF,
     "delete": BRIEF,
@@ -29,8 +30,10 @@ SETTINGS = {
     "fisher_forgetting": {},
     "gradient_ascent": BRIEF | {"chances": 1e-9, "learning_rate": 1e-9},
     "l1_sparse": BRIEF,
+    "lfssd": {"alpha": 1.0, "dampening": 0.5},
     "neggrad_plus": PAIRED,
     "noisy_distillation": PAIRED,
+    "potion": {"tries": 3},
     "salun": PAIRED,
     "scrub": PAIRED | {"forget_epochs": 1, "rewind": True},
     "ssd": {"alpha": 1.0, "dampening": 0.5},
@@ -44,7 +47,7 @@ def cost(name: str, retain: int, forget: int) -> int:
     return {
         "bad_teacher": 2 * (forget + math.ceil(retain / 2)),
         "fisher_forgetting": retain,
-        "ssd": retain + forget,
+        **dict.fromkeys(("assd", "lfssd", "potion", "ssd"), retain + forget),
         "salun": forget + paired,
         **dict.fromkeys(("neggrad_plus", "noisy_distillation"), paired),
         "scrub": 2 * retain + forget,
