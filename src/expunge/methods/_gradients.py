@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from expunge.core.case import Meter
 from expunge.core.contracts import require_trainable
 from expunge.core.data import Batch
+from expunge.core.modules import evaluating
 from expunge.core.objective import Classification, Decisions, decision_losses
 from expunge.core.problem import Problem
-from expunge.methods._measure import evaluating
 from expunge.methods._per_example import Magnitude, chain, chunk_size, summed_magnitudes
 from expunge.train.loop import in_order
 
