@@ -25,6 +25,8 @@ SETTINGS = {
     "assd": {},
     "bad_teacher": BRIEF | {"retain_share": 0.5},
     "cf_k": BRIEF,
+    "circuit_breakers": PAIRED,
+    "connectivity_breaking": PAIRED,
     "delete": BRIEF,
     "eu_k": BRIEF,
     "fisher_forgetting": {},
@@ -38,7 +40,11 @@ SETTINGS = {
     "scrub": PAIRED | {"forget_epochs": 1, "rewind": True},
     "ssd": {"alpha": 1.0, "dampening": 0.5},
     "task_negation": BRIEF,
+    "weight_attenuation": BRIEF,
+    "weight_distance_reg": BRIEF,
+    "weight_dropout": BRIEF,
 }
+REPAIR = ("cf_k", "eu_k", "l1_sparse", "weight_attenuation", "weight_distance_reg", "weight_dropout")
 
 
 def cost(name: str, retain: int, forget: int) -> int:
@@ -49,9 +55,10 @@ def cost(name: str, retain: int, forget: int) -> int:
         "fisher_forgetting": retain,
         **dict.fromkeys(("assd", "lfssd", "potion", "ssd"), retain + forget),
         "salun": forget + paired,
-        **dict.fromkeys(("neggrad_plus", "noisy_distillation"), paired),
+        "connectivity_breaking": 2 * retain + paired,
+        **dict.fromkeys(("neggrad_plus", "noisy_distillation", "circuit_breakers"), paired),
         "scrub": 2 * retain + forget,
-        **dict.fromkeys(("cf_k", "eu_k", "l1_sparse"), 2 * retain),
+        **dict.fromkeys(REPAIR, 2 * retain),
         **dict.fromkeys(("delete", "gradient_ascent", "task_negation"), 2 * forget),
     }[name]
 
