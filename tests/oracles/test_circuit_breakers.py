@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from _toy import ALL_AT_ONCE, EXACT, classes, gpt, linear, tokens
+from _toy import ALL_AT_ONCE, EXACT, classes, gpt, linear, tokens, vector
 from torch import Tensor, nn
 
 from expunge.base.errors import MissingError, SpecError
@@ -114,7 +114,7 @@ def test_hidden_states_of_forget_turn_away_and_those_of_retain_stay() -> None:
     problem = Problem(data, torch.arange(200)[zeros], torch.arange(200)[~zeros], data.test)
     torch.manual_seed(0)
     model = CNN(width=4)(data).eval()
-    done = CircuitBreakers(learning_rate=1e-3, epochs=20, batch_size=32)(model, problem, None, 0).model
+    done = CircuitBreakers(learning_rate=1e-3, epochs=20, batch_size=32, hold=1.0)(model, problem, None, 0).model
 
     def cosines(ids: Tensor) -> Tensor:
         with torch.no_grad():
@@ -134,6 +134,15 @@ def test_the_schedule_ends_with_the_last_step(batch_size: int, steps: int) -> No
     step, pairs = method.pair_loss(model, problem, 0), list(method.pairs(problem, 0))
     found = [step(pair).item() for pair in pairs]
     assert found == pytest.approx([1 - (s + 1) / steps for s in range(steps)], abs=1e-12)
+
+
+@pytest.mark.parametrize("optimizer, leaves", [("sgd", False), ("adam", True)])
+def test_the_original_is_a_flat_place_that_adam_leaves_on_rounding_alone(optimizer: str, leaves: bool) -> None:
+    problem, model = classes(), deep()
+    method = CircuitBreakers(optimizer=optimizer, learning_rate=0.05, epochs=30, hold=0.0)
+    done = method(model, problem, None, 0).model
+    far = (vector(done) - vector(model)).abs().max().item()
+    assert far > 0.1 if leaves else far < 1e-12
 
 
 def test_by_default_the_layers_are_at_half_depth_and_last() -> None:

@@ -23,6 +23,7 @@ from expunge.methods.weight_dropout import WeightDropout
 RATE, MOMENTUM = 0.05, 0.9
 STEPS = {"learning_rate": RATE, "optimizer": "sgd", "batch_size": ALL_AT_ONCE}
 PAIRED = STEPS | {"forget_batch_size": ALL_AT_ONCE}
+METHODS = [WeightAttenuation(factor=0.5), WeightDropout(p=0.5), WeightDistortion()]
 STILL = STEPS | {"epochs": 1, "learning_rate": 1e-30}
 PROBLEMS = pytest.mark.parametrize("problem, model", [(classes(), net()), (tokens(), gpt())], ids=["net", "gpt"])
 
@@ -80,7 +81,7 @@ def test_dropout_draws_by_seed_and_for_each_weight_of_its_own() -> None:
     assert 0.4 < (first == last).double().mean() < 0.6
 
 
-@pytest.mark.parametrize("method", [WeightAttenuation(), WeightDropout(p=0.5), WeightDistortion()], ids=str)
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
 def test_frozen_weights_are_left_alone_and_tied_ones_changed_once(method) -> None:
     method = replace(method, **STILL)
     model = gpt()

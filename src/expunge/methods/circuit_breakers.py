@@ -1,22 +1,26 @@
 """Turn the hidden states of the forget set away from what they were, and hold those of the retain set (2406.04313).
 
-Minimises c_r * MSE(h(x_R), h0(x_R)) + c_u * relu(cos(h(x_F), h0(x_F))), averaged over layers, h0 being the original's
-hidden states. At step s of S, from 0, c_r = alpha * (s + 1) / S and c_u = alpha * (1 - (s + 1) / S): the last step only
-holds. MSE is the mean over all entries, the cosine that of each decision's whole feature, a token of a language model
-like an image; over a batch flattened into one vector single examples could stay as they are. No label is used.
+Minimises c_r * hold * MSE(h(x_R), h0(x_R)) + c_u * relu(cos(h(x_F), h0(x_F))), averaged over layers, h0 being the
+original's hidden states. At step s of S, from 0, c_r = alpha * (s + 1) / S and c_u = alpha * (1 - (s + 1) / S): the
+last step only holds. MSE is the mean over all entries, the cosine that of each decision's whole feature, a token of a
+language model like an image; over a batch flattened into one vector single examples could stay as they are. No label is
+used.
 
-This is the form of the code of 2505.22310, which reads two hidden states of a ResNet-18, numbers 4 and 7. 2406.04313
-works on language models through low-rank adapters, has the norm of the difference in the place of its mean square, and
-stretches the schedule over twice the steps, so that both terms end with one weight. Here the layers are, where none are
-named, what the modules with weights are given at half depth and last, among those hidden states that training can
-change. Layers after the last one that is read get no gradient. The original is in evaluation mode, the model in
-training mode: with batch norm the first difference is that of batch statistics from running ones.
+With hold = 1 this is the form of the code of 2505.22310, which reads two hidden states of a ResNet-18, numbers 4 and 7.
+2406.04313 works on language models through low-rank adapters, has the norm of the difference in the place of its mean
+square, and stretches the schedule over twice the steps, so that both terms end with one weight. Here the layers are,
+where none are named, what the modules with weights are given at half depth and last, among those hidden states that
+training can change. Layers after the last one that is read get no gradient. The original is in evaluation mode, the
+model in training mode: with batch norm the first difference is that of batch statistics from running ones.
 
-Adam divides a common factor of all gradients out again: there alpha means next to nothing, and the learning rate and
-the number of epochs are the strength.
+Where it starts both terms are flat, the one at its least and the other at its most. Adam, which scales gradients up,
+leaves on rounding alone; SGD stays there for ever unless dropout or batch norm make the first move. Adam also divides a
+common factor of all gradients out again: alpha means next to nothing to it. What counts is `hold`, since the mean
+square has the unit of squared features and the cosine has none; where it is too strong, the last epochs bring the
+hidden states of the forget set back as well.
 
-Cost: one gradient per retain example and epoch, and `forget_batch_size` for each retain batch. The teacher is a
-forward pass.
+Cost: one gradient per retain example and epoch, and `forget_batch_size` for each retain batch. The teacher is a forward
+pass.
 """
 
 from __future__ import annotations
@@ -55,9 +59,9 @@ class CircuitBreakers(PairedDescent):
     paper: ClassVar[str] = "circuit breakers, 2024"
 
     alpha: Positive = 1.0
-    """Factor of both terms; under Adam without effect."""
-    hold: NonNegative = 1.0
-    """Weight of the retain term, whose unit is that of squared features and so the model's."""
+    """Factor of both terms; next to nothing under Adam."""
+    hold: NonNegative = 0.2
+    """Weight of the retain term, per squared unit of the features; 2505.22310's 1 belongs to a ResNet-18."""
     layers: tuple[str, ...] = ()
     """Paths of the modules whose outputs are compared; by default the hidden states at half depth and the last."""
 

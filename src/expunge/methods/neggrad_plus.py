@@ -38,7 +38,6 @@ class NegGradPlus(PairedDescent):
 
     alpha: Share = 0.95
     """Weight of the retain loss; the forget loss has what is left to 1."""
-
     alternate: bool = False
     """Whether passes over either set take turns, as in 2505.22310; alpha has no part then."""
 
