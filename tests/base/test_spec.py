@@ -57,6 +57,22 @@ def test_the_same_label_may_stand_for_a_method_and_an_attack(tmp_path: Path) -> 
     assert spec.attack[0].label == spec.method[0].label
 
 
+def test_a_method_after_another_is_laid_out_behind_it(tmp_path: Path) -> None:
+    methods = [{"name": "npo", "label": "c", "after": "b"}, {"name": "npo", "label": "b", "after": "m:f"}]
+    spec = parse(tiny(method=[*methods, {"name": "m:f"}, {"name": "npo", "label": "d"}]), tmp_path)
+    assert [entry.after for entry in spec.method] == ["b", "m.f", None, None]
+    assert all("after" not in entry.settings for entry in spec.method)
+    assert [entry.label for entry in spec.chain("c")] == ["m.f", "b", "c"]
+    assert [entry.label for entry in spec.chained] == ["m.f", "d", "b", "c"]
+
+
+def test_a_circle_is_reported_at_a_method_in_it(tmp_path: Path) -> None:
+    methods = [{"name": "npo", "label": x, "after": y} for x, y in ("ab", "bc", "cb")]
+    with pytest.raises(SpecError, match="b after c after b") as error:
+        parse(tiny(method=methods), tmp_path)
+    assert error.value.where == "method[1].after"
+
+
 @pytest.mark.parametrize("name", ["a", "Fashion-hard", "run_2.1", "7"])
 def test_names_that_are_accepted(tmp_path: Path, name: str) -> None:
     assert parse(tiny(name=name), tmp_path).name == name

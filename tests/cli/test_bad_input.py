@@ -77,6 +77,20 @@ SPECS: dict[str, tuple[Table, tuple[str, ...]]] = {
     "seed twice": ({"seeds": [1, 1]}, ("seeds: ", "[1, 1]", "each once")),
     "no seed": ({"seeds": []}, ("seeds: ", "at least one")),
     "budget of nothing": ({"method": method(budget=0)}, ("method[0].budget: ", "0", "at least 1")),
+    "after what is not there": (
+        {"method": [*method(), {"name": "finetune", "after": "random_relable"}]},
+        ("method[1].after: ", "unknown method 'random_relable'", "did you mean 'random_relabel'?"),
+    ),
+    "after itself": ({"method": method(after="random_relabel")}, ("method[0].after: ", "circle", "leave out")),
+    "after each other": (
+        {"method": [*method(), *({"name": "npo", "label": x, "after": y} for x, y in ("ab", "bc", "ca"))]},
+        ("method[1].after: ", "a after b after c after a", "leave out"),
+    ),
+    "after what is no label": ({"method": method(after=1)}, ("method[0].after: ", "1", "the label of a method")),
+    "an attack after a method": (
+        {"attack": [{"name": "relearn", "after": "random_relabel"}]},
+        ("attack[0]: ", "unknown key 'after'"),
+    ),
     "required that is no bool": (
         {"audit": [{"name": "loss", "required": 1}]},
         ("audit[0].required: ", "true or false"),

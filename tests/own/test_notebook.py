@@ -13,6 +13,9 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import expunge
 from expunge.base.errors import MissingError, SpecError
+from expunge.base.seeds import derive
+from expunge.core.modules import state_digest
+from expunge.methods.finetune import Finetune
 from expunge.reporting.verify import verify
 
 
@@ -89,6 +92,28 @@ def test_the_record_of_a_notebook_can_be_verified(own: Setting, tmp_path: Path) 
     case = expunge.case(own.model, forget=own.forget, retain=own.retain, test=own.test, holdout=own.holdout)
     result = expunge.audit(expunge.unlearn(case, "finetune", epochs=1), case)
     assert verify(result.save(tmp_path / "run"))["verdicts"] == 1
+
+
+def test_a_method_after_another_starts_from_its_model(own: Setting) -> None:
+    case = expunge.case(own.model, forget=own.forget, retain=own.retain, test=own.test, holdout=own.holdout)
+    first = expunge.unlearn(case, "random_relabel", epochs=2)
+    before = state_digest(first.model)
+    both = expunge.unlearn(case, "finetune", after=first, epochs=1, budget=150)
+    seed = derive(case.seed, "unlearn", "random_relabel_finetune")
+    by_hand = Finetune(epochs=1)(first.model, case.problem, None, seed, 150)
+    assert state_digest(both.model) == state_digest(by_hand.model)
+    assert state_digest(first.model) == before
+    # 400 to retain; the forget set has 40, of which each of four batches takes all.
+    assert first.cost.gradients == 2 * (400 + 4 * 40) and both.cost.gradients == first.cost.gradients + 128
+    assert both.cost.seconds > first.cost.seconds and both.method == "random_relabel_finetune"
+    result = expunge.audit(both, case, attacks=[])
+    assert result.verdict.model == "random_relabel_finetune" and result.cost == both.cost
+
+
+def test_what_is_no_result_cannot_be_started_from(own: Setting) -> None:
+    case = expunge.case(own.model, forget=own.forget, retain=own.retain, test=own.test)
+    with pytest.raises(SpecError, match=r"after: found 'scrub'.*what expunge.unlearn returned"):
+        expunge.unlearn(case, "finetune", after="scrub")  # type: ignore[arg-type]
 
 
 def test_references_are_trained_once(own: Setting) -> None:

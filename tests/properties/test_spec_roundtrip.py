@@ -74,6 +74,9 @@ def specs(draw: st.DrawFn) -> Table:
             },
         )
     )
+    for i, method in enumerate(found["method"]):
+        before = draw(st.sampled_from([None, *(m["label"] for m in found["method"][:i])]))
+        found["method"][i] = method | ({"after": before} if before else {})
     verdicts = st.sampled_from(VERDICTS)
     if found["method"]:
         found["gate"] = [{"method": m["label"], "verdict": draw(verdicts)} for m in found["method"][:1]]

@@ -34,6 +34,8 @@ class Entry:
     """Methods only: upper bound in per-example gradients."""
     required: bool = False
     """Audits only: whether `erased` has to hold for it."""
+    after: str | None = None
+    """Methods only: label of the method whose model it starts from; from the original where not given."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,16 @@ class Spec:
     """Whether forget examples are copied into the record and shown in the report; off, for they may be personal."""
     folder: Path = Path()
     """Where the spec file lies; relative paths in it count from here."""
+
+    def chain(self, label: str) -> list[Entry]:
+        """The methods that lead from the original to this one's model, itself last."""
+        entry = next(entry for entry in self.method if entry.label == label)
+        return [*(self.chain(entry.after) if entry.after else []), entry]
+
+    @property
+    def chained(self) -> list[Entry]:
+        """The methods in their order, but each after the one that it starts from."""
+        return sorted(self.method, key=lambda entry: len(self.chain(entry.label)))
 
 
 KEYS = ("name", "seeds", "threads", "gallery", "data", "model", "train", "forget", "method", "attack", "audit", "gate")
@@ -119,7 +131,8 @@ def parse(table: Mapping[str, Any], folder: Path) -> Spec:
         raise SpecError(f"the name {CACHE!r} is taken", where="name", remedy="choose another")
     model = dict(_typed(table["model"], dict, "model", "a table"))
     weights = model.pop("weights", None)
-    methods = _entries(table, "method", extra=("budget",))
+    methods = _entries(table, "method", extra=("budget", "after"))
+    _check_chains(methods)
     return Spec(
         name=_name(table["name"], "name"),
         seeds=_seeds(table.get("seeds", [0, 1, 2])),
@@ -166,12 +179,30 @@ def _entry(value: Any, where: str, extra: tuple[str, ...] = ()) -> Entry:
         raise SpecError("'name' is missing", where=where, remedy="say which: name = ...")
     name = _typed(table.pop("name"), str, f"{where}.name", "a name")
     label = _name(table.pop("label"), f"{where}.label") if "label" in extra and "label" in table else name
-    budget = required = None
+    budget = required = after = None
     if "budget" in extra and "budget" in table:
         budget = _whole(table.pop("budget"), f"{where}.budget", at_least=1)
     if "required" in extra and "required" in table:
         required = _typed(table.pop("required"), bool, f"{where}.required", "true or false")
-    return Entry(name, label.replace(":", "."), table, budget, bool(required))
+    if "after" in extra and "after" in table:
+        after = _typed(table.pop("after"), str, f"{where}.after", "the label of a method").replace(":", ".")
+    return Entry(name, label.replace(":", "."), table, budget, bool(required), after)
+
+
+def _check_chains(methods: tuple[Entry, ...]) -> None:
+    after = {entry.label: entry.after for entry in methods}
+    for i, before in enumerate(after.values()):
+        if before is not None and before not in after:
+            raise unknown("method", before, after, where=f"method[{i}].after")
+    for i, label in enumerate(after):
+        walked, before = [label], after[label]
+        # A walk into a circle that it is not part of ends too; the circle is reported at a method in it.
+        while before is not None and before not in walked:
+            walked, before = [*walked, before], after[before]
+        if before == label:
+            circle = " after ".join([*walked, label])
+            remedy = "leave out one 'after', so that a method starts from the original"
+            raise SpecError(f"methods go in a circle: {circle}", where=f"method[{i}].after", remedy=remedy)
 
 
 def _gates(table: Mapping[str, Any], labels: list[str]) -> tuple[Gate, ...]:

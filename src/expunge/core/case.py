@@ -56,6 +56,9 @@ class Cost:
     gradients: int
     seconds: float
 
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.gradients + other.gradients, self.seconds + other.seconds)
+
 
 @dataclass(frozen=True)
 class Unlearned:

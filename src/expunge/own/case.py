@@ -108,24 +108,32 @@ def case(
     return Case(seed, problem, model, made)
 
 
-def unlearn(case: Case, method: str, *, budget: int | None = None, **settings: Any) -> Unlearned:
+def unlearn(
+    case: Case, method: str, *, after: Unlearned | None = None, budget: int | None = None, **settings: Any
+) -> Unlearned:
     """Take the forget set out.
 
     Args:
         case: What to forget, and the model.
         method: A registered method, or `module:function`.
-        budget: Upper bound in per-example gradients.
+        after: What another method returned for this case, to start from; the original by default.
+        budget: Upper bound in per-example gradients, of this method alone.
         **settings: The method's settings.
 
     Returns:
-        The unlearned model with its cost.
+        The unlearned model; after another method under both names, with the cost of both and the state of both.
 
     Raises:
         ExpungeError: An unknown method or setting, unmet needs, or training that diverged.
     """
+    if after is not None and not isinstance(after, Unlearned):
+        raise SpecError(f"found {after!r}", where="after", allowed="what expunge.unlearn returned for this case")
     part: Any = registry.build("method", method, settings, where=method)
-    done: Unlearned = part(case.original, case.problem, case.recipe, derive(case.seed, "unlearn", method), budget)
-    return Unlearned(done.model, method, done.cost, done.state)
+    start, label = (case.original, method) if after is None else (after.model, f"{after.method}_{method}")
+    done: Unlearned = part(start, case.problem, case.recipe, derive(case.seed, "unlearn", label), budget)
+    if after is None:
+        return Unlearned(done.model, label, done.cost, done.state)
+    return Unlearned(done.model, label, after.cost + done.cost, {**after.state, **done.state})
 
 
 def _pool(

@@ -85,7 +85,7 @@ class RunFolder:
         """Put the finished run's scores, models, rows and verdicts into the folder, the manifest last."""
         # Examples that an earlier run into this folder showed must not outlive the wish to show them.
         shutil.rmtree(self.root / "examples", ignore_errors=True)
-        entries = [self._keep(stage, store) for stage in plan.stages]
+        entries = [self._keep(stage, plan, store) for stage in plan.stages]
         index = {
             "format": FORMAT,
             "models": ["original", "reference", *plan.methods],
@@ -97,8 +97,8 @@ class RunFolder:
         }
         return finish(self.root, index)
 
-    def _keep(self, stage: Stage, store: Store) -> dict[str, Any]:
-        facts = store.facts(stage.key)
+    def _keep(self, stage: Stage, plan: Plan, store: Store) -> dict[str, Any]:
+        cost = spent(stage, plan, store)
         entry: dict[str, Any] = {
             "kind": stage.kind,
             "model": stage.model,
@@ -106,8 +106,7 @@ class RunFolder:
             "attack": stage.attack,
             "part": stage.part,
             "key": stage.key,
-            "gradients": facts["gradients"],
-            "seconds": facts["seconds"],
+            **cost,
             "files": {},
         }
         # Shadows are many models that only an audit asks: they stay in the cache.
@@ -119,6 +118,17 @@ class RunFolder:
                 entry["files"][folder] = {"path": name, "sha256": store.digest(stage.key, source)}
                 link_or_copy(path, self.root / name)
         return entry
+
+
+def spent(stage: Stage, plan: Plan, store: Store) -> dict[str, Any]:
+    """Per-example gradients and seconds that a stage took; of a method with those of the methods that it goes after."""
+    before = {s.key: s.needs for s in plan.stages if s.kind == "unlearn"} if stage.kind == "unlearn" else {}
+    keys = [stage.key]
+    while first := [key for key in before.get(keys[-1], ()) if key in before]:
+        keys += first
+    facts = [store.facts(key) for key in keys]
+    seconds = round(sum(fact["seconds"] for fact in facts), 3)
+    return {"gradients": sum(fact["gradients"] for fact in facts), "seconds": seconds}
 
 
 def finish(root: Path, index: dict[str, Any]) -> Table:

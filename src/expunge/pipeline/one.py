@@ -11,6 +11,7 @@ from expunge.base import registry
 from expunge.base.errors import SpecError, unknown
 from expunge.base.record import Store, write_file
 from expunge.base.spec import CACHE, Entry, Spec
+from expunge.pipeline.folder import spent
 from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.run import prepare
 from expunge.pipeline.schedule import run_stages
@@ -19,7 +20,7 @@ from expunge.reporting.progress import Progress
 
 
 def unlearn_one(spec: Spec, out: Path, label: str | None, save: Path | None, progress: Progress) -> dict[str, Any]:
-    """Run one method of the spec with its first seed and write the unlearned weights.
+    """Run one method of the spec, and those that it goes after, with the first seed and write the unlearned weights.
 
     Args:
         spec: What to unlearn, from which model.
@@ -29,7 +30,7 @@ def unlearn_one(spec: Spec, out: Path, label: str | None, save: Path | None, pro
         progress: Told of each stage.
 
     Returns:
-        Path of the weights, method, seconds and gradients.
+        Path of the weights, method, seconds and gradients, which count the methods before it too.
 
     Raises:
         ExpungeError: The spec has no such method, or a stage failed.
@@ -42,13 +43,11 @@ def unlearn_one(spec: Spec, out: Path, label: str | None, save: Path | None, pro
         raise unknown("method", chosen, labels, where="--method")
     plan, store = Plan(replace(spec, seeds=spec.seeds[:1], attack=(), audit=(), gate=())), Store(out / CACHE)
     prepare(plan, store)
-    wanted = {stage.key: stage for stage in plan.stages}
     final = next(stage for stage in plan.stages if stage.kind == "unlearn" and stage.model == chosen)
-    needed = [wanted[key] for key in final.needs] + [final]
-    _run(plan, store, needed, progress)
-    path, facts = save or Path(f"{chosen}.safetensors"), store.facts(final.key)
+    _run(plan, store, _leading_to(final, plan), progress)
+    path = save or Path(f"{chosen}.safetensors")
     write_file(path, store.path(final.key, WEIGHTS).read_bytes())
-    return {"model": str(path), "method": chosen, "seconds": facts["seconds"], "gradients": facts["gradients"]}
+    return {"model": str(path), "method": chosen, **spent(final, plan, store)}
 
 
 def diagnose_one(spec: Spec, out: Path, progress: Progress) -> dict[str, dict[str, Any]]:
@@ -72,6 +71,14 @@ def diagnose_one(spec: Spec, out: Path, progress: Progress) -> dict[str, dict[st
     wanted = [stage for stage in plan.stages if stage.kind in ("measure", "original")] + list(probes.values())
     _run(plan, store, wanted, progress)
     return {name: json.loads(store.path(s.key, ESTIMATES).read_text("utf-8")) for name, s in probes.items()}
+
+
+def _leading_to(final: Stage, plan: Plan) -> list[Stage]:
+    """The stage and all that it needs, directly or not, each after those that it needs."""
+    needed = {final.key}
+    for stage in reversed(plan.stages):
+        needed |= set(stage.needs) if stage.key in needed else set()
+    return [stage for stage in plan.stages if stage.key in needed]
 
 
 def _run(plan: Plan, store: Store, stages: list[Stage], progress: Progress) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -45,12 +45,15 @@ class Stage:
     """Content address of the output."""
     needs: tuple[str, ...] = field(default=(), repr=False)
     """Keys of the stages that must come first."""
+    start: str | None = None
+    """Label of the method whose model a method starts from."""
 
     @property
     def name(self) -> str:
         """What it is, for people."""
         words = [self.kind, self.model if self.kind != self.model else "", self.part if self.part != self.model else ""]
-        after = f"after {self.attack}" if self.attack and self.kind == "audit" else ""
+        first = self.attack if self.kind == "audit" else self.start
+        after = f"after {first}" if first else ""
         seed = "" if self.seed is None else f"seed {self.seed}: "
         return seed + " ".join(word for word in [*words, after] if word)
 
@@ -159,8 +162,9 @@ class Plan:
         def labelled(entry: Entry, part: Part, **extra: Any) -> dict[str, Any]:
             return table(entry, part, **extra) | ({"label": entry.label} if entry.label != entry.name else {})
 
-        def budgeted(entry: Entry) -> dict[str, Any]:
-            return {} if entry.budget is None else {"budget": entry.budget}
+        def extras(entry: Entry) -> dict[str, Any]:
+            found = {"budget": entry.budget, "after": entry.after}
+            return {key: value for key, value in found.items() if value is not None}
 
         return {
             "name": spec.name,
@@ -171,7 +175,7 @@ class Plan:
             "model": table(spec.model, self.architecture) | ({"weights": spec.weights} if spec.weights else {}),
             "train": self.training.settings(),
             "forget": table(spec.forget, self.task),
-            "method": [labelled(e, self.methods[e.label], **budgeted(e)) for e in spec.method],
+            "method": [labelled(e, self.methods[e.label], **extras(e)) for e in spec.method],
             "attack": [labelled(e, self.attacks[e.label]) for e in spec.attack],
             "audit": [labelled(e, self.audits[e.label], required=e.required) for e in spec.audit],
             "gate": [{"method": g.method, "verdict": g.verdict} for g in spec.gate],
@@ -227,9 +231,10 @@ class Plan:
         facts = {"training": self.training.fingerprint()}
         models = {} if only_reference else {"original": original}
         models["reference"] = self._stage("reference", "reference", seed, None, "reference", facts, measured)
-        for entry in () if only_reference else self.spec.method:
-            needs, label = (*measured, original.key), entry.label
-            models[label] = self._stage("unlearn", label, seed, None, label, self._unlearning(entry), needs)
+        for entry in () if only_reference else self.spec.chained:
+            needs, label = (*measured, models[entry.after or "original"].key), entry.label
+            made = self._stage("unlearn", label, seed, None, label, self._unlearning(entry), needs)
+            models[label] = replace(made, start=entry.after)
         yield from models.values()
         shadows = self._shadows(original.seed, measured)
         yield from () if only_reference else chain.from_iterable(shadows.values())
@@ -257,8 +262,10 @@ class Plan:
 
         facts = {"training": self.training.fingerprint()}
         found = {model: made(model, {"of": model, **facts}, [measured] * count) for model in ("original", "reference")}
-        after = [(*measured, stage.key) for stage in found["original"]]
-        return found | {e.label: made(e.label, self._unlearning(e), after) for e in self.spec.method}
+        for entry in self.spec.chained:
+            needs = [(*measured, stage.key) for stage in found[entry.after or "original"]]
+            found[entry.label] = made(entry.label, self._unlearning(entry), needs)
+        return found
 
     def _audits(
         self,

@@ -17,7 +17,7 @@ from expunge.core.contracts import Attack
 from expunge.core.objective import infer_objective
 from expunge.evidence.table import Table
 from expunge.evidence.verdict import Verdict
-from expunge.pipeline.folder import RunFolder, file_name
+from expunge.pipeline.folder import RunFolder, file_name, spent
 from expunge.pipeline.forecast import Forecast, forecast
 from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.schedule import run_missing
@@ -103,15 +103,15 @@ def check_gates(spec: Spec, verdicts: list[Verdict]) -> None:
 
 
 def costs(plan: Plan, store: Store) -> dict[str, dict[str, float]]:
-    """Stages, seconds and gradients by kind of stage; for methods by label."""
+    """Stages, seconds and gradients by kind of stage; for methods by label, with those that they go after."""
     found: dict[str, dict[str, float]] = {}
     for stage in plan.stages:
         name = f"unlearn {stage.model}" if stage.kind == "unlearn" else stage.kind
         entry = found.setdefault(name, {"stages": 0, "seconds": 0.0, "gradients": 0})
-        facts = store.facts(stage.key)
+        cost = spent(stage, plan, store)
         entry["stages"] += 1
-        entry["seconds"] += facts["seconds"]
-        entry["gradients"] += facts["gradients"]
+        entry["seconds"] += cost["seconds"]
+        entry["gradients"] += cost["gradients"]
     return found
 
 

@@ -143,10 +143,12 @@ def _shadow(worker: Worker, stage: Stage) -> tuple[Files, int]:
 
 def _unlearn(worker: Worker, stage: Stage) -> tuple[Files, int]:
     problem = worker.problem(stage)
-    entry = next(entry for entry in worker.plan.spec.method if entry.label == stage.model)
-    original = worker.model(worker.needed(stage, ["original", "shadow"]), problem)
-    method, seed = worker.plan.methods[stage.model], derive(_seed_of(stage), "unlearn", entry.name)
-    done = method(original, problem, worker.plan.recipe(problem.data), seed, entry.budget)
+    start = worker.model(worker.needed(stage, ["original", "shadow", "unlearn"]), problem)
+    chain = worker.plan.spec.chain(stage.model)
+    # With the names of those before it, a method after itself does not draw the same numbers again.
+    seed = derive(_seed_of(stage), "unlearn", *(entry.name for entry in chain))
+    method, recipe = worker.plan.methods[stage.model], worker.plan.recipe(problem.data)
+    done = method(start, problem, recipe, seed, chain[-1].budget)
     return {WEIGHTS: checkpoint.dump(done.model)}, done.cost.gradients
 
 
