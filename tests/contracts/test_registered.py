@@ -24,6 +24,7 @@ CHECKED = [part for part in REGISTERED if part not in FILES]
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     # Smaller than by default, so that the checks' small data carry them and nets train fast.
     ("task", "easy_examples"): {"count": 50, "nets": 2},
+    ("method", "tar"): {"outer_steps": 3, "inner_steps": 2, "batch_size": 8, "forget_batch_size": 4},
     ("task", "hard_examples"): {"count": 50, "nets": 2},
     ("task", "label_swap"): {"count": 60, "discovery": 0.5},
     ("task", "planted_text"): {"count": 6, "copies": 3},

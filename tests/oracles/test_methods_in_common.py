@@ -39,6 +39,7 @@ SETTINGS = {
     "salun": PAIRED,
     "scrub": PAIRED | {"forget_epochs": 1, "rewind": True},
     "ssd": {"alpha": 1.0, "dampening": 0.5},
+    "tar": {"outer_steps": 3, "batch_size": 32, "forget_batch_size": 8, "copies": 2, "inner_steps": 4},
     "task_negation": BRIEF,
     "weight_attenuation": BRIEF,
     "weight_distance_reg": BRIEF,
@@ -58,6 +59,7 @@ def cost(name: str, retain: int, forget: int) -> int:
         "connectivity_breaking": 2 * retain + paired,
         **dict.fromkeys(("neggrad_plus", "noisy_distillation", "circuit_breakers"), paired),
         "scrub": 2 * retain + forget,
+        "tar": 3 * (min(32, retain) + 2 * 2 * 4 * 8),
         **dict.fromkeys(REPAIR, 2 * retain),
         **dict.fromkeys(("delete", "gradient_ascent", "task_negation"), 2 * forget),
     }[name]

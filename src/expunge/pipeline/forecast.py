@@ -79,6 +79,8 @@ def gradients(plan: Plan, stage: Stage) -> float:
         method = plan.methods[stage.model]
         if "recipe" in getattr(method, "needs", ()):
             return train
+        if hasattr(method, "expected_gradients"):
+            return float(method.expected_gradients)
         extra = _setting(method, "forget_batch_size", 0) / _setting(method, "batch_size", 128)
         return n * _setting(method, "epochs", 1) * (1 + extra)
     if stage.kind == "attack":

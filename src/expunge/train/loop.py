@@ -132,20 +132,21 @@ def paired(
     generator: torch.Generator,
 ) -> Iterator[Pair]:
     """Each retain batch of each epoch beside a forget batch; the forget set is cycled, reshuffled at each pass."""
-    cycle = _endless(data, forget, forget_batch_size, generator)
+    cycle = endless(data, forget, forget_batch_size, generator)
     for batch in batches(data, retain, batch_size, epochs, generator):
         yield Pair(batch, next(cycle))
+
+
+def endless(data: Data, ids: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
+    """Shuffled batches without end, reshuffled at each pass; no larger than the set."""
+    while True:
+        yield from batches(data, ids, min(batch_size, len(ids)), 1, generator)
 
 
 def in_order(data: Data, ids: Tensor, batch_size: int = 512) -> Iterator[Batch]:
     """Batches in the order of the ids, for evaluation."""
     for chunk in ids.split(batch_size):
         yield data.batch(chunk)
-
-
-def _endless(data: Data, ids: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
-    while True:
-        yield from batches(data, ids, min(batch_size, len(ids)), 1, generator)
 
 
 def _require_finite(parameters: Sequence[nn.Parameter], step: int, rate: float, last: float) -> None:

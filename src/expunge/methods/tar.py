@@ -1,0 +1,205 @@
+"""Train against an adversary that relearns the forget set (TAR, Tamirisa et al., 2408.00761, as in 2505.22310).
+
+At each of `outer_steps` steps, `copies` copies of the model relearn the forget set by `inner_steps` Adam steps on
+CE(forget). After every one of them the gradient of -entropy(forget) is taken at the copy: where it points down, the
+adversary ends less sure of what it relearned. Its mean over copies and steps is used as if it were the model's own
+gradient (first order: how the copy depends on the model is left out), and the model's step is that of
+
+    alpha * (CE(retain) + MSE(h(x_R), h0(x_R))) + gamma * mean over copies and steps of -entropy(forget),
+
+h being hidden states, averaged over layers, and h0 those of the model that the method was given. The entropy is that
+of the prediction, in nats, a mean over decisions: it is *maximised*, and no label of the forget set enters it.
+
+The papers require a model in which the forget set is suppressed already. Name a method that does so with `after` in a
+spec (`expunge.unlearn(..., after=...)`). From an original it runs just as well, but there the hidden states that are
+held are those of a model that knows.
+
+Every inner step of every copy has a forget batch of its own, on which it is also asked for its entropy; with one batch
+for all, copies without dropout would be one and the same. Copies and their optimisers are thrown away after each step.
+2505.22310 has 4 copies of 16 steps over 25 epochs at a hundredth of the inner rate; the defaults here are scaled down.
+Its hidden states are those after four and seven of eight blocks; here, where no layers are named, what the modules with
+weights are given at half depth and last. A model without hidden states that training can change has none to hold.
+
+Cost: each outer step takes one gradient per retain example of its batch, and two (one to relearn, one of the entropy)
+per forget example, inner step and copy: outer_steps * (batch_size + 2 * copies * inner_steps * forget_batch_size). That
+is very much: with the paper's 4 copies of 16 steps, 8,192 beside 128. The budget ends before an outer step that it does
+not afford. Hidden states of the model that was given are forward passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from expunge.base.errors import RunError
+from expunge.base.part import Count, NonNegative, Positive
+from expunge.base.seeds import derive
+from expunge.core.case import Meter, Recipe, copy_for_training
+from expunge.core.contracts import Method, require_trainable
+from expunge.core.data import Batch
+from expunge.core.features import Features, Layer, given_to_weights, require_layers
+from expunge.core.modules import require_distinct
+from expunge.core.objective import loss
+from expunge.core.problem import Problem
+from expunge.methods._distill import teacher_of
+from expunge.train.loop import endless, fit
+from expunge.train.optim import OptimizerName, make_optimizer
+
+WHERE = "method.tar.layers"
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one outer step sees: a retain batch, and for each copy a forget batch per inner step."""
+
+    retain: Batch
+    forget: Sequence[Sequence[Batch]]
+
+    @property
+    def size(self) -> int:
+        """Per-example gradients; each forget batch takes two."""
+        return self.retain.size + 2 * sum(batch.size for batches in self.forget for batch in batches)
+
+
+@dataclass(frozen=True)
+class TAR(Method):
+    """Entropy on forget kept high while an adversary relearns it; for a model that another method has safeguarded."""
+
+    cite: ClassVar[str] = (
+        "@inproceedings{tamirisa2025tar, title={Tamper-Resistant Safeguards for Open-Weight LLMs}, author={Tamirisa, "
+        "Rishub and Bharathi, Bhrugu and Phan, Long and Zhou, Andy and Gatti, Alice and Suresh, Tarun and Lin, Maxwell "
+        "and Wang, Justin and Wang, Rowan and Arel, Ron and Zou, Andy and Song, Dawn and Li, Bo and Hendrycks, Dan and "
+        "Mazeika, Mantas}, booktitle={ICLR}, year={2025}, note={arXiv:2408.00761}}"
+    )
+    paper: ClassVar[str] = "TAR, 2025"
+
+    outer_steps: Count = 50
+    """Steps of the model."""
+    learning_rate: Positive = 2e-4
+    """Size of the model's steps, constant."""
+    batch_size: Count = 128
+    """Retain examples per outer step."""
+    optimizer: OptimizerName = "adam"
+    """Of the model: `adam`, `adamw` or `sgd`."""
+    weight_decay: NonNegative = 0.0
+    """Coefficient of the squared norm, in the model's steps."""
+    copies: Count = 2
+    """Adversaries per outer step."""
+    inner_steps: Count = 8
+    """Adam steps of each adversary."""
+    inner_learning_rate: Positive = 1e-3
+    """Size of an adversary's steps, constant."""
+    forget_batch_size: Count = 64
+    """Forget examples per inner step; the forget set is cycled."""
+    alpha: NonNegative = 1.0
+    """Weight of cross-entropy and hidden states on retain."""
+    gamma: NonNegative = 4.0
+    """Weight of the entropy on forget."""
+    layers: tuple[str, ...] = ()
+    """Paths of the modules whose outputs are held; by default the hidden states at half depth and the last."""
+
+    @property
+    def expected_gradients(self) -> int:
+        """Per-example gradients of a whole run in which all batches are full."""
+        forget = self.copies * self.inner_steps * self.forget_batch_size
+        return self.outer_steps * (self.batch_size + 2 * forget)
+
+    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+        """Take the outer steps.
+
+        Raises:
+            SpecError: A named layer is not there, or has no features per decision.
+            RunError: The model diverged, or an adversary did.
+        """
+        parameters, start = require_trainable(student), teacher_of(student)
+        read = Features(problem, self._held(student, problem), WHERE)
+
+        def step(seen: Round) -> Tensor:
+            raised = tampered_gradient(student, problem, seen.forget, self.inner_learning_rate)
+            # A number without meaning whose gradient is the one wanted.
+            against = sum((g * p).sum() for g, p in zip(raised, parameters, strict=True))
+            return self.alpha * retain_loss(student, start, read, seen.retain) + self.gamma * against
+
+        optimizer = make_optimizer(self.optimizer, parameters, self.learning_rate, self.weight_decay)
+        fit(parameters, step, self._rounds(problem, seed), optimizer, meter=meter)
+        return student
+
+    def _rounds(self, problem: Problem, seed: int) -> Iterator[Round]:
+        generator = torch.Generator().manual_seed(derive(seed, "batches"))
+        retain = endless(problem.data, problem.retain, self.batch_size, generator)
+        forget = endless(problem.data, problem.forget, self.forget_batch_size, generator)
+        for _ in range(self.outer_steps):
+            yield Round(next(retain), [list(islice(forget, self.inner_steps)) for _ in range(self.copies)])
+
+    def _held(self, model: nn.Module, problem: Problem) -> list[Layer]:
+        if self.layers:
+            return require_layers(model, self.layers, WHERE)
+        given = given_to_weights(model, problem).items()
+        found = [layer for layer, features in given if features is not None and features.requires_grad]
+        return list(dict.fromkeys([found[(len(found) - 1) // 2], found[-1]])) if found else []
+
+
+def tampered_gradient(
+    model: nn.Module, problem: Problem, forget: Sequence[Sequence[Batch]], learning_rate: float
+) -> list[Tensor]:
+    """Gradient of -entropy at adversaries that start from the model, averaged over adversaries and their steps.
+
+    Args:
+        model: Copied for each adversary, never changed.
+        problem: Whose objective makes the decisions.
+        forget: For each adversary the batch of each of its steps.
+        learning_rate: Size of its Adam steps on cross-entropy.
+
+    Returns:
+        A tensor per trainable parameter.
+
+    Raises:
+        SpecError: A copy shares storage with the model, as a model with its own idea of copying can make it.
+        RunError: An adversary diverged.
+    """
+    total = [torch.zeros_like(parameter) for parameter in require_trainable(model)]
+    for batches in forget:
+        adversary = copy_for_training(model)
+        require_distinct(adversary, model)
+        parameters = require_trainable(adversary)
+        optimizer = make_optimizer("adam", parameters, learning_rate)
+        for step, batch in enumerate(batches):
+            optimizer.zero_grad(set_to_none=True)
+            loss(problem.objective.decisions(adversary, batch)).backward()
+            optimizer.step()
+            sure = -entropy(problem.objective.decisions(adversary, batch).logits)
+            if not sure.isfinite():
+                raise _diverged(step, learning_rate)
+            found = torch.autograd.grad(sure, parameters, allow_unused=True, materialize_grads=True)
+            for entry, gradient in zip(total, found, strict=True):
+                entry.add_(gradient)
+    return [entry / sum(map(len, forget)) for entry in total]
+
+
+def retain_loss(student: nn.Module, start: nn.Module, read: Features, batch: Batch) -> Tensor:
+    """Cross-entropy, and mean squared difference of hidden states from the start model's, averaged over layers."""
+    with torch.no_grad():
+        held = read(start, batch)[1]
+    decisions, states = read(student, batch)
+    moved = [F.mse_loss(now, then) for now, then in zip(states, held, strict=True)]
+    return loss(decisions) + (torch.stack(moved).mean() if moved else 0.0)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Mean over decisions of the prediction's entropy in nats, from logits `[n, c]`."""
+    chances = F.log_softmax(logits, 1)
+    return -(chances.exp() * chances).sum(1).mean()
+
+
+def _diverged(step: int, learning_rate: float) -> RunError:
+    return RunError(
+        f"an adversary's entropy is not finite after its step {step} with learning rate {learning_rate:g}",
+        where="tar",
+        remedy="lower inner_learning_rate, or learning_rate",
+    )
