@@ -16,6 +16,7 @@ from expunge.base.spec import parse
 from expunge.core import checkpoint
 from expunge.methods.finetune import Finetune
 from expunge.pipeline.plan import Plan
+from expunge.pipeline.stages import WEIGHTS
 from expunge.reporting.page import write_report
 from helpers import Table, cli, contents, finished, run, snapshot, tiny, write_spec
 
@@ -134,6 +135,14 @@ def test_shadows_are_chained_too(tmp_path: Path) -> None:
     for stage in plan.stages:
         assert set(stage.needs) <= seen
         seen.add(stage.key)
+    out = tmp_path / "runs"
+    finished(run(spec(SECOND, FIRST, attack=[], audit=[{"name": "u_lira", "shadows": 4}]), out))
+    store, problem = Store(out / "cache"), plan.problem(0, {})
+    start = checkpoint.load(plan.recipe(problem.data).build(0), store.path(before[0][0].key, WEIGHTS)).eval()
+    seed = derive(derive(0, "shadow", "0"), "unlearn", "random_relabel", "finetune")
+    by_hand = Finetune(epochs=1)(start, problem, None, seed).model.state_dict()
+    found = load_file(store.path(shadows[0].key, WEIGHTS))
+    assert all(torch.equal(found[name], by_hand[name]) for name in by_hand)
 
 
 def test_a_method_after_itself_draws_anew(tmp_path: Path) -> None:
