@@ -220,6 +220,27 @@ def test_an_operation_in_the_loss_without_second_derivative_is_said_to_be_there(
         found(found.like + 1)
 
 
+def test_a_part_without_second_derivative_is_not_taken_for_a_constant():
+    """Beside a part that has one, autograd says nothing and leaves it out."""
+    model = nn.Linear(3, 3).double()
+    found = hessian(
+        lambda m, b: _Once.apply(m(b)).mean() + m.weight.square().sum(),
+        model,
+        differentiable(model),
+        [torch.randn(5, 3).double()],
+    )
+    with pytest.raises(RunError, match="once_differentiable"):
+        found(found.like + 1)
+
+
+def test_the_layer_is_found_behind_others_that_are_not_differentiated_by():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), Once()).double()
+    batch = (torch.randn(5, 3).double(), torch.randint(0, 3, (5,)))
+    found = hessian(mean_loss, model, list(model[1].parameters()), [batch])
+    with pytest.raises(RunError, match=r"^2 \(Once\): "):
+        found(found.like + 1)
+
+
 def test_what_is_wrong_in_the_forward_pass_is_passed_on():
     model = nn.Linear(3, 3).double()
     found = hessian(mean_loss, model, differentiable(model), [(torch.randn(5, 4).double(), torch.arange(5))])
