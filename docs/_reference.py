@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import pkgutil
 import re
+from types import ModuleType
 from typing import Any
 
 import click
 
 import expunge
+import expunge.numerics
 import expunge.own
 from expunge.base import registry
 from expunge.cli import cli
@@ -19,7 +23,7 @@ TABLE = re.compile(r"<!-- table: (\w+) -->")
 
 def pages() -> dict[str, str]:
     """Every generated page: its path below `docs/` and its Markdown."""
-    made = {"reference/cli.md": command_line(), "reference/python.md": python()}
+    made = {"reference/cli.md": command_line(), "reference/python.md": python(), "reference/numerics.md": numerics()}
     for kind, folder in registry.FOLDERS.items():
         if registry.names(kind):
             made[f"reference/{folder}.md"] = parts(kind, folder)
@@ -90,6 +94,31 @@ def python() -> str:
         if kind:
             blocks += [member(*item) for item in vars(found).items() if not item[0].startswith("_")]
     return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def numerics() -> str:
+    """The numerical core, one section a file: what it computes, then its functions and classes."""
+    blocks = [
+        "# Numerics",
+        "Tensors in, tensors out; for use with any PyTorch module. Import from `expunge.numerics.FILE`.",
+    ]
+    for found in sorted(pkgutil.iter_modules(expunge.numerics.__path__), key=lambda module: module.name):
+        if not found.name.startswith("_"):
+            module = importlib.import_module(f"expunge.numerics.{found.name}")
+            blocks += [f"## {found.name}", f"```text\n{inspect.getdoc(module)}\n```"]
+            for name, value in public(module).items():
+                head = f"{name}{'' if isinstance(value, type) else signature(value)}"
+                blocks += [f"### {name}", f"```python\n{head}\n```", f"```text\n{inspect.getdoc(value)}\n```"]
+                if isinstance(value, type):
+                    blocks += [member(*item) for item in vars(value).items() if not item[0].startswith("_")]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def public(module: ModuleType) -> dict[str, Any]:
+    """Functions and classes that a module offers: those it lists, or else those it defines."""
+    listed = getattr(module, "__all__", None)
+    own = [n for n, v in vars(module).items() if n[0] != "_" and getattr(v, "__module__", "") == module.__name__]
+    return {name: getattr(module, name) for name in (own if listed is None else listed)}
 
 
 def signature(function: Any) -> str:

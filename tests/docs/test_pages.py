@@ -55,6 +55,14 @@ def test_every_option_is_in_the_reference(name: str) -> None:
     assert all(option in section for option in options)
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "src/expunge/numerics").glob("[a-z]*.py")), ids=lambda path: path.stem)
+def test_every_numerical_function_is_in_the_reference(path: Path) -> None:
+    section = GENERATED["reference/numerics.md"].partition(f"\n## {path.stem}\n")[2].partition("\n## ")[0]
+    defined = re.findall(r"^(?:def|class) ([A-Za-z]\w*)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    assert defined
+    assert all(f"\n### {name}\n" in section for name in defined)
+
+
 def test_every_page_is_in_the_navigation() -> None:
     assert [page for page in [*WRITTEN, *GENERATED] if page not in NAV] == []
 
