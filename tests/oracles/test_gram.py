@@ -165,7 +165,7 @@ def convolutional(size: int = 2, **options: Any) -> nn.Module:
 
 
 def grouped() -> nn.Module:
-    body = nn.Conv2d(2, 4, (1, 2), groups=2, stride=(1, 2), padding=(1, 0), dilation=(1, 1))
+    body = nn.Conv2d(2, 4, (2, 1), groups=2, stride=(1, 2), padding=(3, 1), dilation=(2, 1))
     return nn.Sequential(nn.Unflatten(1, (2, 1, 2)), body, nn.GroupNorm(2, 4), nn.Flatten(), nn.LazyLinear(3))
 
 

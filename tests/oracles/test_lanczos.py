@@ -103,6 +103,8 @@ def test_it_stops_at_the_tolerance_or_at_the_limit():
     loose, tight = (lanczos(Counted(matrix), matrix[0], seeded(), tolerance=t) for t in (1e-2, 1e-8))
     assert loose.converged and tight.converged and loose.products < tight.products
     assert loose.bounds[0] <= 1e-2 * loose.values[0] and tight.bounds[0] <= 1e-7 * tight.values[0]
+    larger = lanczos(Counted(1e6 * matrix), matrix[0], seeded(), tolerance=1e-2)
+    assert larger.products == loose.products  # the tolerance is relative
     one_less = lanczos(Counted(matrix), matrix[0], seeded(), tolerance=1e-2, limit=loose.products - 1)
     assert not one_less.converged and one_less.products == loose.products - 1
 
@@ -160,11 +162,12 @@ def noisy() -> Callable[[Tensor], Tensor]:
         (lambda v: v, {"top": 0}, SpecError, "top = 0, bottom = 0"),
         (lambda v: v, {"top": 5, "limit": 4}, SpecError, "limit = 4"),
         (lambda v: v, {"bottom": -1}, SpecError, "bottom = -1"),
+        (lambda v: v, {"tolerance": -1}, SpecError, "tolerance = -1"),
     ],
 )
 def test_bad_input_is_said(operator: Callable[[Tensor], Tensor], options: dict[str, int], kind: type, said: str):
     with pytest.raises(kind, match=said):
-        lanczos(operator, torch.zeros(9), seeded(), tolerance=0, **options)
+        lanczos(operator, torch.zeros(9), seeded(), **({"tolerance": 0} | options))
 
 
 def test_no_vector_to_start_from_is_said():

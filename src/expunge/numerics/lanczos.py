@@ -66,9 +66,9 @@ def lanczos(
         RunError: A product is not finite, or the operator is not symmetric.
     """
     wanted = min(top + bottom, like.numel())
-    if min(top, bottom) < 0 or top + bottom == 0 or limit < wanted:
-        found = f"top = {top}, bottom = {bottom}, limit = {limit}"
-        raise SpecError(found, where="lanczos", allowed="at least one value, and a limit of at least their number")
+    if min(top, bottom, tolerance) < 0 or top + bottom == 0 or limit < wanted:
+        found = f"top = {top}, bottom = {bottom}, tolerance = {tolerance}, limit = {limit}"
+        raise SpecError(found, where="lanczos", allowed="none negative, and at least one value but no more than limit")
     start = torch.randn(like.numel(), generator=generator, dtype=torch.float64).to(like)
     krylov = Krylov(operator, start, limit, generator)
     while True:
@@ -78,7 +78,8 @@ def lanczos(
         bounds = krylov.betas[-1] * columns[-1, at].abs()
         scale = float(values.abs().max())
         converged = len(at) == wanted and bool((bounds <= tolerance * scale).all())
-        if converged or krylov.complete or krylov.products >= limit:
+        # A basis of the whole space leaves no residual: it has converged at any tolerance.
+        if converged or krylov.products >= limit:
             break
     rounding = 8 * krylov.epsilon * krylov.products * scale
     vectors = krylov.basis.T @ columns[:, at].to(krylov.basis)
