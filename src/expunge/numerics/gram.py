@@ -1,0 +1,180 @@
+"""Gram matrices of per-example gradients, without the gradients.
+
+    K_ij = <dl_i/dw, dl_j/dw>, summed over parameters, for one set of examples or between two
+
+The factors of each layer's gradients (`_factors`) give its part of K exactly; blocks of examples go in pairs, so that
+the factors of two blocks are all that is ever held. What has no factors (another layer's parameters, a bare parameter,
+a weight that is also used outside of its layer) is found by comparing with autograd on two examples, and its gradients
+are taken one example at a time: slower, and exact too. A shared weight is the sum over its uses, cross terms included.
+
+Cost: for n examples in B blocks n (B + 1) / 2 gradients, without those of the weights, and n more one by one where a
+parameter asks for it; K between sets of n and m takes n + B m.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from expunge.base.errors import SpecError
+from expunge.numerics._batches import parts, rows, take
+from expunge.numerics._capture import Losses, captured, example_losses, summed
+from expunge.numerics._factors import Factors
+from expunge.numerics._modules import require_fixed, require_parameters
+from expunge.numerics._overlap import gradients, overlap
+
+KEPT = 2**24
+"""Numbers that gradients taken one by one may hold in memory between blocks; more are taken again for each pair."""
+
+ONE_BY_ONE = "one by one"
+
+
+@dataclass(frozen=True)
+class Gram:
+    """Inner products of per-example gradients, and how each parameter's part was computed."""
+
+    matrix: Tensor
+    """`[n, m]`, in the parameters' dtype and on their device."""
+    ways: dict[str, str]
+    """By parameter: `products`, `gradients` (of a block, for this parameter alone) or `one by one`."""
+
+    @property
+    def unsupported(self) -> list[str]:
+        """Parameters without factors, whose gradients were taken one example at a time."""
+        return [name for name, way in self.ways.items() if way == ONE_BY_ONE]
+
+
+def gram(
+    losses: Losses,
+    model: nn.Module,
+    parameters: Sequence[nn.Parameter],
+    examples: Any,
+    others: Any = None,
+    *,
+    block: int = 128,
+) -> Gram:
+    """The Gram matrix of one set, or that between two.
+
+    Args:
+        losses: From the module and a batch, each example's loss `[b]`, which may depend on no other example.
+        model: The module, in evaluation mode where it has batch norm or dropout.
+        parameters: What is differentiated by; `differentiable(model)` for all.
+        examples: `n` examples: a tensor, or a tuple or dict of tensors whose first dimension counts them.
+        others: `m` further ones; by default the same, and the matrix symmetric.
+        block: Examples at a time; memory grows with it, and the number of passes falls.
+
+    Returns:
+        The matrix `[n, m]`, and the way that each parameter took.
+
+    Raises:
+        SpecError: There is no example; parameters are frozen, or not the model's; there is not one loss per example;
+            batch norm or dropout is in training mode.
+        RunError: A loss is not finite.
+    """
+    names = _names(model, parameters)
+    require_fixed(model)
+    ours = _Examples(losses, model, names, examples, block)
+    theirs = ours if others is None else _Examples(losses, model, names, others, block)
+    alone = ours.without_factors
+    ways = dict.fromkeys(alone, ONE_BY_ONE)
+    matrix = parameters[0].new_zeros(rows(examples), rows(theirs.examples))
+    for left in parts(len(matrix), block):
+        a = ours.factors(left)
+        for right in parts(matrix.shape[1], block):
+            if theirs is ours and right.start < left.start:
+                matrix[left, right] = matrix[right, left].T
+                continue
+            b = a if theirs is ours and right == left else theirs.factors(right)
+            pair = _pair(a, b, names, ways)
+            if alone:
+                pair = pair + ours.one_by_one(left, alone) @ theirs.one_by_one(right, alone).T
+            # Sums in another order differ in the last digit; a symmetric matrix is to be so to the bit.
+            matrix[left, right] = (pair + pair.T) / 2 if b is a else pair
+    return Gram(matrix, {name: ways[name] for name in names if name in ways})
+
+
+def _names(model: nn.Module, parameters: Sequence[nn.Parameter]) -> dict[str, nn.Parameter]:
+    require_parameters(parameters)
+    wanted = {id(parameter) for parameter in parameters}
+    found = {name: parameter for name, parameter in model.named_parameters() if id(parameter) in wanted}
+    if len(found) != len(parameters):
+        raise SpecError(
+            f"{len(parameters) - len(found)} are not the model's, or given twice",
+            where="parameters",
+            remedy="take those of numerics.linops.differentiable(model)",
+        )
+    return found
+
+
+_Block = Mapping[str, list[Factors]]
+
+
+def _pair(a: _Block, b: _Block, names: Mapping[str, nn.Parameter], ways: dict[str, str]) -> Tensor:
+    total = torch.zeros(()).to(next(iter(names.values())))
+    for name, parameter in names.items():
+        if name in a and name in b and ways.get(name) != ONE_BY_ONE:
+            part, by_products = overlap(a[name], b[name], parameter.shape)
+            ways.setdefault(name, "products" if by_products else "gradients")
+            total = total + part
+    return total
+
+
+@dataclass(frozen=True)
+class _Examples:
+    """One set, block by block."""
+
+    losses: Losses
+    model: nn.Module
+    names: dict[str, nn.Parameter]
+    examples: Any
+    block: int
+    kept: dict[int, Tensor] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        if rows(self.examples) == 0 or self.block < 1:
+            found = f"{rows(self.examples)} examples in blocks of {self.block}"
+            raise SpecError(found, where="examples", allowed="at least one example, and blocks of at least one")
+
+    def factors(self, part: slice) -> _Block:
+        by_id = {id(parameter): name for name, parameter in self.names.items()}
+        return captured(self.model, self.losses, take(self.examples, part), by_id)
+
+    def one_by_one(self, part: slice, names: Sequence[str]) -> Tensor:
+        """Gradients `[b, k]` by these parameters."""
+        if part.start in self.kept:
+            return self.kept[part.start]
+        each = [self._alone(index, names) for index in range(part.start, part.stop)]
+        found = torch.stack([torch.cat([gradient.flatten() for gradient in one]) for one in each])
+        if rows(self.examples) * found.shape[1] <= KEPT:
+            self.kept[part.start] = found
+        return found
+
+    @cached_property
+    def without_factors(self) -> list[str]:
+        """Parameters whose factors do not give what autograd gives, on the two examples of a block with most loss."""
+        part = next(parts(rows(self.examples), self.block))
+        with torch.no_grad():
+            losses = example_losses(self.model, self.losses, take(self.examples, part))
+        block = self.factors(part)
+        # One that no layer took in this block may be taken elsewhere by another example.
+        wrong = {name for name in self.names if name not in block}
+        for index in losses.topk(min(2, len(losses))).indices.tolist():
+            truth = dict(zip(self.names, self._alone(index, list(self.names)), strict=True))
+            noise = 100 * torch.finfo(losses.dtype).eps * sum(float(g.square().sum()) for g in truth.values()) ** 0.5
+            for name, gradient in truth.items():
+                uses = [use.part(slice(index, index + 1)) for use in block.get(name, [])]
+                allowed = torch.finfo(losses.dtype).eps ** 0.4 * gradient.norm() + noise
+                if uses and (gradients(uses, slice(None), gradient.shape) - gradient.reshape(1, -1)).norm() > allowed:
+                    wrong.add(name)
+        return [name for name in self.names if name in wrong]
+
+    def _alone(self, index: int, names: Sequence[str]) -> list[Tensor]:
+        wanted = [self.names[name] for name in names]
+        loss = summed(self.model, self.losses, take(self.examples, slice(index, index + 1)))
+        found = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
+        return [gradient.to_dense() if gradient.is_sparse else gradient for gradient in found]

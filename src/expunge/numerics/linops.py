@@ -1,0 +1,221 @@
+"""Products of curvature matrices with vectors, over a stream of minibatches, without the matrices.
+
+    L(w) = sum_b n_b l_b(w) / sum_b n_b,    H v = d/dw <dL/dw, v>,    G v = mean over b of J_b^T (d^2 l_b / df^2) J_b v,
+
+with l_b the mean loss of batch b, n_b its number of examples, f its outputs, J_b their Jacobian. Both are exact: the
+mean over batches of any sizes is that over all examples. H v differentiates twice (Pearlmutter 1994). G v, the
+generalised Gauss-Newton product (Schraudolph 2002), gets J v from two derivatives backwards as well, since forward mode
+lacks formulas that double backward has. Attention runs in its plain kernel, the only one with a second derivative.
+
+    loss = lambda model, batch: torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
+    product = hessian(loss, model.eval(), differentiable(model), [(inputs, targets)])
+    top = lanczos(product, product.like, torch.Generator().manual_seed(0)).values
+
+Cost of one product: about two gradients of each example for H, three for G; memory of two graphs of one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from expunge.base.errors import RunError, SpecError
+from expunge.numerics._batches import rows
+from expunge.numerics._failures import explain, require_uncut
+from expunge.numerics._modules import differentiable, require_fixed, require_parameters
+
+__all__ = ["Curvature", "differentiable", "gauss_newton", "hessian"]
+
+Parts = Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """A symmetric matrix that is a mean over batches, as a function on flat vectors; made by the functions below.
+
+    Args:
+        forward: From a batch, the tensor that is differentiated.
+        product: From that tensor, the batch and a vector cut into the parameters' shapes, the batch's product.
+        model: The module.
+        parameters: What is differentiated by, in the order of the vectors' entries.
+        batches: Read once per product.
+        weight: A batch's share in the mean.
+
+    Raises:
+        SpecError: The parameters are no flat vector, or the batches are an iterator, which one product would use up.
+    """
+
+    forward: Callable[[Any], Tensor]
+    product: Callable[[Tensor, Any, Parts], Parts]
+    model: nn.Module
+    parameters: Sequence[nn.Parameter]
+    batches: Iterable[Any]
+    weight: Callable[[Any], float]
+
+    def __post_init__(self) -> None:
+        require_parameters(self.parameters)
+        if isinstance(self.batches, Iterator):
+            found = "an iterator can be read only once"
+            raise SpecError(found, where="batches", allowed="a list, or a loader in a fixed order")
+
+    @property
+    def size(self) -> int:
+        """Number of rows, `p`."""
+        return sum(parameter.numel() for parameter in self.parameters)
+
+    @property
+    def like(self) -> Tensor:
+        """Zeros `[p]` in the parameters' dtype and on their device."""
+        return self.parameters[0].new_zeros(self.size)
+
+    def __call__(self, vector: Tensor) -> Tensor:
+        """The product with a vector.
+
+        Args:
+            vector: `[p]`, in the order of the parameters, each flattened.
+
+        Returns:
+            `[p]` in the parameters' dtype, with 0 for a parameter that the loss does not depend on.
+
+        Raises:
+            SpecError: The vector has another shape; there is no example; the loss is no scalar, or depends on none of
+                the parameters; batch norm or dropout is in training mode.
+            RunError: The loss is not finite, or has no second derivative; names the batch, or the module.
+        """
+        if vector.shape != (self.size,):
+            raise SpecError(f"has shape {list(vector.shape)}", where="vector", allowed=f"[{self.size}]")
+        require_fixed(self.model)
+        pieces = vector.detach().to(self.like).split([parameter.numel() for parameter in self.parameters])
+        parts = [piece.view_as(parameter) for piece, parameter in zip(pieces, self.parameters, strict=True)]
+        total, weight = self.like, 0.0
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            for index, batch in enumerate(self.batches):
+                share = self.weight(batch)
+                total.add_(self._one(batch, parts, index), alpha=share)
+                weight += share
+        if weight <= 0:
+            raise SpecError("there is no example in them", where="batches", allowed="at least one example")
+        return total / weight
+
+    def _one(self, batch: Any, parts: Parts, index: int) -> Tensor:
+        value = self.forward(batch)
+        if not value.isfinite().all():
+            raise RunError(
+                "the loss is not finite", where=f"batch {index}", remedy="look at its inputs and the weights"
+            )
+        if not value.requires_grad:
+            raise _independent()
+        try:
+            products = self.product(value, batch, parts)
+        except RuntimeError as error:
+            ones = [torch.ones_like(part) for part in parts]
+            attempt = partial(_twice, parameters=self.parameters, parts=ones, keep=True)
+            explain(error, self.model, lambda: self.forward(batch), attempt)
+        return torch.cat([product.detach().flatten() for product in products])
+
+
+def hessian(
+    loss: Callable[[nn.Module, Any], Tensor],
+    model: nn.Module,
+    parameters: Sequence[nn.Parameter],
+    batches: Iterable[Any],
+    weight: Callable[[Any], float] = rows,
+) -> Curvature:
+    """The Hessian of the mean loss.
+
+    Args:
+        loss: From the module and a batch, the batch's mean loss as a scalar.
+        model: The module, in evaluation mode where it has batch norm or dropout.
+        parameters: What is differentiated by; `differentiable(model)` for all.
+        batches: A list or loader that gives the same batches each time.
+        weight: A batch's share in the mean, by default its number of examples. A loss that is a mean over tokens needs
+            the number of tokens.
+
+    Raises:
+        SpecError: The parameters are no flat vector, or the batches are an iterator.
+    """
+
+    def product(value: Tensor, batch: Any, parts: Parts) -> Parts:
+        return _twice(value, parameters, parts)
+
+    return Curvature(lambda batch: _scalar(loss(model, batch)), product, model, parameters, batches, weight)
+
+
+def gauss_newton(
+    outputs: Callable[[nn.Module, Any], Tensor],
+    loss: Callable[[Tensor, Any], Tensor],
+    model: nn.Module,
+    parameters: Sequence[nn.Parameter],
+    batches: Iterable[Any],
+    weight: Callable[[Any], float] = rows,
+) -> Curvature:
+    """The generalised Gauss-Newton matrix; positive semi-definite where the loss is convex in the outputs.
+
+    With cross-entropy over logits it is the Fisher information of the model's own predictions.
+
+    Args:
+        outputs: From the module and a batch, the outputs, of any shape.
+        loss: From outputs and the batch, the batch's mean loss as a scalar.
+        model: The module, in evaluation mode where it has batch norm or dropout.
+        parameters: What is differentiated by; `differentiable(model)` for all.
+        batches: A list or loader that gives the same batches each time.
+        weight: A batch's share in the mean, by default its number of examples.
+
+    Raises:
+        SpecError: The parameters are no flat vector, or the batches are an iterator.
+    """
+
+    def product(value: Tensor, batch: Any, parts: Parts) -> Parts:
+        tangent = _forward_product(value, parameters, parts)
+        leaf = value.detach().requires_grad_()
+        curved = _twice(_finite(_scalar(loss(leaf, batch))), [leaf], [tangent])[0]
+        return torch.autograd.grad(value, parameters, curved, allow_unused=True, materialize_grads=True)
+
+    return Curvature(lambda batch: outputs(model, batch), product, model, parameters, batches, weight)
+
+
+def _twice(loss: Tensor, parameters: Sequence[Tensor], parts: Parts, *, keep: bool = False) -> tuple[Tensor, ...]:
+    """H v of a scalar."""
+    # With a factor in front, every gradient on the way depends on something, so that one that was cut can be seen.
+    factor = torch.ones_like(loss, requires_grad=True)
+    slopes = torch.autograd.grad(factor * loss, parameters, create_graph=True, allow_unused=True)
+    used = [(slope * part).sum() for slope, part in zip(slopes, parts, strict=True) if slope is not None]
+    if not used:
+        raise _independent()
+    along = torch.stack(used).sum()
+    require_uncut(along)
+    return torch.autograd.grad(along, parameters, allow_unused=True, materialize_grads=True, retain_graph=keep)
+
+
+def _forward_product(outputs: Tensor, parameters: Sequence[Tensor], parts: Parts) -> Tensor:
+    """J v, as the derivative of <J^T u, v> by u, which is linear in u."""
+    u = torch.ones_like(outputs, requires_grad=True)
+    slopes = torch.autograd.grad(outputs, parameters, u, create_graph=True, allow_unused=True)
+    used = [(slope * part).sum() for slope, part in zip(slopes, parts, strict=True) if slope is not None]
+    if not used:
+        raise _independent()
+    along = torch.stack(used).sum()
+    require_uncut(along)
+    return torch.autograd.grad(along, u, retain_graph=True)[0].detach()
+
+
+def _scalar(loss: Tensor) -> Tensor:
+    if loss.ndim:
+        raise SpecError(f"has shape {list(loss.shape)}", where="loss", allowed="the mean over the batch, a scalar")
+    return loss
+
+
+def _finite(loss: Tensor) -> Tensor:
+    if not loss.isfinite():
+        raise RunError("the loss is not finite", where="loss", remedy="look at the model's outputs and the targets")
+    return loss
+
+
+def _independent() -> SpecError:
+    return SpecError("depends on none of the parameters", where="loss", remedy="compute it without detaching")
