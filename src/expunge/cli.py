@@ -126,6 +126,7 @@ def study(name: str, preset: str, out: Path, seeds: tuple[int, ...], workers: in
     from expunge.reporting.study import read_study, study_table
     from expunge.studies._run import run_study
 
+    registry.add_search_path(Path.cwd())
     folder = run_study(
         name, preset, out, seeds=seeds or None, workers=workers or default_workers(), progress=Progress()
     )

@@ -39,6 +39,31 @@ def test_neggrad_plus_weighs_the_two_losses(problem, model):
 
 
 @PROBLEMS
+def test_neggrad_plus_takes_turns_where_asked_to(problem, model):
+    """Passes of ascent and of descent, unweighted, with one momentum; two batches in a pass over the forget set."""
+    settings = ONE_STEP | {"epochs": 2, "forget_batch_size": len(problem.forget) // 2}
+    found = NegGradPlus(alternate=True, **settings)(model, problem, None, 3).model
+    order, hand = torch.Generator().manual_seed(derive(3, "batches")), copy.deepcopy(model)
+    momentum = torch.zeros_like(vector(model))
+    for _ in range(2):
+        shuffled = problem.forget[torch.randperm(len(problem.forget), generator=order)]
+        torch.randperm(len(problem.retain), generator=order)
+        for ids, sign in [*((half, -1) for half in shuffled.chunk(2)), (problem.retain, 1)]:
+            momentum = 0.9 * momentum + sign * gradient(cross_entropy(problem, hand, ids), hand)
+            nn.utils.vector_to_parameters(vector(hand) - RATE * momentum, hand.parameters())
+    torch.testing.assert_close(vector(found), vector(hand), **EXACT)
+
+
+def test_neggrad_plus_in_turns_costs_each_example_once_an_epoch():
+    problem = classes()
+    method = NegGradPlus(alternate=True, epochs=3, batch_size=3, forget_batch_size=4)
+    assert method(net(), problem, None, 0).cost.gradients == 3 * (18 + 6)
+    # Forget batches of 4 and 2, retain batches of 3: which 3 would afford, had the pass before it not ended the run.
+    spent = {budget: method(net(), problem, None, 0, budget).cost.gradients for budget in (3, 5, 11, 12, 28)}
+    assert spent == {3: 0, 5: 4, 11: 9, 12: 12, 28: 28}
+
+
+@PROBLEMS
 def test_gradient_ascent_climbs_the_forget_loss_only(problem, model):
     model = knowing(model, problem)
     expected = RATE * gradient(cross_entropy(problem, model, problem.forget), model)

@@ -50,6 +50,17 @@ def test_every_net_is_that_of_the_loop(how: dict[str, object], size: int) -> Non
             torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
 
 
+def test_every_net_may_have_examples_of_its_own() -> None:
+    data = doubled(Digits(train=90, test=30)())
+    recipe = TrainedRecipe(Double(widths=[12]), Training(epochs=3, batch_size=20, learning_rate=0.01, final=0.0), data)
+    ids = torch.stack([data.train[:50], data.train[40:], data.train[::2].repeat(2)[:50]])
+    for seed, own, net in zip(SEEDS, ids, train_ensemble(recipe, data, ids, SEEDS), strict=True):
+        alone = train_model(recipe, data, own, seed)
+        # As above.
+        for ours, theirs in zip(net.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
+
+
 def test_nets_differ_and_learn() -> None:
     data = Digits(train=300, test=100)()
     nets = train_ensemble(

@@ -16,10 +16,11 @@ from expunge.core.case import Meter
 from expunge.core.data import Data
 from expunge.core.objective import decision_losses
 from expunge.core.problem import Problem
+from expunge.methods._dampening import factors
 from expunge.methods._gradients import mean_squared_gradient
 from expunge.methods._noise import standard_normal
 from expunge.methods.fisher_forgetting import FisherForgetting, deviation
-from expunge.methods.ssd import SSD, factors
+from expunge.methods.ssd import SSD
 
 
 def closed_form(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:

@@ -22,20 +22,29 @@ from expunge.train.training import TrainedRecipe, Training
 BRIEF = {"epochs": 2, "batch_size": 32}
 PAIRED = BRIEF | {"forget_batch_size": 16}
 SETTINGS = {
+    "assd": {},
     "bad_teacher": BRIEF | {"retain_share": 0.5},
     "cf_k": BRIEF,
+    "circuit_breakers": PAIRED,
+    "connectivity_breaking": PAIRED,
     "delete": BRIEF,
     "eu_k": BRIEF,
     "fisher_forgetting": {},
     "gradient_ascent": BRIEF | {"chances": 1e-9, "learning_rate": 1e-9},
     "l1_sparse": BRIEF,
+    "lfssd": {"alpha": 1.0, "dampening": 0.5},
     "neggrad_plus": PAIRED,
     "noisy_distillation": PAIRED,
+    "potion": {"tries": 3},
     "salun": PAIRED,
     "scrub": PAIRED | {"forget_epochs": 1, "rewind": True},
     "ssd": {"alpha": 1.0, "dampening": 0.5},
     "task_negation": BRIEF,
+    "weight_attenuation": BRIEF,
+    "weight_distance_reg": BRIEF,
+    "weight_dropout": BRIEF,
 }
+REPAIR = ("cf_k", "eu_k", "l1_sparse", "weight_attenuation", "weight_distance_reg", "weight_dropout")
 
 
 def cost(name: str, retain: int, forget: int) -> int:
@@ -44,11 +53,12 @@ def cost(name: str, retain: int, forget: int) -> int:
     return {
         "bad_teacher": 2 * (forget + math.ceil(retain / 2)),
         "fisher_forgetting": retain,
-        "ssd": retain + forget,
+        **dict.fromkeys(("assd", "lfssd", "potion", "ssd"), retain + forget),
         "salun": forget + paired,
-        **dict.fromkeys(("neggrad_plus", "noisy_distillation"), paired),
+        "connectivity_breaking": 2 * retain + paired,
+        **dict.fromkeys(("neggrad_plus", "noisy_distillation", "circuit_breakers"), paired),
         "scrub": 2 * retain + forget,
-        **dict.fromkeys(("cf_k", "eu_k", "l1_sparse"), 2 * retain),
+        **dict.fromkeys(REPAIR, 2 * retain),
         **dict.fromkeys(("delete", "gradient_ascent", "task_negation"), 2 * forget),
     }[name]
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.base.seeds import derive
+from expunge.core.modules import evaluating
 from expunge.core.objective import Decisions
 from expunge.core.problem import Problem
 from expunge.evidence.estimate import Better
@@ -20,16 +21,10 @@ def evaluate(
     model: nn.Module, problem: Problem, ids: Tensor, measure: Callable[[Decisions, int], Tensor]
 ) -> np.ndarray:
     """What `measure` makes of each example's decisions, `[len(ids)]` float64; its modes are left as they were."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            found = [
-                measure(problem.objective.decisions(model, batch), batch.size) for batch in in_order(problem.data, ids)
-            ]
-    finally:
-        for module in training:
-            module.training = True
+    with evaluating(model), torch.no_grad():
+        found = [
+            measure(problem.objective.decisions(model, batch), batch.size) for batch in in_order(problem.data, ids)
+        ]
     return torch.cat(found).double().cpu().numpy()
 
 

@@ -29,16 +29,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from expunge.audits._evaluate import evaluate, per_example_scores, sample
-from expunge.base.errors import SpecError, unknown
+from expunge.base.errors import SpecError
 from expunge.base.part import Count
 from expunge.core.case import Case
 from expunge.core.contracts import Audit
-from expunge.core.data import IGNORE, Batch
+from expunge.core.data import Batch
+from expunge.core.features import Features, Layer, given_to_weights, require_layers
 from expunge.core.objective import Decisions, Objective, per_example
 from expunge.core.problem import Problem
 from expunge.evidence.estimate import Better
 from expunge.evidence.intervals import Floats, Ints
 from expunge.evidence.scores import Role, Scores
+
+WHERE = "audit.probe.layer"
 
 LARGEST_MAP = 4
 """Feature maps with more positions than this, in height or width, are averaged down to it."""
@@ -160,51 +163,18 @@ class _AtLayer:
     """
 
     def __init__(self, problem: Problem, model: nn.Module, layer: str) -> None:
-        modules = dict(model.named_modules())
-        if layer and layer not in modules:
-            raise unknown("layer", layer, [name for name in modules if name], where="audit.probe.layer")
+        layers = require_layers(model, [layer], WHERE) if layer else [_last_hidden(model, problem)]
         self.objective: Objective = problem.objective
-        self.tokens = problem.data.kind == "tokens"
-        self.given = not layer
-        """Whether features are what the module is given rather than what it returns."""
-        self.path = layer or _last_with_weights(model, problem)
+        self.features = Features(problem, layers, WHERE)
 
     def decisions(self, model: nn.Module, batch: Batch) -> Decisions:
         """The decisions, with features."""
-        caught: list[Any] = []
-        module = model.get_submodule(self.path)
-        if self.given:
-            handle = module.register_forward_pre_hook(lambda _, inputs: caught.append(inputs))
-        else:
-            handle = module.register_forward_hook(lambda _, __, output: caught.append(output))
-        try:
-            found = self.objective.decisions(model, batch)
-        finally:
-            handle.remove()
-        return found._replace(logits=self._rows(caught, batch, len(found.targets)))
+        decisions, (features,) = self.features(model, batch)
+        return decisions._replace(logits=_flat(features))
 
     def relabel(self, batch: Batch, generator: torch.Generator) -> Batch:
         """As the problem's objective does."""
         return self.objective.relabel(batch, generator)
-
-    def _rows(self, caught: list[Any], batch: Batch, count: int) -> Tensor:
-        # Of a module that runs several times, the last run; of several outputs, the first.
-        found = caught[-1] if caught else None
-        found = found[0] if isinstance(found, tuple) and found else found
-        if isinstance(found, Tensor) and found.is_floating_point() and found.ndim > 1:
-            rows = self._decided(found, batch) if self.tokens else _flat(found)
-            if len(rows) == count:
-                return rows
-        shape = f"a tensor of shape {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-        raise SpecError(
-            f"{self.path!r} has {shape}, not features for each of {count} decisions",
-            where="audit.probe.layer",
-            remedy="probe another layer",
-        )
-
-    def _decided(self, hidden: Tensor, batch: Batch) -> Tensor:
-        decided = (batch.targets != IGNORE).to(hidden.device)
-        return hidden[decided].flatten(1) if hidden.shape[:2] == decided.shape and hidden.ndim > 2 else hidden[:0]
 
 
 def _plain(features: Tensor) -> Floats:
@@ -218,23 +188,10 @@ def _flat(features: Tensor) -> Tensor:
     return features.flatten(1)
 
 
-def _last_with_weights(model: nn.Module, problem: Problem) -> str:
-    """Path of the module with parameters of its own that runs last: what it is given is the last hidden layer."""
-    ran: list[str] = []
-    handles = [
-        module.register_forward_pre_hook(lambda _, __, name=name: ran.append(name))
-        for name, module in model.named_modules()
-        if next(module.parameters(recurse=False), None) is not None
-    ]
-    try:
-        evaluate(model, problem, problem.test[:2], lambda _, size: torch.zeros(size))
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not ran:
-        raise SpecError(
-            "no module with weights ran",
-            where="audit.probe.layer",
-            remedy=f"name a layer of {type(model).__name__}",
-        )
-    return ran[-1]
+def _last_hidden(model: nn.Module, problem: Problem) -> Layer:
+    """What the module with weights of its own that runs last is given."""
+    layers = list(given_to_weights(model, problem))
+    if not layers:
+        remedy = f"name a layer of {type(model).__name__}"
+        raise SpecError("no module with weights ran", where=WHERE, remedy=remedy)
+    return layers[-1]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,18 @@ def trainable(module: nn.Module) -> list[nn.Parameter]:
 def first_parameter(module: nn.Module) -> Tensor:
     """A parameter that stands for the module's device and dtype."""
     return next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; every submodule's own mode again afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def frozen_copy(module: nn.Module) -> nn.Module:

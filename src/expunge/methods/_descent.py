@@ -18,6 +18,7 @@ from expunge.base.seeds import derive
 from expunge.core.case import Meter, Recipe
 from expunge.core.contracts import Method, require_trainable
 from expunge.core.data import Batch
+from expunge.core.modules import trainable
 from expunge.core.objective import loss
 from expunge.core.problem import Problem
 from expunge.train.loop import Fit, Item, Pair, batches, fit, paired
@@ -70,15 +71,85 @@ class Descent(Method):
         self.steps(student, meter).run(loss_fn, items)
         return student
 
-    def descend_on_retain(self, student: nn.Module, problem: Problem, seed: int, meter: Meter) -> nn.Module:
-        """Minimise cross-entropy on the retain set alone."""
+    def descend_on_retain(
+        self,
+        student: nn.Module,
+        problem: Problem,
+        seed: int,
+        meter: Meter,
+        loss_fn: Callable[[Batch], Tensor] | None = None,
+    ) -> nn.Module:
+        """Minimise a loss over retain batches alone, cross-entropy by default."""
 
         def retain_loss(batch: Batch) -> Tensor:
             return loss(problem.objective.decisions(student, batch))
 
         generator = torch.Generator().manual_seed(derive(seed, "batches"))
         items = batches(problem.data, problem.retain, self.batch_size, self.epochs, generator)
-        return self.descend(student, retain_loss, items, meter)
+        return self.descend(student, loss_fn or retain_loss, items, meter)
+
+    def descend_in_turn(
+        self,
+        student: nn.Module,
+        problem: Problem,
+        seed: int,
+        meter: Meter,
+        *,
+        forget_loss: Callable[[Batch], Tensor],
+        retain_loss: Callable[[Batch], Tensor],
+        forget_epochs: int,
+        forget_batch_size: int,
+        on_epoch: Callable[[], None] = lambda: None,
+    ) -> nn.Module:
+        """In each epoch a pass over the forget set, then one over the retain set; one optimiser serves both.
+
+        Args:
+            student: Trained in place and returned.
+            problem: Both sets.
+            seed: Decides the order of the batches.
+            meter: Charged one gradient per example and pass.
+            forget_loss: Minimised over forget batches.
+            retain_loss: Minimised over retain batches.
+            forget_epochs: Epochs, from the first, that begin with a pass over the forget set.
+            forget_batch_size: Forget examples per step.
+            on_epoch: Called after each epoch, also after one that the budget cut short.
+
+        Returns:
+            The student.
+        """
+        steps, generator = self.steps(student, meter), torch.Generator().manual_seed(derive(seed, "batches"))
+        for epoch in range(self.epochs):
+            exhausted = False
+            if epoch < forget_epochs:
+                forget = batches(problem.data, problem.forget, forget_batch_size, 1, generator)
+                exhausted = steps.run(forget_loss, forget).exhausted
+            if not exhausted:
+                retain = batches(problem.data, problem.retain, self.batch_size, 1, generator)
+                exhausted = steps.run(retain_loss, retain).exhausted
+            on_epoch()
+            if exhausted:
+                break
+        return student
+
+
+@dataclass(frozen=True)
+class PerturbedDescent(Descent):
+    """Base of the methods that change every trainable weight once, then repair on the retain set.
+
+    Norms' scales and biases count as weights, a tied weight is changed once, frozen ones are not.
+    """
+
+    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+        """Perturb, then descend on retain batches."""
+        generator = torch.Generator().manual_seed(derive(seed, "noise"))
+        with torch.no_grad():
+            for parameter in trainable(student):
+                self.perturb(parameter, generator)
+        return self.descend_on_retain(student, problem, seed, meter)
+
+    @abstractmethod
+    def perturb(self, parameter: Tensor, generator: torch.Generator) -> None:
+        """Change one parameter in place."""
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,27 @@
-"""Gradients over a whole set at the weights as they are: of single examples, squared; and summed.
+"""Gradients over a whole set at the weights as they are: of single examples, squared or absolute; and summed.
 
 In evaluation mode, since an example's gradient must depend neither on the rest of its batch (batch norm) nor on chance
-(dropout). Both charge one gradient per example, and take only as many examples as the budget affords.
+(dropout). All charge one gradient per example, and take only as many examples as the budget affords.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from expunge.core.case import Meter
 from expunge.core.contracts import require_trainable
-from expunge.core.objective import Decisions, decision_losses
+from expunge.core.data import Batch
+from expunge.core.modules import evaluating
+from expunge.core.objective import Classification, Decisions, decision_losses
 from expunge.core.problem import Problem
-from expunge.methods._measure import evaluating
+from expunge.methods._per_example import Magnitude, chain, chunk_size, summed_magnitudes
 from expunge.train.loop import in_order
+
+Number = Callable[[Decisions, int], Tensor]
+"""From the decisions of so many examples to the sum of one number per example."""
 
 
 def mean_squared_gradient(
@@ -23,8 +30,7 @@ def mean_squared_gradient(
     """Mean over examples of the squared gradient of each example's log-likelihood, per trainable parameter.
 
     The square is inside the mean: squaring the gradient of a batch's mean loss instead, as published code does, gives
-    a number that shrinks with the batch size. Examples go one by one, which on a CPU is faster than `torch.func.vmap`
-    over convolutions and works with every model.
+    a number that shrinks with the batch size.
 
     Args:
         model: The model.
@@ -37,19 +43,31 @@ def mean_squared_gradient(
     Returns:
         A tensor per trainable parameter, or `None` where the budget affords no example.
     """
-    ids, parameters = _affordable(ids, meter), require_trainable(model)
-    if len(ids) == 0:
-        return None
-    total = [torch.zeros_like(parameter) for parameter in parameters]
-    with evaluating(model):
-        for batch in in_order(problem.data, ids, 1):
-            decisions = problem.objective.decisions(model, batch)
-            if labels is not None:
-                decisions = _drawn(decisions, labels)
-            for entry, gradient in zip(total, _gradient(decisions, parameters), strict=True):
-                entry.addcmul_(gradient, gradient)
-            meter.charge(1)
-    return [entry / len(ids) for entry in total]
+
+    def surprise(decisions: Decisions, size: int) -> Tensor:
+        return decision_losses(decisions if labels is None else _drawn(decisions, labels)).sum()
+
+    return _mean_magnitude(model, problem, ids, meter, surprise, torch.square)
+
+
+def mean_absolute_gradient(
+    model: nn.Module, problem: Problem, ids: Tensor, meter: Meter, number: Number
+) -> list[Tensor] | None:
+    """Mean over examples of the absolute gradient of one number per example, per trainable parameter.
+
+    The absolute value is inside the mean, as the square is above.
+
+    Args:
+        model: The model.
+        problem: Data and objective.
+        ids: The examples.
+        meter: Charged 1 per example.
+        number: What is differentiated.
+
+    Returns:
+        A tensor per trainable parameter, or `None` where the budget affords no example.
+    """
+    return _mean_magnitude(model, problem, ids, meter, number, torch.abs)
 
 
 def summed_gradient(
@@ -73,16 +91,45 @@ def summed_gradient(
     total = [torch.zeros_like(parameter) for parameter in parameters]
     with evaluating(model):
         for batch in in_order(problem.data, ids, batch_size):
-            decisions = problem.objective.decisions(model, batch)
-            for entry, gradient in zip(total, _gradient(decisions, parameters), strict=True):
+            losses = decision_losses(problem.objective.decisions(model, batch))
+            for entry, gradient in zip(total, _gradient(losses.sum(), parameters), strict=True):
                 entry.add_(gradient)
             meter.charge(batch.size)
     return total
 
 
-def _gradient(decisions: Decisions, parameters: list[nn.Parameter]) -> tuple[Tensor, ...]:
+def _mean_magnitude(
+    model: nn.Module, problem: Problem, ids: Tensor, meter: Meter, number: Number, magnitude: Magnitude
+) -> list[Tensor] | None:
+    """In chunks where the model is a chain of known layers, one example at a time otherwise.
+
+    One by one is faster on a CPU than `torch.func.vmap` over examples, and works with every model.
+    """
+    ids, parameters = _affordable(ids, meter), require_trainable(model)
+    if len(ids) == 0:
+        return None
+    total = [torch.zeros_like(parameter) for parameter in parameters]
+    # Another objective may run the model in its own way.
+    layers = chain(model) if type(problem.objective) is Classification else None
+    with evaluating(model):
+        for batch in in_order(problem.data, ids, 1 if layers is None else chunk_size(problem.data.inputs)):
+
+            def value(batch: Batch = batch) -> Tensor:
+                return number(problem.objective.decisions(model, batch), batch.size)
+
+            if layers is None:
+                found = [magnitude(gradient) for gradient in _gradient(value(), parameters)]
+            else:
+                found = summed_magnitudes(layers, value, magnitude)
+            for entry, part in zip(total, found, strict=True):
+                entry.add_(part)
+            meter.charge(batch.size)
+    return [entry / len(ids) for entry in total]
+
+
+def _gradient(value: Tensor, parameters: list[nn.Parameter]) -> tuple[Tensor, ...]:
     # A parameter that the output does not depend on has gradient zero.
-    return torch.autograd.grad(decision_losses(decisions).sum(), parameters, allow_unused=True, materialize_grads=True)
+    return torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
 
 
 def _drawn(decisions: Decisions, generator: torch.Generator) -> Decisions:

@@ -10,7 +10,8 @@ gradients per example as there are classes), squares batch means, caps 1/F at 10
 multiplies them by 10 in the last layer and in one-dimensional parameters; a shorter variant takes the data's labels,
 and caps the standard deviation at 0.001. A weight without any influence has F = 0, so the cap is not optional.
 
-Cost: one gradient per retain example, one at a time. A budget that is too small takes a random part of the retain set.
+Cost: one gradient per retain example, each example's by itself. A budget that is too small takes a random part of the
+retain set.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from expunge.methods._noise import standard_normal
 class FisherForgetting(Method):
     """Noise shaped by the inverse Fisher information."""
 
+    version: ClassVar[int] = 2
     cite: ClassVar[str] = (
         "@inproceedings{golatkar2020eternal, title={Eternal Sunshine of the Spotless Net: Selective Forgetting in Deep "
         "Networks}, author={Golatkar, Aditya and Achille, Alessandro and Soatto, Stefano}, booktitle={CVPR}, "

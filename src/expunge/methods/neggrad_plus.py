@@ -1,10 +1,14 @@
 """Descend on the retain set and ascend on the forget set in the same step (NegGrad+, Kurmanji et al., 2302.09880).
 
 Minimises alpha * CE(retain) - (1 - alpha) * CE(forget), one batch of each per step, forget batches cycled over a pass
-of the retain set. The second term has no lower bound; alpha close to 1 keeps it in check. The code of 2505.22310 has
-another method under this name: whole epochs of plain ascent alternate with whole epochs of descent, unweighted.
+of the retain set. The second term has no lower bound; alpha close to 1 keeps it in check.
 
-Cost: one gradient per retain example and epoch, and `forget_batch_size` for each retain batch.
+The code of 2505.22310 has another method under this name, here with `alternate`: each epoch is a pass over the forget
+set that maximises CE(forget), then a pass over the retain set that minimises CE(retain), both unweighted, with one
+optimiser. Nothing bounds the ascent there either but its few steps, one pass over a small set per epoch.
+
+Cost: one gradient per retain example and epoch, and `forget_batch_size` for each retain batch; with `alternate` one per
+forget example and epoch instead of the latter.
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from expunge.base.part import Share
+from expunge.core.case import Meter, Recipe
+from expunge.core.data import Batch
 from expunge.core.objective import loss
 from expunge.core.problem import Problem
 from expunge.methods._descent import PairedDescent
@@ -32,6 +38,27 @@ class NegGradPlus(PairedDescent):
 
     alpha: Share = 0.95
     """Weight of the retain loss; the forget loss has what is left to 1."""
+    alternate: bool = False
+    """Whether passes over either set take turns, as in 2505.22310; alpha has no part then."""
+
+    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+        """Both losses in every step, or pass by pass."""
+        if not self.alternate:
+            return super().apply(student, problem, recipe, seed, meter)
+
+        def cross_entropy(batch: Batch) -> Tensor:
+            return loss(problem.objective.decisions(student, batch))
+
+        return self.descend_in_turn(
+            student,
+            problem,
+            seed,
+            meter,
+            forget_loss=lambda batch: -cross_entropy(batch),
+            retain_loss=cross_entropy,
+            forget_epochs=self.epochs,
+            forget_batch_size=self.forget_batch_size,
+        )
 
     def pair_loss(self, student: nn.Module, problem: Problem, seed: int) -> Callable[[Pair], Tensor]:
         """Weighted difference of the two losses."""

@@ -3,7 +3,8 @@
 With D(x) = T^2 KL(original(x) / T || model(x) / T): each of the first `forget_epochs` epochs begins with a pass that
 maximises D(forget); every epoch has a pass that minimises alpha * D(retain) + gamma * CE(retain). One optimiser serves
 both. KL is the sum over classes, as in the paper; the code of 2505.22310 takes the mean over classes too, which divides
-it by their number and so changes what alpha means.
+it by their number and so changes what alpha means. Its alternating SCRUB disobeys in every epoch (`forget_epochs` equal
+to `epochs`), with alpha = gamma = T = 1 and a teacher in training mode.
 
 With `rewind` (SCRUB+R) the model is saved after each epoch, and at the end that epoch is chosen whose forget error is
 closest to a reference: the *final* model's error on unseen examples that are distributed like the forget set. These are
@@ -26,7 +27,6 @@ import torch
 from torch import Tensor, nn
 
 from expunge.base.part import Count, NonNegative, Positive
-from expunge.base.seeds import derive
 from expunge.core.case import Meter, Recipe
 from expunge.core.data import Batch
 from expunge.core.objective import Decisions, loss
@@ -34,7 +34,6 @@ from expunge.core.problem import Problem
 from expunge.methods._descent import Descent
 from expunge.methods._distill import divergence, logits_of, teacher_of
 from expunge.methods._measure import known, known_share
-from expunge.train.loop import batches
 
 CITE = (
     "@inproceedings{kurmanji2023scrub, title={Towards Unbounded Machine Unlearning}, author={Kurmanji, Meghdad and "
@@ -67,8 +66,7 @@ class SCRUB(Descent):
 
     def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
         """Alternate, then rewind if asked to."""
-        data, teacher, steps = problem.data, teacher_of(student), self.steps(student, meter)
-        generator = torch.Generator().manual_seed(derive(seed, "batches"))
+        teacher, saved = teacher_of(student), list[dict[str, Tensor]]()
 
         def disobey(batch: Batch) -> Tensor:
             return -self._divergence(problem.objective.decisions(student, batch), teacher, problem, batch)
@@ -78,19 +76,20 @@ class SCRUB(Descent):
             kept = self._divergence(decisions, teacher, problem, batch)
             return self.alpha * kept + self.gamma * loss(decisions)
 
-        saved: list[dict[str, Tensor]] = []
-        for epoch in range(self.epochs):
-            exhausted = False
-            if epoch < self.forget_epochs:
-                forget = batches(data, problem.forget, self.forget_batch_size, 1, generator)
-                exhausted = steps.run(disobey, forget).exhausted
-            if not exhausted:
-                retain = batches(data, problem.retain, self.batch_size, 1, generator)
-                exhausted = steps.run(obey, retain).exhausted
-            if self.rewind:
-                saved.append(copy.deepcopy(student.state_dict()))
-            if exhausted:
-                break
+        def save() -> None:
+            saved.append(copy.deepcopy(student.state_dict()))
+
+        self.descend_in_turn(
+            student,
+            problem,
+            seed,
+            meter,
+            forget_loss=disobey,
+            retain_loss=obey,
+            forget_epochs=self.forget_epochs,
+            forget_batch_size=self.forget_batch_size,
+            on_epoch=save if self.rewind else lambda: None,
+        )
         if self.rewind:
             rewind(student, saved, problem)
         return student

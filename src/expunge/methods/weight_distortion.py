@@ -12,20 +12,16 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from expunge.base.part import Positive
-from expunge.base.seeds import derive
-from expunge.core.case import Meter, Recipe
-from expunge.core.modules import trainable
-from expunge.core.problem import Problem
-from expunge.methods._descent import Descent
+from expunge.methods._descent import PerturbedDescent
 from expunge.methods._noise import standard_normal
 from expunge.methods.finetune import CITE
 
 
 @dataclass(frozen=True)
-class WeightDistortion(Descent):
+class WeightDistortion(PerturbedDescent):
     """Noise on every trainable weight, then fine-tuning on retain."""
 
     cite: ClassVar[str] = CITE
@@ -34,10 +30,6 @@ class WeightDistortion(Descent):
     sigma: Positive = 0.1
     """Standard deviation of the noise, in units of the weights; the paper's 0.02 belongs to a ResNet-18."""
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
-        """Distort, then descend on retain batches."""
-        generator = torch.Generator().manual_seed(derive(seed, "noise"))
-        with torch.no_grad():
-            for parameter in trainable(student):
-                parameter.add_(standard_normal(parameter, generator), alpha=self.sigma)
-        return self.descend_on_retain(student, problem, seed, meter)
+    def perturb(self, parameter: Tensor, generator: torch.Generator) -> None:
+        """Add the noise."""
+        parameter.add_(standard_normal(parameter, generator), alpha=self.sigma)

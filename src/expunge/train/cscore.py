@@ -46,10 +46,20 @@ def count(recipe: Recipe, data: Data, seed: int, share: float = 0.7) -> Counts:
     Returns:
         Zeros and ones; add them up over seeds.
     """
+    seen = split(data, seed, share)
+    return tally(train_model(recipe, data, data.train[seen], derive(seed, "net")), data, seen)
+
+
+def split(data: Data, seed: int, share: float = 0.7) -> Tensor:
+    """Which training examples the net of this seed sees, `[k]` bool."""
     generator = torch.Generator().manual_seed(derive(seed, "split"))
     seen = torch.zeros(len(data.train), dtype=torch.bool)
     seen[torch.randperm(len(seen), generator=generator)[: round(share * len(seen))]] = True
-    model = train_model(recipe, data, data.train[seen], derive(seed, "net"))
+    return seen
+
+
+def tally(model: nn.Module, data: Data, seen: Tensor) -> Counts:
+    """What a net that was trained on these says of the others."""
     right = known(model, data, data.train)
     return Counts((right & ~seen).long(), (~seen).long())
 

@@ -71,7 +71,7 @@ def train_ensemble(recipe: TrainedRecipe, data: Data, ids: Tensor, seeds: Sequen
     Args:
         recipe: How each is built and trained.
         data: What on.
-        ids: Which examples; the same for all nets.
+        ids: Which examples: `[k]`, the same for all nets, or `[nets, k]`, for each its own.
         seeds: Of initial weights and of the order of examples.
 
     Raises:
@@ -90,18 +90,20 @@ def train_ensemble(recipe: TrainedRecipe, data: Data, ids: Tensor, seeds: Sequen
             parameters,
             # The loss is a mean over all rows; times their number, each net has the gradient of its own mean.
             lambda batch: len(seeds) * loss(objective.decisions(together, batch)),
-            _side_by_side(data, ids, t.batch_size, t.epochs, seeds),
+            _side_by_side(data, ids.expand(len(seeds), -1), t.batch_size, t.epochs, seeds),
             make_optimizer(t.optimizer, parameters, t.learning_rate, t.weight_decay),
-            schedule=t.schedule(t.epochs * math.ceil(len(ids) / t.batch_size)),
+            schedule=t.schedule(t.epochs * math.ceil(ids.shape[-1] / t.batch_size)),
         )
     together.unstack(nets)
     return [net.eval() for net in nets]
 
 
 def _side_by_side(data: Data, ids: Tensor, batch_size: int, epochs: int, seeds: Sequence[int]) -> Iterator[Batch]:
-    """At each step the batch that `batches` gives each seed, one after another."""
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    """At each step the batch that `batches` gives each seed and its row of ids, one after another."""
+    generators, count = [torch.Generator().manual_seed(seed) for seed in seeds], ids.shape[1]
     for _ in range(epochs):
-        order = torch.stack([ids[torch.randperm(len(ids), generator=generator)] for generator in generators])
-        for chunk in order.split(batch_size, dim=1)[: batch_count(len(ids), batch_size)]:
+        order = torch.stack(
+            [own[torch.randperm(count, generator=generator)] for own, generator in zip(ids, generators, strict=True)]
+        )
+        for chunk in order.split(batch_size, dim=1)[: batch_count(count, batch_size)]:
             yield data.batch(chunk.flatten())

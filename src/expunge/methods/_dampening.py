@@ -1,0 +1,104 @@
+"""What SSD and its relatives have in common: two importances of every weight, and what is done with their quotient.
+
+A weight is multiplied with min(lambda * I_D / I_F, 1) wherever I_F > alpha * I_D. F is the forget set, D the forget and
+the retain set together, so that I_F is at most |D| / |F| times I_D, and I_D is 0 only where I_F is.
+
+The relatives that choose alpha themselves take a percentile of I_F / I_D over all trainable weights. The quotient is
+undefined where both are 0: a weight without influence on any example. Such weights are left out, so that adding units
+that never fire changes nothing; published code does the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from expunge.base.seeds import derive
+from expunge.core.case import Meter
+from expunge.core.modules import trainable
+from expunge.core.problem import Problem
+
+Measure = Callable[[nn.Module, Problem, Tensor, Meter], list[Tensor] | None]
+"""The importance of each trainable parameter to a set of examples, as in `_gradients.py`."""
+
+
+@dataclass(frozen=True)
+class Importances:
+    """One tensor per trainable parameter, of its shape: importance to the forget set, and to all data."""
+
+    forget: list[Tensor]
+    whole: list[Tensor]
+
+    def quotients(self) -> Tensor:
+        """I_F / I_D of all weights that have any influence, in ascending order, float64."""
+        pairs = zip(self.forget, self.whole, strict=True)
+        found = torch.cat([(forget.cpu().double() / whole.cpu().double()).flatten() for forget, whole in pairs])
+        return found[found.isfinite()].sort().values
+
+
+def importances(student: nn.Module, problem: Problem, seed: int, meter: Meter, measure: Measure) -> Importances | None:
+    """Both importances; `None` where the budget has no room for any retained example.
+
+    A budget that is too small takes a random part of the retain set.
+    """
+    generator = torch.Generator().manual_seed(derive(seed, "retain"))
+    # In random order, so that what a budget cuts off is a random part.
+    retain = problem.retain[torch.randperm(len(problem.retain), generator=generator)]
+    forgotten = measure(student, problem, problem.forget, meter)
+    retained = measure(student, problem, retain, meter)
+    if forgotten is None or retained is None:
+        return None
+    share = forget_share(problem)
+    whole = [share * forget + (1 - share) * kept for forget, kept in zip(forgotten, retained, strict=True)]
+    return Importances(forgotten, whole)
+
+
+def forget_share(problem: Problem) -> float:
+    """|F| / |D|."""
+    return len(problem.forget) / (len(problem.forget) + len(problem.retain))
+
+
+def dampen(student: nn.Module, found: Importances, alpha: float, dampening: float = 1.0) -> None:
+    """Multiply the student's trainable weights with their factors, in place."""
+    with torch.no_grad():
+        for parameter, forget, whole in zip(trainable(student), found.forget, found.whole, strict=True):
+            parameter.mul_(factors(forget, whole, alpha, dampening))
+
+
+def factors(forget: Tensor, whole: Tensor, alpha: float, dampening: float) -> Tensor:
+    """What each weight is multiplied with: min(dampening * whole / forget, 1) where forget > alpha * whole, else 1.
+
+    Args:
+        forget: Importance to the forget set.
+        whole: Importance to all data, in the same shape.
+        alpha: Threshold of selection.
+        dampening: Strength of what follows.
+
+    Returns:
+        Numbers in [0, 1], in the same shape.
+    """
+    # Where `forget` is 0 nothing is selected, and the quotient is not used.
+    factor = (dampening * whole / forget).clamp(max=1)
+    return torch.where(forget > alpha * whole, factor, torch.ones_like(forget))
+
+
+def adaptive_alpha(quotients: Tensor, share: float) -> float:
+    """The threshold of 2402.10098: the percentile 100 - ln(1 + 100 * share) of the quotients, at least the smallest.
+
+    Args:
+        quotients: In ascending order, `[n]`.
+        share: Of the data that is to be forgotten; a search may go beyond 1.
+
+    Returns:
+        A value between two neighbours is interpolated linearly; infinity, which selects nothing, where there is none.
+    """
+    if len(quotients) == 0:
+        return math.inf
+    place = max(1 - math.log1p(100 * share) / 100, 0) * (len(quotients) - 1)
+    below = math.floor(place)
+    low, high = float(quotients[below]), float(quotients[math.ceil(place)])
+    return low + (place - below) * (high - low)

@@ -1,0 +1,47 @@
+"""SSD that chooses its own threshold from how much is to be forgotten (ASSD, Schoepf et al., 2402.10098).
+
+As SSD with lambda = 1: theta <- theta * I_D / I_F wherever I_F > alpha * I_D, I the mean over examples of the squared
+gradient of an example's log-likelihood. Alpha is the percentile 100 - ln(1 + 100 |F| / |D|) of I_F / I_D over all
+trainable weights together, so that ln(1 + 100 |F| / |D|) per cent of them are selected: 0.7 of 100 weights for a
+hundredth of the data, 2.4 for a tenth. What is exactly at the threshold is not selected, and no factor is above 1:
+where a model has no loss on the forget set, as on a poison that it learned well, I_F is smaller and little happens.
+
+As in SSD, the paper's importance is per example, and that of published code depends on its batches
+(`benchmarks/importance.py` shows how much). Weights on which no example depends have no quotient and are left out of
+the percentile, there and here; published code leaves out infinite quotients too, which occur where D does not hold F.
+
+Cost: one gradient per forget example and one per retain example, each example's by itself. A budget that is too small
+takes a random part of the retain set; one without room for any leaves the model as is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from expunge.core.case import Meter, Recipe
+from expunge.core.contracts import Method
+from expunge.core.problem import Problem
+from expunge.methods._dampening import adaptive_alpha, dampen, forget_share, importances
+from expunge.methods._gradients import mean_squared_gradient
+
+
+@dataclass(frozen=True)
+class ASSD(Method):
+    """Adaptive selective synaptic dampening."""
+
+    cite: ClassVar[str] = (
+        "@misc{schoepf2024assd, title={Parameter-Tuning-Free Data Entry Error Unlearning with Adaptive Selective "
+        "Synaptic Dampening}, author={Schoepf, Stefan and Foster, Jack and Brintrup, Alexandra}, year={2024}, "
+        "note={arXiv:2402.10098}}"
+    )
+    paper: ClassVar[str] = "ASSD, 2024"
+
+    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+        """Measure both importances, find the threshold, dampen once."""
+        found = importances(student, problem, seed, meter, mean_squared_gradient)
+        if found is not None:
+            dampen(student, found, adaptive_alpha(found.quotients(), forget_share(problem)))
+        return student

@@ -1,0 +1,123 @@
+"""Turn the hidden states of the forget set away from what they were, and hold those of the retain set (2406.04313).
+
+Minimises c_r * hold * MSE(h(x_R), h0(x_R)) + c_u * relu(cos(h(x_F), h0(x_F))), averaged over layers, h0 being the
+original's hidden states. At step s of S, from 0, c_r = alpha * (s + 1) / S and c_u = alpha * (1 - (s + 1) / S): the
+last step only holds. MSE is the mean over all entries, the cosine that of each decision's whole feature, a token of a
+language model like an image; over a batch flattened into one vector single examples could stay as they are. No label is
+used.
+
+With hold = 1 this is the form of the code of 2505.22310, which reads two hidden states of a ResNet-18, numbers 4 and 7.
+2406.04313 works on language models through low-rank adapters, has the norm of the difference in the place of its mean
+square, and stretches the schedule over twice the steps, so that both terms end with one weight. Here the layers are,
+where none are named, what the modules with weights are given at half depth and last, among those hidden states that
+training can change. Layers after the last one that is read get no gradient. The original is in evaluation mode, the
+model in training mode: with batch norm the first difference is that of batch statistics from running ones.
+
+Where it starts both terms are flat, the one at its least and the other at its most. Adam, which scales gradients up,
+leaves on rounding alone; SGD stays there for ever unless dropout or batch norm make the first move. Adam also divides a
+common factor of all gradients out again: alpha means next to nothing to it. What counts is `hold`, since the mean
+square has the unit of squared features and the cosine has none; where it is too strong, the last epochs bring the
+hidden states of the forget set back as well.
+
+Cost: one gradient per retain example and epoch, and `forget_batch_size` for each retain batch. The teacher is a forward
+pass.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from expunge.base.errors import MissingError, SpecError
+from expunge.base.part import NonNegative, Positive
+from expunge.core.features import Features, Layer, given_to_weights, require_layers
+from expunge.core.modules import evaluating
+from expunge.core.problem import Problem
+from expunge.methods._descent import PairedDescent
+from expunge.methods._distill import teacher_of
+from expunge.train.loop import Pair, batch_count
+
+WHERE = "method.circuit_breakers.layers"
+
+
+@dataclass(frozen=True)
+class CircuitBreakers(PairedDescent):
+    """Hidden states of forget made orthogonal to the original's, those of retain held."""
+
+    cite: ClassVar[str] = (
+        "@inproceedings{zou2024breakers, title={Improving Alignment and Robustness with Circuit Breakers}, "
+        "author={Zou, Andy and Phan, Long and Wang, Justin and Duenas, Derek and Lin, Maxwell and Andriushchenko, "
+        "Maksym and Wang, Rowan and Kolter, Zico and Fredrikson, Matt and Hendrycks, Dan}, booktitle={NeurIPS}, "
+        "year={2024}, note={arXiv:2406.04313}}"
+    )
+    paper: ClassVar[str] = "circuit breakers, 2024"
+
+    alpha: Positive = 1.0
+    """Factor of both terms; next to nothing under Adam."""
+    hold: NonNegative = 0.2
+    """Weight of the retain term, per squared unit of the features; 2505.22310's 1 belongs to a ResNet-18."""
+    layers: tuple[str, ...] = ()
+    """Paths of the modules whose outputs are compared; by default the hidden states at half depth and the last."""
+
+    def pair_loss(self, student: nn.Module, problem: Problem, seed: int) -> Callable[[Pair], Tensor]:
+        """The scheduled sum of both terms.
+
+        Raises:
+            SpecError: A layer is not there, has no features per decision, or none that training could change.
+            MissingError: No layers are named, and the model has no hidden state that training could change.
+        """
+        teacher, layers = teacher_of(student), self.chosen(student, problem)
+        read, total = Features(problem, layers, WHERE), self.epochs * batch_count(len(problem.retain), self.batch_size)
+        steps = itertools.count(1)
+
+        def step(pair: Pair) -> Tensor:
+            with torch.no_grad():
+                retain0, forget0 = (read(teacher, batch)[1] for batch in (pair.retain, pair.forget))
+            retain, forget = (read(student, batch)[1] for batch in (pair.retain, pair.forget))
+            done = next(steps) / total
+            terms = [
+                done * self.hold * F.mse_loss(kept, kept0) + (1 - done) * aligned(gone, gone0)
+                for kept, kept0, gone, gone0 in zip(retain, retain0, forget, forget0, strict=True)
+            ]
+            return self.alpha * torch.stack(terms).mean()
+
+        return step
+
+    def chosen(self, model: nn.Module, problem: Problem) -> list[Layer]:
+        """The layers that are named, or those at half depth and last."""
+        if self.layers:
+            layers = require_layers(model, self.layers, WHERE)
+            self._require_gradients(model, problem, layers)
+            return layers
+        hidden = [
+            layer
+            for layer, features in given_to_weights(model, problem).items()
+            if features is not None and features.requires_grad
+        ]
+        if not hidden:
+            raise MissingError(
+                "no hidden state depends on trainable weights",
+                where=f"model ({type(model).__name__})",
+                remedy="name layers, or unfreeze some before the last",
+            )
+        return list(dict.fromkeys([hidden[(len(hidden) - 1) // 2], hidden[-1]]))
+
+    def _require_gradients(self, model: nn.Module, problem: Problem, layers: list[Layer]) -> None:
+        with evaluating(model):
+            _, features = Features(problem, layers, WHERE)(model, problem.data.batch(problem.test[:2]))
+        for layer, found in zip(layers, features, strict=True):
+            if not found.requires_grad:
+                raise SpecError(
+                    f"{layer.path!r} depends on no trainable weight", where=WHERE, remedy="name a later layer"
+                )
+
+
+def aligned(features: Tensor, reference: Tensor) -> Tensor:
+    """Mean over decisions of relu(cos) between features `[n, ...]` and those of the reference."""
+    return F.relu(F.cosine_similarity(features.flatten(1), reference.flatten(1))).mean()

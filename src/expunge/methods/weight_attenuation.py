@@ -1,0 +1,35 @@
+"""Shrink all weights once, then repair on the retain set (2505.22310, Weight Attenuation).
+
+theta <- a * theta, then CE on retain. Every trainable parameter shrinks, biases and norms' scales among them. Weights
+in front of a norm that divides their scale out again (batch, group or layer norm) do not change the function when they
+shrink, and then only take larger relative steps: how hard the method hits depends on the architecture.
+
+Cost: one gradient per retain example and epoch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from expunge.base.part import Share
+from expunge.methods._descent import PerturbedDescent
+from expunge.methods.finetune import CITE
+
+
+@dataclass(frozen=True)
+class WeightAttenuation(PerturbedDescent):
+    """Every trainable weight times a constant, then fine-tuning on retain."""
+
+    cite: ClassVar[str] = CITE
+    paper: ClassVar[str] = "weight attenuation, 2025"
+
+    factor: Share = 0.3
+    """a, what is left of each weight; the paper's 0.5 belongs to a ResNet-18."""
+
+    def perturb(self, parameter: Tensor, generator: torch.Generator) -> None:
+        """Shrink."""
+        parameter.mul_(self.factor)

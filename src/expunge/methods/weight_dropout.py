@@ -1,0 +1,36 @@
+"""Set random weights to zero once, then repair on the retain set (2505.22310, Weight Dropout).
+
+Each entry of each trainable parameter, biases and norms' scales among them, becomes zero with probability p; then CE
+on retain, in which the zeros may grow again. Nothing is divided by 1 - p: no expectation has to be kept, since the
+mask is drawn once and the repair follows.
+
+Cost: one gradient per retain example and epoch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from expunge.base.part import Share
+from expunge.methods._descent import PerturbedDescent
+from expunge.methods.finetune import CITE
+
+
+@dataclass(frozen=True)
+class WeightDropout(PerturbedDescent):
+    """Random trainable weights set to zero, then fine-tuning on retain."""
+
+    cite: ClassVar[str] = CITE
+    paper: ClassVar[str] = "weight dropout, 2025"
+
+    p: Share = 0.4
+    """Probability of zero, for each weight; the paper's 0.2 belongs to a ResNet-18."""
+
+    def perturb(self, parameter: Tensor, generator: torch.Generator) -> None:
+        """Draw, on the CPU in double precision so that every device draws alike, and set to zero."""
+        drawn = torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
+        parameter.masked_fill_((drawn < self.p).to(parameter.device), 0)

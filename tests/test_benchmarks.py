@@ -1,0 +1,57 @@
+"""The benchmarks of importances and C-scores at a small size: they run, and what they compare is what they say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from expunge.core.problem import Problem
+from expunge.data.fashion_mnist import FashionMNIST
+from expunge.models.cnn import CNN
+from expunge.tasks.label_swap import LabelSwap
+
+
+@pytest.fixture
+def importance(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    from benchmarks import importance
+
+    monkeypatch.setattr(importance, "EXAMPLES", 40)
+    monkeypatch.setattr(importance, "FORGET", 10)
+    return importance
+
+
+def small() -> Problem:
+    return LabelSwap(count=10)(FashionMNIST(train=40)(), 0, {})
+
+
+def test_importance_of_batches(importance: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    importance.main(repeats=1, epochs=1)
+    found = [float(ratio) for ratio in re.findall(r"their importance (\S+) of ours", capsys.readouterr().out)]
+    assert len(found) == 2 * len(importance.BATCH_SIZES)
+    assert found[0] == found[4] == 1.0
+    # An example's part in a batch's mean is one of b, so that the mean's square is the smaller the more there are.
+    assert found[:4] == sorted(found[:4], reverse=True) and found[3] < 0.2
+
+
+def test_three_ways_are_the_same(importance: ModuleType) -> None:
+    problem = small()
+    model = importance.trained(CNN(width=4, hidden=8), problem, 1)
+    ours = importance._measured(model, problem)()
+    for way in (importance.one_by_one, importance.vmapped):
+        other = importance._flat(way(model, problem, problem.train))
+        # Single precision, 40 terms.
+        torch.testing.assert_close(other, ours, rtol=1e-4, atol=1e-5 * float(ours.max()))
+
+
+def test_scores_of_nets_together(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    from benchmarks import cscores
+
+    monkeypatch.setattr(cscores, "NETS", 3)
+    cscores.main(repeats=1, epochs=1)
+    assert capsys.readouterr().out.count("in double 0 of 1200 scores differ") == 3
