@@ -100,7 +100,7 @@ def test_it_sees_factors_and_not_the_order_of_units(name: str) -> None:
 def test_too_few_products_give_too_little() -> None:
     model, problem = net(3), classes()
     exact = measured(model, problem)["retain"]
-    assert measured(model, problem, Curvature(limit=2, tolerance=1e-9))["retain"] < exact
+    assert measured(model, problem, Curvature(limit=2, tolerance=1e-9))["retain"] < 0.9 * exact
 
 
 def test_a_diverged_model_has_none() -> None:
