@@ -474,6 +474,16 @@ def test_unmet_needs_are_named_before_anything_is_trained(earlier: Path) -> None
     refused(table, earlier, 3, "method 'mine': ", "needs tokens", "choose another method")
 
 
+def test_a_model_that_a_part_cannot_work_on_is_named_before_anything_is_trained(earlier: Path) -> None:
+    """Order of units and their alignment are defined on plain chains; a transformer is none."""
+    vit = {"name": "vit", "width": 8, "depth": 1, "heads": 2}
+    for changes, place in (
+        ({"method": [{"name": "symmetry", "label": "mine"}]}, "method 'mine': "),
+        ({"audit": [{"name": "aligned_distance", "label": "mine"}]}, "audit 'mine': "),
+    ):
+        refused(tiny(model=vit, **changes), earlier, 3, place, "no plain chain", "_Transformer", "nn.Sequential of")
+
+
 # Failures in the middle of a run.
 
 

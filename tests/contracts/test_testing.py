@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from expunge import testing
 from expunge.attacks.relearn import Relearn
 from expunge.audits.accuracy import Accuracy
-from expunge.base.errors import SpecError
+from expunge.base.errors import MissingError, SpecError
 from expunge.core.case import Attacked, Case, Cost, Meter, Recipe, Unlearned, copy_for_training
 from expunge.core.contracts import Architecture, Method, Source, Task
 from expunge.core.data import Data
@@ -327,6 +327,11 @@ class NeedsTheImpossible(Step):
     needs: ClassVar[frozenset[str]] = frozenset({"clairvoyance"})
 
 
+class RefusesAll(Step):
+    def check(self, model: nn.Module) -> None:
+        raise MissingError("not this one")
+
+
 class ReturnsModule(Step):
     def __call__(self, *arguments: Any) -> Any:
         return super().__call__(*arguments).model
@@ -374,6 +379,7 @@ WRONG_METHODS = {
     RunsAnyway: "needs",
     FailsWithoutRecipe: "needs",
     NeedsTheImpossible: "needs",
+    RefusesAll: "works on some model",
     ReturnsModule: "returns Unlearned",
     HoldsCode: "settings can be stored",
 }
@@ -586,6 +592,11 @@ class AuditOfExposed(Accuracy):
         return changed(found, ids=ids.numpy(), group=case.problem.data.group_of(ids).numpy())
 
 
+class AuditRefusesAll(Accuracy):
+    def check(self, model: nn.Module) -> None:
+        raise MissingError("not this one")
+
+
 class AuditTwice(Accuracy):
     def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
         found = super().__call__(model, case, seed)
@@ -640,6 +651,7 @@ WRONG_AUDITS = {
     AuditAtRandom: "deterministic",
     AuditOfExposed: "ids belong to the split",
     AuditTwice: "each example once",
+    AuditRefusesAll: "works on some model",
     AuditNotFinite: "finite",
     AuditWithoutGroups: "groups are passed on",
     AuditOfChosen: "the same examples for every model",

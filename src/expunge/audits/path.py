@@ -22,6 +22,7 @@ from expunge.base.part import Count
 from expunge.core.case import Case
 from expunge.core.contracts import Audit
 from expunge.core.objective import Decisions, decision_losses, per_example
+from expunge.core.problem import Problem
 from expunge.evidence.scores import Scores
 
 
@@ -38,17 +39,23 @@ class Path(Audit):
 
     def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
         """Mean cross-entropy at each point, on retain and on the held-out forget set."""
-        problem = case.problem
-        splits = {"retain": sample(problem.retain, self.sample, "path"), "forget": problem.held_out}
-        losses: dict[str, list[float]] = {split: [] for split in splits}
-        for between in interpolate(case.original, model, self.points):
-            for split, ids in splits.items():
-                losses[split].append(float(evaluate(between, problem, ids, _mean_loss).mean()))
-        grid = np.arange(self.points)
-        return [
-            Scores("barrier", split, np.array(values), grid, "predictor", "nats", "reference", reduce="barrier")
-            for split, values in losses.items()
-        ]
+        return barriers("barrier", case.original, model, case.problem, self.points, self.sample)
+
+
+def barriers(
+    metric: str, start: nn.Module, end: nn.Module, problem: Problem, points: int, retained: int
+) -> list[Scores]:
+    """Mean cross-entropy at each point between two models, on a sample of retain and on the held-out forget set."""
+    splits = {"retain": sample(problem.retain, retained, "path"), "forget": problem.held_out}
+    losses: dict[str, list[float]] = {split: [] for split in splits}
+    for between in interpolate(start, end, points):
+        for split, ids in splits.items():
+            losses[split].append(float(evaluate(between, problem, ids, _mean_loss).mean()))
+    grid = np.arange(points)
+    return [
+        Scores(metric, split, np.array(values), grid, "predictor", "nats", "reference", reduce="barrier")
+        for split, values in losses.items()
+    ]
 
 
 def interpolate(start: nn.Module, end: nn.Module, points: int) -> Iterator[nn.Module]:

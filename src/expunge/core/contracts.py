@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from expunge.base.errors import MissingError
+from expunge.base.errors import ExpungeError, MissingError
 from expunge.base.part import Part
 from expunge.core.case import Attacked, Case, Cost, Meter, Recipe, Unlearned, copy_for_training
 from expunge.core.data import Data
@@ -93,17 +93,26 @@ class Method(Part):
             The unlearned model in evaluation mode, with its cost.
 
         Raises:
-            MissingError: The method needs what the problem does not have.
+            MissingError: The method needs what the problem or the model does not have.
             RunError: Training diverged.
         """
         unmet = self.unmet(problem, recipe)
         if unmet:
             raise MissingError(f"needs {', '.join(unmet)}", where=type(self).__name__, remedy="choose another method")
+        check_model(self, model, type(self).__name__)
         start, meter, student = time.perf_counter(), Meter(budget), copy_for_training(model)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             student = self.apply(student, problem, recipe, seed, meter).eval()
         return Unlearned(student, type(self).__name__, Cost(meter.gradients, time.perf_counter() - start))
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model that the method cannot work on, before anything is trained.
+
+        Raises:
+            ExpungeError: Says what it is about the model.
+        """
+        return
 
     @abstractmethod
     def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
@@ -145,6 +154,14 @@ class Audit(Part):
         """How many models of either kind `case.shadows` must hold; attacks are not repeated on them."""
         return 0
 
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model that cannot be measured, before anything is trained.
+
+        Raises:
+            ExpungeError: Says what it is about the model.
+        """
+        return
+
     @abstractmethod
     def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
         """Scores per example, id by id, for each split that it looks at."""
@@ -157,6 +174,18 @@ class Probe(Part):
     @abstractmethod
     def __call__(self, case: Case, seed: int) -> dict[str, Estimate]:
         """Estimates by what they are of, in the order in which they are shown; never looks at references."""
+
+
+def check_model(part: Method | Audit, model: nn.Module, where: str) -> None:
+    """Ask a part whether it can work on a model.
+
+    Raises:
+        ExpungeError: It cannot; begins with `where`.
+    """
+    try:
+        part.check(model)
+    except ExpungeError as error:
+        raise error.at(where) from None
 
 
 def require_trainable(model: nn.Module) -> list[nn.Parameter]:

@@ -16,6 +16,7 @@ from expunge.base import registry
 from expunge.base.record import write_file
 from expunge.base.seeds import derive
 from expunge.core.case import Case, Cost, Curve, Unlearned, train_model
+from expunge.core.contracts import Audit, check_model
 from expunge.evidence.table import Measured, Table
 from expunge.evidence.verdict import Verdict
 from expunge.own.record import write_record
@@ -77,10 +78,13 @@ def audit(
         Rows and verdict.
 
     Raises:
-        ExpungeError: An unknown name or setting, or training that diverged.
+        ExpungeError: An unknown name or setting, an audit that cannot measure such a model, or training that diverged.
     """
     always = ["accuracy", "recitation"] if case.problem.data.kind == "tokens" else ["accuracy"]
     run_attacks, run_audits = _parts("attack", attacks), _parts("audit", [*always, *audits])
+    for label, part in run_audits.items():
+        if isinstance(part, Audit):
+            check_model(part, case.original, f"audit {label!r}")
     count = references if case.recipe is not None else 0
     models = [("original", 0, case.original), (done.method, 0, done.model)]
     models += [("reference", i, model) for i, model in enumerate(_references(case, count))]

@@ -13,7 +13,7 @@ from expunge.base.errors import GateFailed, MissingError, SpecError
 from expunge.base.record import Store, storage_error
 from expunge.base.spec import CACHE, Spec
 from expunge.core import checkpoint
-from expunge.core.contracts import Attack
+from expunge.core.contracts import Attack, Audit, Method, check_model
 from expunge.core.objective import infer_objective
 from expunge.evidence.table import Table
 from expunge.evidence.verdict import Verdict
@@ -129,6 +129,10 @@ def _check(plan: Plan) -> None:
         checkpoint.load(model, Path(plan.spec.weights), where="model.weights")
     with torch.no_grad():
         infer_objective(plan.data).decisions(model.eval(), plan.data.batch(plan.data.train[:2]))
+    for kind, parts in (("method", plan.methods), ("audit", plan.audits)):
+        for label, part in parts.items():
+            if isinstance(part, Method | Audit):
+                check_model(part, model, f"{kind} {label!r}")
     if not plan.task.measures:
         problem = plan.problem(plan.spec.seeds[0], {})
         for attack in plan.attacks.values():

@@ -11,13 +11,13 @@ from expunge.core.contracts import Audit
 from expunge.core.problem import Problem
 from expunge.evidence.scores import Scores, dumps
 from expunge.testing._error import Fail, failing
-from expunge.testing._rules import check_settings, randomness, reasons, require_same, require_same_problem
+from expunge.testing._rules import accepted, check_settings, randomness, reasons, require_same, require_same_problem
 from expunge.testing._settings import DOUBLE, REGULARISED, TOKENS, Setting, every_setting
 from expunge.testing._state import Snapshot, contents
 
 
 def check_audit(audit: Audit) -> None:
-    """Hold an audit against its contract, on the kinds of data that it can measure.
+    """Hold an audit against its contract, on the kinds of data and models that it can measure.
 
     Model, original, problem and global random state stay untouched, the modes of submodules included; it is
     deterministic; each score is finite, has a role, belongs to the examples of its split - of the forget set the
@@ -27,9 +27,10 @@ def check_audit(audit: Audit) -> None:
         ContractError: The first contract that is broken.
     """
     check_settings(audit)
-    for setting in (s for s in every_setting() if s.name in (REGULARISED, DOUBLE, TOKENS)):
-        if setting.problem.data.kind in getattr(audit, "kinds", {"classes", "tokens"}):
-            _check_on(audit, setting)
+    kinds = getattr(audit, "kinds", {"classes", "tokens"})
+    settings = [s for s in every_setting() if s.name in (REGULARISED, DOUBLE, TOKENS) and s.problem.data.kind in kinds]
+    for setting in accepted(audit, settings):
+        _check_on(audit, setting)
 
 
 def _check_on(audit: Audit, setting: Setting) -> None:

@@ -10,7 +10,7 @@ from expunge.core.contracts import Method
 from expunge.core.modules import shared_storage
 from expunge.testing._error import ContractError, Fail, failing
 from expunge.testing._results import check_result
-from expunge.testing._rules import check_settings, randomness, reasons, require_same, require_same_problem
+from expunge.testing._rules import accepted, check_settings, randomness, reasons, require_same, require_same_problem
 from expunge.testing._settings import Setting, every_setting
 from expunge.testing._state import Snapshot, contents, difference
 from expunge.testing._watch import Watch
@@ -20,10 +20,10 @@ def check_method(method: Method) -> None:
     """Hold a method against its contract.
 
     On classifiers - plain, with dropout and batch norm, with frozen parameters, with tied weights, in double
-    precision - and on a small language model with tied embeddings, as far as `needs` allow: the input model, the
-    problem and the global random state stay untouched; the result is finite, in evaluation mode, the same for the same
-    seed, of the same device and dtype, with the same parameters frozen and tied, can be stored, and shares no memory
-    with the input; no teacher shares memory with its student; needs and budget are honoured.
+    precision - and on a small language model with tied embeddings, as far as `needs` and `check` allow: the input
+    model, the problem and the global random state stay untouched; the result is finite, in evaluation mode, the same
+    for the same seed, of the same device and dtype, with the same parameters frozen and tied, can be stored, and shares
+    no memory with the input; no teacher shares memory with its student; needs and budget are honoured.
 
     Frozen parameters may differ where the result is a model that the recipe built: nothing of the input is in it.
 
@@ -40,6 +40,7 @@ def check_method(method: Method) -> None:
         raise ContractError(
             method, "needs", f"no problem meets {sorted(needs)}", "name only 'recipe', 'classes' or 'tokens'"
         )
+    settings = accepted(method, settings)
     _check_needs(method, needs, settings[0])
     for setting in settings:
         _check_on(method, setting, needs)

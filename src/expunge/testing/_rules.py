@@ -11,11 +11,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from expunge.base.errors import ExpungeError
 from expunge.base.part import Part
+from expunge.core.contracts import Audit, Method
 from expunge.core.data import Data
 from expunge.core.modules import state_digest
 from expunge.core.problem import Problem
 from expunge.testing._error import ContractError, Fail
+from expunge.testing._settings import Setting
 from expunge.testing._state import Snapshot, contents, equal, named
 
 
@@ -32,6 +35,27 @@ def check_settings(part: object) -> None:
         raise ContractError(part, "settings can be stored", finding, "let fields hold plain data") from error
     if again != part:
         raise ContractError(part, "settings can be stored", f"{part} is read as {again}", "let fields hold plain data")
+
+
+def accepted(part: object, settings: list[Setting]) -> list[Setting]:
+    """The settings whose model a method or an audit does not refuse by its `check`; at least one."""
+    found = [setting for setting in settings if _accepts(part, setting)]
+    if not found:
+        finding = f"it refuses {', '.join(setting.name for setting in settings)}"
+        raise ContractError(part, "works on some model", finding, "let `check` raise only where the part cannot work")
+    return found
+
+
+def _accepts(part: object, setting: Setting) -> bool:
+    if not isinstance(part, Method | Audit):
+        return True
+    with torch.random.fork_rng(devices=[]):
+        model = setting.make()
+    try:
+        part.check(model)
+    except ExpungeError:
+        return False
+    return True
 
 
 def require_same(before: Snapshot, model: nn.Module, fail: Fail) -> None:

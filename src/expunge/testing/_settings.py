@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from expunge.core.case import Recipe, train_model
 from expunge.core.data import IGNORE, Data
@@ -54,35 +55,34 @@ def every_setting() -> list[Setting]:
     """Classifiers of five sorts on one problem, and a language model on another."""
     classes, tokens = _classes(), _tokens()
     return [
-        Setting(PLAIN, classes, _Classifier),
-        Setting(REGULARISED, classes, lambda: _Classifier(regularised=True)),
-        Setting(FROZEN, classes, lambda: _Classifier(frozen=True)),
-        Setting(TIED, classes, lambda: _Classifier(tied=True)),
-        Setting(DOUBLE, classes, lambda: _Classifier().double()),
+        Setting(PLAIN, classes, _classifier),
+        Setting(REGULARISED, classes, lambda: _classifier(regularised=True)),
+        Setting(FROZEN, classes, lambda: _classifier(frozen=True)),
+        Setting(TIED, classes, lambda: _classifier(tied=True)),
+        Setting(DOUBLE, classes, lambda: _classifier().double()),
         Setting(TOKENS, tokens, lambda: GPT(width=8, layers=1, heads=2)(tokens.data)),
     ]
 
 
-class _Classifier(nn.Module):
-    """Two hidden layers, optionally with batch norm and dropout, with frozen parts, or with tied weights."""
-
-    def __init__(self, *, regularised: bool = False, frozen: bool = False, tied: bool = False) -> None:
-        super().__init__()
-        self.first, self.second, self.head = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
-        self.norm: nn.Module = nn.BatchNorm1d(8) if regularised else nn.Identity()
-        self.drop: nn.Module = nn.Dropout(0.2) if regularised else nn.Identity()
-        self.third = nn.Linear(8, 8)
-        if tied:
-            self.third.weight = self.second.weight
-        if frozen:
-            self.first.requires_grad_(False)
-            self.head.bias.requires_grad_(False)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        hidden = torch.relu(self.norm(self.first(inputs)))
-        hidden = self.drop(torch.relu(self.second(hidden)))
-        logits: Tensor = self.head(torch.relu(self.third(hidden)))
-        return logits
+def _classifier(*, regularised: bool = False, frozen: bool = False, tied: bool = False) -> nn.Sequential:
+    """Three hidden layers, optionally with batch norm and dropout, with frozen parts, or with tied weights."""
+    layers: dict[str, nn.Module] = {
+        "first": nn.Linear(6, 8),
+        "norm": nn.BatchNorm1d(8) if regularised else nn.Identity(),
+        "relu1": nn.ReLU(),
+        "second": nn.Linear(8, 8),
+        "relu2": nn.ReLU(),
+        "drop": nn.Dropout(0.2) if regularised else nn.Identity(),
+        "third": nn.Linear(8, 8),
+        "relu3": nn.ReLU(),
+        "head": nn.Linear(8, 3),
+    }
+    if tied:
+        layers["third"].weight = layers["second"].weight
+    if frozen:
+        layers["first"].requires_grad_(False)
+        layers["head"].bias.requires_grad_(False)
+    return nn.Sequential(OrderedDict(layers))
 
 
 def _classes() -> Problem:

@@ -1,0 +1,91 @@
+"""How sharply the loss bends where a model lies: the largest eigenvalue of its Hessian, on retain and on forget set.
+
+L is the mean over examples of an example's mean cross-entropy, in evaluation mode, as `loss` measures it; its Hessian
+is taken in all weights that may be trained, and Lanczos finds its largest eigenvalue from products with vectors. By
+gradient descent at rate eta no minimum is held where this exceeds 2 / eta.
+
+Unlike distance it is measured at the model itself, without the original; like distance it is no property of the
+function. Rescaled ReLU units (`symmetry`) have another curvature and compute the same (1703.04933); permuted units have
+the same.
+
+Cost: per product about two gradients of each example, with at most `limit` products on each of the two sets.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from expunge.audits._evaluate import evaluate, sample
+from expunge.base.part import Count, Positive
+from expunge.base.seeds import derive
+from expunge.core.case import Case
+from expunge.core.contracts import Audit
+from expunge.core.data import Batch
+from expunge.core.objective import Decisions, decision_losses, per_example
+from expunge.core.problem import Problem
+from expunge.evidence.scores import Scores
+from expunge.numerics.lanczos import lanczos
+from expunge.numerics.linops import differentiable, hessian
+from expunge.train.loop import in_order
+
+
+@dataclass(frozen=True)
+class Curvature(Audit):
+    """Largest eigenvalue of the loss's Hessian; predicts, does not judge."""
+
+    after_attack: ClassVar[bool] = False
+
+    retain: Count = 500
+    """Retain examples that the loss is a mean over, a fixed random part."""
+    limit: Count = 40
+    """Most Hessian-vector products on each set; where they do not suffice, the value is a little too small."""
+    tolerance: Positive = 1e-2
+    """Largest error, relative to the largest absolute eigenvalue found."""
+
+    def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
+        """One number for each set, in nats per squared unit of the weights.
+
+        Raises:
+            RunError: A module of the model has no second derivative; names it.
+        """
+        problem = case.problem
+        splits = {"retain": sample(problem.retain, self.retain, "curvature"), "forget": problem.held_out}
+        whole = np.zeros(1, dtype=np.int64)
+        return [
+            Scores(
+                "curvature",
+                split,
+                np.array([self._top(model, problem, ids, seed)]),
+                whole,
+                "predictor",
+                "nats per squared weight",
+                "reference",
+                reduce="single",
+            )
+            for split, ids in splits.items()
+        ]
+
+    def _top(self, model: nn.Module, problem: Problem, ids: Tensor, seed: int) -> float:
+        # The loss of a diverged model has no derivatives; that it has none is the answer.
+        if not np.isfinite(evaluate(model, problem, ids, _mean_loss)).all():
+            return float("nan")
+        bent = copy.deepcopy(model).eval()
+
+        def mean_loss(asked: nn.Module, batch: Batch) -> Tensor:
+            return _mean_loss(problem.objective.decisions(asked, batch), batch.size).mean()
+
+        product = hessian(mean_loss, bent, differentiable(bent), list(in_order(problem.data, ids)))
+        # One start for every model: what is compared differs by the model alone.
+        generator = torch.Generator().manual_seed(derive(seed, "start"))
+        found = lanczos(product, product.like, generator, tolerance=self.tolerance, limit=self.limit)
+        return float(found.values[0])
+
+
+def _mean_loss(decisions: Decisions, size: int) -> Tensor:
+    return per_example(decision_losses(decisions), decisions.example, size, mean=True)

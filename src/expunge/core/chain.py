@@ -1,0 +1,199 @@
+"""Plain chains of layers: where the hidden units sit, and the two changes of the weights that no output notices.
+
+Between two layers with weights, units may be put in another order: rows of the first, entries of the norms between,
+their running statistics too, and columns of the second move along, in blocks where a feature map was flattened. Behind
+a group norm whole groups move among each other and channels within a group. And where what is between maps `a * x` to
+`a` times what it makes of `x` for `a > 0`, as ReLU and pooling do and norms do not, incoming weights may be multiplied
+and outgoing weights divided by the same positive number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from expunge.base.errors import MissingError
+
+HOMOGENEOUS: tuple[type[nn.Module], ...] = (
+    nn.ReLU,
+    nn.LeakyReLU,
+    nn.Identity,
+    nn.Flatten,
+    nn.Dropout,
+    nn.Dropout2d,
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveMaxPool2d,
+    nn.AdaptiveAvgPool2d,
+)
+"""Modules that treat every unit alike and commute with a positive factor."""
+ELEMENTWISE: tuple[type[nn.Module], ...] = (nn.ELU, nn.GELU, nn.ReLU6, nn.Sigmoid, nn.SiLU, nn.Softplus, nn.Tanh)
+"""Modules that treat every unit alike, but a factor not."""
+BATCH_NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d)
+SUPPORTED = "nn.Sequential of Linear, Conv2d, batch or group norm, activations, pooling, Flatten and Dropout"
+
+
+@dataclass(frozen=True, eq=False)
+class Joint:
+    """The hidden units between two layers with weights."""
+
+    name: str
+    """Path of the layer that the units are outputs of."""
+    into: nn.Linear | nn.Conv2d
+    """The layer whose rows are the units."""
+    norms: tuple[nn.Module, ...]
+    """Batch and group norms between the two."""
+    out_of: nn.Linear | nn.Conv2d
+    """The layer whose columns read the units."""
+    groups: int
+    """Equal consecutive groups of units that must stay together; 1 where every order is admissible."""
+    homogeneous: bool
+    """Whether a positive factor on a unit passes through to the next layer."""
+
+    @property
+    def units(self) -> int:
+        """Number of hidden units or channels."""
+        return len(self.into.weight)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Everything trainable that a unit has entries in."""
+        return [p for p in (*self._rows, self.out_of.weight) if isinstance(p, nn.Parameter)]
+
+    @property
+    def incoming(self) -> Tensor:
+        """What makes each unit, `[units, d]`: weights, bias and the norms' parameters."""
+        return torch.cat([row.detach().reshape(self.units, -1) for row in self._rows], 1)
+
+    @property
+    def outgoing(self) -> Tensor:
+        """What reads each unit, `[units, d]`."""
+        return self.out_of.weight.detach().transpose(0, 1).reshape(self.units, -1)
+
+    @torch.no_grad()
+    def permute(self, order: Tensor) -> None:
+        """Put unit `order[i]` in place `i`, in all tensors and in place; `order` is `[units]`."""
+        for tensor in (*self._rows, *self._statistics):
+            tensor.copy_(tensor[order.to(tensor.device)])
+        weight, columns = self.out_of.weight, self._columns(order)
+        weight.copy_(weight[:, columns.to(weight.device)])
+
+    @torch.no_grad()
+    def rescale(self, factors: Tensor) -> None:
+        """Multiply what makes each unit by a positive factor, and divide what reads it; `factors` is `[units]`."""
+        assert self.homogeneous
+        for row in self._rows:
+            row.mul_(factors.to(row).reshape(-1, *[1] * (row.ndim - 1)))
+        weight = self.out_of.weight
+        spread = factors.to(weight)[self._columns(torch.arange(self.units)) // self._block]
+        weight.div_(spread.reshape(1, -1, *[1] * (weight.ndim - 2)))
+
+    @property
+    def _rows(self) -> list[nn.Parameter]:
+        found = [(module.weight, module.bias) for module in (self.into, *self.norms)]
+        return [p for pair in found for p in pair if isinstance(p, nn.Parameter)]
+
+    @property
+    def _statistics(self) -> list[Tensor]:
+        found = [(norm.running_mean, norm.running_var) for norm in self.norms if isinstance(norm, BATCH_NORMS)]
+        return [s for pair in found for s in pair if isinstance(s, Tensor)]
+
+    @property
+    def _block(self) -> int:
+        """Columns that read one unit: the positions of its flattened feature map."""
+        return self.out_of.weight.shape[1] // self.units
+
+    def _columns(self, order: Tensor) -> Tensor:
+        return (order.unsqueeze(1) * self._block + torch.arange(self._block)).flatten()
+
+
+def joints(model: nn.Module) -> list[Joint]:
+    """The places of hidden units in a plain chain, from input to output.
+
+    Args:
+        model: Nested `nn.Sequential` of supported layers.
+
+    Returns:
+        One per pair of consecutive layers with weights; what they hold are the model's own tensors.
+
+    Raises:
+        MissingError: The model is no such chain, or has no hidden units; says where and what is supported.
+    """
+    found: list[Joint] = []
+    last, between = "", list[nn.Module]()
+    layers: dict[str, nn.Linear | nn.Conv2d] = {}
+    for name, module in _flattened(model, ""):
+        if type(module) in (nn.Linear, nn.Conv2d):
+            assert isinstance(module, nn.Linear | nn.Conv2d)
+            if last:
+                found.append(_joint(last, layers[last], between, name, module))
+            last, between, layers[name] = name, [], module
+        elif type(module) in (*HOMOGENEOUS, *ELEMENTWISE, *BATCH_NORMS, nn.GroupNorm):
+            between.append(module)
+        else:
+            raise _unsupported(f"{name!r} is a {type(module).__name__}" if name else f"it is a {type(model).__name__}")
+    _check_untied(model)
+    if not found:
+        raise _unsupported("there are no hidden units: it has fewer than two layers with weights")
+    return found
+
+
+def _flattened(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+    # A subclass of a container may run its parts in another way.
+    if type(module) is not nn.Sequential:
+        yield path, module
+        return
+    # Not `named_children`, which leaves out a module that is there twice.
+    for name, child in module._modules.items():
+        assert child is not None
+        yield from _flattened(child, f"{path}.{name}" if path else name)
+
+
+def _joint(
+    name: str, into: nn.Linear | nn.Conv2d, between: list[nn.Module], next_name: str, out_of: nn.Linear | nn.Conv2d
+) -> Joint:
+    units = len(into.weight)
+    flattens = [m for m in between if isinstance(m, nn.Flatten)]
+    if any((m.start_dim, m.end_dim) != (1, -1) for m in flattens):
+        raise _unsupported(f"a Flatten before {next_name!r} does not begin at dimension 1, or not end at the last")
+    for path, layer in ((name, into), (next_name, out_of)):
+        if isinstance(layer, nn.Conv2d) and layer.groups != 1:
+            raise _unsupported(f"{path!r} is a grouped convolution")
+    width, mapped = out_of.weight.shape[1], isinstance(into, nn.Conv2d)
+    flat = mapped and isinstance(out_of, nn.Linear)
+    if (flat and not flattens) or (width % units if flat else width != units):
+        raise _unsupported(f"{next_name!r} does not read the {units} outputs of {name!r} one by one")
+    norms = tuple(m for m in between if isinstance(m, (*BATCH_NORMS, nn.GroupNorm)))
+    groups = {_groups_of(norm, units, next_name) for norm in norms} - {1}
+    if len(groups) > 1:
+        raise _unsupported(f"group norms before {next_name!r} have different groups")
+    homogeneous = all(type(module) in HOMOGENEOUS for module in between)
+    return Joint(name, into, norms, out_of, groups.pop() if groups else 1, homogeneous)
+
+
+def _groups_of(norm: nn.Module, units: int, next_name: str) -> int:
+    channels = norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.num_features
+    if channels != units:
+        raise _unsupported(f"a norm before {next_name!r} has {channels} channels, not the {units} units")
+    # One group, or one a channel, ties no units together.
+    tied = isinstance(norm, nn.GroupNorm) and norm.num_groups not in (1, units)
+    return int(norm.num_groups) if tied else 1  # type: ignore[arg-type]
+
+
+def _check_untied(model: nn.Module) -> None:
+    seen: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        other = seen.setdefault(id(parameter), name)
+        if other != name:
+            raise _unsupported(f"{other!r} and {name!r} are one tensor")
+
+
+def _unsupported(finding: str) -> MissingError:
+    return MissingError(
+        f"the model is no plain chain of layers: {finding}",
+        allowed=SUPPORTED,
+        remedy="choose such a model (mlp, cnn), or leave this out",
+    )

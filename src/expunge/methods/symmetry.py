@@ -1,0 +1,88 @@
+"""Change the weights and not the function: hidden units in another order, ReLU units rescaled (a control, 1703.04933).
+
+Permuting the units of a hidden layer, and multiplying what makes a ReLU unit by a positive number by which what reads
+it is divided, leave every output as it was. So nothing is learned and nothing forgotten, while the distance to the
+original and the barrier on the straight path to it grow. Where such a model resists relearning no better than before,
+distance in weight space is no *cause* of resistance (2505.22310 shows that it predicts).
+
+Order: any that is exact, uniformly; behind a group norm whole groups among each other and channels within a group.
+Factors: exp(rescale * N(0, 1)), on units without a norm behind them only; a norm would undo the factor but for its
+epsilon. Layers with a frozen tensor in them stay as they are. Gradient descent does not see the order of units, with
+momentum or Adam as little as without; rescaling it does see.
+
+Cost: none; no gradient is taken.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import msgspec
+import torch
+from torch import nn
+
+from expunge.base.errors import MissingError, SpecError
+from expunge.base.seeds import derive
+from expunge.core.case import Meter, Recipe
+from expunge.core.chain import Joint, joints
+from expunge.core.contracts import Method
+from expunge.core.problem import Problem
+from expunge.numerics.assignment import random_order
+
+
+@dataclass(frozen=True)
+class Symmetry(Method):
+    """The same function from other weights."""
+
+    cite: ClassVar[str] = (
+        "@inproceedings{dinh2017sharp, title={Sharp Minima Can Generalize For Deep Nets}, author={Dinh, Laurent and "
+        "Pascanu, Razvan and Bengio, Samy and Bengio, Yoshua}, booktitle={ICML}, year={2017}, "
+        "note={arXiv:1703.04933}}"
+    )
+    paper: ClassVar[str] = "symmetries of ReLU nets, 2017"
+    needs: ClassVar[frozenset[str]] = frozenset({"classes"})
+
+    permute: bool = True
+    """Whether hidden units are put in a random order."""
+    rescale: Annotated[float, msgspec.Meta(ge=0, le=5)] = 0.0
+    """Standard deviation of the logarithm of the units' factors; at 5 some weights are 1e8 times what they were."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.permute and not self.rescale:
+            raise SpecError("nothing would change", where="rescale", remedy="set permute = true, or rescale above 0")
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model that is no plain chain of layers, or has no unit that may be moved or rescaled.
+
+        Raises:
+            MissingError: Says where, and what is supported.
+        """
+        free = _free(model)
+        if not self.permute and not any(joint.homogeneous for joint in free):
+            raise MissingError(
+                "every hidden unit has a norm behind it, or an activation that no factor passes",
+                remedy="set permute = true, or choose a model without norms",
+            )
+
+    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+        """Permute, then rescale, each hidden layer."""
+        orders = torch.Generator().manual_seed(derive(seed, "orders"))
+        scales = torch.Generator().manual_seed(derive(seed, "scales"))
+        for joint in _free(student):
+            if self.permute:
+                joint.permute(random_order(joint.units, joint.groups, orders))
+            if self.rescale and joint.homogeneous:
+                drawn = torch.randn(joint.units, generator=scales, dtype=torch.float64)
+                joint.rescale((self.rescale * drawn).exp())
+        return student
+
+
+def _free(model: nn.Module) -> list[Joint]:
+    found = [joint for joint in joints(model) if all(p.requires_grad for p in joint.parameters)]
+    if not found:
+        raise MissingError(
+            "every hidden layer holds a frozen tensor", remedy="set requires_grad on a layer and the one after it"
+        )
+    return found
