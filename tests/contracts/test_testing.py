@@ -312,14 +312,14 @@ class OnlyClasses(Step):
 class RunsAnyway(Step):
     needs: ClassVar[frozenset[str]] = frozenset({"classes"})
 
-    def unmet(self, problem: Problem, recipe: Recipe | None) -> list[str]:
+    def unmet(self, problem: Problem, recipe: Recipe | None, model: nn.Module) -> list[str]:
         return []
 
 
 class FailsWithoutRecipe(UsesRecipe):
     needs: ClassVar[frozenset[str]] = frozenset({"recipe"})
 
-    def unmet(self, problem: Problem, recipe: Recipe | None) -> list[str]:
+    def unmet(self, problem: Problem, recipe: Recipe | None, model: nn.Module) -> list[str]:
         return []
 
 

@@ -94,8 +94,9 @@ def test_runs_repeats_itself_and_costs_what_it_says(name, setting):
 
 
 def test_every_method_is_tried():
-    # These have tests of their own: test_methods.py, and tests/pipeline/test_one_stage.py for what a file holds.
-    without = {"retrain", "finetune", "npo", "random_relabel", "weight_distortion", "checkpoint"}
+    # These have tests of their own: test_methods.py and test_rem.py, and tests/pipeline/test_one_stage.py for what a
+    # file holds.
+    without = {"retrain", "finetune", "npo", "random_relabel", "weight_distortion", "checkpoint", "rem"}
     assert set(registry.names("method")) - without == set(SETTINGS)
 
 

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from expunge.core.case import Recipe, train_model
+from expunge.core.contracts import TIED_DROPOUT
 from expunge.core.data import IGNORE, Data
 from expunge.core.problem import Problem
+from expunge.core.tied import TiedDropout
 from expunge.models.gpt import GPT
 from expunge.train.training import TrainedRecipe, Training
 
@@ -19,6 +21,7 @@ REGULARISED = "a classifier with dropout and batch norm"
 FROZEN = "a classifier with frozen parameters"
 TIED = "a classifier with tied weights"
 DOUBLE = "a classifier in double precision"
+MEMORY = "a classifier with example-tied dropout"
 TOKENS = "a small language model"
 
 
@@ -29,6 +32,8 @@ class Setting:
     name: str
     problem: Problem
     make: Callable[[], nn.Module]
+    has: frozenset[str] = frozenset({"recipe", "classes"})
+    """What methods may need that is there."""
     built: list[nn.Module] = field(default_factory=list)
     """Modules that recipes of this setting have built."""
 
@@ -51,7 +56,7 @@ class Setting:
 
 
 def every_setting() -> list[Setting]:
-    """Classifiers of five sorts on one problem, and a language model on another."""
+    """Classifiers of six sorts on one problem, and a language model on another."""
     classes, tokens = _classes(), _tokens()
     return [
         Setting(PLAIN, classes, _Classifier),
@@ -59,7 +64,10 @@ def every_setting() -> list[Setting]:
         Setting(FROZEN, classes, lambda: _Classifier(frozen=True)),
         Setting(TIED, classes, lambda: _Classifier(tied=True)),
         Setting(DOUBLE, classes, lambda: _Classifier().double()),
-        Setting(TOKENS, tokens, lambda: GPT(width=8, layers=1, heads=2)(tokens.data)),
+        Setting(MEMORY, classes, _Remembering, has=frozenset({"recipe", "classes", TIED_DROPOUT})),
+        Setting(
+            TOKENS, tokens, lambda: GPT(width=8, layers=1, heads=2)(tokens.data), has=frozenset({"recipe", "tokens"})
+        ),
     ]
 
 
@@ -82,6 +90,21 @@ class _Classifier(nn.Module):
         hidden = torch.relu(self.norm(self.first(inputs)))
         hidden = self.drop(torch.relu(self.second(hidden)))
         logits: Tensor = self.head(torch.relu(self.third(hidden)))
+        return logits
+
+
+class _Remembering(nn.Module):
+    """Two hidden layers, half of whose units are memory; batch norm is on the base as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(6, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+        self.norm = nn.BatchNorm1d(12)
+        self.tied = nn.ModuleList([TiedDropout(12, 0.5, memory=0.4) for _ in range(2)])
+
+    def forward(self, inputs: Tensor, ids: Tensor | None = None) -> Tensor:
+        hidden = self.tied[0](torch.relu(self.norm(self.first(inputs))), ids)
+        logits: Tensor = self.head(self.tied[1](torch.relu(self.second(hidden)), ids))
         return logits
 
 
