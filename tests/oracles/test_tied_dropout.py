@@ -121,7 +121,7 @@ def test_rules_hold_inside_one_block_for_one_model_only():
             check(net, torch.ones(8))
         with base_only(net):
             check(net.train(), base)
-        check(net, own)
+        check(net.eval(), own)
     check(net.eval(), base)
     with pytest.raises(RuntimeError), base_only(net.train()):
         raise RuntimeError

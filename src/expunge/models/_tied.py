@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import msgspec
 from torch import Tensor, nn
@@ -33,12 +33,6 @@ class Chain(nn.Sequential):
 @dataclass(frozen=True)
 class TiedArchitecture(Architecture):
     """Base of the architectures whose hidden channels can be tied to examples."""
-
-    cite: ClassVar[str] = (
-        "@inproceedings{maini2023localized, title={Can Neural Network Memorization Be Localized?}, author={Maini, "
-        "Pratyush and Mozer, Michael C and Sedghi, Hanie and Lipton, Zachary C and Kolter, J Zico and Zhang, Chiyuan}, "
-        "booktitle={ICML}, year={2023}, note={arXiv:2307.09542}}"
-    )
 
     fixed: Fixed = field(default=1.0, kw_only=True)
     """Share of each hidden layer's channels that all examples use; below 1, the others are memory (REM: 0.5)."""
