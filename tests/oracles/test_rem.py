@@ -253,6 +253,20 @@ def test_the_best_is_kept_by_what_the_base_retains_and_forgets(knowing, monkeypa
     assert torch.equal(vector(done)[kept], seen[best][1][kept])
 
 
+def test_forgetting_more_than_enough_counts_no_more():
+    data = Data(torch.eye(12), torch.zeros(12).long(), torch.arange(10), torch.arange(10, 12), ("a", "b"))
+    problem = Problem(data, torch.arange(5), torch.arange(5, 10), data.test)
+    student = nn.Linear(12, 2, bias=False)
+    best = Best(student, problem, enough=0.4)
+    for forget, retain in ((0, 4), (2, 5), (3, 5)):
+        known = [*range(forget), *range(5, 5 + retain)]
+        with torch.no_grad():
+            student.weight.copy_(torch.stack([torch.zeros(12), torch.ones(12).index_fill(0, torch.tensor(known), -1)]))
+        best.look()
+    # 0.8 * (1 - 0.4), 1 * (1 - 0.4), 1 * (1 - 0.6): the second, though the first knows nothing that must go.
+    assert (best.state["weight"][1] < 0).tolist() == [True] * 2 + [False] * 3 + [True] * 5 + [False] * 2
+
+
 def test_the_result_is_a_base_of_the_same_shapes(knowing):
     model, problem = knowing
     done = REM(epochs=2)(model, problem, None, 2).model
@@ -296,7 +310,9 @@ def test_batch_norm_is_as_deployed_where_the_base_is_alone():
             return logits
 
     model = Normed().train()
-    losses, start = REM().losses(model, problem), model.norm.running_mean.clone()
+    start = model.norm.running_mean.clone()
+    losses = REM().losses(model, problem)
+    assert torch.equal(model.norm.running_mean, start) and model.norm.training
     one = losses.removal(problem.data.batch(torch.tensor([2])))
     two = losses.removal(problem.data.batch(torch.tensor([2, 3])))
     torch.testing.assert_close(one, two[:1], **EXACT)
