@@ -312,14 +312,14 @@ class OnlyClasses(Step):
 class RunsAnyway(Step):
     needs: ClassVar[frozenset[str]] = frozenset({"classes"})
 
-    def unmet(self, problem: Problem, recipe: Recipe | None) -> list[str]:
+    def unmet(self, problem: Problem, recipe: Recipe | None, model: nn.Module) -> list[str]:
         return []
 
 
 class FailsWithoutRecipe(UsesRecipe):
     needs: ClassVar[frozenset[str]] = frozenset({"recipe"})
 
-    def unmet(self, problem: Problem, recipe: Recipe | None) -> list[str]:
+    def unmet(self, problem: Problem, recipe: Recipe | None, model: nn.Module) -> list[str]:
         return []
 
 
@@ -328,7 +328,7 @@ class NeedsTheImpossible(Step):
 
 
 class RefusesAll(Step):
-    def check(self, model: nn.Module) -> None:
+    def check_model(self, model: nn.Module) -> None:
         raise MissingError("not this one")
 
 
@@ -593,7 +593,7 @@ class AuditOfExposed(Accuracy):
 
 
 class AuditRefusesAll(Accuracy):
-    def check(self, model: nn.Module) -> None:
+    def check_model(self, model: nn.Module) -> None:
         raise MissingError("not this one")
 
 

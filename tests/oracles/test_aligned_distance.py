@@ -157,7 +157,7 @@ def test_other_shapes_and_other_structures_are_refused() -> None:
     with pytest.raises(SpecError, match="other parameters"):
         AlignedDistance()(wide, Case(0, PROBLEM, narrow), 0)
     with pytest.raises(MissingError, match="no plain chain"):
-        AlignedDistance().check(ViT(width=8, depth=1, heads=2)(IMAGES))
+        AlignedDistance().check_model(ViT(width=8, depth=1, heads=2)(IMAGES))
 
 
 def test_the_notebook_refuses_it_before_any_reference_is_trained() -> None:

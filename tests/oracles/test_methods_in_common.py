@@ -94,8 +94,9 @@ def test_runs_repeats_itself_and_costs_what_it_says(name, setting):
 
 
 def test_every_method_is_tried():
-    # These have tests of their own: test_methods.py, test_symmetry.py, and tests/pipeline/test_one_stage.py for what a file holds.
-    without = {"retrain", "finetune", "npo", "random_relabel", "weight_distortion", "checkpoint", "symmetry"}
+    # These have tests of their own: test_methods.py, test_rem.py and test_symmetry.py, and tests/pipeline/test_one_stage.py for what a
+    # file holds.
+    without = {"retrain", "finetune", "npo", "random_relabel", "weight_distortion", "checkpoint", "rem", "symmetry"}
     assert set(registry.names("method")) - without == set(SETTINGS)
 
 

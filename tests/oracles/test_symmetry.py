@@ -246,10 +246,10 @@ def test_nothing_to_change_is_refused() -> None:
         Symmetry(rescale=-1.0)
     normed = nn.Sequential(nn.Linear(64, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 10))
     with pytest.raises(MissingError, match="a norm behind it"):
-        Symmetry(permute=False, rescale=1.0).check(normed)
-    Symmetry().check(normed)
+        Symmetry(permute=False, rescale=1.0).check_model(normed)
+    Symmetry().check_model(normed)
     with pytest.raises(MissingError, match="frozen"):
-        Symmetry().check(normed.requires_grad_(False))
+        Symmetry().check_model(normed.requires_grad_(False))
 
 
 def test_is_documented() -> None:

@@ -53,7 +53,7 @@ class AlignedDistance(Audit):
     sample: Count = 1000
     """Retain examples to evaluate the path on, the same as `path`'s."""
 
-    def check(self, model: nn.Module) -> None:
+    def check_model(self, model: nn.Module) -> None:
         """Refuse a model that is no plain chain of layers.
 
         Raises:

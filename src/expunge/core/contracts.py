@@ -17,8 +17,13 @@ from expunge.core.case import Attacked, Case, Cost, Meter, Recipe, Unlearned, co
 from expunge.core.data import Data
 from expunge.core.modules import trainable
 from expunge.core.problem import Problem
+from expunge.core.tied import tied_layers
 from expunge.evidence.estimate import Estimate
 from expunge.evidence.scores import Scores
+
+TIED_DROPOUT = "tied dropout"
+"""The need of methods that move something into memory channels."""
+GIVE_MEMORY = "set fixed = 0.5 under [model] (cnn, resnet9, mlp), or put expunge.core.tied.TiedDropout into your model"
 
 
 @dataclass(frozen=True)
@@ -68,14 +73,29 @@ class Method(Part):
     """A way to unlearn. Its call copies the model, seeds, counts and times; `apply` does the work on the copy."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What the method cannot do without: `"recipe"`, `"classes"` (no language models), `"tokens"`."""
+    """What it cannot do without: `"recipe"`, `"classes"` (no language models), `"tokens"`, `"tied dropout"`."""
     paper: ClassVar[str] = ""
     """Name and year of the source, for tables."""
 
-    def unmet(self, problem: Problem, recipe: Recipe | None) -> list[str]:
-        """The needs that this problem does not meet."""
-        have = {problem.data.kind} | ({"recipe"} if recipe is not None else set())
-        return sorted(self.needs - have)
+    def unmet(self, problem: Problem, recipe: Recipe | None, model: nn.Module) -> list[str]:
+        """The needs that this problem, recipe and model do not meet."""
+        return unmet_needs(self.needs, problem.data.kind, model, recipe=recipe is not None)
+
+    def check(self, problem: Problem) -> None:
+        """Refuse a problem that the settings do not fit, before anything is trained.
+
+        Raises:
+            ExpungeError: Says which setting.
+        """
+        return
+
+    def check_model(self, model: nn.Module) -> None:
+        """Refuse a model that the method cannot work on, before anything is trained.
+
+        Raises:
+            ExpungeError: Says what it is about the model.
+        """
+        return
 
     def __call__(
         self, model: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, budget: int | None = None
@@ -96,23 +116,14 @@ class Method(Part):
             MissingError: The method needs what the problem or the model does not have.
             RunError: Training diverged.
         """
-        unmet = self.unmet(problem, recipe)
-        if unmet:
-            raise MissingError(f"needs {', '.join(unmet)}", where=type(self).__name__, remedy="choose another method")
-        check_model(self, model, type(self).__name__)
+        refuse_unmet(self.unmet(problem, recipe, model), where=type(self).__name__)
+        refuse_model(self, model, type(self).__name__)
+        self.check(problem)
         start, meter, student = time.perf_counter(), Meter(budget), copy_for_training(model)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             student = self.apply(student, problem, recipe, seed, meter).eval()
         return Unlearned(student, type(self).__name__, Cost(meter.gradients, time.perf_counter() - start))
-
-    def check(self, model: nn.Module) -> None:
-        """Refuse a model that the method cannot work on, before anything is trained.
-
-        Raises:
-            ExpungeError: Says what it is about the model.
-        """
-        return
 
     @abstractmethod
     def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
@@ -128,6 +139,14 @@ class Attack(Part):
 
         Raises:
             SpecError: Says which setting.
+        """
+        return
+
+    def check_model(self, model: nn.Module) -> None:
+        """Refuse a model that lacks what the attack changes, before anything is trained.
+
+        Raises:
+            MissingError: Says what it lacks.
         """
         return
 
@@ -154,7 +173,7 @@ class Audit(Part):
         """How many models of either kind `case.shadows` must hold; attacks are not repeated on them."""
         return 0
 
-    def check(self, model: nn.Module) -> None:
+    def check_model(self, model: nn.Module) -> None:
         """Refuse a model that cannot be measured, before anything is trained.
 
         Raises:
@@ -176,16 +195,33 @@ class Probe(Part):
         """Estimates by what they are of, in the order in which they are shown; never looks at references."""
 
 
-def check_model(part: Method | Audit, model: nn.Module, where: str) -> None:
+def refuse_model(part: Method | Attack | Audit, model: nn.Module, where: str) -> None:
     """Ask a part whether it can work on a model.
 
     Raises:
         ExpungeError: It cannot; begins with `where`.
     """
     try:
-        part.check(model)
+        part.check_model(model)
     except ExpungeError as error:
         raise error.at(where) from None
+
+
+def unmet_needs(needs: frozenset[str], kind: str, model: nn.Module, *, recipe: bool) -> list[str]:
+    """Those of a method's needs that data of this kind and this model, or one like it, do not meet."""
+    have = {kind} | ({"recipe"} if recipe else set()) | ({TIED_DROPOUT} if tied_layers(model) else set())
+    return sorted(needs - have)
+
+
+def refuse_unmet(unmet: list[str], where: str) -> None:
+    """Refuse a method whose needs are not met.
+
+    Raises:
+        MissingError: There are some; names them.
+    """
+    if unmet:
+        remedy = GIVE_MEMORY if unmet == [TIED_DROPOUT] else "choose another method"
+        raise MissingError(f"needs {', '.join(unmet)}", where=where, remedy=remedy)
 
 
 def require_trainable(model: nn.Module) -> list[nn.Parameter]:

@@ -35,6 +35,19 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+@contextmanager
+def fixed_statistics(model: nn.Module) -> Iterator[None]:
+    """Inside, batch norm uses its running statistics and leaves them as they are; its own mode again afterwards."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    for norm in norms:
+        norm.training = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.training = True
+
+
 def frozen_copy(module: nn.Module) -> nn.Module:
     """A teacher: an independent copy in evaluation mode that no optimiser and no training mode reaches."""
     teacher = copy.deepcopy(module).eval()

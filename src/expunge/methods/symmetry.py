@@ -53,7 +53,7 @@ class Symmetry(Method):
         if not self.permute and not self.rescale:
             raise SpecError("nothing would change", where="rescale", remedy="set permute = true, or rescale above 0")
 
-    def check(self, model: nn.Module) -> None:
+    def check_model(self, model: nn.Module) -> None:
         """Refuse a model that is no plain chain of layers, or has no unit that may be moved or rescaled.
 
         Raises:

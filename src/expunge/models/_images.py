@@ -35,5 +35,10 @@ def norm_layers(norm: Norm, channels: int) -> list[nn.Module]:
     if norm == "batch":
         return [nn.BatchNorm2d(channels)]
     if norm == "group":
-        return [nn.GroupNorm(next(g for g in (8, 4, 2, 1) if channels % g == 0), channels)]
+        return [nn.GroupNorm(group_count(channels), channels)]
     return []
+
+
+def group_count(channels: int) -> int:
+    """Groups of so many normalised channels: at most 8, as many as divide them."""
+    return next(g for g in (8, 4, 2, 1) if channels % g == 0)

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from expunge.base.part import Count
-from expunge.core.contracts import Architecture
 from expunge.core.data import Data
 from expunge.models._images import Norm, image_shape, norm_layers
+from expunge.models._tied import TiedArchitecture
 
 
 @dataclass(frozen=True)
-class CNN(Architecture):
+class CNN(TiedArchitecture):
     """About 0.16 M weights on 28 x 28 images."""
 
     width: Count = 16
@@ -34,14 +34,13 @@ class CNN(Architecture):
         shape = image_shape(data, 8, "cnn")
         channels = [shape[0], self.width, 2 * self.width, 4 * self.width]
         convolutions = [layer for i, o in itertools.pairwise(channels) for layer in self._block(i, o)]
-        body = nn.Sequential(*convolutions, nn.Flatten())
+        body = self.chain([*convolutions, nn.Flatten()])
         with torch.no_grad():
             features = body.eval()(torch.zeros(1, *shape)).shape[1]
         body.train()
-        return nn.Sequential(
-            *body, nn.Linear(features, self.hidden), nn.ReLU(), nn.Linear(self.hidden, len(data.labels))
-        )
+        hidden = [nn.Linear(features, self.hidden), nn.ReLU(), *self.tied(self.hidden)]
+        return self.chain([*body, *hidden, nn.Linear(self.hidden, len(data.labels))])
 
     def _block(self, channels: int, out: int) -> list[nn.Module]:
         convolution = nn.Conv2d(channels, out, 3, stride=2, padding=1, bias=self.norm == "none")
-        return [convolution, *norm_layers(self.norm, out), nn.ReLU()]
+        return [convolution, *norm_layers(self.norm, out), nn.ReLU(), *self.tied(out, self.norm)]

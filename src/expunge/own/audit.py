@@ -16,7 +16,7 @@ from expunge.base import registry
 from expunge.base.record import write_file
 from expunge.base.seeds import derive
 from expunge.core.case import Case, Cost, Curve, Unlearned, train_model
-from expunge.core.contracts import Audit, check_model
+from expunge.core.contracts import Audit, refuse_model
 from expunge.evidence.table import Measured, Table
 from expunge.evidence.verdict import Verdict
 from expunge.own.record import write_record
@@ -84,7 +84,7 @@ def audit(
     run_attacks, run_audits = _parts("attack", attacks), _parts("audit", [*always, *audits])
     for label, part in run_audits.items():
         if isinstance(part, Audit):
-            check_model(part, case.original, f"audit {label!r}")
+            refuse_model(part, case.original, f"audit {label!r}")
     count = references if case.recipe is not None else 0
     models = [("original", 0, case.original), (done.method, 0, done.model)]
     models += [("reference", i, model) for i, model in enumerate(_references(case, count))]

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from expunge.base.errors import GateFailed, MissingError, SpecError
+from expunge.base.errors import GateFailed, SpecError
 from expunge.base.record import Store, storage_error
 from expunge.base.spec import CACHE, Spec
 from expunge.core import checkpoint
-from expunge.core.contracts import Attack, Audit, Method, check_model
+from expunge.core.contracts import Attack, Audit, Method, refuse_model, refuse_unmet, unmet_needs
 from expunge.core.objective import infer_objective
 from expunge.evidence.table import Table
 from expunge.evidence.verdict import Verdict
@@ -117,27 +117,24 @@ def costs(plan: Plan, store: Store) -> dict[str, dict[str, float]]:
 
 def _check(plan: Plan) -> None:
     """Refuse what would fail after hours of training; made once with the first seed's problem where that is cheap."""
-    for entry, method in ((e, plan.methods[e.label]) for e in plan.spec.method):
-        have = {plan.data.kind, "recipe"}
-        unmet = sorted(getattr(method, "needs", frozenset()) - have)
-        if unmet:
-            where = f"method {entry.label!r}"
-            raise MissingError(f"needs {', '.join(unmet)}", where=where, remedy="choose another method")
-    _check_names(plan)
     model = plan.recipe(plan.data).build(0)
+    for label, method in plan.methods.items():
+        needs: frozenset[str] = getattr(method, "needs", frozenset())
+        refuse_unmet(unmet_needs(needs, plan.data.kind, model, recipe=True), where=f"method {label!r}")
+    _check_names(plan)
     if plan.spec.weights:
         checkpoint.load(model, Path(plan.spec.weights), where="model.weights")
     with torch.no_grad():
         infer_objective(plan.data).decisions(model.eval(), plan.data.batch(plan.data.train[:2]))
-    for kind, parts in (("method", plan.methods), ("audit", plan.audits)):
+    for kind, parts in (("method", plan.methods), ("attack", plan.attacks), ("audit", plan.audits)):
         for label, part in parts.items():
-            if isinstance(part, Method | Audit):
-                check_model(part, model, f"{kind} {label!r}")
+            if isinstance(part, Method | Attack | Audit):
+                refuse_model(part, model, f"{kind} {label!r}")
     if not plan.task.measures:
         problem = plan.problem(plan.spec.seeds[0], {})
-        for attack in plan.attacks.values():
-            if isinstance(attack, Attack):
-                attack.check(problem)
+        for asked in (*plan.methods.values(), *plan.attacks.values()):
+            if isinstance(asked, Method | Attack):
+                asked.check(problem)
 
 
 def _check_names(plan: Plan) -> None:

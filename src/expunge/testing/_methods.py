@@ -20,10 +20,11 @@ def check_method(method: Method) -> None:
     """Hold a method against its contract.
 
     On classifiers - plain, with dropout and batch norm, with frozen parameters, with tied weights, in double
-    precision - and on a small language model with tied embeddings, as far as `needs` and `check` allow: the input
-    model, the problem and the global random state stay untouched; the result is finite, in evaluation mode, the same
-    for the same seed, of the same device and dtype, with the same parameters frozen and tied, can be stored, and shares
-    no memory with the input; no teacher shares memory with its student; needs and budget are honoured.
+    precision, with example-tied dropout - and on a small language model with tied embeddings, as far as `needs` and
+    `check_model` allow: the input model, the problem and the global random state stay untouched; the result is finite,
+    in evaluation mode, the same for the same seed, of the same device and dtype, with the same parameters frozen and
+    tied, can be stored, and shares no memory with the input; no teacher shares memory with its student; needs and
+    budget are honoured.
 
     Frozen parameters may differ where the result is a model that the recipe built: nothing of the input is in it.
 
@@ -35,11 +36,10 @@ def check_method(method: Method) -> None:
     """
     check_settings(method)
     needs = frozenset(getattr(method, "needs", frozenset()))
-    settings = [s for s in every_setting() if not needs - {"recipe", s.problem.data.kind}]
+    settings = [s for s in every_setting() if not needs - s.has]
     if not settings:
-        raise ContractError(
-            method, "needs", f"no problem meets {sorted(needs)}", "name only 'recipe', 'classes' or 'tokens'"
-        )
+        allowed = ", ".join(map(repr, sorted(frozenset().union(*(s.has for s in every_setting())))))
+        raise ContractError(method, "needs", f"no problem meets {sorted(needs)}", f"name only {allowed}")
     settings = accepted(method, settings)
     _check_needs(method, needs, settings[0])
     for setting in settings:
@@ -88,10 +88,9 @@ def _check_repeated(first: Unlearned, second: Unlearned, fail: Fail) -> None:
 
 
 def _check_needs(method: Method, needs: frozenset[str], met: Setting) -> None:
-    kinds = {s.problem.data.kind: s for s in every_setting()}
-    other = {"classes": kinds["tokens"], "tokens": kinds["classes"]}
     for need in sorted(needs):
-        setting, recipe = (met, None) if need == "recipe" else (other[need], other[need].recipe())
+        without = next((s for s in every_setting() if need not in s.has), met)
+        setting, recipe = (met, None) if need == "recipe" else (without, without.recipe())
         try:
             method(setting.model(), setting.problem, recipe, 0)
         except MissingError:

@@ -38,11 +38,13 @@ def check_settings(part: object) -> None:
 
 
 def accepted(part: object, settings: list[Setting]) -> list[Setting]:
-    """The settings whose model a method or an audit does not refuse by its `check`; at least one."""
+    """The settings whose model a method or an audit does not refuse by its `check_model`; at least one."""
     found = [setting for setting in settings if _accepts(part, setting)]
     if not found:
         finding = f"it refuses {', '.join(setting.name for setting in settings)}"
-        raise ContractError(part, "works on some model", finding, "let `check` raise only where the part cannot work")
+        raise ContractError(
+            part, "works on some model", finding, "let `check_model` raise only where the part cannot work"
+        )
     return found
 
 
@@ -52,7 +54,7 @@ def _accepts(part: object, setting: Setting) -> bool:
     with torch.random.fork_rng(devices=[]):
         model = setting.make()
     try:
-        part.check(model)
+        part.check_model(model)
     except ExpungeError:
         return False
     return True

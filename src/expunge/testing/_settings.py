@@ -7,11 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from expunge.core.case import Recipe, train_model
+from expunge.core.contracts import TIED_DROPOUT
 from expunge.core.data import IGNORE, Data
 from expunge.core.problem import Problem
+from expunge.core.tied import TiedDropout
 from expunge.models.gpt import GPT
 from expunge.train.training import TrainedRecipe, Training
 
@@ -20,6 +22,7 @@ REGULARISED = "a classifier with dropout and batch norm"
 FROZEN = "a classifier with frozen parameters"
 TIED = "a classifier with tied weights"
 DOUBLE = "a classifier in double precision"
+MEMORY = "a classifier with example-tied dropout"
 TOKENS = "a small language model"
 
 
@@ -30,6 +33,8 @@ class Setting:
     name: str
     problem: Problem
     make: Callable[[], nn.Module]
+    has: frozenset[str] = frozenset({"recipe", "classes"})
+    """What methods may need that is there."""
     built: list[nn.Module] = field(default_factory=list)
     """Modules that recipes of this setting have built."""
 
@@ -52,7 +57,7 @@ class Setting:
 
 
 def every_setting() -> list[Setting]:
-    """Classifiers of five sorts on one problem, and a language model on another."""
+    """Classifiers of six sorts on one problem, and a language model on another."""
     classes, tokens = _classes(), _tokens()
     return [
         Setting(PLAIN, classes, _classifier),
@@ -60,7 +65,10 @@ def every_setting() -> list[Setting]:
         Setting(FROZEN, classes, lambda: _classifier(frozen=True)),
         Setting(TIED, classes, lambda: _classifier(tied=True)),
         Setting(DOUBLE, classes, lambda: _classifier().double()),
-        Setting(TOKENS, tokens, lambda: GPT(width=8, layers=1, heads=2)(tokens.data)),
+        Setting(MEMORY, classes, _Remembering, has=frozenset({"recipe", "classes", TIED_DROPOUT})),
+        Setting(
+            TOKENS, tokens, lambda: GPT(width=8, layers=1, heads=2)(tokens.data), has=frozenset({"recipe", "tokens"})
+        ),
     ]
 
 
@@ -83,6 +91,21 @@ def _classifier(*, regularised: bool = False, frozen: bool = False, tied: bool =
         layers["first"].requires_grad_(False)
         layers["head"].bias.requires_grad_(False)
     return nn.Sequential(OrderedDict(layers))
+
+
+class _Remembering(nn.Module):
+    """Two hidden layers, half of whose units are memory; batch norm is on the base as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(6, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+        self.norm = nn.BatchNorm1d(12)
+        self.tied = nn.ModuleList([TiedDropout(12, 0.5, memory=0.4) for _ in range(2)])
+
+    def forward(self, inputs: Tensor, ids: Tensor | None = None) -> Tensor:
+        hidden = self.tied[0](torch.relu(self.norm(self.first(inputs))), ids)
+        logits: Tensor = self.head(self.tied[1](torch.relu(self.second(hidden)), ids))
+        return logits
 
 
 def _classes() -> Problem:
