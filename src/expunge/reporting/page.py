@@ -25,6 +25,8 @@ from expunge.reporting.weights import Map, map_of, map_panel
 
 STRAINED = 0.2
 """Stress above which the map is called rough."""
+MANY = 6
+"""Methods above which panels are small and ordered by what is left."""
 
 
 def write_report(folder: Path) -> Path:
@@ -53,6 +55,7 @@ def write_report(folder: Path) -> Path:
         "models": [NAMES.get(model, model) for model in run.table.models],
         "long": long_table(run),
         "curves": curves,
+        "many": len(run.methods) > MANY,
         "tradeoff": traded,
         "unpriced": all(run.cost_share(model) is None for model in run.methods),
         "map": shown_map,
@@ -93,16 +96,18 @@ def _subject(run: Run) -> Json:
 
 
 def curve_sections(run: Run) -> list[Json]:
-    """Per attack one panel per method, all on the same scale."""
+    """Per attack one panel per method, all on the same scale; of many methods those that leave most come first."""
     key, sections = knowledge_key(run.table), []
+    methods = in_order(run)
     level = original_level(run)
     for attack in run.table.attacks:
         named = {m: plots.attack_curves(run.folder, run.manifest, m, attack) for m in run.table.models}
         found = {model: curves for model, curves in named.items() if curves is not None}
         span = plots.span_of(list(found.values()), [] if level is None else [level])
         panels = []
-        for model in [m for m in run.methods if m in found]:
-            drawing = plots.attack_panel(f"{model}, {attack}", found[model], found.get(REFERENCE), level, span)
+        for model in [m for m in methods if m in found]:
+            title, reference = f"{model}, {attack}", found.get(REFERENCE)
+            drawing = plots.attack_panel(title, found[model], reference, level, span, compact=len(methods) > MANY)
             # The peak of each seed, then the mean: what the table has, and not the peak of the mean curve.
             peak = cell(run.rows.get((model, attack, key)))["value"]
             start = shown(float(found[model].mean()[0]), "share")
@@ -110,6 +115,15 @@ def curve_sections(run: Run) -> list[Json]:
         if panels:
             sections.append({"attack": attack, "panels": panels})
     return sections
+
+
+def in_order(run: Run) -> list[str]:
+    """The methods as panels show them: the spec's order, or for many the greatest residual under any attack first."""
+    if len(run.methods) <= MANY:
+        return run.methods
+    worst = {model: run.worst(model, knowledge_key(run.table)) for model in run.methods}
+    left = {model: float(entry["residual"]) if entry else math.nan for model, entry in worst.items()}
+    return sorted(run.methods, key=lambda model: -left[model] if math.isfinite(left[model]) else math.inf)
 
 
 def original_level(run: Run) -> float | None:
@@ -121,11 +135,11 @@ def original_level(run: Run) -> float | None:
 def path_panels(run: Run) -> list[Json]:
     """The loss on the way from the original to each other model, where the path audit ran."""
     panels = []
-    for model in (REFERENCE, *run.methods):
+    for model in (REFERENCE, *in_order(run)):
         named = {split: plots.path_curves(run.table, model, split) for split in ("forget", "retain")}
         losses = {split: curves for split, curves in named.items() if curves is not None}
         if losses:
-            drawing = plots.path_panel(f"{model}, path", losses)
+            drawing = plots.path_panel(f"{model}, path", losses, compact=len(run.methods) > MANY)
             barriers = [(split, run.rows[model, None, ("barrier", split)]["value"]) for split in losses]
             told = ", ".join(f"{split} {shown(value, 'nats')}" for split, value in barriers)
             panels.append({"model": NAMES.get(model, model), "drawing": drawing, "barriers": told})
