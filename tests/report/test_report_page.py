@@ -71,7 +71,42 @@ def test_every_flag_has_a_meaning() -> None:
 
 def test_the_order_of_the_page(run_folder: Path) -> None:
     headings = re.findall(r'<h2 id="(\w+)"', page_of(run_folder))
-    assert headings == ["verdicts", "estimates", "attacks", "tradeoff", "weights", "examples", "costs", "again"]
+    assert headings == [
+        "verdicts",
+        "estimates",
+        "attacks",
+        "tradeoff",
+        "weights",
+        "diagnosis",
+        "examples",
+        "costs",
+        "again",
+    ]
+
+
+def test_what_a_probe_foretold_stands_beside_what_was_measured(run_folder: Path) -> None:
+    def row(what: str, value: float | str, foretells: str | None, seed: int | None = None) -> dict[str, Any]:
+        facts = {"n": 3, "unit": "share", "better": "reference", "foretells": foretells}
+        return {"what": what, "seed": seed, "value": value, "low": "NaN", "high": "NaN"} | facts
+
+    rows = [row("knows <b>", 0.97, "original"), row("should know", 0.12, "reference"), row("to forget", 0.85, "range")]
+    rows += [row("alone", 0.5, None), row("lost", "NaN", None), row("to forget", 0.1, "range", seed=0)]
+    found = [{"probe": "depth", "name": "memorization", "sentence": "Deep <i>down</i>.", "rows": rows}]
+    (run_folder / "diagnosis.json").write_text(json.dumps(found))
+    # A file that the manifest does not name is none of this record's.
+    assert "No probe ran" in Reader(page_of(run_folder)).text
+    manifest = json.loads((run_folder / "manifest.json").read_text())
+    manifest["results"]["diagnosis.json"] = ""
+    (run_folder / "manifest.json").write_text(json.dumps(manifest))
+    page = page_of(run_folder)
+    text = Reader(page).text
+    assert "depth : Deep <i>down</i>." in text and "<i>down" not in page
+    # Original 100 %, retrained 10 %, the range their difference; seeds alone are not shown.
+    assert "knows <b> % 97.0 100.0 100.0 to 100.0 original" in text
+    assert "should know % 12.0 10.0 10.0 to 10.0 retrained (reference)" in text
+    assert re.search(
+        r"to forget % 85\.0 90\.0 [\d.]+ to [\d.]+ range: original minus retrained alone % 50\.0 lost", text
+    )
 
 
 def test_the_page_stands_alone(run_folder: Path) -> None:

@@ -33,7 +33,7 @@ class Stage:
     attack: str | None
     """Label of the attack that it is, or comes after."""
     part: str
-    """Label of the method, attack or audit that it runs; a shadow's number."""
+    """Label of the method, attack, audit or probe that it runs; a shadow's number."""
     key: str
     """Content address of the output."""
     needs: tuple[str, ...] = field(default=(), repr=False)
@@ -78,7 +78,7 @@ class Layout:
             yield self._gallery(first, needs)
 
     def _gallery(self, stages: list[Stage], measured: tuple[str, ...]) -> Stage:
-        models = [stage for stage in stages if stage.kind != "audit"]
+        models = [stage for stage in stages if stage.kind not in ("audit", "probe")]
         # Its output names the models, so that here, unlike elsewhere, a label is part of the address.
         facts = {"format": GALLERY, "models": [(stage.model, stage.attack) for stage in models]}
         needs = (*measured, *(stage.key for stage in models))
@@ -108,6 +108,7 @@ class Layout:
             made = self._stage("unlearn", label, seed, None, label, self._unlearning(entry), needs)
             models[label] = replace(made, start=entry.after)
         yield from models.values()
+        yield from () if only_reference else self._probes(original)
         shadows = self._shadows(original.seed, measured)
         yield from () if only_reference else chain.from_iterable(shadows.values())
         for label, model in models.items():
@@ -157,11 +158,12 @@ class Layout:
             needs = tuple(dict.fromkeys((*measured, model.key, *keys, basis.key)))
             yield self._stage("audit", label, model.seed, attack, name, {"part": audit.fingerprint()}, needs)
 
-    def probe(self, name: str, original: Stage) -> Stage:
-        """The stage that runs a probe on this original."""
-        facts = {"part": self.parts.probe(name).fingerprint(), "training": self.parts.training.fingerprint()}
-        needs = (*original.needs, original.key)
-        return self._stage("probe", "original", original.seed, None, name, facts, needs)
+    def _probes(self, original: Stage) -> Iterator[Stage]:
+        needs, first = (*original.needs, original.key), original.seed == self.parts.spec.seeds[0]
+        for label, probe in self.parts.probes.items():
+            if first or probe.repeats(self.parts.data):
+                facts = {"part": probe.fingerprint(), "training": self.parts.training.fingerprint()}
+                yield self._stage("probe", "original", original.seed, None, label, facts, needs)
 
     def _stage(
         self,

@@ -27,7 +27,8 @@ class Parts:
 
     def __post_init__(self) -> None:
         # Parts are made at once, so that a bad setting is reported before anything is computed.
-        _ = self.source, self.architecture, self.training, self.task, self.methods, self.attacks, self.audits
+        _ = self.source, self.architecture, self.training, self.task
+        _ = self.methods, self.attacks, self.audits, self.probes
 
     def _build(self, kind: str, entry: Entry, where: str) -> Part:
         return registry.build(kind, entry.name, entry.settings, where=where, folder=self.spec.folder)
@@ -76,9 +77,14 @@ class Parts:
                 raise SpecError(finding, where="audit", allowed=", ".join(sorted(audit.kinds)))
         return audits
 
+    @cached_property
+    def probes(self) -> dict[str, Probe]:
+        """By label, in the spec's order."""
+        return {e.label: cast(Probe, self._build("probe", e, f"probe[{i}]")) for i, e in enumerate(self.spec.probe)}
+
     def name_of(self, kind: str, label: str) -> str:
-        """The registered name behind an attack's or an audit's label; audits that always run have none of their own."""
-        entries = self.spec.attack if kind == "attack" else self.spec.audit
+        """The registered name behind a label of an attack, audit or probe; audits that always run have only that."""
+        entries = {"attack": self.spec.attack, "audit": self.spec.audit, "probe": self.spec.probe}[kind]
         return next((entry.name for entry in entries if entry.label == label), label)
 
     @cached_property
@@ -97,10 +103,6 @@ class Parts:
     def recipe(self, data: Data) -> TrainedRecipe:
         """How models on this view of the data are trained."""
         return TrainedRecipe(self.architecture, self.training, data)
-
-    def probe(self, name: str) -> Probe:
-        """A probe with its default settings."""
-        return cast(Probe, registry.build("probe", name, {}, where=f"probe {name!r}"))
 
     @property
     def about_one_model(self) -> bool:
@@ -121,6 +123,8 @@ class Parts:
             found = {"budget": entry.budget, "after": entry.after}
             return {key: value for key, value in found.items() if value is not None}
 
+        # A record of before there were probes must not differ from one without any.
+        probes = {"probe": [labelled(e, self.probes[e.label]) for e in spec.probe]} if spec.probe else {}
         return {
             "name": spec.name,
             "seeds": list(spec.seeds),
@@ -133,5 +137,6 @@ class Parts:
             "method": [labelled(e, self.methods[e.label], **extras(e)) for e in spec.method],
             "attack": [labelled(e, self.attacks[e.label]) for e in spec.attack],
             "audit": [labelled(e, self.audits[e.label], required=e.required) for e in spec.audit],
+            **probes,
             "gate": [{"method": g.method, "verdict": g.verdict} for g in spec.gate],
         }

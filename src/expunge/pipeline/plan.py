@@ -19,8 +19,3 @@ class Plan(Parts):
     def stages(self) -> list[Stage]:
         """All stages, each after those that it needs, in the order of the results."""
         return list(Layout(self).stages())
-
-    def probe_stage(self, name: str) -> Stage:
-        """The stage that runs a probe on the first seed's original."""
-        original = next(stage for stage in self.stages if stage.kind == "original")
-        return Layout(self).probe(name, original)

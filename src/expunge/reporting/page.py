@@ -1,8 +1,8 @@
 """The report: one HTML file that shows a run to somebody who knows nothing of it, made from the run's folder alone.
 
 Verdicts and their limits first, then estimates beside original and retrained, attack curves, the trade-off, a map of
-weight space, the forget examples, costs, and the spec with the command that runs it again. No network, no server; what
-cannot be seen here is in the record beside it.
+weight space, the diagnosis, the forget examples, costs, and the spec with the command that runs it again. No network,
+no server; what cannot be seen here is in the record beside it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from expunge.evidence.table import ORIGINAL, REFERENCE
 from expunge.reporting import plots
 from expunge.reporting._toml import toml
 from expunge.reporting.cards import MEANINGS, cards, scale
+from expunge.reporting.diagnosis import diagnosis
 from expunge.reporting.examples import examples
 from expunge.reporting.record import NAMES, Json, Run
 from expunge.reporting.render import write_page
@@ -64,6 +65,7 @@ def write_report(folder: Path) -> Path:
         "stress": f"{found.stress:.2f}" if isinstance(found, Map) else "",
         "strained": isinstance(found, Map) and found.stress > STRAINED,
         "paths": paths,
+        "diagnosis": diagnosis(run),
         "examples": examples(run),
         "costs": cost_table(run),
         "toml": toml(run.spec),
