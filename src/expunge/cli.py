@@ -64,11 +64,16 @@ def diagnose(spec: Path, out: Path, overrides: tuple[str, ...], json_: bool) -> 
     from expunge.reporting.progress import Progress
 
     found = diagnose_one(parsed, out, Progress())
+    # One seed: what is over seeds is what is of this one.
+    several = {one["probe"]: {row["what"]: row for row in one["rows"] if row["seed"] is None} for one in found}
     if json_:
-        _print_json({"run": parsed.name, "status": "done", "probes": found})
+        names = ("value", "low", "high", "n", "unit", "better")
+        probes = {probe: {w: {n: row[n] for n in names} for w, row in of.items()} for probe, of in several.items()}
+        told = {one["probe"]: one["sentence"] for one in found}
+        _print_json({"run": parsed.name, "status": "done", "probes": probes, "sentences": told})
         return
-    for probe, several in found.items():
-        click.echo(f"{probe}\n{estimates(several)}")
+    for one in found:
+        click.echo("\n".join(filter(None, [one["probe"], estimates(several[one["probe"]]), one["sentence"]])))
 
 
 @cli.command()

@@ -16,7 +16,7 @@ PAGES = ("report", "notebook", "compare")
 SORT_TWICE = """
 const table = [...document.querySelectorAll("table.sortable")].at(%d), last = table.tHead.rows[0].cells.length - 1;
 const head = table.tHead.rows[0].cells[%d < 0 ? last : %d], at = head.cellIndex;
-const column = () => [...table.tBodies[0].rows].map((row) => row.cells[at].dataset.sort || "none").join(" ");
+const column = () => [...table.tBodies[0].rows].map((row) => (row.cells[at].dataset.sort ?? row.cells[at].firstChild?.data ?? "") || "none").join(" ");
 head.querySelector("button").click();
 tell("up", column() + " " + head.getAttribute("aria-sort"));
 head.querySelector("button").click();
@@ -28,7 +28,7 @@ const rows = () => [...box.nextElementSibling.querySelectorAll("tbody tr")].filt
 const type = (text) => { field.value = text; field.dispatchEvent(new Event("input")); };
 tell("all", rows().length);
 type("LOSS  forget");
-tell("some", rows().map((row) => row.dataset.words).join("|"));
+tell("some", rows().map((row) => [...row.cells].map((cell) => cell.textContent).join(" ")).join("|"));
 tell("count", box.querySelector("output").textContent);
 type("nothing-like-it");
 tell("none", rows().length);
@@ -37,8 +37,9 @@ tell("again", rows().length);
 """
 VALUES = """
 const holder = document.querySelector(".chart"), told = holder.closest("figure").querySelector(".readout");
-const rest = told.textContent, stops = JSON.parse(document.getElementById("charts").textContent)[holder.dataset.chart].stops;
-tell("texts", JSON.stringify(stops.map((stop) => stop[2])));
+const rest = told.textContent, { form, stops } = JSON.parse(document.getElementById("charts").textContent)[holder.dataset.chart];
+const words = (text) => text.split(" ").reduce((told, number) => told.replace("{}", number), form);
+tell("texts", JSON.stringify(stops.map((stop) => words(stop[2]))));
 const svg = holder.querySelector("svg"), over = (i) => {
   const place = new DOMPoint(stops[i][0] + 1, stops[i][1]).matrixTransform(svg.getScreenCTM());
   holder.dispatchEvent(new PointerEvent("pointermove", { clientX: place.x, clientY: place.y }));

@@ -94,6 +94,27 @@ def test_diagnose_foretells_what_retrained_models_will_know(tmp_path: Path) -> N
     assert abs(foretold - measured) < 0.12
 
 
+def test_diagnose_runs_what_the_spec_names(tmp_path: Path) -> None:
+    table = tiny(probe=[{"name": "memorization", "label": "few", "nets": 2}, {"name": "memorization", "nets": 3}])
+    (tmp_path / "named.toml").write_text(toml(table))
+    done = finished(cli("diagnose", tmp_path / "named.toml", "--out", tmp_path / "runs", "--json"))
+    found = json.loads(done.out)
+    assert list(found["probes"]) == ["few", "memorization"] == list(found["sentences"])
+    shares = [
+        probe["C-score of the forget set (what a retrained model should know)"] for probe in found["probes"].values()
+    ]
+    assert shares[0] != shares[1]
+    assert all(sentence.startswith("The original knows ") for sentence in found["sentences"].values())
+
+
+def test_a_probe_that_is_not_there_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text(toml(tiny(probe=[{"name": "memorisation"}])))
+    for verb in ("diagnose", "run"):
+        result = cli(verb, tmp_path / "bad.toml", "--out", tmp_path / "runs")
+        assert result.code == 2
+        assert "probe[0]" in result.message() and "did you mean 'memorization'?" in result.message()
+
+
 def test_diagnosis_is_kept(folder: Path) -> None:
     spec = folder / "own.toml"
     first = finished(cli("diagnose", spec, "--out", folder / "runs"))

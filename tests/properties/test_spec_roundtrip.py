@@ -36,12 +36,13 @@ METHODS = st.one_of(
     table("json:dumps", indent=counts),
 )
 ATTACKS = table("relearn", k=st.integers(0, 5), epochs=counts, points=counts)
+PROBES = table("memorization", nets=counts)
 AUDITS = st.one_of(table("loss", required=st.booleans()), table("path"), table("distance"))
 
 
 @st.composite
 def specs(draw: st.DrawFn) -> Table:
-    names = iter(draw(st.lists(labels, min_size=9, max_size=9, unique=True)))
+    names = iter(draw(st.lists(labels, min_size=11, max_size=11, unique=True)))
     found: Table = {
         "name": draw(
             st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,8}", fullmatch=True).filter(lambda name: name != "cache")
@@ -60,6 +61,7 @@ def specs(draw: st.DrawFn) -> Table:
         ),
         "method": [m | {"label": "m-" + next(names)} for m in draw(st.lists(METHODS, max_size=3))],
         "attack": [a | {"label": "t-" + next(names)} for a in draw(st.lists(ATTACKS, max_size=2))],
+        "probe": [p | {"label": "p-" + next(names)} for p in draw(st.lists(PROBES, max_size=2))],
         "audit": [a | {"label": "u-" + next(names)} for a in draw(st.lists(AUDITS, max_size=2))],
     }
     found |= draw(

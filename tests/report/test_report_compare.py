@@ -70,9 +70,10 @@ def test_the_terminal_summary(pair: tuple[Path, Path]) -> None:
 def test_the_page_stands_alone_and_shows_both(pair: tuple[Path, Path], tmp_path: Path) -> None:
     page = write_comparison(Pair.open(*pair), tmp_path / "out" / "compare.html").read_text(encoding="utf-8")
     assert "http:" not in page and "https:" not in page and len(page) < 1_000_000
-    assert page.count("<svg") == 1  # both tried `hidden` alone
+    assert page.count('role="img"') == 1  # both tried `hidden` alone
     assert "var(--second)" in page and "var(--method)" in page
-    assert "step 0: sample (1) 20.0 %, sample (2) 30.0 %, retrained 10.0 %" in page
+    assert '"step {}: sample ({}) {} %, sample ({}) {} %, retrained {} %"' in page
+    assert '"0 1 20.0 2 30.0 10.0"' in page
     assert page.count("not tried") == 2
     again = write_comparison(Pair.open(*pair), tmp_path / "again.html").read_text(encoding="utf-8")
     assert again == page

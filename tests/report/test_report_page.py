@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,7 +71,42 @@ def test_every_flag_has_a_meaning() -> None:
 
 def test_the_order_of_the_page(run_folder: Path) -> None:
     headings = re.findall(r'<h2 id="(\w+)"', page_of(run_folder))
-    assert headings == ["verdicts", "estimates", "attacks", "tradeoff", "weights", "examples", "costs", "again"]
+    assert headings == [
+        "verdicts",
+        "estimates",
+        "attacks",
+        "tradeoff",
+        "weights",
+        "diagnosis",
+        "examples",
+        "costs",
+        "again",
+    ]
+
+
+def test_what_a_probe_foretold_stands_beside_what_was_measured(run_folder: Path) -> None:
+    def row(what: str, value: float | str, foretells: str | None, seed: int | None = None) -> dict[str, Any]:
+        facts = {"n": 3, "unit": "share", "better": "reference", "foretells": foretells}
+        return {"what": what, "seed": seed, "value": value, "low": "NaN", "high": "NaN"} | facts
+
+    rows = [row("knows <b>", 0.97, "original"), row("should know", 0.12, "reference"), row("to forget", 0.85, "range")]
+    rows += [row("alone", 0.5, None), row("lost", "NaN", None), row("to forget", 0.1, "range", seed=0)]
+    found = [{"probe": "depth", "name": "memorization", "sentence": "Deep <i>down</i>.", "rows": rows}]
+    (run_folder / "diagnosis.json").write_text(json.dumps(found))
+    # A file that the manifest does not name is none of this record's.
+    assert "No probe ran" in Reader(page_of(run_folder)).text
+    manifest = json.loads((run_folder / "manifest.json").read_text())
+    manifest["results"]["diagnosis.json"] = ""
+    (run_folder / "manifest.json").write_text(json.dumps(manifest))
+    page = page_of(run_folder)
+    text = Reader(page).text
+    assert "depth : Deep <i>down</i>." in text and "<i>down" not in page
+    # Original 100 %, retrained 10 %, the range their difference; seeds alone are not shown.
+    assert "knows <b> % 97.0 100.0 100.0 to 100.0 original" in text
+    assert "should know % 12.0 10.0 10.0 to 10.0 retrained (reference)" in text
+    assert re.search(
+        r"to forget % 85\.0 90\.0 [\d.]+ to [\d.]+ range: original minus retrained alone % 50\.0 lost", text
+    )
 
 
 def test_the_page_stands_alone(run_folder: Path) -> None:
@@ -96,14 +132,18 @@ def test_every_reference_inside_a_drawing_resolves(run_folder: Path) -> None:
     assert used and used <= ids
 
 
+def drawings_of(page: str) -> list[str]:
+    """Those that say what they show; what they share is in one that does not."""
+    return re.findall(r"<svg [^>]*aria-label=.*?</svg>", page, flags=re.DOTALL)
+
+
 def test_drawings_take_their_colours_from_the_page(run_folder: Path) -> None:
-    drawings = re.findall(r"<svg.*?</svg>", page_of(run_folder), flags=re.DOTALL)
+    page = page_of(run_folder)
     # Attack curves of two methods, the trade-off, the map, paths of the reference and both methods.
-    assert len(drawings) == 2 + 1 + 1 + 3
-    for svg in drawings:
-        assert re.findall(r"#[0-9a-f]{6}\b", svg) == []
-        assert "var(--method)" in svg and "#0" not in svg
-        assert "<text" in svg
+    assert len(drawings_of(page)) == 2 + 1 + 1 + 3
+    whole = "".join(re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL))
+    assert re.findall(r"#[0-9a-f]{6}\b", whole) == [] and "#0" not in whole
+    assert "var(--method)" in whole and "var(--reference)" in whole and "<text" in whole
 
 
 def test_what_is_written_on_an_axis_is_not_rounded() -> None:
@@ -112,7 +152,8 @@ def test_what_is_written_on_an_axis_is_not_rounded() -> None:
     axes.set_ylim(0, 0.01)
     axes.set_yticks([0, 0.005], ["0", "0.005"])
     found = drawing(figure, axes, "small numbers", [(0.5, 0.005, "half"), (float("nan"), 0, "nowhere")])
-    assert ">0.005</text>" in found.svg and not re.search(r'="[^"]*\d\.\d{3,}', found.svg)
+    svg = "".join(found.elements)
+    assert ">0.005</text>" in svg and not re.search(r' (d|x|y|transform)="[^"]*\d\.\d{2,}', svg)
     [[_, y, text]] = found.chart["stops"]
     assert text == "half" and y == pytest.approx(sum(found.chart["box"]) / 2, abs=0.1)
 
@@ -196,17 +237,22 @@ def test_training_that_was_done_elsewhere_has_no_cost(run_folder: Path) -> None:
     assert "clean 1.5 40" in text and "% of a retraining" not in text
 
 
+def texts_of(chart: dict[str, Any]) -> list[str]:
+    """What is read out at each stop: its numbers in the chart's form where it has one."""
+    if "form" not in chart:
+        return [text for _, _, text in chart["stops"]]
+    return [chart["form"].format(*numbers.split(" ")) for _, _, numbers in chart["stops"]]
+
+
 def test_values_to_read_out_are_those_of_the_curves(run_folder: Path) -> None:
     page = page_of(run_folder)
     charts = json.loads(re.search(r'id="charts">(.*?)</script>', page, flags=re.DOTALL)[1])
     assert set(charts) == set(re.findall(r'data-chart="(\w+)"', page))
     told = charts["Share_of_the_forget_set_that_is_known_along_the_attack__hidden__relearn"]
-    texts = [stop[2] for stop in told["stops"]]
+    texts = texts_of(told)
     # Steps that every seed has: 0 and 4.
     assert texts == ["step 0: this 20.0 %, retrained 10.0 %", "step 4: this 55.0 %, retrained 10.0 %"]
-    traded = {
-        text.partition(":")[0]: text for _, _, text in charts["Trade_off_of_forgetting__utility_and_cost"]["stops"]
-    }
+    traded = {text.partition(":")[0]: text for text in texts_of(charts["Trade_off_of_forgetting__utility_and_cost"])}
     assert set(traded) == {"clean", "hidden", "retrained", "original"}
     assert "residual +80.0" in traded["hidden"] and "5.0 % of a retraining" in traded["hidden"]
 

@@ -61,6 +61,7 @@ class Spec:
     """The user's own weights (`model.weights`), instead of training the original."""
     attack: tuple[Entry, ...] = ()
     audit: tuple[Entry, ...] = ()
+    probe: tuple[Entry, ...] = ()
     gate: tuple[Gate, ...] = ()
     threads: int = 1
     gallery: bool = False
@@ -79,7 +80,10 @@ class Spec:
         return sorted(self.method, key=lambda entry: len(self.chain(entry.label)))
 
 
-KEYS = ("name", "seeds", "threads", "gallery", "data", "model", "train", "forget", "method", "attack", "audit", "gate")
+KEYS = (
+    "name", "seeds", "threads", "gallery", "data", "model", "train", "forget",
+    "method", "attack", "audit", "probe", "gate",
+)  # fmt: skip
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> Spec:
@@ -146,6 +150,7 @@ def parse(table: Mapping[str, Any], folder: Path) -> Spec:
         method=methods,
         attack=_entries(table, "attack"),
         audit=_entries(table, "audit", extra=("required",)),
+        probe=_entries(table, "probe"),
         gate=_gates(table, [m.label for m in methods]),
         folder=folder,
     )

@@ -6,6 +6,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -189,6 +190,22 @@ class Audit(Part):
 @dataclass(frozen=True)
 class Probe(Part):
     """Something that can be said of a case before anything is unlearned."""
+
+    foretells: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Estimate -> what of the run it should be near, shown beside it: `original` or `reference`, what these models know
+    of the forget set, or `range`, what there is to forget."""
+
+    def repeats(self, data: Data) -> bool:
+        """Whether it is run on every seed's original; where it is dear and hardly differs, the first is enough."""
+        return True
+
+    def told(self, found: Mapping[str, Estimate]) -> str:
+        """What its estimates mean for whoever is about to unlearn, in a sentence or two; nothing by default.
+
+        Args:
+            found: What the call returned, or the means of it over seeds.
+        """
+        return ""
 
     @abstractmethod
     def __call__(self, case: Case, seed: int) -> dict[str, Estimate]:

@@ -8,7 +8,9 @@ set was *chosen* by low C-scores from few nets, their noise was chosen too and t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -18,8 +20,13 @@ from expunge.base.part import Count
 from expunge.base.seeds import derive
 from expunge.core.case import Case
 from expunge.core.contracts import Probe
+from expunge.core.data import Data
 from expunge.evidence.estimate import Estimate, over_examples
 from expunge.train.cscore import cscores, known
+
+KNOWS = "forget examples that the original knows"
+GENERAL = "C-score of the forget set (what a retrained model should know)"
+RANGE = "range to expect (what there is to forget)"
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,8 @@ class Memorization(Probe):
         "Overparameterized Models}, author={Jiang, Ziheng and Zhang, Chiyuan and Talwar, Kunal and Mozer, Michael C.}, "
         "booktitle={ICML}, year={2021}, note={arXiv:2002.03206}}"
     )
+
+    foretells: ClassVar[Mapping[str, str]] = MappingProxyType({KNOWS: "original", GENERAL: "reference", RANGE: "range"})
 
     nets: Count = 12
     """Nets to compute C-scores from, where the data ship none."""
@@ -51,10 +60,23 @@ class Memorization(Probe):
         has = known(case.original, data, problem.forget).double()
         forget, retain = scores[problem.forget], scores[problem.retain]
         return {
-            "forget examples that the original knows": over_examples(has.numpy(), "share", "reference"),
-            "C-score of the forget set (what a retrained model should know)": over_examples(
-                forget.numpy(), "share", "reference"
-            ),
-            "range to expect (what there is to forget)": over_examples((has - forget).numpy(), "share", "reference"),
+            KNOWS: over_examples(has.numpy(), "share", "reference"),
+            GENERAL: over_examples(forget.numpy(), "share", "reference"),
+            RANGE: over_examples((has - forget).numpy(), "share", "reference"),
             "C-score of the retain set": over_examples(retain.numpy(), "share", "reference"),
         }
+
+    def repeats(self, data: Data) -> bool:
+        """Where the data ship C-scores. To compute them is dear, and they belong to the data, not to a seed."""
+        return data.cscore is not None
+
+    def told(self, found: Mapping[str, Estimate]) -> str:
+        """How much of what is known is known by heart only, and whether that can be told from nothing."""
+        knows, general, expected = (found[what] for what in (KNOWS, GENERAL, RANGE))
+        text = (
+            f"The original knows {100 * knows.value:.1f} % of the forget set; nets that never saw these examples get "
+            f"{100 * general.value:.1f} % of them right. The difference, {100 * expected.value:.1f} points, is known "
+            "by heart only: that is what there is to forget."
+        )
+        blind = " Its interval reaches 0, so that hardly any verdict will have power."
+        return text if expected.low > 0 else text + blind

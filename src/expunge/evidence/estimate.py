@@ -86,6 +86,28 @@ def over_seeds(values: Sequence[float], unit: str, better: Better) -> Estimate:
     return Estimate(mean, low, high, len(values), unit, better)
 
 
+def together(seeds: Sequence[Estimate]) -> Estimate:
+    """The mean over seeds of estimates that were made within each.
+
+    The interval is Student's over seeds, and reaches at least as far as those within the seeds on average: the same
+    examples again are no new evidence.
+
+    Args:
+        seeds: One per seed, at least one, in the same unit; one alone stays as it is.
+
+    Returns:
+        The mean; `n` counts seeds.
+    """
+    first = seeds[0]
+    if len(seeds) == 1:
+        return first
+    found = over_seeds([one.value for one in seeds], first.unit, first.better)
+    # The mean of ends that are not there is not there either, and fmin and fmax pass over it.
+    low = np.fmin(found.low, sum(one.low for one in seeds) / len(seeds))
+    high = np.fmax(found.high, sum(one.high for one in seeds) / len(seeds))
+    return Estimate(found.value, float(low), float(high), found.n, first.unit, first.better)
+
+
 def is_binary(values: npt.NDArray[np.float64]) -> bool:
     """Whether every value is exactly 0 or 1."""
     return bool(np.all((values == 0) | (values == 1)))

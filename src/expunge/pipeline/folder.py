@@ -25,8 +25,10 @@ from expunge.base.record import (
     write_file,
 )
 from expunge.evidence.table import Table, read_table, verdicts_text
+from expunge.pipeline.diagnosis import FILE as DIAGNOSIS
+from expunge.pipeline.diagnosis import diagnosis
 from expunge.pipeline.plan import Plan, Stage
-from expunge.pipeline.stages import CURVE, EXAMPLES, SCORES, WEIGHTS
+from expunge.pipeline.stages import CURVE, ESTIMATES, EXAMPLES, SCORES, WEIGHTS
 
 FORMAT = 1
 FIXED = ("data", "model", "train", "forget", "seeds", "threads")
@@ -85,6 +87,7 @@ class RunFolder:
         """Put the finished run's scores, models, rows and verdicts into the folder, the manifest last."""
         # Examples that an earlier run into this folder showed must not outlive the wish to show them.
         shutil.rmtree(self.root / "examples", ignore_errors=True)
+        self._keep_diagnosis(diagnosis(plan, store))
         entries = [self._keep(stage, plan, store) for stage in plan.stages]
         index = {
             "format": FORMAT,
@@ -96,6 +99,13 @@ class RunFolder:
             "stages": entries,
         }
         return finish(self.root, index)
+
+    def _keep_diagnosis(self, found: list[dict[str, Any]]) -> None:
+        """Write what the probes said, or remove what those of an earlier run into this folder did."""
+        shutil.rmtree(self.root / "diagnosis", ignore_errors=True)
+        (self.root / DIAGNOSIS).unlink(missing_ok=True)
+        if found:
+            write_file(self.root / DIAGNOSIS, json.dumps(spelled(found), indent=1, allow_nan=False) + "\n")
 
     def _keep(self, stage: Stage, plan: Plan, store: Store) -> dict[str, Any]:
         cost = spent(stage, plan, store)
@@ -110,7 +120,13 @@ class RunFolder:
             "files": {},
         }
         # Shadows are many models that only an audit asks: they stay in the cache.
-        kept = ((SCORES, "scores"), (CURVE, "curves"), (WEIGHTS, "models"), (EXAMPLES, "examples"))
+        kept = (
+            (SCORES, "scores"),
+            (CURVE, "curves"),
+            (WEIGHTS, "models"),
+            (EXAMPLES, "examples"),
+            (ESTIMATES, "diagnosis"),
+        )
         for source, folder in kept if stage.kind != "shadow" else ():
             path = store.path(stage.key, source)
             if path.is_file():
@@ -144,13 +160,16 @@ def finish(root: Path, index: dict[str, Any]) -> Table:
     table = read_table(root, index)
     write_file(root / "results.jsonl", rows_to_text(table.rows()))
     write_file(root / "verdicts.json", verdicts_text(table))
-    digests = {name: file_digest(root / name) for name in ("results.jsonl", "verdicts.json")}
+    names = ("results.jsonl", "verdicts.json", DIAGNOSIS)
+    digests = {name: file_digest(root / name) for name in names if (root / name).is_file()}
     write_file(root / "manifest.json", json.dumps({**index, "results": digests}, indent=1) + "\n")
     return table
 
 
 def file_name(stage: Stage) -> str:
     """A readable name that is unique within the run."""
+    if stage.kind == "probe":
+        return f"s{stage.seed}-{stage.part}"
     part = {"audit": stage.part, "shadow": f"shadow-{stage.part}"}.get(stage.kind)
     words = [stage.model, f"s{stage.seed}", stage.attack, part]
     return "-".join(word for word in words if word)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,12 @@ from expunge.base import registry
 from expunge.base.errors import SpecError, unknown
 from expunge.base.record import Store, write_file
 from expunge.base.spec import CACHE, Entry, Spec
+from expunge.pipeline.diagnosis import diagnosis
 from expunge.pipeline.folder import spent
 from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.run import prepare
 from expunge.pipeline.schedule import run_stages
-from expunge.pipeline.stages import ESTIMATES, WEIGHTS
+from expunge.pipeline.stages import WEIGHTS
 from expunge.reporting.progress import Progress
 
 
@@ -41,7 +41,7 @@ def unlearn_one(spec: Spec, out: Path, label: str | None, save: Path | None, pro
     chosen = label or labels[0]
     if chosen not in labels:
         raise unknown("method", chosen, labels, where="--method")
-    plan, store = Plan(replace(spec, seeds=spec.seeds[:1], attack=(), audit=(), gate=())), Store(out / CACHE)
+    plan, store = Plan(replace(spec, seeds=spec.seeds[:1], attack=(), audit=(), probe=(), gate=())), Store(out / CACHE)
     prepare(plan, store)
     final = next(stage for stage in plan.stages if stage.kind == "unlearn" and stage.model == chosen)
     _run(plan, store, _leading_to(final, plan), progress)
@@ -50,8 +50,8 @@ def unlearn_one(spec: Spec, out: Path, label: str | None, save: Path | None, pro
     return {"model": str(path), "method": chosen, **spent(final, plan, store)}
 
 
-def diagnose_one(spec: Spec, out: Path, progress: Progress) -> dict[str, dict[str, Any]]:
-    """Run every probe on the first seed's original.
+def diagnose_one(spec: Spec, out: Path, progress: Progress) -> list[dict[str, Any]]:
+    """Run the spec's probes on the first seed's original, or every probe as it is where the spec names none.
 
     Args:
         spec: Whose original is trained, or loaded, where it is not there yet; methods are not looked at.
@@ -59,18 +59,17 @@ def diagnose_one(spec: Spec, out: Path, progress: Progress) -> dict[str, dict[st
         progress: Told of each stage.
 
     Returns:
-        Probe -> what is estimated -> value, low, high, n, unit, better.
+        What each probe said, see `pipeline.diagnosis`.
 
     Raises:
         ExpungeError: A bad spec, or a stage failed.
     """
-    bare = replace(spec, seeds=spec.seeds[:1], method=(), attack=(), audit=(), gate=())
+    probes = spec.probe or tuple(Entry(name, name) for name in registry.names("probe"))
+    bare = replace(spec, seeds=spec.seeds[:1], method=(), attack=(), audit=(), probe=probes, gate=())
     plan, store = Plan(bare), Store(out / CACHE)
     prepare(plan, store)
-    probes = {name: plan.probe_stage(name) for name in registry.names("probe")}
-    wanted = [stage for stage in plan.stages if stage.kind in ("measure", "original")] + list(probes.values())
-    _run(plan, store, wanted, progress)
-    return {name: json.loads(store.path(s.key, ESTIMATES).read_text("utf-8")) for name, s in probes.items()}
+    _run(plan, store, [stage for stage in plan.stages if stage.kind in ("measure", "original", "probe")], progress)
+    return diagnosis(plan, store)
 
 
 def _leading_to(final: Stage, plan: Plan) -> list[Stage]:

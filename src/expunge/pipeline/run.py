@@ -17,6 +17,7 @@ from expunge.core.contracts import Attack, Audit, Method, refuse_model, refuse_u
 from expunge.core.objective import infer_objective
 from expunge.evidence.table import Table
 from expunge.evidence.verdict import Verdict
+from expunge.pipeline.diagnosis import diagnosis
 from expunge.pipeline.folder import RunFolder, file_name, spent
 from expunge.pipeline.forecast import Forecast, forecast
 from expunge.pipeline.plan import Plan, Stage
@@ -34,6 +35,8 @@ class Outcome:
     verdicts: list[Verdict]
     costs: dict[str, dict[str, float]]
     """Kind of stage -> stages, seconds and per-example gradients, what is reused included."""
+    diagnosis: list[dict[str, Any]]
+    """What each probe said, as `pipeline.diagnosis` puts it; empty without probes."""
 
     def as_json(self) -> dict[str, Any]:
         """What `run --json` prints."""
@@ -42,6 +45,7 @@ class Outcome:
             "status": "done",
             "rows": self.rows,
             "verdicts": [verdict.as_json() for verdict in self.verdicts],
+            **({"diagnosis": self.diagnosis} if self.diagnosis else {}),
         }
 
 
@@ -75,7 +79,7 @@ def run(spec: Spec, out: Path, *, workers: int = 1, progress: Progress | None = 
 
     run_missing(plan, store, workers, report)
     table = folder.write(plan, store)
-    return Outcome(folder.root, table, table.rows(), table.verdicts(), costs(plan, store))
+    return Outcome(folder.root, table, table.rows(), table.verdicts(), costs(plan, store), diagnosis(plan, store))
 
 
 def dry_run(spec: Spec, out: Path) -> list[Forecast]:

@@ -192,7 +192,7 @@ def _probe(worker: Worker, stage: Stage) -> tuple[Files, int]:
     original = worker.model(worker.needed(stage, ["original"]), problem)
     case = Case(stage.seed or 0, problem, original, worker.plan.recipe(problem.data))
     # C-scores belong to the data, not to a seed of the run.
-    found = worker.plan.probe(stage.part)(case, derive(0, "probe", stage.part))
+    found = worker.plan.probes[stage.part](case, derive(0, "probe", worker.plan.name_of("probe", stage.part)))
     estimates = {name: spelled(estimate.as_json()) for name, estimate in found.items()}
     return {ESTIMATES: json.dumps(estimates, indent=1, allow_nan=False).encode()}, 0
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from expunge.reporting import plots
 from expunge.reporting.compare import Pair, spelled_setting
+from expunge.reporting.page import MANY
 from expunge.reporting.record import NAMES, Json
 from expunge.reporting.render import write_page
 from expunge.reporting.tables import cell, unit_sign
@@ -65,16 +66,18 @@ def _curves(pair: Pair) -> list[Json]:
         reference, other = found.pop("reference", [None, None])
         if reference is not None and other is not None and _same(reference, other):
             other = None  # one retrained model serves both
-        panels = []
+        panels, many = [], sum(None not in both for both in found.values()) > MANY
         for model, (first, second) in found.items():
             if first is not None and second is not None:
                 title = f"{model}, {attack}"
-                drawing = plots.attack_panel(title, first, reference, None, span, (second, other), pair.names)
+                drawing = plots.attack_panel(
+                    title, first, reference, None, span, (second, other), pair.names, compact=many
+                )
                 ends = [pair.first.rows, pair.second.rows]
                 peaks = [cell(rows.get((model, attack, key)))["value"] for rows in ends]
                 panels.append({"model": model, "drawing": drawing, "peaks": peaks})
         if panels:
-            sections.append({"attack": attack, "panels": panels, "one_reference": other is None})
+            sections.append({"attack": attack, "panels": panels, "one_reference": other is None, "many": many})
     return sections
 
 

@@ -7,7 +7,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
     const up = head.getAttribute("aria-sort") !== "ascending";
     heads.forEach((other) => other.removeAttribute("aria-sort"));
     head.setAttribute("aria-sort", up ? "ascending" : "descending");
-    const key = (row) => row.cells[column].dataset.sort;
+    const key = (row) => row.cells[column].dataset.sort ?? row.cells[column].firstChild?.data ?? "";
     const rows = [...body.rows].sort((a, b) => {
       const [x, y] = [key(a), key(b)];
       // What was not measured stays below in both directions.
@@ -19,11 +19,11 @@ for (const table of document.querySelectorAll("table.sortable")) {
   }));
 }
 
-// A row stays while every word of the box above its table is found in it.
+// A row stays while every word of the box above its table is found in what names it: its head and its cells of text.
 for (const box of document.querySelectorAll(".filter")) {
   const field = box.querySelector("input"), count = box.querySelector("output");
   const rows = [...box.nextElementSibling.querySelectorAll("tbody tr")];
-  const texts = rows.map((row) => (row.dataset.words || row.textContent).toLowerCase());
+  const texts = rows.map((row) => [...row.querySelectorAll("th, .left")].map((cell) => cell.textContent).join(" ").toLowerCase());
   const apply = () => {
     const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
     rows.forEach((row, i) => { row.hidden = !words.every((word) => texts[i].includes(word)); });
@@ -46,7 +46,7 @@ const drawn = (svg, name, attributes) => {
   return shape;
 };
 for (const holder of document.querySelectorAll(".chart")) {
-  const { along, box, stops } = charts[holder.dataset.chart], svg = holder.querySelector("svg");
+  const { along, box, form, stops } = charts[holder.dataset.chart], svg = holder.querySelector("svg");
   const told = holder.closest("figure").querySelector(".readout");
   if (!stops.length || !told) continue;
   const rest = told.innerHTML, cursor = drawn(svg, "g", { class: "cursor", visibility: "hidden" });
@@ -62,7 +62,8 @@ for (const holder of document.querySelectorAll(".chart")) {
     ring.setAttribute("cx", x);
     ring.setAttribute("cy", y);
     cursor.setAttribute("visibility", "visible");
-    told.textContent = text;
+    const numbers = text.split(" ");
+    told.textContent = form ? form.replace(/{}/g, () => numbers.shift()) : text;
   };
   const hide = () => {
     at = -1;

@@ -1,8 +1,8 @@
 """The report: one HTML file that shows a run to somebody who knows nothing of it, made from the run's folder alone.
 
 Verdicts and their limits first, then estimates beside original and retrained, attack curves, the trade-off, a map of
-weight space, the forget examples, costs, and the spec with the command that runs it again. No network, no server; what
-cannot be seen here is in the record beside it.
+weight space, the diagnosis, the forget examples, costs, and the spec with the command that runs it again. No network,
+no server; what cannot be seen here is in the record beside it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from expunge.evidence.table import ORIGINAL, REFERENCE
 from expunge.reporting import plots
 from expunge.reporting._toml import toml
 from expunge.reporting.cards import MEANINGS, cards, scale
+from expunge.reporting.diagnosis import diagnosis
 from expunge.reporting.examples import examples
 from expunge.reporting.record import NAMES, Json, Run
 from expunge.reporting.render import write_page
@@ -25,6 +26,8 @@ from expunge.reporting.weights import Map, map_of, map_panel
 
 STRAINED = 0.2
 """Stress above which the map is called rough."""
+MANY = 6
+"""Methods above which panels are small and ordered by what is left."""
 
 
 def write_report(folder: Path) -> Path:
@@ -53,6 +56,7 @@ def write_report(folder: Path) -> Path:
         "models": [NAMES.get(model, model) for model in run.table.models],
         "long": long_table(run),
         "curves": curves,
+        "many": len(run.methods) > MANY,
         "tradeoff": traded,
         "unpriced": all(run.cost_share(model) is None for model in run.methods),
         "map": shown_map,
@@ -61,6 +65,7 @@ def write_report(folder: Path) -> Path:
         "stress": f"{found.stress:.2f}" if isinstance(found, Map) else "",
         "strained": isinstance(found, Map) and found.stress > STRAINED,
         "paths": paths,
+        "diagnosis": diagnosis(run),
         "examples": examples(run),
         "costs": cost_table(run),
         "toml": toml(run.spec),
@@ -93,16 +98,18 @@ def _subject(run: Run) -> Json:
 
 
 def curve_sections(run: Run) -> list[Json]:
-    """Per attack one panel per method, all on the same scale."""
+    """Per attack one panel per method, all on the same scale; of many methods those that leave most come first."""
     key, sections = knowledge_key(run.table), []
+    methods = in_order(run)
     level = original_level(run)
     for attack in run.table.attacks:
         named = {m: plots.attack_curves(run.folder, run.manifest, m, attack) for m in run.table.models}
         found = {model: curves for model, curves in named.items() if curves is not None}
         span = plots.span_of(list(found.values()), [] if level is None else [level])
         panels = []
-        for model in [m for m in run.methods if m in found]:
-            drawing = plots.attack_panel(f"{model}, {attack}", found[model], found.get(REFERENCE), level, span)
+        for model in [m for m in methods if m in found]:
+            title, reference = f"{model}, {attack}", found.get(REFERENCE)
+            drawing = plots.attack_panel(title, found[model], reference, level, span, compact=len(methods) > MANY)
             # The peak of each seed, then the mean: what the table has, and not the peak of the mean curve.
             peak = cell(run.rows.get((model, attack, key)))["value"]
             start = shown(float(found[model].mean()[0]), "share")
@@ -110,6 +117,15 @@ def curve_sections(run: Run) -> list[Json]:
         if panels:
             sections.append({"attack": attack, "panels": panels})
     return sections
+
+
+def in_order(run: Run) -> list[str]:
+    """The methods as panels show them: the spec's order, or for many the greatest residual under any attack first."""
+    if len(run.methods) <= MANY:
+        return run.methods
+    worst = {model: run.worst(model, knowledge_key(run.table)) for model in run.methods}
+    left = {model: float(entry["residual"]) if entry else math.nan for model, entry in worst.items()}
+    return sorted(run.methods, key=lambda model: -left[model] if math.isfinite(left[model]) else math.inf)
 
 
 def original_level(run: Run) -> float | None:
@@ -121,11 +137,11 @@ def original_level(run: Run) -> float | None:
 def path_panels(run: Run) -> list[Json]:
     """The loss on the way from the original to each other model, where the path audit ran."""
     panels = []
-    for model in (REFERENCE, *run.methods):
+    for model in (REFERENCE, *in_order(run)):
         named = {split: plots.path_curves(run.table, model, split) for split in ("forget", "retain")}
         losses = {split: curves for split, curves in named.items() if curves is not None}
         if losses:
-            drawing = plots.path_panel(f"{model}, path", losses)
+            drawing = plots.path_panel(f"{model}, path", losses, compact=len(run.methods) > MANY)
             barriers = [(split, run.rows[model, None, ("barrier", split)]["value"]) for split in losses]
             told = ", ".join(f"{split} {shown(value, 'nats')}" for split, value in barriers)
             panels.append({"model": NAMES.get(model, model), "drawing": drawing, "barriers": told})

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from expunge.evidence.intervals import student
 from expunge.evidence.table import Table
-from expunge.reporting.svg import INK, METHOD, ORIGINAL, REFERENCE, SECOND, Drawing, drawing, panel
+from expunge.reporting.svg import COMPACT, INK, METHOD, ORIGINAL, REFERENCE, SECOND, SMALL, Drawing, drawing, panel
 from expunge.reporting.text import shown
 
 Floats = npt.NDArray[np.float64]
@@ -82,6 +82,8 @@ def attack_panel(
     span: tuple[float, float],
     second: tuple[Curves, Curves | None] | None = None,
     names: tuple[str, str] = ("this", ""),
+    *,
+    compact: bool = False,
 ) -> Drawing:
     """One model's attack curve over the reference's band.
 
@@ -93,11 +95,12 @@ def attack_panel(
         span: Lowest and highest value of all panels, so that they compare.
         second: The same method and its reference in another run, drawn over it.
         names: What the two runs are called where values are read out.
+        compact: One of many, so that it is drawn small.
 
     Returns:
         The drawing.
     """
-    figure, axes = panel()
+    figure, axes = panel(COMPACT if compact else SMALL)
     other, other_reference = second or (None, None)
     for known, colour, dash in ((other_reference, SECOND, (1, 1.5)), (reference, REFERENCE, (4, 2))):
         if known is not None:
@@ -115,7 +118,7 @@ def attack_panel(
     axes.set_ylim(max(low - pad, -0.02), min(high + pad, 1.02))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
-    axes.set_xlabel("steps of the attack")
+    axes.set_xlabel("steps of the attack", labelpad=2)
     told = {names[0]: method, names[1]: other, "retrained": reference}
     if other_reference is not None:
         told |= {f"retrained {names[0]}": told.pop("retrained"), f"retrained {names[1]}": other_reference}
@@ -126,17 +129,18 @@ def attack_panel(
     return drawing(figure, axes, f"Share of the forget set that is known along the attack: {title}", stops)
 
 
-def path_panel(title: str, losses: dict[str, Curves]) -> Drawing:
+def path_panel(title: str, losses: dict[str, Curves], *, compact: bool = False) -> Drawing:
     """The loss on the straight line from the original to a model.
 
     Args:
         title: The model's name.
         losses: Split -> loss on the path, for each seed; `forget` and `retain` have colours of their own.
+        compact: One of many, so that it is drawn small.
 
     Returns:
         The drawing.
     """
-    figure, axes = panel()
+    figure, axes = panel(COMPACT if compact else SMALL)
     for split, curves in losses.items():
         colour, dash = (METHOD, "-") if split == "forget" else (INK, (0, (4, 2)))
         for line in curves.values if len(curves.values) > 1 else ():

@@ -66,6 +66,13 @@ class Run:
         """Rows over seeds by model, attack, and metric with split."""
         return over_seeds(self.table)
 
+    @cached_property
+    def diagnosis(self) -> list[Json]:
+        """What each probe said, see `pipeline.diagnosis`; empty where none ran."""
+        name = "diagnosis.json"
+        found: list[Json] = read_json(self.folder / name) if name in self.manifest["results"] else []
+        return found
+
     def part(self, key: str) -> Json:
         """The settings of `data`, `model` or `forget`, empty where they are not known."""
         found = self.spec.get(key)

@@ -10,6 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from expunge.base.record import write_file
+from expunge.reporting.slim import Pieces
 from expunge.reporting.svg import Drawing
 
 HERE = Path(__file__).parent
@@ -34,6 +35,10 @@ def write_page(path: Path, template: str, context: dict[str, Any], drawings: Ite
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "separators": (",", ":")}
     files = {name: Markup((HERE / f"page.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
-    charts = {drawing.name: drawing.chart for drawing in drawings}
+    shown = list(drawings)
+    charts = {drawing.name: drawing.chart for drawing in shown}
+    # A global, for imported macros do not see the context.
+    environment.globals["pieces"] = Pieces(shown)
     write_file(path, environment.get_template(template).render(context | files | {"charts": charts}))

@@ -6,7 +6,6 @@ text stays text. The same data gives the same bytes.
 
 from __future__ import annotations
 
-import html
 import io
 import math
 import re
@@ -16,11 +15,12 @@ from itertools import product
 from typing import Any, Literal
 
 import matplotlib
-from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from expunge.reporting.slim import slim
 
 COLOURS = {
     "#010101": "var(--ink)",
@@ -32,7 +32,7 @@ COLOURS = {
     "#070707": "var(--second)",
 }
 INK, QUIET, LINE, REFERENCE, METHOD, ORIGINAL, SECOND = COLOURS
-SMALL, LARGE = (3.6, 2.35), (4.7, 3.5)
+SMALL, LARGE, COMPACT = (3.6, 2.35), (4.7, 3.5), (2.6, 1.75)
 """Inches; the page scales them to the width of their column."""
 POINTS = 72
 """Of an inch, the unit of a drawing's own coordinates."""
@@ -53,25 +53,34 @@ NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 LETTER, ROW = 5.0, 10.0
 """Width of a letter and height of a line of labels, in points."""
 
+_NUMBER = re.compile(r"-?\d+(?:[.,]\d+)*(?:e[-+]?\d+)?")
+
 Stop = tuple[float, float, str]
 """A place in data coordinates, and what is read out there."""
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """An SVG element, and where in it a pointer or the arrow keys find which values."""
+    """An SVG element in pieces, and where in it a pointer or the arrow keys find which values."""
 
-    svg: Markup
+    label: str
+    """What it shows, for screen readers."""
     name: str
     """Unique on the page."""
+    view: str
+    """Its own coordinates, as `viewBox` has them."""
+    elements: list[str]
+    """What is drawn, in order; what drawings of a page share is written once, see `slim.Pieces`."""
+    clips: dict[str, str]
+    """Id -> the rectangle that elements are cut to."""
     chart: dict[str, Any]
     """`along`: whether the nearest stop counts along `x` or in the plane, `xy`; `box`: top and bottom of the axes;
-    `stops`: `[x, y, text]` in the drawing's own coordinates."""
+    `stops`: `[x, y, text]` in the drawing's own coordinates; the text is the numbers of `form` where there is one."""
 
 
 def panel(size: tuple[float, float] = SMALL, left: float = 0.485) -> tuple[Figure, Axes]:
     """An empty figure in the page's style, with so many inches left of its axes."""
-    left, bottom = left / size[0], 0.435 / size[1]
+    left, bottom, ticks = left / size[0], 0.435 / size[1], 5 if size[0] > COMPACT[0] else 3
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size, dpi=POINTS)
         FigureCanvasSVG(figure)
@@ -81,7 +90,7 @@ def panel(size: tuple[float, float] = SMALL, left: float = 0.485) -> tuple[Figur
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color=LINE, linewidth=0.5, alpha=0.6)
     axes.set_axisbelow(True)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(ticks, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.margins(x=0.01)
     return figure, axes
@@ -98,24 +107,20 @@ def drawing(figure: Figure, axes: Axes, label: str, stops: Sequence[Stop], along
         along: How the stop nearest to a pointer is found.
 
     Returns:
-        The figure as an element to stand inside HTML: no prologue, no namespaces, ids that are unique on the page.
+        The figure in pieces that stand inside HTML.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(buffer, format="svg", metadata=NO_METADATA)
     text = buffer.getvalue()
-    head, _, body = text[text.index("<svg") :].partition(">")
-    box = re.search(r'viewBox="[^"]*"', head)
-    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL).replace("xlink:href", "href")
-    body = re.sub(r"<!--.*?-->", "", body, flags=re.DOTALL)
-    # Coordinates only: a tick that reads 0.005 must not become 0.01.
-    body = re.sub(r"<[^>]*>", lambda tag: re.sub(r"\d+\.\d{3,}", lambda n: f"{float(n[0]):.2f}", tag[0]), body)
     for colour, variable in COLOURS.items():
-        body = body.replace(colour, variable)
-    prefix = re.sub(r"\W", "_", f"{label} ")
-    body = re.sub(r'(?<=\bid=")|(?<=href="#)|(?<=url\(#)', prefix, body)
-    svg = f'<svg {box[0] if box else ""} role="img" aria-label="{html.escape(label)}">{body}'
-    return Drawing(Markup(svg), prefix.strip("_"), {"along": along} | _places(figure, axes, stops))
+        text = text.replace(colour, variable)
+    elements, clips = slim(text)
+    width, height = (f"{POINTS * inches:.1f}".removesuffix(".0") for inches in figure.get_size_inches())
+    name = re.sub(r"\W", "_", label)
+    return Drawing(
+        label, name, f"0 0 {width} {height}", elements, clips, {"along": along} | _places(figure, axes, stops)
+    )
 
 
 def _places(figure: Figure, axes: Axes, stops: Sequence[Stop]) -> dict[str, Any]:
@@ -126,8 +131,17 @@ def _places(figure: Figure, axes: Axes, stops: Sequence[Stop]) -> dict[str, Any]
         across, up = axes.transData.transform((x, y))
         if not (math.isfinite(across) and math.isfinite(up)):
             continue
-        found.append([round(float(across), 1), round(height - float(up), 1), text])
-    return {"box": [round(height - float(highest), 1), round(height - float(lowest), 1)], "stops": found}
+        found.append((round(float(across), 1), round(height - float(up), 1), text))
+    box = [round(height - float(highest), 1), round(height - float(lowest), 1)]
+    return {"box": box, **_folded(found)}
+
+
+def _folded(stops: list[tuple[float, float, str]]) -> dict[str, Any]:
+    """The words that all texts share written once, as `form` with a `{}` for each number, where they share them all."""
+    forms = {_NUMBER.sub("{}", text) for _, _, text in stops}
+    if len(stops) < 2 or len(forms) != 1 or any("{" in text for _, _, text in stops):
+        return {"stops": stops}
+    return {"form": forms.pop(), "stops": [(x, y, " ".join(_NUMBER.findall(text))) for x, y, text in stops]}
 
 
 def label_points(axes: Axes, points: Sequence[tuple[float, float, str]], free: float = 6.0) -> None:

@@ -1,4 +1,8 @@
-"""The tables of the page: estimates in short and in full, and costs, each cell with what it is sorted by."""
+"""The tables of the page: estimates in short and in full, and costs.
+
+A cell is sorted by its text; `sort` is there where the text is no number that says it: with a thousands separator, or a
+sign of its unit.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +60,7 @@ def cost_table(run: Run) -> Json:
             "count": sum(s["kind"] == kind for s in stages),
             "seconds": sum(s["seconds"] for s in stages if s["kind"] == kind),
         }
-        for kind in ("measure", "shadow", "attack", "audit")
+        for kind in ("measure", "probe", "shadow", "attack", "audit")
     }
     timed = {kind: entry for kind, entry in others.items() if entry["seconds"] >= 0.05}
     return {"lines": lines, "others": timed}
@@ -68,13 +72,17 @@ def unit_sign(unit: str) -> str:
 
 
 def cell(row: Json | None) -> Json:
-    """A value with its interval, and what to sort it by."""
+    """A value with its interval; what is not finite is sorted as not measured."""
     if row is None:
-        return {"value": "", "interval": "", "sort": ""}
+        return {"value": "", "interval": "", "sort": None}
     low, high = row["low"], row["high"]
     between = "" if math.isnan(low) else f"{shown(low, row['unit'])} to {shown(high, row['unit'])}"
-    return {"value": shown(row["value"], row["unit"]), "interval": between, "sort": _key(row["value"])}
+    return {
+        "value": shown(row["value"], row["unit"]),
+        "interval": between,
+        "sort": None if math.isfinite(row["value"]) else "",
+    }
 
 
 def _key(value: float | None) -> float | str:
-    return "" if value is None or not math.isfinite(value) else value
+    return "" if value is None or not math.isfinite(value) else float(f"{value:.6g}")

@@ -1,0 +1,48 @@
+"""What a run's probes said: estimates seed by seed and over seeds, with the words that the probes have for them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from expunge.base.record import Store
+from expunge.evidence.estimate import Estimate, together
+from expunge.pipeline.plan import Plan
+from expunge.pipeline.stages import ESTIMATES
+
+FILE = "diagnosis.json"
+"""In the run's folder; the numbers of a seed alone lie in `diagnosis/`."""
+
+
+def diagnosis(plan: Plan, store: Store) -> list[dict[str, Any]]:
+    """Read what is in the store.
+
+    Args:
+        plan: Whose probes have run.
+        store: Where their outputs are.
+
+    Returns:
+        Per probe `probe` (its label), `name`, `sentence`, and `rows` of `what`, `seed` (null over seeds), value, low,
+        high, n, unit, better and `foretells`, as `Probe.foretells` or null.
+    """
+    return [_of_probe(plan, store, label) for label in plan.probes]
+
+
+def _of_probe(plan: Plan, store: Store, label: str) -> dict[str, Any]:
+    probe = plan.probes[label]
+    stages = [stage for stage in plan.stages if stage.kind == "probe" and stage.part == label]
+    found = {stage.seed: _read(store, stage.key) for stage in stages}
+    over = {what: together([seed[what] for seed in found.values()]) for what in next(iter(found.values()))}
+    rows = [
+        {"what": what, "seed": seed, **estimate.as_json(), "foretells": probe.foretells.get(what)}
+        for seed, estimates in (*found.items(), (None, over))
+        for what, estimate in estimates.items()
+    ]
+    return {"probe": label, "name": plan.name_of("probe", label), "sentence": probe.told(over), "rows": rows}
+
+
+def _read(store: Store, key: str) -> dict[str, Estimate]:
+    held = json.loads(store.path(key, ESTIMATES).read_text("utf-8"))
+    # A number that is not finite is spelled out in JSON.
+    numbers = ("value", "low", "high")
+    return {what: Estimate(**{**one, **{name: float(one[name]) for name in numbers}}) for what, one in held.items()}

@@ -1,0 +1,142 @@
+"""From a spec to its parts: each made once, by name, with its settings checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+
+from expunge.base import registry
+from expunge.base.errors import SpecError
+from expunge.base.part import Part
+from expunge.base.seeds import derive
+from expunge.base.spec import Entry, Spec
+from expunge.core.contracts import Architecture, Attack, Audit, Method, Probe, Source, Task
+from expunge.core.data import Data
+from expunge.core.problem import Problem
+from expunge.train.training import TrainedRecipe, Training
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A spec with its parts made."""
+
+    spec: Spec
+
+    def __post_init__(self) -> None:
+        # Parts are made at once, so that a bad setting is reported before anything is computed.
+        _ = self.source, self.architecture, self.training, self.task
+        _ = self.methods, self.attacks, self.audits, self.probes
+
+    def _build(self, kind: str, entry: Entry, where: str) -> Part:
+        return registry.build(kind, entry.name, entry.settings, where=where, folder=self.spec.folder)
+
+    @cached_property
+    def source(self) -> Source:
+        """The data set."""
+        return cast(Source, self._build("data", self.spec.data, "data"))
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """The model family."""
+        return cast(Architecture, self._build("model", self.spec.model, "model"))
+
+    @cached_property
+    def training(self) -> Training:
+        """How models are trained."""
+        return Training.from_table(self.spec.train, where="train")
+
+    @cached_property
+    def task(self) -> Task:
+        """What is to be forgotten."""
+        return cast(Task, self._build("task", self.spec.forget, "forget"))
+
+    @cached_property
+    def methods(self) -> dict[str, Method]:
+        """By label, in the spec's order."""
+        return {e.label: cast(Method, self._build("method", e, f"method[{i}]")) for i, e in enumerate(self.spec.method)}
+
+    @cached_property
+    def attacks(self) -> dict[str, Attack]:
+        """By label, in the spec's order."""
+        return {e.label: cast(Attack, self._build("attack", e, f"attack[{i}]")) for i, e in enumerate(self.spec.attack)}
+
+    @cached_property
+    def audits(self) -> dict[str, Audit]:
+        """By label: what always belongs to such data, then the spec's."""
+        always = ["accuracy", "recitation"] if self.data.kind == "tokens" else ["accuracy"]
+        named = {entry.name for entry in self.spec.audit}
+        entries = [(Entry(name, name), name) for name in always if name not in named]
+        entries += [(entry, f"audit[{i}]") for i, entry in enumerate(self.spec.audit)]
+        audits = {entry.label: cast(Audit, self._build("audit", entry, where)) for entry, where in entries}
+        for label, audit in audits.items():
+            if self.data.kind not in audit.kinds:
+                finding = f"{label!r} cannot measure {self.data.kind}"
+                raise SpecError(finding, where="audit", allowed=", ".join(sorted(audit.kinds)))
+        return audits
+
+    @cached_property
+    def probes(self) -> dict[str, Probe]:
+        """By label, in the spec's order."""
+        return {e.label: cast(Probe, self._build("probe", e, f"probe[{i}]")) for i, e in enumerate(self.spec.probe)}
+
+    def name_of(self, kind: str, label: str) -> str:
+        """The registered name behind a label of an attack, audit or probe; audits that always run have only that."""
+        entries = {"attack": self.spec.attack, "audit": self.spec.audit, "probe": self.spec.probe}[kind]
+        return next((entry.name for entry in entries if entry.label == label), label)
+
+    @cached_property
+    def data(self) -> Data:
+        """The data set, loaded."""
+        return self.source()
+
+    def problem(self, seed: int, measured: dict[str, torch.Tensor]) -> Problem:
+        """The seed's problem; for one model of the user's always the same."""
+        return self.task(self.data, derive(self.task_seed(seed), "task"), measured)
+
+    def task_seed(self, seed: int) -> int:
+        """The seed of this seed's problem."""
+        return self.spec.seeds[0] if self.about_one_model else seed
+
+    def recipe(self, data: Data) -> TrainedRecipe:
+        """How models on this view of the data are trained."""
+        return TrainedRecipe(self.architecture, self.training, data)
+
+    @property
+    def about_one_model(self) -> bool:
+        """Whether the verdict is about the user's own model rather than about methods."""
+        return self.spec.weights is not None
+
+    def resolved(self) -> dict[str, Any]:
+        """Everything that the run will use, given or default, as plain data."""
+        spec = self.spec
+
+        def table(entry: Entry, part: Part, **extra: Any) -> dict[str, Any]:
+            return {"name": entry.name, **part.settings(), **extra}
+
+        def labelled(entry: Entry, part: Part, **extra: Any) -> dict[str, Any]:
+            return table(entry, part, **extra) | ({"label": entry.label} if entry.label != entry.name else {})
+
+        def extras(entry: Entry) -> dict[str, Any]:
+            found = {"budget": entry.budget, "after": entry.after}
+            return {key: value for key, value in found.items() if value is not None}
+
+        # A record of before there were probes must not differ from one without any.
+        probes = {"probe": [labelled(e, self.probes[e.label]) for e in spec.probe]} if spec.probe else {}
+        return {
+            "name": spec.name,
+            "seeds": list(spec.seeds),
+            "threads": spec.threads,
+            "gallery": spec.gallery,
+            "data": table(spec.data, self.source),
+            "model": table(spec.model, self.architecture) | ({"weights": spec.weights} if spec.weights else {}),
+            "train": self.training.settings(),
+            "forget": table(spec.forget, self.task),
+            "method": [labelled(e, self.methods[e.label], **extras(e)) for e in spec.method],
+            "attack": [labelled(e, self.attacks[e.label]) for e in spec.attack],
+            "audit": [labelled(e, self.audits[e.label], required=e.required) for e in spec.audit],
+            **probes,
+            "gate": [{"method": g.method, "verdict": g.verdict} for g in spec.gate],
+        }

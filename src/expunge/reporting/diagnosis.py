@@ -1,0 +1,46 @@
+"""The page's diagnosis: what probes foretold before anything was unlearned, beside what the run then measured."""
+
+from __future__ import annotations
+
+from expunge.evidence.table import ORIGINAL, REFERENCE
+from expunge.reporting.record import NAMES, Json, Run
+from expunge.reporting.tables import cell, unit_sign
+from expunge.reporting.text import knowledge_key
+
+MEASURED = {ORIGINAL: NAMES[ORIGINAL], REFERENCE: NAMES[REFERENCE], "range": "range: original minus retrained"}
+"""What a probe can foretell, see `Probe.foretells`, as people read it."""
+
+
+def diagnosis(run: Run) -> list[Json]:
+    """Per probe its label, its sentence and a line per estimate; empty where no probe ran."""
+    return [_of_probe(run, found) for found in run.diagnosis]
+
+
+def _of_probe(run: Run, found: Json) -> Json:
+    over = [row for row in found["rows"] if row["seed"] is None]
+    seeds = {row["seed"] for row in found["rows"]} - {None}
+    lines = [{"what": row["what"], "unit": unit_sign(row["unit"])} | _beside(run, row) for row in over]
+    return {"probe": found["probe"], "sentence": found["sentence"], "seeds": len(seeds), "lines": lines}
+
+
+def _beside(run: Run, row: Json) -> Json:
+    foretells = row["foretells"]
+    measured = _measured(run, foretells) if foretells else None
+    of = MEASURED.get(foretells, "") if measured else ""
+    return {"foretold": cell(_numbers(row)), "measured": cell(measured), "of": of}
+
+
+def _measured(run: Run, what: str) -> Json | None:
+    """What of the run a probe foretold, as a row; none where the run did not measure it."""
+    key = knowledge_key(run.table)
+    if what in (ORIGINAL, REFERENCE):
+        return run.rows.get((what, None, key))
+    audit = run.audit(run.methods[0], *key, None) if what == "range" and run.methods and run.retrained else None
+    if audit is None:
+        return None
+    return _numbers({"value": audit["range"], "low": audit["range_low"], "high": audit["range_high"], "unit": "share"})
+
+
+def _numbers(row: Json) -> Json:
+    """With numbers that are not finite, and so spelled out in JSON, as numbers."""
+    return row | {name: float(row[name]) for name in ("value", "low", "high")}
