@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,8 @@ def test_the_record_of_a_notebook_can_be_verified(own: Setting, tmp_path: Path) 
     case = expunge.case(own.model, forget=own.forget, retain=own.retain, test=own.test, holdout=own.holdout)
     result = expunge.audit(expunge.unlearn(case, "finetune", epochs=1), case)
     assert verify(result.save(tmp_path / "run"))["verdicts"] == 1
+    versions = json.loads((tmp_path / "run" / "manifest.json").read_text())["versions"]
+    assert versions == {"attack": {"relearn": 1}, "audit": {"accuracy": 1, "loss": 1, "distance": 1}}
 
 
 def test_a_method_after_another_starts_from_its_model(own: Setting) -> None:

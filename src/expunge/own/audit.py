@@ -32,6 +32,8 @@ class Result:
     """What was run, as plain data."""
     cost: Cost
     """Of unlearning."""
+    versions: Mapping[str, Mapping[str, int]]
+    """Version of each attack and audit, by name."""
 
     @property
     def verdict(self) -> Verdict:
@@ -46,7 +48,7 @@ class Result:
     def save(self, folder: str | Path) -> Path:
         """Write a record that `expunge report`, `verify` and `compare` read; returns its folder."""
         root = Path(folder)
-        write_record(root, self.table, self.curves, self.facts, self.cost)
+        write_record(root, self.table, self.curves, self.facts, self.cost, self.versions)
         return root
 
     def __str__(self) -> str:
@@ -95,7 +97,9 @@ def audit(
             measured += _measure(name, index, label, attacked.model, case, again)
     names = ["original", *(["reference"] if count else []), done.method]
     table = Table(measured, names, list(range(max(count, 1))), list(run_attacks), about_one_model=True)
-    return Result(table, curves, _facts(done, case, run_attacks, run_audits, count), done.cost)
+    facts = _facts(done, case, run_attacks, run_audits, count)
+    versions = {"attack": _versions(attacks, run_attacks), "audit": _versions([*always, *audits], run_audits)}
+    return Result(table, curves, facts, done.cost, versions)
 
 
 def report(result: Result, path: str | Path) -> Path:
@@ -122,6 +126,11 @@ def _parts(kind: str, wanted: Sequence[str | Mapping[str, Any]]) -> dict[str, An
         name, where = table.pop("name"), f"{kind} {item!r}"
         parts[table.pop("label", name)] = registry.build(kind, name, table, where=where)
     return parts
+
+
+def _versions(wanted: Sequence[str | Mapping[str, Any]], parts: Mapping[str, Any]) -> dict[str, int]:
+    tables = [{"name": item} if isinstance(item, str) else item for item in wanted]
+    return {table["name"]: parts[table.get("label", table["name"])].version for table in tables}
 
 
 _kept: WeakKeyDictionary[Case, list[nn.Module]] = WeakKeyDictionary()

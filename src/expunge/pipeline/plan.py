@@ -181,6 +181,19 @@ class Plan:
             "gate": [{"method": g.method, "verdict": g.verdict} for g in spec.gate],
         }
 
+    def versions(self) -> dict[str, dict[str, int]]:
+        """Version of every part, by the spec's table and the part's name."""
+        spec = self.spec
+        found: dict[str, list[tuple[str, Part]]] = {
+            "data": [(spec.data.name, self.source)],
+            "model": [(spec.model.name, self.architecture)],
+            "forget": [(spec.forget.name, self.task)],
+            "method": [(entry.name, self.methods[entry.label]) for entry in spec.method],
+            "attack": [(entry.name, self.attacks[entry.label]) for entry in spec.attack],
+            "audit": [(self.name_of("audit", label), part) for label, part in self.audits.items()],
+        }
+        return {table: {name: part.version for name, part in parts} for table, parts in found.items()}
+
     @cached_property
     def stages(self) -> list[Stage]:
         """All stages, each after those that it needs, in the order of the results."""
