@@ -153,3 +153,17 @@ def test_bad_data_is_named(own: Setting, change: dict[str, object], message: str
     data = {"forget": own.forget, "retain": own.retain, "test": own.test} | change
     with pytest.raises(SpecError, match=message):
         expunge.case(own.model, **data)  # type: ignore[arg-type]
+
+
+def test_what_an_attack_refuses_is_refused_before_references_are_trained(own: Setting) -> None:
+    def never(model: nn.Module, dataset: Dataset[tuple[Tensor, Tensor]]) -> None:
+        raise AssertionError("a reference was trained")
+
+    case = expunge.case(
+        own.model, forget=own.forget, retain=own.retain, test=own.test, recipe=expunge.recipe(build, never)
+    )
+    done = expunge.unlearn(case, "finetune", epochs=1)
+    with pytest.raises(MissingError, match="batch norm"):
+        expunge.audit(done, case, attacks=["recalibrate"])
+    with pytest.raises(SpecError, match=r"attack\.k"):
+        expunge.audit(done, case, attacks=[{"name": "relearn", "k": 10_000}])

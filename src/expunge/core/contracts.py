@@ -122,6 +122,14 @@ class Attack(Part):
         """
         return
 
+    def check_model(self, model: nn.Module) -> None:
+        """Refuse a model that lacks what the attack changes, before anything is trained.
+
+        Raises:
+            MissingError: Says what it lacks.
+        """
+        return
+
     @abstractmethod
     def __call__(self, model: nn.Module, case: Case, seed: int) -> Attacked:
         """Attack a copy of the model.

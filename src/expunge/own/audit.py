@@ -16,6 +16,7 @@ from expunge.base import registry
 from expunge.base.record import write_file
 from expunge.base.seeds import derive
 from expunge.core.case import Case, Cost, Curve, Unlearned, train_model
+from expunge.core.contracts import Attack
 from expunge.evidence.table import Measured, Table
 from expunge.evidence.verdict import Verdict
 from expunge.own.record import write_record
@@ -83,6 +84,9 @@ def audit(
     """
     always = ["accuracy", "recitation"] if case.problem.data.kind == "tokens" else ["accuracy"]
     run_attacks, run_audits = _parts("attack", attacks), _parts("audit", [*always, *audits])
+    for attack in (part for part in run_attacks.values() if isinstance(part, Attack)):
+        attack.check(case.problem)
+        attack.check_model(case.original)
     count = references if case.recipe is not None else 0
     models = [("original", 0, case.original), (done.method, 0, done.model)]
     models += [("reference", i, model) for i, model in enumerate(_references(case, count))]

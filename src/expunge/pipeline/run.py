@@ -129,11 +129,14 @@ def _check(plan: Plan) -> None:
         checkpoint.load(model, Path(plan.spec.weights), where="model.weights")
     with torch.no_grad():
         infer_objective(plan.data).decisions(model.eval(), plan.data.batch(plan.data.train[:2]))
+    # Plain functions have nothing that checks.
+    attacks = [attack for attack in plan.attacks.values() if isinstance(attack, Attack)]
+    for attack in attacks:
+        attack.check_model(model)
     if not plan.task.measures:
         problem = plan.problem(plan.spec.seeds[0], {})
-        for attack in plan.attacks.values():
-            if isinstance(attack, Attack):
-                attack.check(problem)
+        for attack in attacks:
+            attack.check(problem)
 
 
 def _check_names(plan: Plan) -> None:
