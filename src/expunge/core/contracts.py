@@ -71,6 +71,8 @@ class Method(Part):
     """What the method cannot do without: `"recipe"`, `"classes"` (no language models), `"tokens"`."""
     paper: ClassVar[str] = ""
     """Name and year of the source, for tables."""
+    repeatable: ClassVar[bool] = True
+    """Whether it can be run again on a model of its kind, as audits by shadow models need; a file's content cannot."""
 
     def unmet(self, problem: Problem, recipe: Recipe | None) -> list[str]:
         """The needs that this problem does not meet."""

@@ -123,6 +123,7 @@ def _check(plan: Plan) -> None:
         if unmet:
             where = f"method {entry.label!r}"
             raise MissingError(f"needs {', '.join(unmet)}", where=where, remedy="choose another method")
+    _check_shadows(plan)
     _check_names(plan)
     model = plan.recipe(plan.data).build(0)
     if plan.spec.weights:
@@ -137,6 +138,18 @@ def _check(plan: Plan) -> None:
         problem = plan.problem(plan.spec.seeds[0], {})
         for attack in attacks:
             attack.check(problem)
+
+
+def _check_shadows(plan: Plan) -> None:
+    """Shadows that all hold the audited model's own weights would call any model a member."""
+    fixed = [label for label, method in plan.methods.items() if not method.repeatable]
+    for label, audit in plan.audits.items() if fixed else ():
+        if audit.shadow_pairs:
+            raise MissingError(
+                f"it runs the method again on shadow models, and {fixed[0]!r} only reads a file",
+                where=f"audit {label!r}",
+                remedy="leave the audit out",
+            )
 
 
 def _check_names(plan: Plan) -> None:
