@@ -42,6 +42,14 @@ class Architecture(Part):
     def __call__(self, data: Data) -> nn.Module:
         """A freshly initialised model for such data; draws from torch's global generator, which the caller seeds."""
 
+    def original(self, data: Data) -> nn.Module | None:
+        """The user's own trained model, where the settings name one; `None`: originals are trained from fresh ones."""
+        return None
+
+    def original_digest(self) -> str | None:
+        """Content address of the weights that `original` returns; with one, the verdict is about that model alone."""
+        return None
+
 
 @dataclass(frozen=True)
 class Task(Part):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import nn
 
 from expunge.base import registry
 from expunge.base.errors import SpecError
@@ -17,6 +18,7 @@ from expunge.base.part import Part
 from expunge.base.record import address, file_digest
 from expunge.base.seeds import derive
 from expunge.base.spec import Entry, Spec
+from expunge.core import checkpoint
 from expunge.core.contracts import Architecture, Attack, Audit, Method, Probe, Source, Task
 from expunge.core.data import Data
 from expunge.core.problem import Problem
@@ -150,7 +152,25 @@ class Plan:
     @property
     def about_one_model(self) -> bool:
         """Whether the verdict is about the user's own model rather than about methods."""
-        return self.spec.weights is not None
+        return self._own_digest is not None
+
+    @cached_property
+    def _own_digest(self) -> str | None:
+        brought = self.architecture.original_digest() if isinstance(self.architecture, Architecture) else None
+        if self.spec.weights is None or brought is None:
+            return brought if self.spec.weights is None else self._weights_digest(self.spec.weights)
+        finding = f"{self.spec.model.name!r} brings its own weights"
+        raise SpecError(finding, where="model.weights", remedy="leave weights out, or name another model")
+
+    def original(self, data: Data) -> nn.Module | None:
+        """The user's own model; none where originals are trained.
+
+        Raises:
+            SpecError: Its weights do not fit.
+        """
+        if self.spec.weights is not None:
+            return checkpoint.load(self.recipe(data).build(0), Path(self.spec.weights), where="model.weights")
+        return self.architecture.original(data) if self.about_one_model else None
 
     def resolved(self) -> dict[str, Any]:
         """Everything that the run will use, given or default, as plain data."""
@@ -226,7 +246,7 @@ class Plan:
         return self._stage("gallery", "", self.spec.seeds[0], None, "gallery", facts, needs)
 
     def _original(self, seed: int, measured: tuple[str, ...]) -> Stage:
-        weights = {"weights": self._weights_digest(self.spec.weights)} if self.spec.weights else {}
+        weights = {"weights": self._own_digest} if self.about_one_model else {}
         facts = {"training": self.training.fingerprint(), **weights}
         return self._stage("original", "original", seed, None, "original", facts, measured)
 

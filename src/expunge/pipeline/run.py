@@ -125,9 +125,13 @@ def _check(plan: Plan) -> None:
             raise MissingError(f"needs {', '.join(unmet)}", where=where, remedy="choose another method")
     _check_shadows(plan)
     _check_names(plan)
-    model = plan.recipe(plan.data).build(0)
-    if plan.spec.weights:
-        checkpoint.load(model, Path(plan.spec.weights), where="model.weights")
+    fresh = plan.recipe(plan.data).build(0)
+    model = plan.original(plan.data)
+    if model is None:
+        model = fresh
+    else:
+        # As stages do: its weights are stored, and read into a fresh one.
+        checkpoint.restore(fresh, checkpoint.dump(model), "model")
     with torch.no_grad():
         infer_objective(plan.data).decisions(model.eval(), plan.data.batch(plan.data.train[:2]))
     # Plain functions have nothing that checks.
