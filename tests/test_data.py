@@ -380,3 +380,16 @@ def test_a_batch_holds_the_examples_asked_for_in_that_order() -> None:
     assert batch.inputs.tolist() == [[6, 7], [0, 1]] and batch.targets.tolist() == [1, 0] and batch.size == 2
     assert pool[2].ids.tolist() == [2] and pool[2].inputs.tolist() == [[4, 5]]
     assert pool.group_of(torch.tensor([5, 0])).tolist() == [5, 4] and data().group_of(torch.tensor([5])).tolist() == [5]
+
+
+# --- Texts -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_text_that_decides_nothing_is_refused() -> None:
+    """Nothing in it can be wrong, so that every model would know it by heart."""
+    tokens, targets = torch.zeros(5, 3, dtype=torch.int64), torch.full((5, 3), IGNORE)
+    targets[[0, 2, 4], 1] = 1
+    with pytest.raises(SpecError, match="2 examples decide nothing, the first has id 1"):
+        Data(tokens, targets, torch.arange(4), torch.arange(4, 5), ("a", "b"), "tokens")
+    targets[[1, 3], 2] = 0
+    assert len(Data(tokens, targets, torch.arange(4), torch.arange(4, 5), ("a", "b"), "tokens")) == 5

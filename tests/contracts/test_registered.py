@@ -41,6 +41,12 @@ def settings_of(kind: str, name: str, folder: Path) -> dict[str, Any]:
     if (kind, name) == ("task", "indices"):
         (folder / "ids.txt").write_text("3\n1\n4\n15\n9\n")
         return {"path": str(folder / "ids.txt")}
+    if (kind, name) == ("model", "hf"):
+        transformers = pytest.importorskip("transformers")
+        size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+        shape = {"image_size": 8, "patch_size": 4, "num_channels": 1, "num_labels": 10}
+        transformers.ViTForImageClassification(transformers.ViTConfig(**shape, **size)).save_pretrained(folder)
+        return {"path": str(folder)}
     return SETTINGS.get((kind, name), {})
 
 

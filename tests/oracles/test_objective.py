@@ -86,9 +86,16 @@ def test_all_decisions_have_to_be_right() -> None:
     assert knows(found, 2).tolist() == [True, False]
 
 
-def test_an_example_without_decisions_has_no_loss() -> None:
-    values = per_example(torch.tensor([1.0, 2.0]), torch.tensor([0, 2]), 3, mean=True)
-    assert values.tolist() == [1.0, 0.0, 2.0]
+def test_an_example_without_decisions_has_no_loss_and_is_not_known() -> None:
+    losses, example = torch.tensor([1.0, 2.0]), torch.tensor([0, 2])
+    assert per_example(losses, example, 3).tolist() == [1.0, 0.0, 2.0]
+    assert per_example(losses, example, 3, mean=True).isnan().tolist() == [False, True, False]
+    assert knows(Decisions(torch.eye(3)[[0, 1]], torch.tensor([0, 1]), example), 4).tolist() == [
+        True,
+        False,
+        True,
+        False,
+    ]
 
 
 def test_ids_reach_models_that_ask_for_them() -> None:

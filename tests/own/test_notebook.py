@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,8 @@ def test_the_record_of_a_notebook_can_be_verified(own: Setting, tmp_path: Path) 
     case = expunge.case(own.model, forget=own.forget, retain=own.retain, test=own.test, holdout=own.holdout)
     result = expunge.audit(expunge.unlearn(case, "finetune", epochs=1), case)
     assert verify(result.save(tmp_path / "run"))["verdicts"] == 1
+    versions = json.loads((tmp_path / "run" / "manifest.json").read_text())["versions"]
+    assert versions == {"attack": {"relearn": 1}, "audit": {"accuracy": 1, "loss": 1, "distance": 1}}
 
 
 def test_a_method_after_another_starts_from_its_model(own: Setting) -> None:
@@ -150,3 +153,17 @@ def test_bad_data_is_named(own: Setting, change: dict[str, object], message: str
     data = {"forget": own.forget, "retain": own.retain, "test": own.test} | change
     with pytest.raises(SpecError, match=message):
         expunge.case(own.model, **data)  # type: ignore[arg-type]
+
+
+def test_what_an_attack_refuses_is_refused_before_references_are_trained(own: Setting) -> None:
+    def never(model: nn.Module, dataset: Dataset[tuple[Tensor, Tensor]]) -> None:
+        raise AssertionError("a reference was trained")
+
+    case = expunge.case(
+        own.model, forget=own.forget, retain=own.retain, test=own.test, recipe=expunge.recipe(build, never)
+    )
+    done = expunge.unlearn(case, "finetune", epochs=1)
+    with pytest.raises(MissingError, match="batch norm"):
+        expunge.audit(done, case, attacks=["recalibrate"])
+    with pytest.raises(SpecError, match=r"attack\.k"):
+        expunge.audit(done, case, attacks=[{"name": "relearn", "k": 10_000}])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from expunge.audits.loss import Loss
 from expunge.base.record import file_digest
 from expunge.base.registry import add_search_path
 from expunge.base.spec import parse
@@ -51,6 +52,23 @@ def test_the_record_is_complete_and_its_digests_are_those_of_the_files(out: Path
     newest = max(folder.glob("*.json*"), key=lambda path: path.stat().st_mtime_ns)
     assert newest.name == "manifest.json"
     assert temporaries(out) == []
+
+
+def test_the_record_says_which_version_of_each_part_made_the_numbers(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audits = {"accuracy": 1, "loss": 1}
+    parts = {"data": {"digits": 1}, "model": {"mlp": 1}, "forget": {"label_swap": 1}}
+    parts |= {"method": {"random_relabel": 1}, "attack": {"relearn": 1}}
+    assert json.loads((out / "tiny" / "manifest.json").read_text())["versions"] == parts | {"audit": audits}
+    monkeypatch.setattr(Loss, "version", 5)
+    table = tiny(audit=[{"name": "loss", "label": "nats"}])
+    other = tmp_path / "other" / "runs"
+    finished(run(table, other))
+    found = json.loads((other / "tiny" / "manifest.json").read_text())["versions"]
+    assert found == parts | {"audit": audits | {"loss": 5}}
+    refused = cli("compare", out / "tiny", other / "tiny", "--out", tmp_path / "page.html")
+    assert refused.code == 2 and "audit 'loss' has version 1" in refused.message()
 
 
 def test_models_scores_and_curves_are_there_under_readable_names(out: Path) -> None:

@@ -89,6 +89,20 @@ def test_shadows_are_held_against_what_was_treated_alike(tmp_path: Path) -> None
         assert stage.attack is None
 
 
+def test_a_file_cannot_be_run_again_on_shadows(tmp_path: Path) -> None:
+    """All shadows would hold the audited model's own weights, and any model would be called a member."""
+    out = tmp_path / "runs"
+    method = [{"name": "checkpoint", "path": "mine.safetensors", "label": "elsewhere"}]
+    refused = run(tiny(audit=AUDIT, method=method), out)
+    assert refused.code == 3 and "'elsewhere' only reads a file" in refused.message()
+    assert not out.exists()
+
+
+def test_a_plain_function_as_an_audit_asks_for_no_shadows(tmp_path: Path) -> None:
+    (tmp_path / "my_audit.py").write_text("def nothing(model, case, seed):\n    return []\n")
+    finished(run(tiny(seeds=[0], attack=[], audit=[{"name": "my_audit:nothing"}]), tmp_path / "runs"))
+
+
 def plan_of(folder: Path, **changes: Any) -> Plan:
     return Plan(parse(tiny(**changes), folder=folder))
 

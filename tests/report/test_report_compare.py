@@ -17,6 +17,7 @@ from expunge.evidence.scores import Scores, load, save
 from expunge.reporting.compare import Pair, comparison_table, differences
 from expunge.reporting.compare_page import write_comparison
 from expunge.reporting.leaderboard import leaderboard, markdown
+from expunge.reporting.verify import verify
 
 Json = dict[str, Any]
 OTHER = {"original": (1.0, None), "reference": (0.1, 0.1), "hidden": (0.3, 0.5), "third": (0.1, 0.1)}
@@ -111,6 +112,40 @@ def test_another_meaning_or_format_of_scores_is_refused(pair: tuple[Path, Path])
         path.write_bytes(path.read_bytes().replace(b'{\\"format\\": 1', b'{\\"format\\": 2'))
     with pytest.raises(SpecError, match="the formats of their scores differ: 1 and 2"):
         Pair.open(*pair)
+
+
+VERSIONS = {"data": {"digits": 1}, "forget": {"indices": 1}, "method": {"npo": 1}, "audit": {"loss": 2, "path": 1}}
+
+
+def kept(folder: Path) -> Path:
+    return folder.rename(folder.parent / "kept")
+
+
+@pytest.mark.parametrize("changed", [("data", "digits"), ("forget", "indices"), ("audit", "path")])
+def test_another_version_of_what_is_measured_is_refused(
+    make_run: Callable[..., Path], changed: tuple[str, str]
+) -> None:
+    table, part = changed
+    first = kept(make_run(versions=VERSIONS))
+    second = make_run(versions=VERSIONS | {table: {part: 3}})
+    ours = VERSIONS[table][part]
+    with pytest.raises(SpecError, match=re.escape(f"{table} '{part}' has version {ours} in sample (1) and 3 in")):
+        Pair.open(first, second)
+    verify(second)
+
+
+def test_another_version_of_a_method_is_a_setting(make_run: Callable[..., Path]) -> None:
+    first = kept(make_run(versions=VERSIONS))
+    # What only one of them measured, or under another name, is not held against the other.
+    second = make_run(versions=VERSIONS | {"method": {"npo": 2, "scrub": 1}, "audit": {"path": 1, "probe": 7}})
+    found = [line for line in Pair.open(first, second).settings() if line["key"].startswith("version")]
+    assert found == [{"key": "version.method.npo", "first": 1, "second": 2}]
+
+
+def test_records_from_before_versions_were_kept_are_compared(make_run: Callable[..., Path]) -> None:
+    first = kept(make_run())
+    for pair in ((first, make_run(versions=VERSIONS)), (make_run(versions=VERSIONS), first)):
+        assert Pair.open(*pair).settings() == []
 
 
 def test_no_common_seed_and_another_claim_are_refused(pair: tuple[Path, Path], make_run: Callable[..., Path]) -> None:

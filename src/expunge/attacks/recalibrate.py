@@ -30,8 +30,8 @@ class Recalibrate(Attack):
     batch_size: Count = 128
     """Retained examples per batch; each batch counts the same."""
 
-    def __call__(self, model: nn.Module, case: Case, seed: int) -> Attacked:
-        """A copy with new statistics.
+    def check_model(self, model: nn.Module) -> None:
+        """Refuse a model without batch norm.
 
         Raises:
             MissingError: The model has no batch norm that keeps running statistics.
@@ -42,6 +42,14 @@ class Recalibrate(Attack):
                 where=f"attack.recalibrate ({type(model).__name__})",
                 remedy="leave this attack out; it is a control for models with batch norm",
             )
+
+    def __call__(self, model: nn.Module, case: Case, seed: int) -> Attacked:
+        """A copy with new statistics.
+
+        Raises:
+            MissingError: The model has no batch norm that keeps running statistics.
+        """
+        self.check_model(model)
         return edited(model, case, lambda student: self._recalibrate(student, case.problem, seed))
 
     def _recalibrate(self, student: nn.Module, problem: Problem, seed: int) -> None:

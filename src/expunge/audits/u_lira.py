@@ -78,7 +78,7 @@ class ULira(Audit):
             MissingError: The case has no shadows.
         """
         if case.shadows is None:
-            remedy = "run a spec: the pipeline makes them"
+            remedy = "expunge run and expunge.audit make them"
             raise MissingError("there are no shadow models", where="audit.u_lira", remedy=remedy)
         problem = case.problem
 

@@ -56,7 +56,8 @@ class Part(abc.ABC):  # noqa: B024 - what is abstract differs by kind
     """
 
     version: ClassVar[int] = 1
-    """Raised whenever the part would compute other numbers; enters the key of every stage that uses it."""
+    """Raised whenever the part would compute other numbers; enters the key of every stage that uses it, and the record:
+    runs with other versions of data, task or audits are not compared."""
     cite: ClassVar[str] = ""
     """BibTeX of the source, empty where there is none."""
     paths: ClassVar[tuple[str, ...]] = ()

@@ -48,6 +48,8 @@ class FunctionPart(Part):
     after_attack: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset()
     kinds: ClassVar[frozenset[str]] = frozenset({"classes", "tokens"})
+    repeatable: ClassVar[bool] = True
+    shadow_pairs: ClassVar[int] = 0
 
     target: str
     keywords: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -68,6 +68,12 @@ class Unlearned:
     method: str
     cost: Cost
     state: Mapping[str, Any] = field(default_factory=dict)
+    part: Any = None
+    """The method with its settings, to be run again on shadow models; `None` where it is not known."""
+    budget: int | None = None
+    """Its bound in per-example gradients."""
+    after: Unlearned | None = None
+    """What it started from, where that was not the original."""
 
 
 @dataclass(frozen=True)

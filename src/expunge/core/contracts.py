@@ -48,6 +48,14 @@ class Architecture(Part):
     def __call__(self, data: Data) -> nn.Module:
         """A freshly initialised model for such data; draws from torch's global generator, which the caller seeds."""
 
+    def original(self, data: Data) -> nn.Module | None:
+        """The user's own trained model, where the settings name one; `None`: originals are trained from fresh ones."""
+        return None
+
+    def original_digest(self) -> str | None:
+        """Content address of the weights that `original` returns; with one, the verdict is about that model alone."""
+        return None
+
 
 @dataclass(frozen=True)
 class Task(Part):
@@ -77,6 +85,8 @@ class Method(Part):
     """What it cannot do without: `"recipe"`, `"classes"` (no language models), `"tokens"`, `"tied dropout"`."""
     paper: ClassVar[str] = ""
     """Name and year of the source, for tables."""
+    repeatable: ClassVar[bool] = True
+    """Whether it can be run again on a model of its kind, as audits by shadow models need; a file's content cannot."""
 
     def unmet(self, problem: Problem, recipe: Recipe | None, model: nn.Module) -> list[str]:
         """The needs that this problem, recipe and model do not meet."""

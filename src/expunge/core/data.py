@@ -33,7 +33,8 @@ class Data:
 
     Args:
         inputs: Images or vectors `[n, ...]` (floating point) or tokens `[n, t]` (int64).
-        targets: Class indices `[n]`, or the next token at each position `[n, t]` with `IGNORE` where there is none.
+        targets: Class indices `[n]`, or the next token at each position `[n, t]` with `IGNORE` where there is none;
+            at least one per example is a decision.
         train: Ids of the training examples, `[k]` int64.
         test: Ids of the test examples, `[m]` int64.
         labels: What the classes mean, in order; for tokens the vocabulary, possibly as plain numbers.
@@ -42,7 +43,8 @@ class Data:
         groups: Examples of one group are copies or relatives that must never be split, `[n]` int64; default: none are.
 
     Raises:
-        SpecError: A value that is not finite, a target outside the labels, or shapes that disagree.
+        SpecError: A value that is not finite, a target outside the labels, a text without decisions, or shapes that
+            disagree.
     """
 
     inputs: Tensor
@@ -86,6 +88,15 @@ class Data:
 
     def _check_targets(self) -> None:
         decided = self.targets[self.targets != IGNORE] if self.kind == "tokens" else self.targets
+        # Where nothing is decided nothing is wrong: such an example would count as known.
+        idle = (self.targets == IGNORE).all(1).nonzero().flatten() if self.kind == "tokens" else decided[:0]
+        if len(idle):
+            raise SpecError(
+                f"{len(idle)} examples decide nothing, the first has id {int(idle[0])}",
+                where="data.targets",
+                allowed=f"at least one target other than {IGNORE} per example",
+                remedy="drop these examples, or let a token of theirs count",
+            )
         if len(decided) == 0:
             return
         low, high = int(decided.min()), int(decided.max())

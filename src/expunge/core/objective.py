@@ -119,10 +119,10 @@ def per_example(values: Tensor, example: Tensor, size: int, *, mean: bool = Fals
         mean: Divide by each example's number of decisions.
 
     Returns:
-        One number per example, `[size]`; an example without decisions gets 0.
+        One number per example, `[size]`; an example without decisions has the sum 0 and no mean, NaN.
     """
     total = torch.zeros(size, dtype=values.dtype, device=values.device).index_add(0, example, values)
-    return total / torch.bincount(example, minlength=size).clamp(min=1) if mean else total
+    return total / torch.bincount(example, minlength=size) if mean else total
 
 
 def correct(decisions: Decisions) -> Tensor:
@@ -131,13 +131,13 @@ def correct(decisions: Decisions) -> Tensor:
 
 
 def knows(decisions: Decisions, size: int) -> Tensor:
-    """Whether *all* decisions of an example are right, `[size]` bool.
+    """Whether *all* decisions of an example are right, and there are any, `[size]` bool.
 
     For a language model under teacher forcing this is the same as reciting the example by greedy decoding: the first
     wrong token of either is the same one.
     """
-    wrong = torch.zeros(size, dtype=torch.int64, device=decisions.targets.device)
-    return wrong.index_add(0, decisions.example, (~correct(decisions)).long()) == 0
+    wrong = per_example((~correct(decisions)).long(), decisions.example, size)
+    return (wrong == 0) & (torch.bincount(decisions.example, minlength=size) > 0)
 
 
 def kl(reference: Tensor, logits: Tensor) -> Tensor:

@@ -47,6 +47,9 @@ class Table:
         attacks: The attacks' labels.
         required: Metrics that the spec requires besides forget accuracy and recitation.
         about_one_model: Whether there is one original and one unlearned model against many references.
+
+    Raises:
+        SpecError: Two audits measured the same metric on the same split of one model.
     """
 
     measured: Sequence[Measured]
@@ -57,7 +60,11 @@ class Table:
     about_one_model: bool = False
 
     def __post_init__(self) -> None:
-        index = {(m.model, m.seed, m.attack, *m.scores.key): m.scores for m in self.measured}
+        index: dict[tuple[Any, ...], Scores] = {}
+        for m in self.measured:
+            key = (m.model, m.seed, m.attack, *m.scores.key)
+            if index.setdefault(key, m.scores) is not m.scores:
+                raise _measured_twice(m)
         object.__setattr__(self, "_index", index)
 
     def get(self, model: str, seed: int, attack: str | None, key: Key) -> Scores | None:
@@ -147,6 +154,17 @@ class Table:
             if any(found):
                 return [replace(entry, role="knowledge") for entry in found if entry is not None]
         raise SpecError(f"{key[0]} was not measured on held-out data", where="table", remedy="give the case a holdout")
+
+
+def _measured_twice(entry: Measured) -> SpecError:
+    metric, split = entry.scores.key
+    after = f" after {entry.attack}" if entry.attack else ""
+    return SpecError(
+        f"{metric} on {split} of {entry.model}, seed {entry.seed}{after}, was measured twice",
+        where="audit",
+        allowed="each metric once: rows and verdicts could not tell them apart",
+        remedy="keep one of the audits that measure it",
+    )
 
 
 def _row(

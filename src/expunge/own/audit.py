@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
 from expunge.base import registry
+from expunge.base.errors import SpecError
 from expunge.base.record import write_file
 from expunge.base.seeds import derive
-from expunge.core.case import Case, Cost, Curve, Unlearned, train_model
-from expunge.core.contracts import Audit, refuse_model
+from expunge.core.case import Case, Cost, Curve, Unlearned
+from expunge.core.contracts import Attack, Audit, refuse_model
 from expunge.evidence.table import Measured, Table
 from expunge.evidence.verdict import Verdict
+from expunge.own.models import references_of, shadows_of
 from expunge.own.record import write_record
 
 
@@ -33,6 +34,8 @@ class Result:
     """What was run, as plain data."""
     cost: Cost
     """Of unlearning."""
+    versions: Mapping[str, Mapping[str, int]]
+    """Version of each attack and audit, by name."""
 
     @property
     def verdict(self) -> Verdict:
@@ -47,7 +50,7 @@ class Result:
     def save(self, folder: str | Path) -> Path:
         """Write a record that `expunge report`, `verify` and `compare` read; returns its folder."""
         root = Path(folder)
-        write_record(root, self.table, self.curves, self.facts, self.cost)
+        write_record(root, self.table, self.curves, self.facts, self.cost, self.versions)
         return root
 
     def __str__(self) -> str:
@@ -70,7 +73,8 @@ def audit(
         done: What `unlearn` returned.
         case: The case that it was made from.
         attacks: Names, or tables as in a spec: `{"name": "relearn", "k": 5}`.
-        audits: The same; accuracy, and recitation on text, are always there.
+        audits: The same; accuracy, and recitation on text, are always there. `u_lira` trains as many shadow models as
+            it is set to and runs the method again on half of them; they are kept with the case as references are.
         references: Models to retrain; they are kept with the case, so that a second audit costs none. At least 3 are
             needed for more than an accusation. None are trained where the case has no recipe.
 
@@ -82,24 +86,25 @@ def audit(
     """
     always = ["accuracy", "recitation"] if case.problem.data.kind == "tokens" else ["accuracy"]
     run_attacks, run_audits = _parts("attack", attacks), _parts("audit", [*always, *audits])
-    for label, part in run_audits.items():
-        if isinstance(part, Audit):
-            refuse_model(part, case.original, f"audit {label!r}")
+    _check(done, case, run_attacks, run_audits)
     count = references if case.recipe is not None else 0
     models = [("original", 0, case.original), (done.method, 0, done.model)]
-    models += [("reference", i, model) for i, model in enumerate(_references(case, count))]
+    models += [("reference", i, model) for i, model in enumerate(references_of(case, count))]
     measured: list[Measured] = []
     curves: dict[tuple[str, int, str], Curve] = {}
     for name, index, model in models:
-        measured += _measure(name, index, None, model, case, run_audits)
+        made = done if model is done.model else None
+        measured += _measure(name, index, None, model, case, run_audits, made)
         for label, attack in run_attacks.items() if name != "original" else ():
             attacked = attack(model, case, derive(case.seed, "attack", label, index))
             curves[name, index, label] = attacked.curve
             again = {key: part for key, part in run_audits.items() if part.after_attack}
-            measured += _measure(name, index, label, attacked.model, case, again)
+            measured += _measure(name, index, label, attacked.model, case, again, made)
     names = ["original", *(["reference"] if count else []), done.method]
     table = Table(measured, names, list(range(max(count, 1))), list(run_attacks), about_one_model=True)
-    return Result(table, curves, _facts(done, case, run_attacks, run_audits, count), done.cost)
+    facts = _facts(done, case, run_attacks, run_audits, count)
+    versions = {"attack": _versions(attacks, run_attacks), "audit": _versions([*always, *audits], run_audits)}
+    return Result(table, curves, facts, done.cost, versions)
 
 
 def report(result: Result, path: str | Path) -> Path:
@@ -112,11 +117,38 @@ def report(result: Result, path: str | Path) -> Path:
     return Path(path)
 
 
+def _check(done: Unlearned, case: Case, attacks: Mapping[str, Any], audits: Mapping[str, Any]) -> None:
+    """Refuse what would fail after references were trained."""
+    for kind, parts in (("attack", attacks), ("audit", audits)):
+        for label, part in parts.items():
+            if isinstance(part, Attack | Audit):
+                refuse_model(part, case.original, f"{kind} {label!r}")
+            if isinstance(part, Attack):
+                part.check(case.problem)
+    for label, part in audits.items():
+        kind = case.problem.data.kind
+        if kind not in part.kinds:
+            finding = f"{label!r} cannot measure {kind}"
+            raise SpecError(finding, where="audit", allowed=", ".join(sorted(part.kinds)))
+        if part.shadow_pairs:
+            shadows_of(case, done, 0)
+
+
 def _measure(
-    name: str, index: int, attack: str | None, model: nn.Module, case: Case, audits: Mapping[str, Any]
+    name: str,
+    index: int,
+    attack: str | None,
+    model: nn.Module,
+    case: Case,
+    audits: Mapping[str, Any],
+    made: Unlearned | None,
 ) -> list[Measured]:
-    found = [(part, part(model, case, derive(case.seed, "audit", label))) for label, part in audits.items()]
-    return [Measured(name, index, attack, scores) for _, several in found for scores in several]
+    found: list[Measured] = []
+    for label, part in audits.items():
+        around = shadows_of(case, made, part.shadow_pairs) if part.shadow_pairs else None
+        scores = part(model, replace(case, shadows=around), derive(case.seed, "audit", label))
+        found += [Measured(name, index, attack, entry) for entry in scores]
+    return found
 
 
 def _parts(kind: str, wanted: Sequence[str | Mapping[str, Any]]) -> dict[str, Any]:
@@ -128,16 +160,9 @@ def _parts(kind: str, wanted: Sequence[str | Mapping[str, Any]]) -> dict[str, An
     return parts
 
 
-_kept: WeakKeyDictionary[Case, list[nn.Module]] = WeakKeyDictionary()
-
-
-def _references(case: Case, count: int) -> list[nn.Module]:
-    """The case's first so many references, trained where they are not there yet."""
-    kept, problem = _kept.setdefault(case, []), case.problem
-    while len(kept) < count and case.recipe is not None:
-        seed = derive(case.seed, "reference", len(kept))
-        kept.append(train_model(case.recipe, problem.data, problem.reference_train, seed))
-    return kept[:count]
+def _versions(wanted: Sequence[str | Mapping[str, Any]], parts: Mapping[str, Any]) -> dict[str, int]:
+    tables = [{"name": item} if isinstance(item, str) else item for item in wanted]
+    return {table["name"]: parts[table.get("label", table["name"])].version for table in tables}
 
 
 def _facts(

@@ -132,8 +132,8 @@ def unlearn(
     start, label = (case.original, method) if after is None else (after.model, f"{after.method}_{method}")
     done: Unlearned = part(start, case.problem, case.recipe, derive(case.seed, "unlearn", label), budget)
     if after is None:
-        return Unlearned(done.model, label, done.cost, done.state)
-    return Unlearned(done.model, label, after.cost + done.cost, {**after.state, **done.state})
+        return Unlearned(done.model, label, done.cost, done.state, part, budget)
+    return Unlearned(done.model, label, after.cost + done.cost, {**after.state, **done.state}, part, budget, after)
 
 
 def _pool(

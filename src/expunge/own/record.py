@@ -22,7 +22,12 @@ Place = tuple[str, int, str | None]
 
 
 def write_record(
-    root: Path, table: Table, curves: Mapping[tuple[str, int, str], Curve], facts: Mapping[str, Any], cost: Cost
+    root: Path,
+    table: Table,
+    curves: Mapping[tuple[str, int, str], Curve],
+    facts: Mapping[str, Any],
+    cost: Cost,
+    versions: Mapping[str, Mapping[str, int]],
 ) -> None:
     """Write scores, curves, rows and verdicts.
 
@@ -32,6 +37,7 @@ def write_record(
         curves: By model, reference and attack.
         facts: What was run, in the place of a spec.
         cost: Of unlearning.
+        versions: Of attacks and audits.
 
     Raises:
         RunError: It could not be written.
@@ -43,7 +49,10 @@ def write_record(
         scores[entry.model, entry.seed, entry.attack].append(entry.scores)
     stages = [_entry(root, place, found, curves, cost) for place, found in scores.items()]
     fields = ("models", "seeds", "attacks", "required", "about_one_model")
-    finish(root, {"format": FORMAT, **{name: getattr(table, name) for name in fields}, "stages": stages})
+    finish(
+        root,
+        {"format": FORMAT, **{name: getattr(table, name) for name in fields}, "versions": versions, "stages": stages},
+    )
 
 
 def _entry(

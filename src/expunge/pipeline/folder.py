@@ -96,6 +96,7 @@ class RunFolder:
             "attacks": list(plan.attacks),
             "required": [e.label for e in plan.spec.audit if e.required],
             "about_one_model": plan.about_one_model,
+            "versions": plan.versions(),
             "stages": entries,
         }
         return finish(self.root, index)

@@ -72,7 +72,7 @@ def gradients(plan: Plan, stage: Stage) -> float:
     train, n = plan.training.epochs * len(plan.data.train), len(plan.data.train)
     shadow = stage.kind == "shadow"
     if stage.kind in ("original", "reference") or (shadow and stage.model in ("original", "reference")):
-        return 0 if stage.kind == "original" and plan.spec.weights else train
+        return 0 if stage.kind == "original" and plan.about_one_model else train
     if stage.kind == "measure":
         return 0 if plan.data.cscore is not None else 0.7 * train * _setting(plan.task, "nets", 1)
     if stage.kind == "unlearn" or shadow:

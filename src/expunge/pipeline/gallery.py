@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from expunge.base.seeds import derive
 from expunge.core.data import IGNORE, Data
-from expunge.core.objective import correct, per_example
+from expunge.core.objective import correct, knows
 from expunge.core.problem import Problem
 
 FORMAT = 1
@@ -132,7 +132,7 @@ def _texts(model: nn.Module, problem: Problem, ids: Tensor) -> list[Json]:
     decided = batch.targets != IGNORE
     with torch.no_grad():
         decisions = problem.objective.decisions(model, batch)
-        right = per_example((~correct(decisions)).double(), decisions.example, len(ids)) == 0
+        right = knows(decisions, len(ids))
         for step in range(max(map(len, places))):
             logits = problem.objective.decisions(model, batch._replace(inputs=inputs)).logits
             said[decided] = logits.argmax(1).to(said.device)

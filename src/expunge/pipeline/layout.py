@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from expunge.base.errors import SpecError
-from expunge.base.record import address, file_digest
+from expunge.base.record import address
 from expunge.base.spec import Entry
 from expunge.pipeline.gallery import FORMAT as GALLERY
 from expunge.pipeline.parts import Parts
@@ -85,17 +83,9 @@ class Layout:
         return self._stage("gallery", "", self.parts.spec.seeds[0], None, "gallery", facts, needs)
 
     def _original(self, seed: int, measured: tuple[str, ...]) -> Stage:
-        weights = {"weights": self._weights_digest(self.parts.spec.weights)} if self.parts.spec.weights else {}
+        weights = {"weights": self.parts.own_digest} if self.parts.about_one_model else {}
         facts = {"training": self.parts.training.fingerprint(), **weights}
         return self._stage("original", "original", seed, None, "original", facts, measured)
-
-    def _weights_digest(self, path: str) -> str:
-        try:
-            return file_digest(Path(path))
-        except OSError as error:
-            raise SpecError(
-                f"cannot read {path} ({error.strerror})", where="model.weights", remedy="check the path"
-            ) from None
 
     def _of_seed(
         self, seed: int, original: Stage, measured: tuple[str, ...], *, only_reference: bool

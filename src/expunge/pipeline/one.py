@@ -91,7 +91,7 @@ def audit_of(spec: Spec, model: Path) -> Spec:
     Raises:
         SpecError: The spec trains its own originals, of which the file cannot be the unlearned version.
     """
-    if spec.weights is None:
+    if not Plan(spec).about_one_model:
         raise SpecError(
             "the spec has no weights of yours",
             where="model",

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import nn
 
 from expunge.base import registry
 from expunge.base.errors import SpecError
 from expunge.base.part import Part
+from expunge.base.record import file_digest
 from expunge.base.seeds import derive
 from expunge.base.spec import Entry, Spec
+from expunge.core import checkpoint
 from expunge.core.contracts import Architecture, Attack, Audit, Method, Probe, Source, Task
 from expunge.core.data import Data
 from expunge.core.problem import Problem
@@ -107,7 +111,30 @@ class Parts:
     @property
     def about_one_model(self) -> bool:
         """Whether the verdict is about the user's own model rather than about methods."""
-        return self.spec.weights is not None
+        return self.own_digest is not None
+
+    @cached_property
+    def own_digest(self) -> str | None:
+        """Content address of the user's own weights; none where originals are trained.
+
+        Raises:
+            SpecError: They cannot be read, or the model brings its own too.
+        """
+        brought = self.architecture.original_digest() if isinstance(self.architecture, Architecture) else None
+        if self.spec.weights is None or brought is None:
+            return brought if self.spec.weights is None else _weights_digest(self.spec.weights)
+        finding = f"{self.spec.model.name!r} brings its own weights"
+        raise SpecError(finding, where="model.weights", remedy="leave weights out, or name another model")
+
+    def original(self, data: Data) -> nn.Module | None:
+        """The user's own model; none where originals are trained.
+
+        Raises:
+            SpecError: Its weights do not fit.
+        """
+        if self.spec.weights is not None:
+            return checkpoint.load(self.recipe(data).build(0), Path(self.spec.weights), where="model.weights")
+        return self.architecture.original(data) if self.about_one_model else None
 
     def resolved(self) -> dict[str, Any]:
         """Everything that the run will use, given or default, as plain data."""
@@ -140,3 +167,25 @@ class Parts:
             **probes,
             "gate": [{"method": g.method, "verdict": g.verdict} for g in spec.gate],
         }
+
+    def versions(self) -> dict[str, dict[str, int]]:
+        """Version of every part, by the spec's table and the part's name."""
+        spec = self.spec
+        found: dict[str, list[tuple[str, Part]]] = {
+            "data": [(spec.data.name, self.source)],
+            "model": [(spec.model.name, self.architecture)],
+            "forget": [(spec.forget.name, self.task)],
+            "method": [(entry.name, self.methods[entry.label]) for entry in spec.method],
+            "attack": [(entry.name, self.attacks[entry.label]) for entry in spec.attack],
+            "audit": [(self.name_of("audit", label), part) for label, part in self.audits.items()],
+        }
+        return {table: {name: part.version for name, part in parts} for table, parts in found.items()}
+
+
+def _weights_digest(path: str) -> str:
+    try:
+        return file_digest(Path(path))
+    except OSError as error:
+        raise SpecError(
+            f"cannot read {path} ({error.strerror})", where="model.weights", remedy="check the path"
+        ) from None

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from expunge.base.errors import GateFailed, SpecError
+from expunge.base.errors import GateFailed, MissingError, SpecError
 from expunge.base.record import Store, storage_error
 from expunge.base.spec import CACHE, Spec
 from expunge.core import checkpoint
@@ -121,17 +121,23 @@ def costs(plan: Plan, store: Store) -> dict[str, dict[str, float]]:
 
 def _check(plan: Plan) -> None:
     """Refuse what would fail after hours of training; made once with the first seed's problem where that is cheap."""
-    model = plan.recipe(plan.data).build(0)
+    fresh = plan.recipe(plan.data).build(0)
     for label, method in plan.methods.items():
         needs: frozenset[str] = getattr(method, "needs", frozenset())
-        refuse_unmet(unmet_needs(needs, plan.data.kind, model, recipe=True), where=f"method {label!r}")
+        refuse_unmet(unmet_needs(needs, plan.data.kind, fresh, recipe=True), where=f"method {label!r}")
+    _check_shadows(plan)
     _check_names(plan)
-    if plan.spec.weights:
-        checkpoint.load(model, Path(plan.spec.weights), where="model.weights")
+    model = plan.original(plan.data)
+    if model is None:
+        model = fresh
+    else:
+        # As stages do: its weights are stored, and read into a fresh one.
+        checkpoint.restore(fresh, checkpoint.dump(model), "model")
     with torch.no_grad():
         infer_objective(plan.data).decisions(model.eval(), plan.data.batch(plan.data.train[:2]))
     for kind, parts in (("method", plan.methods), ("attack", plan.attacks), ("audit", plan.audits)):
         for label, part in parts.items():
+            # Plain functions have nothing that checks.
             if isinstance(part, Method | Attack | Audit):
                 refuse_model(part, model, f"{kind} {label!r}")
     if not plan.task.measures:
@@ -139,6 +145,18 @@ def _check(plan: Plan) -> None:
         for asked in (*plan.methods.values(), *plan.attacks.values()):
             if isinstance(asked, Method | Attack):
                 asked.check(problem)
+
+
+def _check_shadows(plan: Plan) -> None:
+    """Shadows that all hold the audited model's own weights would call any model a member."""
+    fixed = [label for label, method in plan.methods.items() if not method.repeatable]
+    for label, audit in plan.audits.items() if fixed else ():
+        if audit.shadow_pairs:
+            raise MissingError(
+                f"it runs the method again on shadow models, and {fixed[0]!r} only reads a file",
+                where=f"audit {label!r}",
+                remedy="leave the audit out",
+            )
 
 
 def _check_names(plan: Plan) -> None:

@@ -38,7 +38,8 @@ def run_stages(plan: Plan, store: Store, stages: Sequence[Stage], workers: int, 
         report: Told of each stage that has finished.
 
     Raises:
-        ExpungeError: The first failure; stages that finished before it are kept.
+        ExpungeError: The first failure; stages that finished before it are kept, and so are those that were running
+            beside it, which come to their end first.
     """
     missing = {stage.key: stage for stage in stages if not store.has(stage.key)}
     if workers == 1:
@@ -55,16 +56,20 @@ def _in_processes(plan: Plan, store: Store, missing: dict[str, Stage], workers: 
         workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=(plan.spec, store)
     )
     running: dict[Future[dict[str, Any]], Stage] = {}
-    waiting = dict(missing)
+    waiting, failure = dict(missing), None
     try:
-        while waiting or running:
-            for stage in _ready(waiting, running, workers):
+        while running or (waiting and failure is None):
+            for stage in _ready(waiting, running, workers) if failure is None else ():
                 with _unheard_interrupts():
                     running[pool.submit(_run, waiting.pop(stage.key))] = stage
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
-                stage = running.pop(future)
-                report(stage, future.result())
+                stage, error = running.pop(future), future.exception()
+                failure = failure or error
+                if error is None:
+                    report(stage, future.result())
+        if failure is not None:
+            raise failure
     except BrokenProcessPool:
         raise RunError(
             "a worker was killed", where="workers", remedy="free memory or lower --workers, and run the same again"

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -105,11 +104,9 @@ def _measure(worker: Worker, stage: Stage) -> tuple[Files, int]:
 
 def _original(worker: Worker, stage: Stage) -> tuple[Files, int]:
     problem = worker.problem(stage)
-    weights = worker.plan.spec.weights
-    if weights is None:
+    model = worker.plan.original(problem.data)
+    if model is None:
         return _trained(worker, stage, problem.train)
-    model = worker.plan.recipe(problem.data).build(0)
-    checkpoint.load(model, Path(weights), where="model.weights")
     # One forward pass now, so that an output of the wrong width is reported here and not deep in a method.
     with torch.no_grad():
         problem.objective.decisions(model.eval(), problem.data.batch(problem.test[:2]))

@@ -23,6 +23,8 @@ from expunge.reporting.verify import read_json
 
 SAME = ("data", "forget")
 """Parts of the spec that must not differ."""
+VERSIONED = ("data", "forget", "audit")
+"""Tables of the spec whose parts must have the same version: what was measured, and how."""
 FACTS = ("role", "unit", "better", "sign", "reduce")
 """What must be the same of a metric for its values to be comparable."""
 NOT_SETTINGS = ("name", "gate", "gallery")
@@ -40,7 +42,8 @@ class Pair:
         """Read two runs and refuse those that cannot be compared.
 
         Raises:
-            SpecError: Data, forget set or score formats differ, names what; or a folder holds no finished run.
+            SpecError: Data, forget set, score formats, or versions of data, task or audits differ, names what; or a
+                folder holds no finished run.
             RunError: A file of a record is missing or damaged.
         """
         formats = [_formats(folder) for folder in (first, second)]
@@ -78,12 +81,26 @@ class Pair:
         for part in SAME:
             for key, ours, theirs in differences(a.spec.get(part), b.spec.get(part), part):
                 raise _differ(key, ours, theirs)
+        self._check_versions()
         if a.table.about_one_model != b.table.about_one_model:
             raise SpecError("one run is about one model, the other about methods", where="compare")
         if not self.seeds:
             raise _differ("their seeds", list(a.table.seeds), list(b.table.seeds))
         for metric in (key for key in a.table.keys if key in b.table.keys):
             self._check_metric(metric)
+
+    def _check_versions(self) -> None:
+        a, b = (run.versions for run in (self.first, self.second))
+        for table in VERSIONED:
+            for part in (name for name in a.get(table, {}) if name in b.get(table, {})):
+                ours, theirs = a[table][part], b[table][part]
+                if ours != theirs:
+                    raise SpecError(
+                        f"{table} {part!r} has version {ours} in {self.names[0]} and {theirs} in {self.names[1]}",
+                        where="compare",
+                        allowed="the same version of data, task and audits: another one gives other numbers",
+                        remedy="run the older of them again",
+                    )
 
     def _check_metric(self, key: Key) -> None:
         runs = self.first, self.second
@@ -104,7 +121,14 @@ class Pair:
     def settings(self) -> list[Json]:
         """What was run differently, key by key."""
         a, b = ({k: v for k, v in run.spec.items() if k not in NOT_SETTINGS} for run in (self.first, self.second))
-        return [{"key": key, "first": ours, "second": theirs} for key, ours, theirs in differences(a, b, "")]
+        found = [*differences(a, b, ""), *self._other_versions()]
+        return [{"key": key, "first": ours, "second": theirs} for key, ours, theirs in found]
+
+    def _other_versions(self) -> Iterator[tuple[str, Any, Any]]:
+        """Of parts that both used, as far as their records tell."""
+        for key, ours, theirs in differences(self.first.versions, self.second.versions, "version"):
+            if isinstance(ours, int) and isinstance(theirs, int):
+                yield key, ours, theirs
 
     def verdicts(self) -> list[Json]:
         """Each method with the verdicts of both runs, none where a run did not try it."""

@@ -57,6 +57,12 @@ class Run:
         return any(entry.model == REFERENCE for entry in self.table.measured)
 
     @property
+    def versions(self) -> Mapping[str, Mapping[str, int]]:
+        """Version of each part by the spec's table and the part's name; empty in records from before they were kept."""
+        found: Mapping[str, Mapping[str, int]] = self.manifest.get("versions", {})
+        return found
+
+    @property
     def again(self) -> bool:
         """Whether the spec is one that can be run: what a notebook leaves does not say how models are trained."""
         return all(key in self.spec for key in ("data", "model", "forget", "train", "method"))

@@ -1,0 +1,259 @@
+"""A Hugging Face model from a folder that `save_pretrained` wrote, or from the local cache; nothing is ever downloaded.
+
+The folder holds *the* model: its weights are the original that is to forget, and the verdict is about it alone. What it
+is compared with is trained by the spec's recipe, from fresh weights of the folder's configuration or, where the model
+was fine-tuned, from the checkpoint that its fine-tuning began with (`base`). Images get an image classifier, texts a
+causal language model; either is called with its inputs alone.
+
+Everything is held in single precision, whatever the files say: in half precision an optimiser's small steps vanish.
+transformers stores some models under other names than their modules', so that it reads the folder itself; from there on
+weights are stored as those of any other model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Self
+
+from torch import nn
+
+from expunge.base.errors import MissingError, SpecError
+from expunge.base.record import address
+from expunge.core.contracts import Architecture
+from expunge.core.data import Data
+from expunge.models._images import image_shape
+
+CONFIG = "config.json"
+NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+"""What the hub calls a model."""
+
+
+@dataclass(frozen=True)
+class HF(Architecture):
+    """A model of yours from transformers, for images or texts."""
+
+    path: str
+    """Folder that `save_pretrained` wrote, counted from the spec file; or the model's name in the local cache."""
+    base: str | None = None
+    """Checkpoint that retrained models begin with, named as `path` is; by default fresh weights."""
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any], *, where: str, folder: Path | None = None) -> Self:
+        """The part that a spec's table describes; what is no folder beside the spec may be a name in the cache.
+
+        Raises:
+            SpecError: An unknown key, a missing one, or a value that does not fit.
+        """
+        found = dict(table)
+        for key in ("path", "base"):
+            if folder is not None and isinstance(found.get(key), str) and (folder / found[key]).is_dir():
+                found[key] = str(folder / found[key])
+        return super().from_table(found, where=where, folder=folder)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Configuration and base by content: what retrained models depend on; the model's own weights are apart."""
+        facts = {"path": _digest(_folder(self.path, "path") / CONFIG), "transformers": _transformers().__version__}
+        facts |= {"base": _content(_folder(self.base, "base"))} if self.base else {}
+        return {**super().fingerprint(), "settings": facts}
+
+    def original_digest(self) -> str:
+        """Content address of the folder's configuration and weights."""
+        return _content(_folder(self.path, "path"))
+
+    def original(self, data: Data) -> nn.Module:
+        """The folder's model.
+
+        Raises:
+            MissingError: transformers is not installed, or the folder or the cached model is not there.
+            SpecError: It is no whole model for such data.
+        """
+        module, lacking = _loaded(self._config(data), self.path, "path", data)
+        if lacking:
+            raise _incomplete("path", self.path, lacking)
+        return module
+
+    def __call__(self, data: Data) -> nn.Module:
+        """What retraining begins with: the base's weights, with a new head where it has none that fits, or fresh ones.
+
+        Raises:
+            MissingError: transformers is not installed, or the folder or the cached model is not there.
+            SpecError: The configuration does not fit the data, or the base not the configuration.
+        """
+        config = self._config(data)
+        if self.base is None:
+            fresh: nn.Module = _quietly("path", self.path, lambda: _family(data).from_config(config))
+            return fresh.float().train()
+        module, lacking = _loaded(config, self.base, "base", data)
+        # A backbone that is fine-tuned gets a new classifier; anything else that is missing would be noise.
+        inner = f"{getattr(module, 'base_model_prefix', '')}."
+        lost = [name for name in lacking if name.startswith(inner) or data.kind == "tokens"]
+        if lost:
+            raise _incomplete("base", self.base, lost)
+        return module
+
+    def _config(self, data: Data) -> Any:
+        """The folder's configuration.
+
+        Raises:
+            SpecError: It is made for data of another size.
+        """
+        folder = _folder(self.path, "path")
+        transformers = _transformers()
+        config = _quietly(
+            "path",
+            self.path,
+            lambda: transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False),
+        )
+        _check_size(config, data)
+        if getattr(config, "use_cache", False):
+            config.use_cache = False  # what generation remembers, and nothing here generates
+        return config
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError:
+        raise MissingError(
+            "transformers is not installed", where="model (hf)", remedy='pip install "expunge[hf]"'
+        ) from None
+    return transformers
+
+
+def _family(data: Data) -> Any:
+    found = _transformers()
+    return found.AutoModelForCausalLM if data.kind == "tokens" else found.AutoModelForImageClassification
+
+
+def _folder(name: str, key: str) -> Path:
+    """Where the model lies.
+
+    Raises:
+        MissingError: Neither a folder nor in the cache.
+        SpecError: A folder without a configuration.
+    """
+    path, where = Path(name), f"model.{key}"
+    if path.is_dir():
+        if not (path / CONFIG).is_file():
+            raise SpecError(f"{name} holds no {CONFIG}", where=where, allowed="a folder that save_pretrained wrote")
+        return path
+    if not NAME.fullmatch(name):
+        raise MissingError(f"there is no folder {name}", where=where, remedy="check the path")
+    _transformers()
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (OSError, ValueError):
+        raise MissingError(
+            f"there is neither a folder {name!r} nor a model of that name in the local cache",
+            where=where,
+            remedy=f"check the path, or download it: hf download {name}",
+        ) from None
+
+
+def _loaded(config: Any, name: str, key: str, data: Data) -> tuple[nn.Module, list[str]]:
+    """A checkpoint in the configuration's module, in training mode, and the tensors that it does not hold."""
+    folder = _folder(name, key)
+    if not list(folder.glob("*.safetensors")):
+        raise SpecError(
+            f"{name} holds no weights as safetensors",
+            where=f"model.{key}",
+            allowed="weights that save_pretrained wrote; a pickle could run code when loaded",
+        )
+    options = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
+    module, told = _quietly(
+        key,
+        name,
+        lambda: _family(data).from_pretrained(
+            folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        ),
+    )
+    other = [entry[0] if isinstance(entry, tuple) else entry for entry in told["mismatched_keys"]]
+    return module.float().train(), sorted({*told["missing_keys"], *other})
+
+
+def _incomplete(key: str, name: str, lacking: list[str]) -> SpecError:
+    more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+    return SpecError(
+        f"{name} lacks {lacking[0]}{more}, or holds another size",
+        where=f"model.{key}",
+        allowed="weights of the configuration in model.path",
+    )
+
+
+def _check_size(config: Any, data: Data) -> None:
+    """What transformers itself would only find out in a forward pass, or not at all."""
+    wanted: list[tuple[str, int]] = []
+    if data.kind == "tokens":
+        wanted = [("vocab_size", len(data.labels))]
+        context = getattr(config, "max_position_embeddings", None)
+        if context is not None and context < data.inputs.shape[1]:
+            finding = f"texts have {data.inputs.shape[1]} tokens"
+            raise SpecError(finding, where="model (hf)", allowed=f"at most {context}, the model's positions")
+    else:
+        channels, height, width = image_shape(data, 1, "hf")
+        size = getattr(config, "image_size", None)
+        pairs = list(size) if isinstance(size, Iterable) else [size, size]
+        wanted = [("num_labels", len(data.labels)), ("num_channels", channels)]
+        if size is not None and pairs != [height, width]:
+            raise _other_size("image_size", size, f"{height} x {width} pixels")
+    for name, count in wanted:
+        if getattr(config, name, None) not in (None, count):
+            raise _other_size(name, getattr(config, name), f"{count}")
+
+
+def _other_size(name: str, found: Any, data: str) -> SpecError:
+    return SpecError(
+        f"the model's {name} is {found}, the data have {data}", where="model (hf)", allowed="a model made for the data"
+    )
+
+
+def _quietly(key: str, name: str, act: Callable[[], Any]) -> Any:
+    """Without progress bars and reports; whatever fails in there is the folder's fault, and said in one sentence."""
+    with _silence():
+        try:
+            return act()
+        except Exception as error:  # transformers raises all sorts for files that it cannot use
+            told = str(error).strip().partition("\n")[0]
+            raise SpecError(
+                f"transformers cannot use {name} ({type(error).__name__}: {told})", where=f"model.{key}"
+            ) from None
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _content(folder: Path) -> str:
+    files = [folder / CONFIG, *sorted(folder.glob("*.safetensors"))]
+    return address({file.name: _digest(file) for file in files})
+
+
+def _digest(file: Path) -> str:
+    """SHA-256 of a file; read again only when it was written again, for every stage asks and weights are large."""
+    facts = file.stat()
+    return _digest_of(file, facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache
+def _digest_of(file: Path, size: int, written: int) -> str:
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -1,0 +1,173 @@
+"""U-LiRA on one model of the user's: shadows by the case's recipe, the numbers of a spec, and what is made once."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+import expunge
+from expunge.base.errors import MissingError, SpecError
+from expunge.core.case import Case, Meter
+from expunge.core.data import Data
+from expunge.core.modules import state_digest
+from expunge.data.arrays import Arrays
+from expunge.evidence.scores import load
+from expunge.models.mlp import MLP
+from expunge.own.models import shadows_of
+from expunge.train.training import TrainedRecipe, Training
+from helpers import finished, run
+
+FORGET, TRAIN, TEST = 40, 200, 100
+MLP_TABLE, TRAINING = {"widths": [16]}, {"epochs": 30, "learning_rate": 0.01, "batch_size": 64}
+U_LIRA = {"name": "u_lira", "shadows": 4}
+
+
+class Counted:
+    """A recipe that remembers on how many examples it trained."""
+
+    def __init__(self, data: Data) -> None:
+        self.inner, self.fits = TrainedRecipe(MLP(**MLP_TABLE), Training(**TRAINING), data), list[int]()  # type: ignore[arg-type]
+
+    def build(self, seed: int) -> nn.Module:
+        return self.inner.build(seed)
+
+    def fit(self, module: nn.Module, data: Data, ids: Tensor, seed: int, meter: Meter | None = None) -> nn.Module:
+        self.fits.append(len(ids))
+        return self.inner.fit(module, data, ids, seed, meter)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Digits, of which the first have wrong labels, and a network that has learned all of them."""
+    path = tmp_path_factory.mktemp("shadows")
+    images, labels = load_digits(return_X_y=True)
+    x, y = images.astype(np.float32) / 16, labels.astype(np.int64)
+    y[:FORGET] = (y[:FORGET] + 1 + np.arange(FORGET) % 9) % 10
+    end = TRAIN + TEST
+    np.savez(path / "own.npz", x=x[:TRAIN], y=y[:TRAIN], tx=x[TRAIN:end], ty=y[TRAIN:end])
+    (path / "forget.txt").write_text("\n".join(map(str, range(FORGET))))
+    data = Arrays(path=str(path / "own.npz"))()
+    recipe = Counted(data)
+    model = recipe.fit(recipe.build(7), data, data.train, 7)
+    save_file(model.state_dict(), path / "mine.safetensors")
+    return path
+
+
+def case_of(folder: Path, *, lost: bool = False) -> tuple[Case, Counted]:
+    data = Arrays(path=str(folder / "own.npz"))()
+    recipe = Counted(data)
+    torch.manual_seed(7)
+    model = recipe.fit(recipe.build(7), data, data.train, 7)
+    recipe.fits.clear()
+    parts = {"forget": data.train[:FORGET], "retain": data.train[FORGET:], "test": data.test}
+    pairs = {name: (data.inputs[ids], data.targets[ids]) for name, ids in parts.items()}
+    return expunge.case(model, **pairs, recipe=None if lost else recipe), recipe
+
+
+def test_the_numbers_are_those_of_a_spec(folder: Path) -> None:
+    """Same data in the same order, same seed: the same shadows and so the same value, to the last bit."""
+    case, _ = case_of(folder)
+    done = expunge.unlearn(case, "retrain")
+    result = expunge.audit(done, case, attacks=[], audits=[U_LIRA], references=1)
+    table = {
+        "name": "mine",
+        "seeds": [0],
+        "data": {"name": "arrays", "path": "own.npz"},
+        "model": {"name": "mlp", **MLP_TABLE, "weights": "mine.safetensors"},
+        "train": TRAINING,
+        "forget": {"name": "indices", "path": "forget.txt"},
+        "method": [{"name": "retrain"}],
+        "audit": [U_LIRA],
+    }
+    finished(run(table, folder / "runs"))
+
+    def values(model: str) -> tuple[list[float], list[float]]:
+        theirs = load(folder / "runs" / "mine" / "scores" / f"{model}-s0-u_lira.safetensors")
+        ours = [m.scores for m in result.table.measured if (m.model, m.scores.metric) == (model, "u_lira_4")]
+        return tuple(scores.values.tolist() for [scores] in (ours, theirs))  # type: ignore[return-value]
+
+    for model in ("original", "retrain"):
+        ours, theirs = values(model)
+        assert ours == theirs
+    assert len(set(ours)) > 2, "values that say nothing would agree whatever the shadows"
+    # A reference has a seed of its own here: several of them belong to one seed.
+    ours, theirs = values("reference")
+    assert ours != theirs
+
+
+def test_the_number_of_shadows_is_stated(folder: Path, tmp_path: Path) -> None:
+    case, _ = case_of(folder)
+    result = expunge.audit(expunge.unlearn(case, "finetune", epochs=1), case, attacks=[], audits=[U_LIRA], references=1)
+    assert {row["metric"] for row in result.rows} >= {"u_lira_4"}
+    [_, stated] = json.loads((result.save(tmp_path) / "spec.json").read_text())["audit"]
+    assert stated == {"name": "u_lira", "shadows": 4}
+
+
+def test_shadows_are_trained_once_and_the_method_once_per_setting(folder: Path) -> None:
+    case, recipe = case_of(folder)
+    first, second = (expunge.unlearn(case, "retrain") for _ in range(2))
+    recipe.fits.clear()
+    expunge.audit(first, case, attacks=[], audits=[U_LIRA], references=1)
+    # One reference; two originals that saw all, two that never saw the forget set; the method, a retraining, on two.
+    assert sorted(recipe.fits) == [TRAIN - FORGET] * 5 + [TRAIN] * 2
+    expunge.audit(second, case, attacks=[], audits=[U_LIRA], references=1)
+    assert len(recipe.fits) == 7
+    expunge.audit(second, case, attacks=[], audits=[{"name": "u_lira", "shadows": 6}], references=1)
+    assert len(recipe.fits) == 7 + 3
+    expunge.audit(expunge.unlearn(case, "finetune", epochs=1), case, attacks=[], audits=[U_LIRA], references=1)
+    assert len(recipe.fits) == 10
+
+
+def test_another_setting_or_budget_is_another_method(folder: Path) -> None:
+    case, _ = case_of(folder)
+
+    def unlearned(**settings: Any) -> list[nn.Module]:
+        done = expunge.unlearn(case, "random_relabel", epochs=3, **settings)
+        return list(shadows_of(case, done, 2).knew)
+
+    found = [unlearned(learning_rate=1e-3), unlearned(learning_rate=1e-2), unlearned(learning_rate=1e-2, budget=100)]
+    assert len({state_digest(models[0]) for models in found}) == 3
+    assert unlearned(learning_rate=1e-2) == found[1]
+    assert all(a is not b for models in found for a, b in [models])
+
+
+def test_a_method_after_another_is_run_after_it_on_shadows_too(folder: Path) -> None:
+    case, _ = case_of(folder)
+    first = expunge.unlearn(case, "random_relabel", epochs=3)
+    both = expunge.unlearn(case, "finetune", after=first, epochs=1, learning_rate=1e-30)
+    # A second method that moves nothing leaves what the first one made.
+    found, expected = (shadows_of(case, done, 2).knew for done in (both, first))
+    for a, b in zip(found, expected, strict=True):
+        pairs = zip(a.parameters(), b.parameters(), strict=True)
+        assert a is not b and all(torch.allclose(x, y, rtol=0, atol=1e-20) for x, y in pairs)
+
+
+def test_what_is_missing_is_named_before_anything_is_trained(folder: Path) -> None:
+    lost, _ = case_of(folder, lost=True)
+    with pytest.raises(MissingError, match="no recipe to train shadow models with"):
+        expunge.audit(expunge.unlearn(lost, "finetune", epochs=1), lost, attacks=[], audits=[U_LIRA])
+    case, recipe = case_of(folder)
+    file = expunge.unlearn(case, "checkpoint", path=str(folder / "mine.safetensors"))
+    unknown = replace(expunge.unlearn(case, "finetune", epochs=1), part=None)
+    for done in (file, unknown):
+        with pytest.raises(MissingError, match="how the model was unlearned is not known"):
+            expunge.audit(done, case, attacks=[], audits=[U_LIRA])
+    assert recipe.fits == []
+
+
+def test_a_language_model_is_refused() -> None:
+    tokens = torch.randint(5, (12, 4))
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5))
+    parts = {name: (tokens[i : i + 4], tokens[i : i + 4]) for i, name in enumerate(("forget", "retain", "test"))}
+    case = expunge.case(model, **parts)
+    with pytest.raises(SpecError, match="'u_lira' cannot measure tokens"):
+        expunge.audit(expunge.unlearn(case, "finetune", epochs=1), case, attacks=[], audits=[U_LIRA])

@@ -1,0 +1,167 @@
+"""A Hugging Face folder in a spec, from end to end: images and texts, with and without a base checkpoint."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from sklearn.datasets import load_digits
+
+from helpers import Table, cli, finished, run, snapshot, stages_done, write_spec
+
+transformers = pytest.importorskip("transformers")
+
+SIZE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+FORGET, TRAIN, TEST = 20, 80, 40
+
+
+def vit(folder: Path, seed: int) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    shape = {"image_size": 8, "patch_size": 4, "num_channels": 1, "num_labels": 10}
+    model = transformers.ViTForImageClassification(transformers.ViTConfig(**shape, **SIZE))
+    model.save_pretrained(folder)
+    return model
+
+
+def llama(folder: Path, seed: int) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    facts = {"vocab_size": 20, "max_position_embeddings": 16, "tie_word_embeddings": True}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**facts, **SIZE))
+    model.save_pretrained(folder)
+    return model
+
+
+def spec(**changes: object) -> Table:
+    return {
+        "name": "hf",
+        "seeds": [0, 1, 2],
+        "data": {"name": "arrays", "path": "images.npz"},
+        "model": {"name": "hf", "path": "mine"},
+        "train": {"epochs": 1, "learning_rate": 1e-3},
+        "forget": {"name": "indices", "path": "forget.txt"},
+        "method": [{"name": "finetune", "epochs": 1}],
+        "attack": [{"name": "relearn", "epochs": 1}],
+    } | changes
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("hf")
+    x, y = load_digits(return_X_y=True)
+    x, end = (x.astype(np.float32) / 16).reshape(-1, 1, 8, 8), TRAIN + TEST
+    np.savez(path / "images.npz", x=x[:TRAIN], y=y[:TRAIN], tx=x[TRAIN:end], ty=y[TRAIN:end])
+    rows = np.random.default_rng(0).integers(0, 20, (TRAIN + TEST, 9))
+    rows[0, :2] = (0, 19)
+    texts = {"x": rows[:TRAIN, :-1], "y": rows[:TRAIN, 1:], "tx": rows[TRAIN:, :-1], "ty": rows[TRAIN:, 1:]}
+    np.savez(path / "texts.npz", **texts)
+    (path / "forget.txt").write_text("\n".join(map(str, range(FORGET))))
+    vit(path / "mine", seed=1)
+    vit(path / "base", seed=2)
+    llama(path / "gpt", seed=1)
+    return path
+
+
+def made(out: Path, keys: set[str]) -> list[str]:
+    return sorted(json.loads((out / "cache" / key / "stage.json").read_text())["stage"] for key in keys)
+
+
+def test_images_from_end_to_end(folder: Path) -> None:
+    out = folder / "runs"
+    finished(run(spec(), out))
+    assert set(finished(cli("verify", out / "hf")).out.split()) > {"digests,", "verdicts"}
+    stored = load_file(out / "hf" / "models" / "original-s0.safetensors")
+    given = transformers.ViTForImageClassification.from_pretrained(folder / "mine").state_dict()
+    assert stored.keys() == given.keys() and all(torch.equal(stored[name], given[name]) for name in given)
+    assert json.loads((out / "hf" / "manifest.json").read_text())["about_one_model"]
+    models = {path.stem for path in (out / "hf" / "models").iterdir() if "relearn" not in path.name}
+    assert models == {"original-s0", "finetune-s0", "reference-s0", "reference-s1", "reference-s2"}
+    before = snapshot(out / "cache")
+    finished(run(spec(), out))
+    assert snapshot(out / "cache") == before
+
+
+def test_other_weights_are_another_original_with_the_same_references(folder: Path) -> None:
+    out = folder / "runs"
+    finished(run(spec(), out))
+    before = stages_done(out)
+    vit(folder / "other", seed=3)
+    finished(run(spec(name="other", model={"name": "hf", "path": "other"}), out))
+    new = made(out, stages_done(out) - before)
+    assert "seed 0: original" in new
+    assert not [name for name in new if name.endswith("reference")]
+
+
+def test_a_base_is_what_references_begin_with(folder: Path) -> None:
+    out = folder / "runs"
+    finished(run(spec(), out))
+    before = stages_done(out)
+    # A rate at which nothing moves shows where training began.
+    still = {"epochs": 1, "learning_rate": 1e-30}
+    model = {"name": "hf", "path": "mine", "base": "base"}
+    finished(run(spec(name="based", model=model, train=still, attack=[]), out))
+    assert len([name for name in made(out, stages_done(out) - before) if name.endswith("reference")]) == 3
+    base = transformers.ViTForImageClassification.from_pretrained(folder / "base").state_dict()
+    for seed in range(3):
+        stored = load_file(out / "based" / "models" / f"reference-s{seed}.safetensors")
+        # A step of 1e-30 is lost in any weight but those that are 0.
+        assert all(torch.allclose(stored[name], base[name], rtol=0, atol=1e-20) for name in base)
+
+
+def test_texts_from_end_to_end(folder: Path) -> None:
+    out = folder / "runs"
+    table = spec(name="texts", data={"name": "arrays", "path": "texts.npz"}, model={"name": "hf", "path": "gpt"})
+    finished(run(table, out))
+    rows = [json.loads(line) for line in (out / "texts" / "results.jsonl").read_text().splitlines()]
+    assert "recitation" in {row["metric"] for row in rows}
+    stored = load_file(out / "texts" / "models" / "original-s0.safetensors")
+    given = transformers.LlamaForCausalLM.from_pretrained(folder / "gpt").state_dict()
+    # The tied head is stored once.
+    assert given.keys() - stored.keys() == {"lm_head.weight"}
+    assert all(torch.equal(stored[name], given[name]) for name in stored)
+
+
+def test_unlearned_weights_can_be_audited(folder: Path) -> None:
+    table, out = write_spec(folder, spec(seeds=[0])), folder / "runs"
+    weights = folder / "done.safetensors"
+    finished(cli("unlearn", table, "--out", out, "--save", weights))
+    assert load_file(weights).keys() == load_file(out / "hf" / "models" / "original-s0.safetensors").keys()
+    finished(cli("audit", table, weights, "--out", out, "--workers", 1))
+    assert (out / "hf-done" / "verdicts.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("model", "code", "words"),
+    [
+        ({"path": "mine", "weights": "x.safetensors"}, 2, "'hf' brings its own weights"),
+        ({"path": "nobody/nothing"}, 3, "hf download nobody/nothing"),
+        ({"path": "mine", "base": "nobody/nothing"}, 3, "model.base: there is neither a folder"),
+        ({"path": "gpt"}, 2, "a model made for the data"),
+        ({}, 2, "'path' is missing"),
+    ],
+)
+def test_refused_before_anything_is_written(folder: Path, model: Table, code: int, words: str) -> None:
+    out = folder / "nothing" / "runs"
+    for name in ("images.npz", "forget.txt"):
+        (folder / "nothing").mkdir(exist_ok=True)
+        (folder / "nothing" / name).write_bytes((folder / name).read_bytes())
+    model = {key: f"../{value}" if value in ("mine", "gpt") else value for key, value in model.items()}
+    result = run(spec(model={"name": "hf", **model}), out)
+    assert (result.code, words in result.message()) == (code, True), result.err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["list", "models"], ["show", "hf"], ["doctor"]])
+def test_transformers_is_imported_only_where_a_model_needs_it(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom expunge.cli import main\nsys.argv = ['expunge', *sys.argv[1:]]\n"
+        "try:\n    main()\nexcept SystemExit as left:\n    assert not left.code, left.code\n"
+        "assert 'transformers' not in sys.modules and 'huggingface_hub' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
