@@ -1,0 +1,205 @@
+"""Corrupted data of which only a part was found, over the plane of discovery and regularity (REM, 2505.17730).
+
+Random labels, two confused classes and a trigger are planted; a share of them is known and shall be unlearned, the rest
+stays in the retain set. *Healed* is accuracy against the true labels on all planted examples, with their trigger,
+*utility* accuracy on clean test images (of the classes that were not confused). Beyond the paper: the harm on the
+confused classes, attacks on what redirection leaves behind, and a dial from wrong labels to a trigger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from expunge.base.part import Count
+from expunge.evidence.claim import Claim, Measured
+from expunge.evidence.figure import Figure, Grid
+from expunge.evidence.table import ORIGINAL, REFERENCE
+from expunge.studies import _rem as setup
+from expunge.studies._choose import choose, kept_and_forgotten
+from expunge.studies._read import FORGET, TEST, Key, OfSeed, spearman, with_error
+from expunge.studies._rem_claims import CLAIMS
+from expunge.studies._study import Preset, Study, Work
+
+HEALED: Key = ("healed", "corrupted")
+CONFUSED: Key = ("accuracy", "holdout")
+ATTACK = "relearn"
+KEPT = "untouched"
+DIAL = (0.0, 0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class REM(Study):
+    """Utility and healing over the plane of discovery and regularity."""
+
+    paper: ClassVar[str] = "Redirection for Erasing Memory, 2025"
+    side_by_side: ClassVar[bool] = False
+    claims: ClassVar[tuple[Claim, ...]] = CLAIMS
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "quick": Preset((0,), setup.QUICK),
+        "cpu": Preset((0, 1, 2)),
+        "long": Preset((0, 1, 2), {"rates": (0.1, 0.25, 0.5, 0.75, 1.0), "every": True}),
+        "paper": Preset((0, 1, 2), lacks="CIFAR-10, SVHN, a ResNet-9, a ViT, and about a week of an A100"),
+    }
+
+    train: Count = 3000
+    """Training images of Fashion-MNIST."""
+    epochs: Count = 25
+    """Of training."""
+    rates: tuple[float, ...] = (0.1, 0.5, 1.0)
+    """Shares of the corruption that are discovered."""
+    every: bool = False
+    """More baselines."""
+    choosing: bool = True
+    """Whether hyper-parameters are chosen on another seed and rate, or the middle ones taken."""
+    small: bool = False
+    """Three methods of two epochs: only to see that it runs."""
+
+    def prepare(self, seeds: Sequence[int], work: Work) -> Mapping[str, Any]:
+        """Choose settings elsewhere, then run each cell, the dial, and the models with example-tied dropout."""
+        tuning = {r: self._base(r, setup.TUNING_RATE) | {"seeds": list(setup.TUNING)} for r in setup.REGULARITIES}
+        grid = setup.grid(every=self.every, small=self.small)
+        chosen = choose(work, tuning if self.choosing else {}, grid, kept_and_forgotten)
+        attack = setup.shortened({"name": ATTACK}, self.small)
+        scores = {}
+        for name, base, methods in self._runs(chosen["entries"]):
+            spec = {**base, "seeds": list(seeds), "method": methods, "attack": [attack]}
+            scores[name] = work.run(spec, name).manifest["results"]
+        return {**chosen, "scores": scores}
+
+    def _base(self, regularity: str, rate: float, **task: Any) -> dict[str, Any]:
+        return setup.base(self.train, self.epochs, regularity, rate, **task)
+
+    def _runs(self, chosen: Mapping[str, Any]) -> list[tuple[str, dict[str, Any], list[dict[str, Any]]]]:
+        """Name, spec without methods, and methods of every run."""
+        everything = setup.methods(chosen)
+        runs = [
+            (setup.cell(regularity, rate), self._base(regularity, rate), everything)
+            for rate in self.rates
+            for regularity in setup.REGULARITIES
+        ]
+        untouched = {"name": "finetune", "budget": 1, "label": KEPT}
+        runs += [
+            (f"tied-{r}", {**self._base(r, 1.0), "model": setup.TIED}, [untouched, chosen["rem"], chosen["npo"]])
+            for r in setup.REGULARITIES
+        ]
+        runs += [
+            (f"dial-{q:g}", self._base(setup.HIGH, 0.5, presence=q), [{"name": "retrain"}])
+            for q in (() if self.small else DIAL)
+        ]
+        return runs
+
+    def measure(self, seed: int, work: Work, basis: Mapping[str, Any]) -> Measured:
+        """Read everything from the scores of the runs."""
+        runs = {name: OfSeed(work.record(name).table, seed) for name in basis["scores"]}
+        cells = [runs[setup.cell(r, rate)] for rate in self.rates for r in setup.REGULARITIES]
+        rows = [*basis["entries"], *setup.ABLATIONS[1:], "rem-ideal", "retrain", REFERENCE]
+        found: dict[str, Any] = {f"{what} {m}": [part(c, m) for c in cells] for m in rows for what, part in PARTS}
+        mean = {m: float(np.mean(found[f"product {m}"])) for m in rows}
+        others = [m for m in rows if m not in (*setup.ABLATIONS, "rem-ideal", REFERENCE)]
+        found["rem_highest"] = [mean["rem"] - mean[m] for m in others]
+        found["rem_never_collapses"] = min(
+            ours / whole for ours, whole in zip(found["product rem"], found[f"product {REFERENCE}"], strict=True)
+        )
+        found["ablation_order"] = [mean[m] for m in setup.ABLATIONS]
+        known = [i for i, rate in enumerate(np.repeat(self.rates, 3)) if rate < 1]
+        gain = np.subtract(found["product rem-ideal"], found["product rem"])
+        found["ideal_bounds"] = float(np.mean(gain[known]))
+        return found | self._retrained(runs, found) | self._baselines(found) | self._beyond(runs)
+
+    def _retrained(self, runs: Mapping[str, OfSeed], found: Mapping[str, Any]) -> dict[str, Any]:
+        healed = dict(zip(self._cells(), found["healed retrain"], strict=True))
+        most, least = max(self.rates), min(self.rates)
+        lost = {r: healed[r, most] - healed[r, 0.5] for r in setup.REGULARITIES}
+        told: dict[str, Any] = {
+            "retrain_heals_all_known": [
+                healed[r, most] - healing(runs[setup.cell(r, most)], REFERENCE) for r in setup.REGULARITIES
+            ],
+            "retrain_needs_discovery": [healed[r, most] - healed[r, least] for r in setup.REGULARITIES],
+            "trigger_is_abrupt": lost[setup.HIGH] - lost[setup.LOW],
+        }
+        if not self.small:
+            told["regularity_dial"] = [healing(runs[f"dial-{q:g}"], "retrain") for q in DIAL]
+        return told
+
+    def _baselines(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        cells = self._cells()
+        told: dict[str, Any] = {"npo_pays": float(np.mean(np.subtract(found["utility npo"], found["utility retrain"])))}
+        followers = [m for m in ("finetune", "scrub", "bad_teacher") if f"healed {m}" in found]
+        told["retain_methods_follow"] = [spearman(found[f"healed {m}"], found["healed retrain"]) for m in followers]
+        if "healed potion" in found:
+            healed, utility = (dict(zip(cells, found[f"{what} potion"], strict=True)) for what in ("healed", "utility"))
+            whole = dict(zip(cells, found["utility retrain"], strict=True))
+            told["potion_heals_triggers"] = [healed[setup.HIGH, rate] for rate in self.rates]
+            told["potion_breaks_on_labels"] = float(
+                np.mean([utility[setup.LOW, rate] - whole[setup.LOW, rate] for rate in self.rates])
+            )
+        return told
+
+    def _beyond(self, runs: Mapping[str, OfSeed]) -> dict[str, Any]:
+        all_known = [runs[setup.cell(r, 1.0)] for r in setup.REGULARITIES]
+        half_known = [runs[setup.cell(r, 0.5)] for r in setup.REGULARITIES]
+        confused = [runs[setup.cell(setup.MEDIUM, rate)] for rate in self.rates]
+        tied = {r: runs[f"tied-{r}"] for r in setup.REGULARITIES}
+        plain = {r: runs[setup.cell(r, 1.0)] for r in setup.REGULARITIES}
+
+        def helped(regularity: str) -> float:
+            return healing(tied[regularity], KEPT) - healing(plain[regularity], ORIGINAL)
+
+        return {
+            "tying_helps_labels": helped(setup.LOW),
+            "tying_fails_triggers": helped(setup.HIGH),
+            "base_unlearns": [c.value(ORIGINAL, FORGET) - c.value("rem", FORGET) for c in all_known],
+            "utility_hides_harm": float(np.mean([c.gap("rem", key=CONFUSED).value for c in confused])),
+            **with_error("deletes_under_clean_attack", [c.gap("rem", attack=ATTACK) for c in all_known]),
+            **with_error("deletes_under_corrupt_attack", [c.gap("rem", attack=ATTACK) for c in half_known]),
+            "tied product": {m: [product(tied[r], m) for r in setup.REGULARITIES] for m in (KEPT, "rem", "npo")},
+        }
+
+    def _cells(self) -> list[tuple[str, float]]:
+        return [(r, rate) for rate in self.rates for r in setup.REGULARITIES]
+
+    def figures(self, seeds: Mapping[int, Measured], basis: Mapping[str, Any]) -> list[Figure]:
+        """The plane, a map per method, and its mean per method."""
+        rows = [*basis["entries"], *setup.ABLATIONS[1:], "rem-ideal", "retrain", REFERENCE]
+
+        def plane(what: str, model: str) -> np.ndarray[Any, Any]:
+            values = np.mean([np.asarray(found[f"{what} {model}"], dtype=float) for found in seeds.values()], axis=0)
+            return np.asarray(values).reshape(len(self.rates), 3).T
+
+        names = tuple(f"{rate:g}" for rate in self.rates)
+        means = tuple(tuple(float(plane(what, m).mean()) for what, _ in PARTS) for m in rows)
+        whole = Grid("Means over the plane", "", "", tuple(what for what, _ in PARTS), tuple(rows), means)
+        maps = [
+            Grid(
+                f"Utility times healed: {m}",
+                "share discovered",
+                "",
+                names,
+                setup.REGULARITIES,
+                _cells_of(plane("product", m)),
+            )
+            for m in rows
+        ]
+        return [whole, *maps]
+
+
+def healing(run: OfSeed, model: str) -> float:
+    """Accuracy against the true labels on all corrupted examples."""
+    return run.value(model, HEALED)
+
+
+def product(run: OfSeed, model: str) -> float:
+    """Utility times healed of one model; means are taken over products."""
+    return run.value(model, TEST) * healing(run, model)
+
+
+PARTS = (("healed", healing), ("utility", lambda run, model: run.value(model, TEST)), ("product", product))
+"""What is shown of a model in each cell."""
+
+
+def _cells_of(values: np.ndarray[Any, Any]) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(map(float, row)) for row in values)
