@@ -47,7 +47,11 @@ class Toy(Study):
         with (Path(work.out) / "log").open("a") as file:
             file.write(f"{seed}\n")
         noise = basis["scale"] * torch.randn(3)
-        return {"mean": self.shift + noise[0], "order": torch.tensor([3.0, 2.0, 1.0]) + noise, "nan": float("nan")}
+        return {
+            "mean": self.shift + noise[0],
+            "order": torch.tensor([3.0, 2.0, 1.0]) + noise,
+            "order.of": ["a", "b", "c"],
+        }
 
     def figures(self, seeds: Mapping[int, Measured], basis: Mapping[str, Any]) -> list[Figure]:
         y = tuple(float(m["mean"]) for m in seeds.values())

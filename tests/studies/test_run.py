@@ -28,6 +28,7 @@ def test_claims_are_decided_in_their_order(tmp_path: Path) -> None:
     found = read(run_study(NAME, "quick", tmp_path))["claims"]
     assert [c["id"] for c in found] == ["mean", "order", "absent"]
     assert [c["verdict"] for c in found] == ["reproduced", "reproduced", "inconclusive"]
+    assert list(found[1]["measured"]["parts"]) == ["a", "b", "c"] and not found[0]["measured"]["parts"]
     assert found[2]["note"] == "not measured at this preset"
     assert found[2]["measured"]["n"] == 0
 

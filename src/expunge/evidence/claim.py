@@ -23,7 +23,8 @@ from expunge.evidence.intervals import LEVEL, Contrast, Floats, combine, holm
 Outcome = Literal["reproduced", "not reproduced", "inconclusive"]
 Kind = Literal["above", "below", "within", "ordered"]
 Measured = Mapping[str, Any]
-"""What one seed gave: a number or an array by the claim's id, and by `<id>.se` its standard error over examples."""
+"""What one seed gave by the claim's id: a number or an array; by `<id>.se` its standard error over examples, and by
+`<id>.of` what the components of an array are of."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ class Finding:
     values: tuple[float, ...] = field(repr=False)
     """The deciding component, one number per seed."""
     note: str = ""
+    parts: Mapping[str, float] = field(default_factory=dict, repr=False)
+    """Of an array: every component's mean over seeds, by what it is of."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain data, as `study --json` prints it."""
@@ -100,7 +103,7 @@ class Finding:
             "primary": claim.primary,
             "paper_value": claim.paper_value,
             "rule": {"kind": claim.rule.kind, "holds": str(claim.rule), "reason": claim.rule.reason},
-            "measured": measured | {"values": list(self.values)},
+            "measured": measured | {"values": list(self.values), "parts": dict(self.parts)},
             "verdict": self.verdict,
             "note": self.note,
         }
@@ -114,6 +117,7 @@ class _Tested:
     values: tuple[float, ...]
     holds: float
     fails: float
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 def decide(claims: Sequence[Claim], seeds: Sequence[Measured]) -> list[Finding]:
@@ -147,7 +151,8 @@ def _finding(claim: Claim, tested: _Tested | None, adjusted: float | None) -> Fi
         verdict = "reproduced"
     elif tested.fails <= LEVEL:
         verdict = "not reproduced"
-    return Finding(claim, verdict, tested.contrast, len(tested.values), tested.values, _note(claim, tested, verdict))
+    note = _note(claim, tested, verdict)
+    return Finding(claim, verdict, tested.contrast, len(tested.values), tested.values, note, tested.parts)
 
 
 def _note(claim: Claim, tested: _Tested, verdict: Outcome) -> str:
@@ -170,6 +175,7 @@ def _test(claim: Claim, seeds: Sequence[Measured]) -> _Tested | None:
         return None
     values = _stacked(claim, [s[claim.id] for s in seeds])
     errors = _stacked(claim, [s.get(f"{claim.id}.se", np.zeros(values.shape[1])) for s in seeds])
+    means = values.mean(axis=0)
     if claim.rule.kind == "ordered":
         if values.shape[1] < 2:
             raise SpecError("one number has no order", where=claim.id, allowed="an array of two or more")
@@ -177,7 +183,14 @@ def _test(claim: Claim, seeds: Sequence[Measured]) -> _Tested | None:
     parts = [_component(claim.rule, values[:, i], errors[:, i]) for i in range(values.shape[1])]
     worst = max(parts, key=lambda part: part.holds)
     fails = min(1.0, len(parts) * min(part.fails for part in parts))
-    return _Tested(worst.contrast, worst.values, worst.holds, fails)
+    return _Tested(worst.contrast, worst.values, worst.holds, fails, _parts(claim, means, seeds[0]))
+
+
+def _parts(claim: Claim, means: Floats, first: Measured) -> dict[str, float]:
+    if means.size < 2:
+        return {}
+    names = first.get(f"{claim.id}.of") or range(1, means.size + 1)
+    return {str(name): float(mean) for name, mean in zip(names, means, strict=True)}
 
 
 def _component(rule: Rule, values: Floats, errors: Floats) -> _Tested:

@@ -13,8 +13,10 @@ from matplotlib.ticker import MaxNLocator
 from expunge.reporting.svg import (
     INK,
     LARGE,
+    LETTER,
     METHOD,
     ORIGINAL,
+    POINTS,
     QUIET,
     REFERENCE,
     SECOND,
@@ -84,7 +86,8 @@ def _told(name: str, point: Mapping[str, Any], figure: Mapping[str, Any]) -> str
 
 def _grid(figure: Mapping[str, Any]) -> Drawing:
     values = [[float(value) for value in row] for row in figure["values"]]
-    drawn, axes = panel((3.6, 0.9 + 0.42 * len(values)), 1.1)
+    left = 0.35 + max(map(len, figure["rows"])) * LETTER / POINTS
+    drawn, axes = panel((left + 0.62 * len(figure["columns"]) + 0.2, 0.6 + 0.3 * len(values)), left)
     axes.grid(visible=False)
     span = max(figure["high"] - figure["low"], 1e-12)
     stops: list[Stop] = []

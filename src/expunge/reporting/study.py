@@ -58,11 +58,21 @@ def _names(figure: Mapping[str, Any]) -> list[str]:
 
 
 def _row(claim: Mapping[str, Any]) -> Json:
-    return {**claim, "told": measured_text(claim), "each": ", ".join(_number(v) for v in claim["measured"]["values"])}
+    return {
+        **claim,
+        "told": measured_text(claim),
+        "each": ", ".join(_number(v) for v in claim["measured"]["values"]),
+        "parts": parts_text(claim),
+    }
+
+
+def parts_text(claim: Mapping[str, Any]) -> str:
+    """The mean of every component of a claim about several numbers, and nothing of a claim about one."""
+    return ", ".join(f"{name} {_number(mean)}" for name, mean in claim["measured"]["parts"].items())
 
 
 def measured_text(claim: Mapping[str, Any]) -> str:
-    """A claim's mean over seeds with its 90 % interval and unit."""
+    """A claim's mean over seeds with its 90 % interval and unit; of an array that of the component which decides."""
     found = claim["measured"]
     if not found["n"]:
         return "-"
@@ -85,6 +95,8 @@ def study_table(result: Mapping[str, Any]) -> str:
         lines.append(f"    {claim['statement']}")
         note = f"  ({claim['note']})" if claim["note"] else ""
         lines.append(f"    rule {claim['rule']['holds']}; measured {measured_text(claim)}{note}")
+        if claim["measured"]["parts"]:
+            lines.append(f"    {parts_text(claim)}")
     return "\n".join(lines)
 
 
@@ -123,8 +135,7 @@ def _section(result: Mapping[str, Any]) -> str:
         *(_line(claim) for claim in result["claims"]),
         "",
     ]
-    notes = [f"- `{c['id']}`: {c['comment']}" for c in result["claims"] if c.get("comment")]
-    return "\n".join([*lines, *notes, ""] if notes else lines)
+    return "\n".join(lines)
 
 
 def _line(claim: Mapping[str, Any]) -> str:
@@ -134,7 +145,7 @@ def _line(claim: Mapping[str, Any]) -> str:
     words = [
         f"{mark}`{claim['id']}`: {claim['statement']} ({claim['source']}){paper}",
         f"{claim['rule']['holds']}: {claim['rule']['reason']}",
-        measured_text(claim),
+        measured_text(claim) + (f"; means: {parts_text(claim)}" if claim["measured"]["parts"] else ""),
         claim["verdict"] + note,
     ]
     return f"| {' | '.join(word.replace('|', chr(92) + '|') for word in words)} |"

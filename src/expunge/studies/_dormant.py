@@ -54,7 +54,7 @@ WEIGHT: Mapping[str, Sequence[Entry]] = {
 
 MORE: Mapping[str, Sequence[Entry]] = {
     "finetune": [{"name": "finetune", "weight_decay": decay} for decay in (1e-4, 1e-3, 1e-2)],
-    "l1_sparse": [{"name": "l1_sparse", "gamma": gamma} for gamma in (1e-4, 3e-4, 1e-3)],
+    "l1_sparse": [{"name": "l1_sparse", "gamma": gamma} for gamma in (1e-3, 5e-3, 2e-2)],
     "ssd": [{"name": "ssd", "alpha": alpha} for alpha in (2.0, 5.0, 10.0)],
     "weight_dropout": [{"name": "weight_dropout", "p": p} for p in (0.2, 0.4, 0.5)],
 }

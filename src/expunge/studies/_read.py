@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -76,11 +76,16 @@ class OfSeed:
         return Gap(one.mean, one.sampling)
 
 
-def with_error(name: str, gaps: Sequence[Gap] | Gap) -> dict[str, float | list[float]]:
-    """A claim's number, or its array, with the standard errors beside it."""
+def with_error(name: str, gaps: Mapping[str, Gap] | Gap) -> dict[str, Any]:
+    """A claim's number with its standard error, or its array by what the components are of."""
     if isinstance(gaps, Gap):
         return {name: gaps.value, f"{name}.se": gaps.se}
-    return {name: [gap.value for gap in gaps], f"{name}.se": [gap.se for gap in gaps]}
+    return array(name, {of: gap.value for of, gap in gaps.items()}) | {f"{name}.se": [g.se for g in gaps.values()]}
+
+
+def array(name: str, values: Mapping[str, float]) -> dict[str, Any]:
+    """A claim's array by what the components are of."""
+    return {name: list(values.values()), f"{name}.of": list(values)}
 
 
 def mean_gap(gaps: Sequence[Gap]) -> Gap:

@@ -19,14 +19,14 @@ LOW, MEDIUM, HIGH = "label_swap", "class_confusion", "poison_trigger"
 REGULARITIES = (LOW, MEDIUM, HIGH)
 
 ABLATIONS = ("rem", "rem-no_removal", "rem-npo")
-"""From whole to least: without keeping the base clean while redirecting; without redirection."""
+"""From whole to least: removal before redirecting only, not while; removal alone, NPO on the base until it stops."""
 
 GRID: Mapping[str, Sequence[Entry]] = {
     "rem": [{"name": "rem", "learning_rate": rate} for rate in (2e-4, 4e-4, 1e-3)],
     "finetune": [{"name": "finetune", "learning_rate": rate} for rate in (2e-4, 5e-4, 1e-3)],
     "scrub": [{"name": "scrub", "learning_rate": rate} for rate in (1e-4, 2e-4, 5e-4)],
     "bad_teacher": [{"name": "bad_teacher", "learning_rate": rate} for rate in (1e-4, 2e-4, 5e-4)],
-    "npo": [{"name": "npo", "learning_rate": rate} for rate in (5e-5, 1e-4, 2e-4)],
+    "npo_retain": [{"name": "npo", "learning_rate": rate} for rate in (1e-4, 2e-4, 5e-4)],
     "potion": [{"name": "potion"}],
 }
 MORE: Mapping[str, Sequence[Entry]] = {
@@ -68,7 +68,7 @@ def grid(*, every: bool, small: bool) -> dict[str, list[Entry]]:
     """Candidates by label."""
     found = {**GRID, **(MORE if every else {})}
     if small:
-        found = {label: found[label] for label in ("rem", "finetune", "npo")}
+        found = {label: found[label] for label in ("rem", "finetune", "npo_retain")}
     return {label: [shortened(entry, small) for entry in entries] for label, entries in found.items()}
 
 

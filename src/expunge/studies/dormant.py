@@ -21,7 +21,7 @@ from expunge.evidence.table import ORIGINAL, REFERENCE
 from expunge.studies import _dormant as setup
 from expunge.studies._choose import choose, tow
 from expunge.studies._dormant_claims import CLAIMS
-from expunge.studies._read import FORGET, TEST, OfSeed, mean_gap, spearman, with_error
+from expunge.studies._read import FORGET, TEST, OfSeed, array, mean_gap, spearman, with_error
 from expunge.studies._study import Preset, Study, Work
 
 GENTLE = "relearn"
@@ -97,8 +97,8 @@ class Dormant(Study):
         hard, easy = (OfSeed(work.record(name).table, seed) for name in ("hard", "easy"))
         output, weight = ([m for m in basis["entries"] if m in family] for family in (setup.OUTPUT, setup.WEIGHT))
         found: dict[str, Any] = {}
-        found |= with_error("output_recovers", [hard.gap(m, attack=GENTLE) for m in output])
-        found |= with_error("weight_space_resists", [hard.gap(m, attack=GENTLE) for m in weight])
+        found |= with_error("output_recovers", {m: hard.gap(m, attack=GENTLE) for m in output})
+        found |= with_error("weight_space_resists", {m: hard.gap(m, attack=GENTLE) for m in weight})
         found |= with_error("retrained_flat", hard.change(REFERENCE, GENTLE))
         found |= with_error("output_gains", mean_gap([hard.gain(m, GENTLE) for m in output]))
         found |= with_error("weight_space_costs", mean_gap([hard.gap(m, key=TEST) for m in weight]))
@@ -113,11 +113,15 @@ class Dormant(Study):
         family = [f"weight_distortion-{sigma:g}" for sigma in self.strengths]
         after = {m: hard.value(m, FORGET, GENTLE) for m in (*methods, *family)}
         found: dict[str, Any] = {f"after {m}": value for m, value in after.items()}
-        ranked = []
-        for group in (methods, family):
-            for key in (setup.L2, setup.BARRIER):
-                ranked.append(spearman([hard.value(m, key) for m in group], [after[m] for m in group]))
-        found["distance_ranks"] = ranked
+        groups = {"methods": methods, "strengths": family}
+        found |= array(
+            "distance_ranks",
+            {
+                f"{name} over {what}": spearman([hard.value(m, key) for m in group], [after[m] for m in group])
+                for what, group in groups.items()
+                for name, key in (("L2", setup.L2), ("barrier", setup.BARRIER))
+            },
+        )
         for name, key in setup.predictors(self.audits).items():
             found |= {f"{name} {m}": hard.value(m, key) for m in (*methods, *family)}
             found[f"{name} ranks"] = spearman([hard.value(m, key) for m in methods], [after[m] for m in methods])
@@ -127,9 +131,8 @@ class Dormant(Study):
         for attack in self.attacks:
             found |= {f"{attack}: {m}": hard.gap(m, attack=attack).value for m in (setup.OURS, *methods)}
         if others:
-            found["ranking_survives"] = [
-                spearman(gentle, [hard.gap(m, attack=attack).value for m in methods]) for attack in others
-            ]
+            ranks = {a: spearman(gentle, [hard.gap(m, attack=a).value for m in methods]) for a in others}
+            found |= array("ranking_survives", ranks)
         return found
 
     def _permuted(self, hard: OfSeed) -> dict[str, Any]:

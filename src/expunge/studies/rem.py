@@ -20,7 +20,7 @@ from expunge.evidence.figure import Figure, Grid
 from expunge.evidence.table import ORIGINAL, REFERENCE
 from expunge.studies import _rem as setup
 from expunge.studies._choose import choose, kept_and_forgotten
-from expunge.studies._read import FORGET, TEST, Key, OfSeed, spearman, with_error
+from expunge.studies._read import FORGET, TEST, Key, OfSeed, array, spearman, with_error
 from expunge.studies._rem_claims import CLAIMS
 from expunge.studies._study import Preset, Study, Work
 
@@ -83,14 +83,23 @@ class REM(Study):
         ]
         untouched = {"name": "finetune", "budget": 1, "label": KEPT}
         runs += [
-            (f"tied-{r}", {**self._base(r, 1.0), "model": setup.TIED}, [untouched, chosen["rem"], chosen["npo"]])
-            for r in setup.REGULARITIES
+            (
+                f"tied-{cell}",
+                {**base, "model": setup.TIED},
+                [untouched, *(m for m in methods if m.get("label") in self._tied())],
+            )
+            for cell, base, methods in list(runs)
+            if self.every or base["forget"]["discovery"] == 1
         ]
         runs += [
-            (f"dial-{q:g}", self._base(setup.HIGH, 0.5, presence=q), [{"name": "retrain"}])
+            (f"dial-{q:g}", self._base(setup.HIGH, 0.5, presence=q), [chosen["rem"], {"name": "retrain"}])
             for q in (() if self.small else DIAL)
         ]
         return runs
+
+    def _tied(self) -> list[str]:
+        """Methods that are tried on models with example-tied dropout too."""
+        return ["rem", "rem-npo", *(("scrub", "bad_teacher") if self.every else ())]
 
     def measure(self, seed: int, work: Work, basis: Mapping[str, Any]) -> Measured:
         """Read everything from the scores of the runs."""
@@ -100,11 +109,11 @@ class REM(Study):
         found: dict[str, Any] = {f"{what} {m}": [part(c, m) for c in cells] for m in rows for what, part in PARTS}
         mean = {m: float(np.mean(found[f"product {m}"])) for m in rows}
         others = [m for m in rows if m not in (*setup.ABLATIONS, "rem-ideal", REFERENCE)]
-        found["rem_highest"] = [mean["rem"] - mean[m] for m in others]
+        found |= array("rem_highest", {m: mean["rem"] - mean[m] for m in others})
         found["rem_never_collapses"] = min(
             ours / whole for ours, whole in zip(found["product rem"], found[f"product {REFERENCE}"], strict=True)
         )
-        found["ablation_order"] = [mean[m] for m in setup.ABLATIONS]
+        found |= array("ablation_order", {m: mean[m] for m in setup.ABLATIONS})
         known = [i for i, rate in enumerate(np.repeat(self.rates, 3)) if rate < 1]
         gain = np.subtract(found["product rem-ideal"], found["product rem"])
         found["ideal_bounds"] = float(np.mean(gain[known]))
@@ -114,49 +123,54 @@ class REM(Study):
         healed = dict(zip(self._cells(), found["healed retrain"], strict=True))
         most, least = max(self.rates), min(self.rates)
         lost = {r: healed[r, most] - healed[r, 0.5] for r in setup.REGULARITIES}
-        told: dict[str, Any] = {
-            "retrain_heals_all_known": [
-                healed[r, most] - healing(runs[setup.cell(r, most)], REFERENCE) for r in setup.REGULARITIES
-            ],
-            "retrain_needs_discovery": [healed[r, most] - healed[r, least] for r in setup.REGULARITIES],
-            "trigger_is_abrupt": lost[setup.HIGH] - lost[setup.LOW],
-        }
+        whole = {r: healing(runs[setup.cell(r, most)], REFERENCE) for r in setup.REGULARITIES}
+        told: dict[str, Any] = {"trigger_is_abrupt": lost[setup.HIGH] - lost[setup.LOW]}
+        told |= array("retrain_heals_all_known", {r: healed[r, most] - whole[r] for r in setup.REGULARITIES})
+        told |= array("retrain_needs_discovery", {r: healed[r, most] - healed[r, least] for r in setup.REGULARITIES})
         if not self.small:
-            told["regularity_dial"] = [healing(runs[f"dial-{q:g}"], "retrain") for q in DIAL]
+            dial = {f"presence {q:g}": healing(runs[f"dial-{q:g}"], "retrain") for q in DIAL}
+            told |= array("regularity_dial", dial)
         return told
 
     def _baselines(self, found: Mapping[str, Any]) -> dict[str, Any]:
         cells = self._cells()
         told: dict[str, Any] = {"npo_pays": float(np.mean(np.subtract(found["utility npo"], found["utility retrain"])))}
         followers = [m for m in ("finetune", "scrub", "bad_teacher") if f"healed {m}" in found]
-        told["retain_methods_follow"] = [spearman(found[f"healed {m}"], found["healed retrain"]) for m in followers]
+        ranks = {m: spearman(found[f"healed {m}"], found["healed retrain"]) for m in followers}
+        told |= array("retain_methods_follow", ranks)
         if "healed potion" in found:
             healed, utility = (dict(zip(cells, found[f"{what} potion"], strict=True)) for what in ("healed", "utility"))
             whole = dict(zip(cells, found["utility retrain"], strict=True))
-            told["potion_heals_triggers"] = [healed[setup.HIGH, rate] for rate in self.rates]
+            told |= array("potion_heals_triggers", {f"rate {rate:g}": healed[setup.HIGH, rate] for rate in self.rates})
             told["potion_breaks_on_labels"] = float(
                 np.mean([utility[setup.LOW, rate] - whole[setup.LOW, rate] for rate in self.rates])
             )
         return told
 
     def _beyond(self, runs: Mapping[str, OfSeed]) -> dict[str, Any]:
-        all_known = [runs[setup.cell(r, 1.0)] for r in setup.REGULARITIES]
-        half_known = [runs[setup.cell(r, 0.5)] for r in setup.REGULARITIES]
+        all_known = {r: runs[setup.cell(r, 1.0)] for r in setup.REGULARITIES}
+        half_known = {r: runs[setup.cell(r, 0.5)] for r in setup.REGULARITIES}
         confused = [runs[setup.cell(setup.MEDIUM, rate)] for rate in self.rates]
-        tied = {r: runs[f"tied-{r}"] for r in setup.REGULARITIES}
-        plain = {r: runs[setup.cell(r, 1.0)] for r in setup.REGULARITIES}
+        tied = {r: runs[f"tied-{setup.cell(r, 1.0)}"] for r in setup.REGULARITIES}
 
         def helped(regularity: str) -> float:
-            return healing(tied[regularity], KEPT) - healing(plain[regularity], ORIGINAL)
+            return healing(tied[regularity], KEPT) - healing(all_known[regularity], ORIGINAL)
 
         return {
             "tying_helps_labels": helped(setup.LOW),
             "tying_fails_triggers": helped(setup.HIGH),
-            "base_unlearns": [c.value(ORIGINAL, FORGET) - c.value("rem", FORGET) for c in all_known],
+            **array(
+                "base_unlearns", {r: c.value(ORIGINAL, FORGET) - c.value("rem", FORGET) for r, c in all_known.items()}
+            ),
             "utility_hides_harm": float(np.mean([c.gap("rem", key=CONFUSED).value for c in confused])),
-            **with_error("deletes_under_clean_attack", [c.gap("rem", attack=ATTACK) for c in all_known]),
-            **with_error("deletes_under_corrupt_attack", [c.gap("rem", attack=ATTACK) for c in half_known]),
-            "tied product": {m: [product(tied[r], m) for r in setup.REGULARITIES] for m in (KEPT, "rem", "npo")},
+            **with_error("deletes_under_clean_attack", {r: c.gap("rem", attack=ATTACK) for r, c in all_known.items()}),
+            **with_error(
+                "deletes_under_corrupt_attack", {r: c.gap("rem", attack=ATTACK) for r, c in half_known.items()}
+            ),
+            "tied product": {
+                m: {name: product(run, m) for name, run in runs.items() if name.startswith("tied-")}
+                for m in (KEPT, *self._tied())
+            },
         }
 
     def _cells(self) -> list[tuple[str, float]]:
