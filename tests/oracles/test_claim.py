@@ -86,13 +86,63 @@ def test_secondary_claims_take_no_level_from_primary_ones() -> None:
     assert "takes back" in together[0].note
 
 
-def test_seeds_that_agree_do_not_hide_the_error_over_examples() -> None:
-    sure = [{"c": 0.05, "c.se": 0.0}] * 4
-    unsure = [{"c": 0.05, "c.se": 0.2}] * 4
+def test_an_error_over_examples_that_all_seeds_share_is_no_smaller_for_many_seeds() -> None:
+    sure = [{"c": 0.05 + d, "c.se": 0.0} for d in (-0.001, 0.0, 0.001, 0.002)]
+    unsure = [{**entry, "c.se": 0.2} for entry in sure]
     assert decide([claim(above(0.0, WHY))], sure)[0].verdict == "reproduced"
     found = decide([claim(above(0.0, WHY))], unsure)[0]
     assert found.verdict == "inconclusive"
-    assert found.contrast.se == pytest.approx(0.1)
+    assert found.contrast.se == pytest.approx(0.2)
+
+
+def test_shared_examples_do_not_raise_the_rate_of_false_claims() -> None:
+    rng = np.random.default_rng(3)
+    false = 0
+    for _ in range(1000):
+        examples = rng.normal(size=240)  # the same for all seeds, of mean 0
+        seeds = [examples + 0.3 * rng.normal(size=240) for _ in range(5)]
+        measured = [{"c": x.mean(), "c.se": x.std(ddof=1) / math.sqrt(240)} for x in seeds]
+        false += decide([claim(above(0.0, WHY))], measured)[0].verdict == "reproduced"
+    assert false / 1000 < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 1000)
+
+
+@pytest.mark.parametrize(("seeds", "wanted"), [(2, "inconclusive"), (4, "inconclusive"), (5, "reproduced")])
+def test_exact_agreement_is_a_sign_test(seeds: int, wanted: str) -> None:
+    assert verdict(below(-0.5, WHY), *[-1.0] * seeds) == wanted
+    assert verdict(above(-0.5, WHY), *[-1.0] * seeds) == wanted.replace("reproduced", "not reproduced")
+
+
+def test_a_count_needs_no_sign_test() -> None:
+    counted = Claim("c", "It is so.", "nobody", below(0.1, WHY), "unit", exact=True)
+    assert decide([counted], [{"c": 0.09}] * 2)[0].verdict == "reproduced"
+
+
+def test_both_sides_of_an_interval_share_the_level() -> None:
+    draws = np.random.default_rng(4).normal(size=(2000, 5))
+    found = [verdict(within(-1e-6, 1e-6, WHY), *row) for row in draws]
+    assert found.count("not reproduced") / 2000 < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 2000)
+
+
+def test_primary_claims_share_the_level_of_their_opposites() -> None:
+    rng = np.random.default_rng(5)
+    claims = [claim(above(0.0, WHY), name, primary=True) for name in "abc"]
+    any_false = 0
+    for _ in range(2000):
+        seeds = [dict(zip("abc", row, strict=True)) for row in rng.normal(size=(5, 3))]
+        any_false += any(f.verdict == "not reproduced" for f in decide(claims, seeds))
+    assert any_false / 2000 < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 2000)
+
+
+def test_a_primary_claim_that_was_not_measured_still_counts() -> None:
+    found = [{"a": v} for v in (0.5, 0.2, 0.6)]
+    pair = [claim(above(0.0, WHY), "a", primary=True), claim(above(0.0, WHY), "b", primary=True)]
+    assert decide(pair[:1], found)[0].verdict == "reproduced"
+    assert decide(pair, found)[0].verdict == "inconclusive"
+
+
+def test_what_contradicts_is_what_is_shown() -> None:
+    found = decide([claim(above(0.0, WHY))], [{"c": [math.nan, -1.0]}, {"c": [1.0, -1.1]}, {"c": [1.0, -0.9]}])[0]
+    assert found.verdict == "not reproduced" and found.contrast.mean == pytest.approx(-1.0)
 
 
 def test_what_is_no_number_is_refused() -> None:

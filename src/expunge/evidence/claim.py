@@ -5,7 +5,12 @@
     inconclusive     neither, or it was not measured
 
 A number that is an array must fulfil the rule in every component: an intersection-union test, whose p-value is the
-largest of its parts and needs no correction. Its opposite needs one component only, and is corrected for their number.
+largest of its parts and needs no correction. Its opposite needs one component only, and is corrected for their number;
+that of an interval has two sides, and is corrected for both.
+
+Errors over examples that every seed measures on are no smaller for many seeds: the error of a mean is the larger of
+that over seeds and of the seeds' mean error over examples. Numbers that agree exactly, as rank correlations do, have no
+error at all; n of them on one side are then a sign test, p = 2^-n.
 """
 
 from __future__ import annotations
@@ -23,8 +28,8 @@ from expunge.evidence.intervals import LEVEL, Contrast, Floats, combine, holm
 Outcome = Literal["reproduced", "not reproduced", "inconclusive"]
 Kind = Literal["above", "below", "within", "ordered"]
 Measured = Mapping[str, Any]
-"""What one seed gave by the claim's id: a number or an array; by `<id>.se` its standard error over examples, and by
-`<id>.of` what the components of an array are of."""
+"""What one seed gave by the claim's id: a number or an array; by `<id>.se` its standard error over examples that are
+the same in every seed (those drawn anew show in the scatter), and by `<id>.of` what an array's components are of."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,8 @@ class Claim:
     """One to three of a study carry it; the others are secondary."""
     paper_value: str | None = None
     """The paper's own figure as it was read; never one that could not be read."""
+    exact: bool = False
+    """Whether the number is a count that no seed could change, so that agreement is no accident."""
 
 
 @dataclass(frozen=True)
@@ -110,14 +117,24 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class _Tested:
-    """A claim's component that decides, with the p-values of the rule and of its opposite."""
+class _Component:
+    """One number per seed with the p-values of the rule and of its opposite."""
 
     contrast: Contrast
     values: tuple[float, ...]
     holds: float
     fails: float
-    parts: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Tested:
+    """A claim's p-values, and the components behind them: the one hardest to believe, and the one most against it."""
+
+    deciding: _Component
+    contrary: _Component
+    holds: float
+    fails: float
+    parts: Mapping[str, float]
 
 
 def decide(claims: Sequence[Claim], seeds: Sequence[Measured]) -> list[Finding]:
@@ -134,39 +151,50 @@ def decide(claims: Sequence[Claim], seeds: Sequence[Measured]) -> list[Finding]:
         SpecError: A seed gave something that is no number or array, or arrays of different lengths.
     """
     tested = [_test(claim, [s for s in seeds if claim.id in s]) for claim in claims]
-    primary = [t.holds for claim, t in zip(claims, tested, strict=True) if claim.primary and t is not None]
-    adjusted = iter(holm(primary))
+    primary = [index for index, claim in enumerate(claims) if claim.primary]
+    # One that was not measured counts too: leaving it out must not make the others easier.
+    adjusted = {
+        side: dict(zip(primary, holm([getattr(tested[i], side, 1.0) for i in primary]), strict=True))
+        for side in ("holds", "fails")
+    }
     return [
-        _finding(claim, t, next(adjusted) if claim.primary and t is not None else None)
-        for claim, t in zip(claims, tested, strict=True)
+        _finding(
+            claim,
+            t,
+            adjusted["holds"].get(i, getattr(t, "holds", 1.0)),
+            adjusted["fails"].get(i, getattr(t, "fails", 1.0)),
+            LEVEL / len(primary) if claim.primary else LEVEL,
+        )
+        for i, (claim, t) in enumerate(zip(claims, tested, strict=True))
     ]
 
 
-def _finding(claim: Claim, tested: _Tested | None, adjusted: float | None) -> Finding:
+def _finding(claim: Claim, tested: _Tested | None, holds: float, fails: float, level: float) -> Finding:
     if tested is None:
         return Finding(claim, "inconclusive", Contrast(math.nan, math.nan, 0), 0, (), "not measured at this preset")
-    holds = tested.holds if adjusted is None else adjusted
     verdict: Outcome = "inconclusive"
     if holds <= LEVEL:
         verdict = "reproduced"
-    elif tested.fails <= LEVEL:
+    elif fails <= LEVEL:
         verdict = "not reproduced"
-    note = _note(claim, tested, verdict)
-    return Finding(claim, verdict, tested.contrast, len(tested.values), tested.values, note, tested.parts)
+    shown = tested.contrary if verdict == "not reproduced" else tested.deciding
+    note = _note(claim, tested, verdict, level)
+    return Finding(claim, verdict, shown.contrast, len(shown.values), shown.values, note, tested.parts)
 
 
-def _note(claim: Claim, tested: _Tested, verdict: Outcome) -> str:
+def _note(claim: Claim, tested: _Tested, verdict: Outcome, level: float) -> str:
+    shown = tested.deciding
     if verdict != "inconclusive":
         return ""
-    if len(tested.values) < 2:
+    if len(shown.values) < 2:
         return "one seed has no interval"
-    if not math.isfinite(tested.contrast.mean):
+    if not math.isfinite(shown.contrast.mean):
         return "not finite"
     if tested.holds <= LEVEL:
         return f"alone p = {tested.holds:.3f}, which the number of primary claims takes back"
-    rule, mean = claim.rule, tested.contrast.mean
+    rule, mean = claim.rule, shown.contrast.mean
     gap = min(abs(mean - end) for end in (rule.low, rule.high) if math.isfinite(end))
-    needed = tested.contrast.seeds_needed(gap)
+    needed = shown.contrast.seeds_needed(gap, level)
     return f"{needed} seeds would decide, if they scatter as these do" if needed else "more seeds would not decide"
 
 
@@ -180,10 +208,10 @@ def _test(claim: Claim, seeds: Sequence[Measured]) -> _Tested | None:
         if values.shape[1] < 2:
             raise SpecError("one number has no order", where=claim.id, allowed="an array of two or more")
         values, errors = values[:, :-1] - values[:, 1:], np.hypot(errors[:, :-1], errors[:, 1:])
-    parts = [_component(claim.rule, values[:, i], errors[:, i]) for i in range(values.shape[1])]
-    worst = max(parts, key=lambda part: part.holds)
-    fails = min(1.0, len(parts) * min(part.fails for part in parts))
-    return _Tested(worst.contrast, worst.values, worst.holds, fails, _parts(claim, means, seeds[0]))
+    parts = [_component(claim, values[:, i], errors[:, i]) for i in range(values.shape[1])]
+    deciding, contrary = max(parts, key=lambda p: p.holds), min(parts, key=lambda p: p.fails)
+    fails = min(1.0, len(parts) * contrary.fails)
+    return _Tested(deciding, contrary, deciding.holds, fails, _parts(claim, means, seeds[0]))
 
 
 def _parts(claim: Claim, means: Floats, first: Measured) -> dict[str, float]:
@@ -193,21 +221,21 @@ def _parts(claim: Claim, means: Floats, first: Measured) -> dict[str, float]:
     return {str(name): float(mean) for name, mean in zip(names, means, strict=True)}
 
 
-def _component(rule: Rule, values: Floats, errors: Floats) -> _Tested:
-    seeds = len(values)
+def _component(claim: Claim, values: Floats, errors: Floats) -> _Component:
+    rule, seeds = claim.rule, len(values)
+    told = tuple(map(float, values))
     if not np.isfinite(values).all():
-        return _Tested(Contrast(math.nan, math.nan, seeds - 1), tuple(map(float, values)), 1.0, 1.0)
-    mean = combine(values, math.sqrt(float(np.sum(errors**2))) / seeds, 0.0)
-    # A bound at infinity is met by every number.
-    holds = max(
-        mean.p_above(rule.low) if math.isfinite(rule.low) else 0.0,
-        mean.p_below(rule.high) if math.isfinite(rule.high) else 0.0,
-    )
-    fails = min(
-        mean.p_below(rule.low) if math.isfinite(rule.low) else 1.0,
-        mean.p_above(rule.high) if math.isfinite(rule.high) else 1.0,
-    )
-    return _Tested(mean, tuple(map(float, values)), holds, fails)
+        return _Component(Contrast(math.nan, math.nan, seeds - 1), told, 1.0, 1.0)
+    shared = float(errors.mean())
+    mean = combine(values, shared, shared)
+    least = 0.5**seeds if mean.se == 0 and not claim.exact else 0.0
+    # A bound at infinity is met by every number, and by none from beyond it.
+    above = [mean.p_above(rule.low)] if math.isfinite(rule.low) else []
+    below = [mean.p_below(rule.high)] if math.isfinite(rule.high) else []
+    beyond = [mean.p_below(rule.low)] if math.isfinite(rule.low) else []
+    beyond += [mean.p_above(rule.high)] if math.isfinite(rule.high) else []
+    fails = min(1.0, len(beyond) * max(min(beyond), least))
+    return _Component(mean, told, max([*above, *below, least]), fails)
 
 
 def _stacked(claim: Claim, found: Sequence[Any]) -> Floats:

@@ -30,7 +30,7 @@ def read_study(path: Path) -> Json:
         found: Json = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         found = {}
-    if not {"study", "preset", "claims", "figures"} <= found.keys():
+    if not isinstance(found, dict) or not {"study", "preset", "claims", "figures"} <= found.keys():
         raise SpecError("there is no result of a study", where=str(path), remedy="run expunge study NAME first")
     return found
 

@@ -14,6 +14,7 @@ Entry = dict[str, Any]
 """A method's table in a spec, without its label."""
 Number = Callable[[Table], dict[str, float]]
 """A run to one number per label, the larger the better."""
+PARTS = ("forget", "retain")
 
 
 def choose(
@@ -44,10 +45,18 @@ def _best(means: Mapping[str, float], label: str, count: int) -> int:
     return max(range(count), key=lambda i: means.get(f"{label}-{i}", 0.0))
 
 
-def tow(table: Table) -> dict[str, float]:
-    """Mean ToW (evidence/tow.py): closeness to the retrained model on forget, retain and test set together."""
-    rows = [r for r in table.rows() if (r["metric"], r["seed"], r["attack"]) == ("tow", None, None)]
-    return {row["model"]: float(row["value"]) for row in rows}
+def near_retrained(table: Table) -> dict[str, float]:
+    """Closeness to the retrained model on forget and retain set: the mean of (1 - |gap|)(1 - |gap|), no test set."""
+    gaps = {
+        (row["model"], row["seed"], row["split"]): float(row["gap"])
+        for row in table.rows()
+        if row["metric"] == "accuracy" and row["attack"] is None and row["seed"] is not None and row["gap"] is not None
+    }
+
+    def mean(model: str) -> float:
+        return float(np.mean([np.prod([1 - abs(gaps[model, s, part]) for part in PARTS]) for s in table.seeds]))
+
+    return {model: mean(model) for model in table.models if (model, table.seeds[0], "forget") in gaps}
 
 
 def kept_and_forgotten(table: Table) -> dict[str, float]:

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
+
+from expunge.core.data import Data
+from expunge.data.fashion_mnist import FashionMNIST
 from expunge.studies._choose import Entry
 from expunge.studies._read import Key
 
 TUNING = (100, 101)
 """Seeds on which settings are chosen; never reported."""
-OURS, UNTOUCHED, RANDOM, PERMUTED = "noisy_distillation", "untouched", "random_weights", "permuted"
+OURS, UNTOUCHED, RANDOM = "noisy_distillation", "untouched", "random_weights"
+MOVED = {"permuted": {}, "rescaled": {"permute": False, "rescale": 1.0}}
+"""Controls that are random relabelling's function with other weights; to gradient descent the second is another."""
+RESISTING = ("weight_distortion", "weight_distance_reg", "connectivity_breaking")
+PERTURBED = ("weight_attenuation", "weight_dropout")
+OTHER_IMAGES = "expunge.studies._dormant:other_images"
 SHORT = {"epochs": 2}
 
 L2: Key = ("l2_distance", "weights")
@@ -35,10 +45,14 @@ AUDITS = ("distance", "path", "aligned_distance", "function_distance", "curvatur
 OUTPUT: Mapping[str, Sequence[Entry]] = {
     "random_relabel": [{"name": "random_relabel", "weight": weight} for weight in (0.1, 0.3, 1.0)],
     "neggrad_plus": [{"name": "neggrad_plus", "alternate": True, "learning_rate": rate} for rate in (2e-4, 5e-4, 1e-3)],
-    "scrub": [{"name": "scrub", "learning_rate": rate} for rate in (2e-4, 5e-4, 1e-3)],
+    "scrub": [
+        {"name": "scrub", "forget_epochs": 10, "alpha": 1.0, "temperature": 1.0, "learning_rate": rate}
+        for rate in (2e-4, 5e-4, 1e-3)
+    ],
     "circuit_breakers": [{"name": "circuit_breakers", "hold": hold} for hold in (0.1, 0.2, 0.3)],
 }
-"""Methods that change outputs or hidden states on the forget set, with their candidates."""
+"""Methods that change outputs or hidden states on the forget set, with their candidates; by turns, as the paper has it,
+where it has so."""
 
 WEIGHT: Mapping[str, Sequence[Entry]] = {
     "weight_distortion": [
@@ -60,6 +74,7 @@ MORE: Mapping[str, Sequence[Entry]] = {
 }
 """The paper's others, each by itself."""
 
+EXTRA = ("finetune", "l1_sparse", "ssd-finetune", "weight_dropout")
 SAFEGUARDS = ("scrub", "circuit_breakers", "weight_distortion")
 SAFEGUARDED = ("tar", "connectivity_breaking", "weight_distance_reg")
 
@@ -116,10 +131,17 @@ def methods(chosen: Mapping[str, Entry], strengths: Sequence[float], *, every: b
         # A budget of one gradient affords no step: the original as it is, and weights as they were drawn.
         {"name": "finetune", "budget": 1, "label": UNTOUCHED},
         {"name": "retrain", "budget": 1, "label": RANDOM},
-        {"name": "symmetry", "after": "random_relabel", "label": PERMUTED},
+        *({"name": "symmetry", "after": "random_relabel", "label": label, **how} for label, how in MOVED.items()),
         {"name": "retrain"},
     ]
+    if every:
+        entries += [_shortened({"name": "finetune", "after": "ssd", "label": "ssd-finetune"}, short)]
     return [*entries, *(_safeguarded(chosen) if every else [])]
+
+
+def safeguarded() -> list[str]:
+    """Labels of what the paper runs from safeguarded models."""
+    return [f"{first}-{name}" for first in SAFEGUARDS for name in SAFEGUARDED]
 
 
 def _safeguarded(chosen: Mapping[str, Entry]) -> list[Entry]:
@@ -131,10 +153,22 @@ def _safeguarded(chosen: Mapping[str, Entry]) -> list[Entry]:
     ]
 
 
+def other_images(train: int, test: int = 2000) -> Data:
+    """Fashion-MNIST images that the main run does not use, for a claim about settings that were found on those.
+
+    Args:
+        train: How many to train on, from the 5,001st.
+        test: How many of the first 5,000, on which nothing is trained here, to test on.
+    """
+    data = FashionMNIST()()
+    return replace(data, train=torch.arange(5000, 5000 + train), test=torch.arange(test))
+
+
 def attack(name: str, short: bool) -> Entry:
     """An attack of the spec."""
     return {"name": "relearn", "label": name, **ATTACKS[name], **(SHORT if short else {})}
 
 
 def _shortened(entry: Entry, short: bool) -> Entry:
-    return {**entry, **SHORT} if short and entry["name"] != "ssd" else dict(entry)
+    brief = SHORT | ({"forget_epochs": 2} if "forget_epochs" in entry else {})
+    return {**entry, **brief} if short and entry["name"] != "ssd" else dict(entry)

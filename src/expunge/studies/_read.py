@@ -11,13 +11,15 @@ import numpy as np
 from scipy import stats
 
 from expunge.base.errors import SpecError
+from expunge.evidence.estimate import is_binary
 from expunge.evidence.intervals import Floats, contrast
 from expunge.evidence.scores import Scores
-from expunge.evidence.table import REFERENCE, Table
+from expunge.evidence.table import ORIGINAL, REFERENCE, Table
 
 Key = tuple[str, str]
 FORGET: Key = ("accuracy", "forget")
 TEST: Key = ("accuracy", "test")
+END: Key = ("known_at_end", "forget")
 
 
 class Gap(NamedTuple):
@@ -63,17 +65,40 @@ class OfSeed:
         return self._paired([(1.0, model, attack), (-1.0, model, None)], key)
 
     def between(self, model: str, attack: str, other: str, key: Key = FORGET) -> Gap:
-        """A model after one attack minus the same model after another."""
-        return self._paired([(1.0, model, attack), (-1.0, model, other)], key)
+        """What one attack brings back beyond another, and beyond what it does to the reference."""
+        terms = [(1.0, model, attack), (-1.0, model, other), (-1.0, REFERENCE, attack), (1.0, REFERENCE, other)]
+        return self._paired(terms, key)
+
+    def margin(self, model: str, attack: str | None, side: float, key: Key = FORGET) -> Gap:
+        """The gap to the reference after the same attack, less `side` times the range between original and reference.
+
+        The linear contrast that verdicts test, with 0.1 for what is left and -0.1 for what is over-forgotten.
+        """
+        terms = [(1.0, model, attack), (-1.0, REFERENCE, attack), (-side, ORIGINAL, None), (side, REFERENCE, None)]
+        return self._paired(terms, key)
+
+    def end(self, model: str, attack: str) -> Gap:
+        """The forget set's known share at the end of an attack, not at its peak, minus that before it."""
+        last, first = self.scores(model, END, attack), self.scores(model, FORGET, None)
+        return _contrast([(1.0, last), (-1.0, first)])
+
+    def weighted(self, terms: Sequence[tuple[float, str]], key: Key) -> Gap:
+        """A weighted sum of models' values before any attack, example by example."""
+        return self._paired([(weight, model, None) for weight, model in terms], key)
 
     def _paired(self, terms: Sequence[tuple[float, str, str | None]], key: Key) -> Gap:
-        found = [(weight, self.scores(model, key, attack)) for weight, model, attack in terms]
-        first = found[0][1]
-        if not all(np.array_equal(scores.ids, first.ids) for _, scores in found):
-            raise SpecError("models were scored on other examples", where=f"{key[0]} on {key[1]}")
-        mixed: Floats = np.sum([weight * scores.values for weight, scores in found], axis=0)
-        one = contrast([mixed], [first.draws])
-        return Gap(one.mean, one.sampling)
+        return _contrast([(weight, self.scores(model, key, attack)) for weight, model, attack in terms])
+
+
+def _contrast(found: Sequence[tuple[float, Scores]]) -> Gap:
+    first = found[0][1]
+    if not all(np.array_equal(scores.ids, first.ids) for _, scores in found):
+        raise SpecError("models were scored on other examples", where=f"{first.metric} on {first.split}")
+    mixed: Floats = np.sum([weight * scores.values for weight, scores in found], axis=0)
+    # The most that one example can change, where it is right or wrong.
+    step = sum(abs(weight) for weight, _ in found) if all(is_binary(scores.values) for _, scores in found) else 0.0
+    one = contrast([mixed], [first.draws], step=step)
+    return Gap(one.mean, one.sampling)
 
 
 def with_error(name: str, gaps: Mapping[str, Gap] | Gap) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from expunge.evidence.claim import Claim, above, below, ordered, within
 
 PAPER = "2505.17730"
-CODE, ABSTRACT, TABLE = f"{PAPER}, official code", f"{PAPER}, abstract", f"{PAPER}, table as reported by others"
+TABLE, EXPECTED = f"{PAPER}, table as reported by others", "ours, expected from the construction"
 MARGIN = "A tenth, which is a verdict's margin where nearly everything was learned."
 
 CLAIMS = (
@@ -22,14 +22,14 @@ CLAIMS = (
     Claim(
         "rem_never_collapses",
         "In no cell of the plane does REM fall below half of what a model without any corruption has there.",
-        ABSTRACT,
-        above(0.5, "Half of the ideal is where nobody would deploy it; methods that collapse in the paper are below."),
+        EXPECTED,
+        above(0.5, "Below half of what can be had nobody would deploy it."),
         "ratio",
         primary=True,
     ),
     Claim(
         "ablation_order",
-        "Removal and redirection together beat redirection alone, which beats removal alone (NPO on the base).",
+        "Removing while redirecting beats removing before it only, which beats removal alone (NPO on the base).",
         TABLE,
         ordered("The paper claims the order of three means; any distance that the seeds can show is one."),
         "share",
@@ -38,36 +38,36 @@ CLAIMS = (
     ),
     Claim(
         "retrain_heals_all_known",
-        "With everything discovered, retraining heals as a model without corruption does, for every corruption.",
-        ABSTRACT,
+        "Null control: with everything discovered, retraining heals as the reference of another seed does.",
+        EXPECTED,
         within(-0.1, 0.1, MARGIN),
         "share",
     ),
     Claim(
         "retrain_needs_discovery",
-        "With a tenth discovered, retraining heals far less than with everything, for every corruption.",
-        ABSTRACT,
+        "With the smallest share discovered, retraining heals far less than with everything, for every corruption.",
+        EXPECTED,
         above(0.1, MARGIN),
         "share",
     ),
     Claim(
         "trigger_is_abrupt",
         "From all to half discovered, retraining loses more of healing a trigger than of healing random labels.",
-        f"{PAPER}, as summarised by others",
+        EXPECTED,
         above(0.0, "Direction only: a few triggers suffice to teach it, while each random label is learned by itself."),
         "share",
     ),
     Claim(
         "retain_methods_follow",
         "Methods that train on the retain set heal where retraining heals: finetune, SCRUB and BadT, over the cells.",
-        f"{PAPER}, as summarised by others",
-        above(0.5, "Half of a perfect ranking over nine cells."),
+        EXPECTED,
+        above(0.5, "Half of a perfect ranking over the cells."),
         "Spearman",
     ),
     Claim(
         "potion_heals_triggers",
-        "Potion heals triggers, whatever share of them is discovered.",
-        "2406.09173, abstract",
+        "Potion heals triggers, at every share discovered.",
+        "2406.09173, abstract; at every share ours",
         above(0.5, "More than half of the images; the floor is a tenth, those whose true label is the trigger's."),
         "share",
         paper_value="0.937 healed (CIFAR-10 among others)",
@@ -75,36 +75,37 @@ CLAIMS = (
     Claim(
         "potion_breaks_on_labels",
         "On random labels Potion pays with utility.",
-        TABLE,
+        EXPECTED,
         below(-0.1, MARGIN),
         "share",
-        paper_value="utility 53.1 against 90.5 over the plane",
+        paper_value="over the whole plane: utility 53.1 against 90.5",
     ),
     Claim(
         "npo_pays",
-        "NPO heals without retained data and pays with utility, over the plane.",
-        f"{PAPER}, as summarised by others",
-        below(0.0, "Direction only."),
+        "NPO alone, which sees no retained example, heals more than the original and has less utility than retraining, "
+        "on average over the plane.",
+        EXPECTED,
+        above(0.0, "Direction only, of both."),
         "share",
     ),
     Claim(
         "tying_helps_labels",
         "Example-tied dropout alone, without unlearning, heals random labels.",
-        f"{PAPER}, as summarised by others",
+        EXPECTED,
         above(0.1, MARGIN),
         "share",
     ),
     Claim(
         "tying_fails_triggers",
         "Example-tied dropout alone does not heal triggers.",
-        f"{PAPER}, as summarised by others",
+        EXPECTED,
         below(0.1, MARGIN),
         "share",
     ),
     Claim(
         "ideal_bounds",
         "Had all corrupted examples shared the mask, discovered or not, REM would be no worse.",
-        f"{PAPER}, as summarised by others",
+        EXPECTED,
         above(-0.02, "What a verdict allows as a loss of utility, for equal is as good."),
         "share",
     ),
@@ -118,8 +119,8 @@ CLAIMS = (
     ),
     Claim(
         "utility_hides_harm",
-        "Utility leaves the two confused classes out: on clean examples of these REM lies below a model without "
-        "corruption.",
+        "Utility leaves the two confused classes out: on clean examples of these REM lies below retraining, which has "
+        "the same undiscovered corruption.",
         "ours",
         below(-0.02, "The loss of utility that a verdict allows."),
         "share",

@@ -17,6 +17,7 @@ import torch
 
 from expunge.base import registry
 from expunge.base.errors import SpecError, unknown
+from expunge.base.part import source_digest
 from expunge.base.record import address, canonical, spelled, storage_error, sweep_files, write_file
 from expunge.evidence.claim import decide
 from expunge.pipeline.folder import environment
@@ -63,6 +64,9 @@ def run_study(
     label = f"{name.replace(':', '.')}-{preset}" + ("" if chosen == scale.seeds else "-s" + "-".join(map(str, chosen)))
     work = Work(out / FOLDER, label, workers, progress)
     _make(work.folder)
+    for old in (RESULT, "report.html"):
+        # A result of before must not stand beside a run that failed.
+        (work.folder / old).unlink(missing_ok=True)
     start, load = time.perf_counter(), os.getloadavg()[0]
     basis = dict(study.prepare(chosen, work))
     measured = _measured(study, chosen, work, basis)
@@ -72,7 +76,7 @@ def run_study(
         "paper": study.paper,
         "seeds": list(chosen),
         "seconds": round(time.perf_counter() - start, 1),
-        "spent": round(sum(entry["seconds"] for entry in measured.values()) + basis.get("seconds", 0.0), 1),
+        "spent": round(sum(entry["seconds"] for entry in measured.values()) + work.spent(), 1),
         "load": round(load, 2),
         "workers": workers,
         "commit": environment()["commit"],
@@ -103,10 +107,11 @@ def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _measured(study: Study, seeds: Sequence[int], work: Work, basis: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
-    """What each seed gave, from its file where that was made in the same way."""
-    facts = {"study": study.fingerprint(), "basis": basis, "torch": torch.__version__}
+    """What each seed gave, from its file where that was made in the same way; what is only read is read again."""
+    code = source_digest(type(study))
+    facts = {"study": study.fingerprint(), "code": code, "basis": basis, "torch": torch.__version__}
     keys = {seed: address({**facts, "seed": seed}) for seed in seeds}
-    missing = [seed for seed in seeds if _held(work, seed).get("key") != keys[seed]]
+    missing = [s for s in seeds if not study.side_by_side or _held(work, s).get("key") != keys[s]]
     if work.workers > 1 and len(missing) > 1 and study.side_by_side:
         _in_processes(study, missing, work, basis, keys)
     else:
@@ -151,7 +156,7 @@ def _held(work: Work, seed: int) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(_file(work, seed).read_text(encoding="utf-8"), parse_constant=float)
     except (OSError, ValueError):
         return {}
-    return found if {"key", "seconds", "measured"} <= found.keys() else {}
+    return found if isinstance(found, dict) and {"key", "seconds", "measured"} <= found.keys() else {}
 
 
 def _tell(work: Work, seed: int) -> None:

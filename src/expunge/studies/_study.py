@@ -9,13 +9,14 @@ are its scale, and a preset is a set of values for them.
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from expunge.base.errors import MissingError, unknown
+from expunge.base.errors import MissingError, SpecError, unknown
 from expunge.base.part import Part
 from expunge.base.spec import parse
 from expunge.evidence.claim import Claim, Measured
@@ -66,10 +67,26 @@ class Work:
         Returns:
             The record, with its report beside it.
         """
-        spec = parse({"name": f"{self.name}-{name}", **table}, Path.cwd())
-        done = run(spec, self.out, workers=self.workers, progress=self.progress)
+        folder = self.out / f"{self.name}-{name}"
+        try:
+            spec = parse({"name": folder.name, **table}, Path.cwd())
+            done = run(spec, self.out, workers=self.workers, progress=self.progress)
+        except SpecError as error:
+            # Whoever runs a study has no spec to give another name to.
+            if error.where != str(folder):
+                raise
+            remedy = f"delete {folder}; what it computed stays in {self.out / 'cache'}"
+            raise SpecError(error.finding, where=error.where, allowed=error.allowed, remedy=remedy) from None
         write_report(done.folder)
         return self.record(name)
+
+    def spent(self) -> float:
+        """Seconds of computing behind all runs of the study, a stage that several of them use counted once."""
+        stages: dict[str, float] = {}
+        for path in self.out.glob(f"{self.name}-*/manifest.json"):
+            found = json.loads(path.read_text(encoding="utf-8"))
+            stages |= {stage["key"]: stage["seconds"] for stage in found["stages"]}
+        return sum(stages.values())
 
     def record(self, name: str) -> Run:
         """A run of the study that has finished."""

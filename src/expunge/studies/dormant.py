@@ -2,7 +2,8 @@
 
 The forget set are the examples that models know by heart only, the attack is fine-tuning on retained data; what is
 scored is the part of the forget set that no attack may use, at the peak of the attack, beside models that were
-retrained without it. Hyper-parameters are chosen on other seeds by ToW before any attack. Beyond the paper: is distance
+retrained without it. Hyper-parameters are chosen on other seeds, before any attack, by how close
+forget and retain accuracy are to the retrained model's. Beyond the paper: is distance
 in weight space the *cause* of resistance, which attack is the worst, and does a tenth of retraining's cost suffice?
 """
 
@@ -17,15 +18,16 @@ import numpy as np
 from expunge.base.part import Count
 from expunge.evidence.claim import Claim, Measured
 from expunge.evidence.figure import Chart, Figure, Grid, Series
-from expunge.evidence.table import ORIGINAL, REFERENCE
+from expunge.evidence.intervals import student
+from expunge.evidence.table import REFERENCE
 from expunge.studies import _dormant as setup
-from expunge.studies._choose import choose, tow
+from expunge.studies._choose import choose, near_retrained
 from expunge.studies._dormant_claims import CLAIMS
-from expunge.studies._read import FORGET, TEST, OfSeed, array, mean_gap, spearman, with_error
+from expunge.studies._read import END, FORGET, TEST, Key, OfSeed, array, mean_gap, spearman, with_error
 from expunge.studies._study import Preset, Study, Work
 
-GENTLE = "relearn"
-"""The attack of the paper's main figures: retained data alone, the rate of unlearning."""
+GENTLE, WORST = "relearn", "relearn_hot_k60"
+"""The attack of the paper's main figures, retained data alone at the rate of unlearning; and the harshest here."""
 
 
 @dataclass(frozen=True)
@@ -69,115 +71,153 @@ class Dormant(Study):
     """Everything but training in three epochs: only to see that it runs."""
 
     def prepare(self, seeds: Sequence[int], work: Work) -> Mapping[str, Any]:
-        """Choose settings on other seeds, then run every method, control and attack; and the easy forget set."""
+        """Choose settings on other seeds; run methods, controls and attacks, the easy set, and ours on other images."""
         base = setup.base(self.train, self.epochs, self.count)
         grid = setup.grid(every=self.every, short=self.short)
-        specs = {"tow": {**base, "seeds": list(setup.TUNING)}} if self.choosing else {}
-        chosen = choose(work, specs, grid, tow)
-        table = {
-            **base,
-            "seeds": list(seeds),
-            "method": setup.methods(chosen["entries"], self.strengths, every=self.every, short=self.short),
-            "attack": [setup.attack(name, self.short) for name in self.attacks],
-            "audit": [{"name": name} for name in self.audits],
+        specs = {"near": {**base, "seeds": list(setup.TUNING)}} if self.choosing else {}
+        chosen = choose(work, specs, grid, near_retrained)
+        entries, attacks = chosen["entries"], [setup.attack(name, self.short) for name in self.attacks]
+        everything = setup.methods(entries, self.strengths, every=self.every, short=self.short)
+        ours = next(entry for entry in everything if entry["name"] == setup.OURS)
+        specs = {
+            "hard": base | {"method": everything, "attack": attacks, "audit": [{"name": name} for name in self.audits]},
+            "easy": base
+            | {"forget": {"name": "easy_examples", "count": self.count}}
+            | {"method": [entries["random_relabel"]], "attack": [setup.attack(GENTLE, self.short)]},
+            "fresh": base
+            | {"data": {"name": setup.OTHER_IMAGES, "train": self.train}}
+            | {"method": [ours, {"name": "retrain"}], "attack": attacks},
         }
-        main = work.run(table, "hard")
-        easy = {**base, "forget": {"name": "easy_examples", "count": self.count}, "seeds": list(seeds)}
-        easy |= {"method": [chosen["entries"]["random_relabel"]], "attack": [setup.attack(GENTLE, self.short)]}
-        work.run(easy, "easy")
+        runs = {name: work.run({**spec, "seeds": list(seeds)}, name) for name, spec in specs.items()}
         return {
             **chosen,
-            "verdicts": {v["model"]: v["flags"] for v in main.verdicts},
-            "cost": {label: main.cost_share(label) for label in main.methods},
-            "scores": main.manifest["results"],
+            "verdicts": {name: {v["model"]: v["flags"] for v in run.verdicts} for name, run in runs.items()},
+            "cost": {label: runs["hard"].cost_share(label) for label in runs["hard"].methods},
+            "scores": {name: run.manifest["results"] for name, run in runs.items()},
         }
 
     def measure(self, seed: int, work: Work, basis: Mapping[str, Any]) -> Measured:
-        """Read everything from the scores of the two runs."""
-        hard, easy = (OfSeed(work.record(name).table, seed) for name in ("hard", "easy"))
-        output, weight = ([m for m in basis["entries"] if m in family] for family in (setup.OUTPUT, setup.WEIGHT))
-        found: dict[str, Any] = {}
-        found |= with_error("output_recovers", {m: hard.gap(m, attack=GENTLE) for m in output})
-        found |= with_error("weight_space_resists", {m: hard.gap(m, attack=GENTLE) for m in weight})
-        found |= with_error("retrained_flat", hard.change(REFERENCE, GENTLE))
-        found |= with_error("output_gains", mean_gap([hard.gain(m, GENTLE) for m in output]))
-        found |= with_error("weight_space_costs", mean_gap([hard.gap(m, key=TEST) for m in weight]))
+        """Read everything from the scores of the runs."""
+        hard, easy, fresh = (OfSeed(work.record(name).table, seed) for name in ("hard", "easy", "fresh"))
+        output = [m for m in basis["entries"] if m in setup.OUTPUT]
+        methods = [m for m in basis["entries"] if m in (*setup.OUTPUT, *setup.WEIGHT)]
+        found = self._recovery(hard, output, basis) | with_error("retrained_flat", hard.end(REFERENCE, GENTLE))
         found |= with_error("easy_shows_nothing", easy.gap("random_relabel", attack=GENTLE))
-        found["original_keeps"] = hard.value(setup.UNTOUCHED, FORGET, GENTLE)
+        found["original_keeps"] = hard.value(setup.UNTOUCHED, END, GENTLE)
         found |= with_error("random_stays", hard.gap(setup.RANDOM, attack=GENTLE))
+        found |= self._predictors(hard, methods) | self._moved(hard) | self._ours(fresh, basis)
+        return found | self._attacks(hard, methods) | self._all(hard, basis)
+
+    def _recovery(self, hard: OfSeed, output: Sequence[str], basis: Mapping[str, Any]) -> dict[str, Any]:
+        both = {f"{m} left": hard.gap(m, attack=GENTLE) for m in output}
+        both |= {f"{m} gained": hard.gain(m, GENTLE) for m in output}
+        found = with_error("output_recovers", both)
+        resisting = {m: hard.gap(m, attack=GENTLE) for m in setup.RESISTING}
+        perturbed = {m: hard.gap(m, attack=GENTLE) for m in setup.PERTURBED if m in basis["entries"]}
+        found |= with_error("weight_space_resists", resisting) | with_error("attenuation_resists", perturbed)
+        found |= with_error("weight_space_costs", mean_gap([hard.gap(m, key=TEST) for m in setup.RESISTING]))
         if "relearn_k60" in self.attacks:
             found |= with_error("grows_with_k", mean_gap([hard.between(m, "relearn_k60", GENTLE) for m in output]))
-        return found | self._predictors(hard, [*output, *weight]) | self._permuted(hard) | self._ours(hard, basis)
+        if self.every:
+            safe = {m: hard.gap(m, attack=GENTLE) for m in setup.safeguarded()}
+            found |= with_error("safeguarded_resists", safe)
+        return found
 
     def _predictors(self, hard: OfSeed, methods: Sequence[str]) -> dict[str, Any]:
         family = [f"weight_distortion-{sigma:g}" for sigma in self.strengths]
         after = {m: hard.value(m, FORGET, GENTLE) for m in (*methods, *family)}
         found: dict[str, Any] = {f"after {m}": value for m, value in after.items()}
-        groups = {"methods": methods, "strengths": family}
-        found |= array(
-            "distance_ranks",
-            {
-                f"{name} over {what}": spearman([hard.value(m, key) for m in group], [after[m] for m in group])
-                for what, group in groups.items()
-                for name, key in (("L2", setup.L2), ("barrier", setup.BARRIER))
-            },
-        )
+
+        def ranks(key: Key, group: Sequence[str]) -> float:
+            return spearman([hard.value(m, key) for m in group], [after[m] for m in group])
+
         for name, key in setup.predictors(self.audits).items():
             found |= {f"{name} {m}": hard.value(m, key) for m in (*methods, *family)}
-            found[f"{name} ranks"] = spearman([hard.value(m, key) for m in methods], [after[m] for m in methods])
-        found["function_ranks"] = found["function ranks"]
-        gentle = [hard.gap(m, attack=GENTLE).value for m in methods]
-        others = [a for a in self.attacks if a != GENTLE]
-        for attack in self.attacks:
-            found |= {f"{attack}: {m}": hard.gap(m, attack=attack).value for m in (setup.OURS, *methods)}
-        if others:
-            ranks = {a: spearman(gentle, [hard.gap(m, attack=a).value for m in methods]) for a in others}
-            found |= array("ranking_survives", ranks)
+        pairs = {
+            f"{name} over {what}": (key, group)
+            for what, group in (("methods", methods), ("strengths", family))
+            for name, key in (("L2", setup.L2), ("barrier", setup.BARRIER))
+        }
+        found |= array("distance_ranks", {name: ranks(*pair) for name, pair in pairs.items()})
+        both = {"function": setup.PREDICTORS["function"], "aligned L2": setup.ALIGNED}
+        found |= array("function_ranks", {name: ranks(key, methods) for name, key in both.items()})
+        if "curvature" in self.audits:
+            found["curvature_ranks"] = abs(ranks(setup.PREDICTORS["curvature"], methods))
         return found
 
-    def _permuted(self, hard: OfSeed) -> dict[str, Any]:
-        moved, plain = setup.PERMUTED, "random_relabel"
-        return {
-            "distance_without_forgetting": hard.value(moved, setup.L2) / hard.value(plain, setup.L2),
-            "alignment_undoes": hard.value(moved, setup.ALIGNED) / hard.value(plain, setup.ALIGNED),
-        } | with_error("distance_is_no_cause", hard.gap(moved, plain, attack=GENTLE))
+    def _attacks(self, hard: OfSeed, methods: Sequence[str]) -> dict[str, Any]:
+        left = {a: {m: hard.gap(m, attack=a) for m in methods} for a in self.attacks}
+        others = [a for a in self.attacks if a != GENTLE]
+        if not others:
+            return {}
+        gaps = {a: [gap.value for gap in left[a].values()] for a in self.attacks}
+        found = array("ranking_survives", {a: spearman(gaps[GENTLE], gaps[a]) for a in others})
+        harder = {a: mean_gap([hard.between(m, WORST, a) for m in methods]) for a in self.attacks if a != WORST}
+        return found | with_error("worst_attack", harder)
 
-    def _ours(self, hard: OfSeed, basis: Mapping[str, Any]) -> dict[str, Any]:
-        worst = max((hard.gap(setup.OURS, attack=attack) for attack in self.attacks), key=lambda gap: gap.value)
-        margin = 0.1 * hard.gap(ORIGINAL).value
-        return {
-            "tenth_erases": worst.value - margin,
-            "tenth_erases.se": worst.se,
-            "tenth_cheap": basis["cost"][setup.OURS],
-        } | with_error("tenth_useful", hard.gap(setup.OURS, key=TEST))
+    def _moved(self, hard: OfSeed) -> dict[str, Any]:
+        plain, moved = "random_relabel", "permuted"
+        farther = {
+            name: hard.value(moved, key) - max(hard.value(m, key) for m in setup.RESISTING)
+            for name, key in (("L2", setup.L2), ("barrier", setup.BARRIER))
+        }
+        same = {label: hard.gap(label, plain, attack=GENTLE) for label in setup.MOVED}
+        ratio = hard.value(moved, setup.ALIGNED) / hard.value(plain, setup.ALIGNED)
+        found = {"alignment_undoes": ratio} | array("distance_without_forgetting", farther)
+        return found | with_error("distance_is_no_cause", same)
+
+    def _ours(self, fresh: OfSeed, basis: Mapping[str, Any]) -> dict[str, Any]:
+        looks: list[str | None] = [None, *self.attacks]
+        left = {look or "before": fresh.margin(setup.OURS, look, 0.1) for look in looks}
+        under = {look or "before": fresh.margin(setup.OURS, look, -0.1) for look in looks}
+        found = with_error("tenth_erases", left) | with_error("tenth_unmarked", under)
+        found |= {"tenth_cheap": basis["cost"][setup.OURS]}
+        return found | with_error("tenth_useful", fresh.gap(setup.OURS, key=TEST))
+
+    def _all(self, hard: OfSeed, basis: Mapping[str, Any]) -> dict[str, Any]:
+        """What is left of every model before and after each attack, and its utility: for figures."""
+        models = [m for m in basis["cost"] if not m.startswith("weight_distortion-") or m in setup.safeguarded()]
+        found: dict[str, Any] = {"models": models}
+        for model in models:
+            found[f"left {model}"] = [hard.gap(model, attack=a).value for a in (None, *self.attacks)]
+            found[f"utility {model}"] = hard.gap(model, key=TEST).value
+        return found
 
     def figures(self, seeds: Mapping[int, Measured], basis: Mapping[str, Any]) -> list[Figure]:
-        """What comes back against each predictor, and method by attack."""
+        """How far each got, and what comes back against each predictor."""
         methods = [m for m in basis["entries"] if m in (*setup.OUTPUT, *setup.WEIGHT)]
         family = [f"weight_distortion-{sigma:g}" for sigma in self.strengths]
-
-        def mean(name: str) -> float:
-            return float(np.mean([float(found[name]) for found in seeds.values()]))
-
-        def points(predictor: str, name: str, group: Sequence[str]) -> Series:
-            x, y = (tuple(mean(f"{what} {m}") for m in group) for what in (predictor, "after"))
-            return Series(name, x, y, labels=tuple(m.removeprefix("weight_distortion-") for m in group))
-
+        groups = {"methods": methods, "weight distortion by strength": family}
         charts: list[Figure] = [
             Chart(
                 f"What comes back against {label}",
                 label,
                 "forget accuracy after the attack",
-                (points(name, "methods", methods), points(name, "weight distortion by strength", family)),
+                tuple(_points(seeds, predictor, name, group) for name, group in groups.items()),
                 "points",
             )
-            for name, label in setup.PREDICTOR_LABELS.items()
-            if name in setup.predictors(self.audits)
+            for predictor, label in setup.PREDICTOR_LABELS.items()
+            if predictor in setup.predictors(self.audits)
         ]
-        rows = (setup.OURS, *methods)
-        values = tuple(tuple(mean(f"{attack}: {m}") for attack in self.attacks) for m in rows)
-        names = tuple(a.removeprefix("relearn_") for a in self.attacks)
-        gaps = Grid(
-            "Forget accuracy above retrained models after each attack", "attack", "", names, rows, values, 0.0, 0.9
+        names = ("before", *(a.removeprefix("relearn_") for a in self.attacks), "test", "cost")
+        models = tuple(next(iter(seeds.values()))["models"])
+        values = tuple(
+            (*_mean(seeds, f"left {m}"), *_mean(seeds, f"utility {m}"), float(basis["cost"][m] or 0.0)) for m in models
         )
-        return [gaps, *charts]
+        title = (
+            "Forget accuracy above retrained models before and after each attack, test accuracy above theirs, and cost"
+        )
+        return [Grid(title, "", "", names, models, values, 0.0, 0.9), *charts]
+
+
+def _mean(seeds: Mapping[int, Measured], name: str) -> tuple[float, ...]:
+    values = np.array([np.atleast_1d(np.asarray(found[name], dtype=float)) for found in seeds.values()])
+    return tuple(map(float, values.mean(axis=0)))
+
+
+def _points(seeds: Mapping[int, Measured], predictor: str, name: str, group: Sequence[str]) -> Series:
+    """Means over seeds, with the 90 % interval of what comes back."""
+    after = [student(np.array([float(found[f"after {m}"]) for found in seeds.values()])) for m in group]
+    x = tuple(_mean(seeds, f"{predictor} {m}")[0] for m in group)
+    y, low, high = (tuple(column) for column in zip(*after, strict=True))
+    return Series(name, x, y, low, high, labels=tuple(m.removeprefix("weight_distortion-") for m in group))

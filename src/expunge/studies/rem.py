@@ -20,9 +20,10 @@ from expunge.evidence.figure import Figure, Grid
 from expunge.evidence.table import ORIGINAL, REFERENCE
 from expunge.studies import _rem as setup
 from expunge.studies._choose import choose, kept_and_forgotten
-from expunge.studies._read import FORGET, TEST, Key, OfSeed, array, spearman, with_error
+from expunge.studies._read import FORGET, TEST, Gap, Key, OfSeed, array, mean_gap, spearman, with_error
 from expunge.studies._rem_claims import CLAIMS
 from expunge.studies._study import Preset, Study, Work
+from expunge.tasks._split import REM as CITE
 
 HEALED: Key = ("healed", "corrupted")
 CONFUSED: Key = ("accuracy", "holdout")
@@ -35,6 +36,7 @@ DIAL = (0.0, 0.5, 1.0)
 class REM(Study):
     """Utility and healing over the plane of discovery and regularity."""
 
+    cite: ClassVar[str] = CITE
     paper: ClassVar[str] = "Redirection for Erasing Memory, 2025"
     side_by_side: ClassVar[bool] = False
     claims: ClassVar[tuple[Claim, ...]] = CLAIMS
@@ -106,10 +108,12 @@ class REM(Study):
         runs = {name: OfSeed(work.record(name).table, seed) for name in basis["scores"]}
         cells = [runs[setup.cell(r, rate)] for rate in self.rates for r in setup.REGULARITIES]
         rows = [*basis["entries"], *setup.ABLATIONS[1:], "rem-ideal", "retrain", REFERENCE]
-        found: dict[str, Any] = {f"{what} {m}": [part(c, m) for c in cells] for m in rows for what, part in PARTS}
+        found: dict[str, Any] = {
+            f"{what} {m}": [part(c, m) for c in cells] for m in (*rows, ORIGINAL) for what, part in PARTS
+        }
         mean = {m: float(np.mean(found[f"product {m}"])) for m in rows}
         others = [m for m in rows if m not in (*setup.ABLATIONS, "rem-ideal", REFERENCE)]
-        found |= array("rem_highest", {m: mean["rem"] - mean[m] for m in others})
+        found |= with_error("rem_highest", {m: mean_gap([product_gap(c, "rem", m) for c in cells]) for m in others})
         found["rem_never_collapses"] = min(
             ours / whole for ours, whole in zip(found["product rem"], found[f"product {REFERENCE}"], strict=True)
         )
@@ -128,13 +132,19 @@ class REM(Study):
         told |= array("retrain_heals_all_known", {r: healed[r, most] - whole[r] for r in setup.REGULARITIES})
         told |= array("retrain_needs_discovery", {r: healed[r, most] - healed[r, least] for r in setup.REGULARITIES})
         if not self.small:
-            dial = {f"presence {q:g}": healing(runs[f"dial-{q:g}"], "retrain") for q in DIAL}
-            told |= array("regularity_dial", dial)
+            dial = {m: {f"presence {q:g}": healing(runs[f"dial-{q:g}"], m) for q in DIAL} for m in ("retrain", "rem")}
+            told |= array("regularity_dial", dial["retrain"]) | {"dial rem": list(dial["rem"].values())}
         return told
 
     def _baselines(self, found: Mapping[str, Any]) -> dict[str, Any]:
         cells = self._cells()
-        told: dict[str, Any] = {"npo_pays": float(np.mean(np.subtract(found["utility npo"], found["utility retrain"])))}
+        told = array(
+            "npo_pays",
+            {
+                "healed": float(np.mean(np.subtract(found["healed rem-npo"], found[f"healed {ORIGINAL}"]))),
+                "utility": float(np.mean(np.subtract(found["utility retrain"], found["utility rem-npo"]))),
+            },
+        )
         followers = [m for m in ("finetune", "scrub", "bad_teacher") if f"healed {m}" in found]
         ranks = {m: spearman(found[f"healed {m}"], found["healed retrain"]) for m in followers}
         told |= array("retain_methods_follow", ranks)
@@ -162,7 +172,7 @@ class REM(Study):
             **array(
                 "base_unlearns", {r: c.value(ORIGINAL, FORGET) - c.value("rem", FORGET) for r, c in all_known.items()}
             ),
-            "utility_hides_harm": float(np.mean([c.gap("rem", key=CONFUSED).value for c in confused])),
+            **with_error("utility_hides_harm", mean_gap([c.gap("rem", "retrain", CONFUSED) for c in confused])),
             **with_error("deletes_under_clean_attack", {r: c.gap("rem", attack=ATTACK) for r, c in all_known.items()}),
             **with_error(
                 "deletes_under_corrupt_attack", {r: c.gap("rem", attack=ATTACK) for r, c in half_known.items()}
@@ -198,7 +208,14 @@ class REM(Study):
             )
             for m in rows
         ]
-        return [whole, *maps]
+        tied = next(iter(seeds.values()))["tied product"]
+        columns = tuple(name.removeprefix("tied-") for name in next(iter(tied.values())))
+        values = tuple(
+            tuple(float(np.mean([m["tied product"][row][f"tied-{c}"] for m in seeds.values()])) for c in columns)
+            for row in tied
+        )
+        dropout = Grid("Utility times healed, trained with example-tied dropout", "", "", columns, tuple(tied), values)
+        return [whole, dropout, *maps]
 
 
 def healing(run: OfSeed, model: str) -> float:
@@ -209,6 +226,13 @@ def healing(run: OfSeed, model: str) -> float:
 def product(run: OfSeed, model: str) -> float:
     """Utility times healed of one model; means are taken over products."""
     return run.value(model, TEST) * healing(run, model)
+
+
+def product_gap(run: OfSeed, model: str, other: str) -> Gap:
+    """The difference of two products; its error is that over test images, the part that every seed has in common."""
+    ours, theirs = (healing(run, m) for m in (model, other))
+    tested = run.weighted([(ours, model), (-theirs, other)], TEST)
+    return Gap(product(run, model) - product(run, other), tested.se)
 
 
 PARTS = (("healed", healing), ("utility", lambda run, model: run.value(model, TEST)), ("product", product))
