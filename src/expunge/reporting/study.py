@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from expunge.base.errors import SpecError
+from expunge.base.errors import SpecError, unknown
 from expunge.reporting.figures import draw
 from expunge.reporting.render import write_page
 
@@ -112,16 +112,28 @@ paper's own figure stands here only where it could be read.
 """
 
 
-def reproduction(results: Sequence[Mapping[str, Any]]) -> str:
+def reproduction(results: Sequence[Mapping[str, Any]], comments: Mapping[str, Mapping[str, str]]) -> str:
     """REPRODUCTION.md.
 
     Args:
         results: Of studies, as `read_study` gives them, in the order in which they are shown.
+        comments: By study and claim, what a person says of what was measured.
+
+    Returns:
+        Markdown.
+
+    Raises:
+        SpecError: A comment is on a claim that there is not.
     """
-    return "\n".join([HEAD, *(_section(result) for result in results)])
+    for study, about in comments.items():
+        known = {claim["id"] for result in results if result["study"] == study for claim in result["claims"]}
+        for claim in about:
+            if claim not in known:
+                raise unknown("claim", claim, known, where=f"comments.toml, {study}")
+    return "\n".join([HEAD, *(_section(result, comments.get(result["study"], {})) for result in results)])
 
 
-def _section(result: Mapping[str, Any]) -> str:
+def _section(result: Mapping[str, Any], comments: Mapping[str, str]) -> str:
     seeds = ", ".join(map(str, result["seeds"]))
     packages = result["environment"]["packages"]
     lines = [
@@ -134,8 +146,9 @@ def _section(result: Mapping[str, Any]) -> str:
         "| --- | --- | --- | --- |",
         *(_line(claim) for claim in result["claims"]),
         "",
+        *(f"- `{claim}`: {comment}" for claim, comment in comments.items()),
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, ""] if comments else lines)
 
 
 def _line(claim: Mapping[str, Any]) -> str:
