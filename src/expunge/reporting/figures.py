@@ -52,6 +52,7 @@ def _chart(figure: Mapping[str, Any]) -> Drawing:
         axes.margins(x=0.06)
     axes.set_xlabel(figure["x"])
     axes.set_ylabel(figure["y"])
+    axes.autoscale_view()  # lazy otherwise, and labels are placed by where the points are
     words = [(p["x"], p["y"], p["label"]) for s in figure["series"] for p in _points(s) if p["label"]]
     if words and len(words) <= FEW:
         label_points(axes, [w for w in words if math.isfinite(w[0]) and math.isfinite(w[1])])
