@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from expunge.core.case import Case
 from expunge.core.data import Batch
 from expunge.core.objective import Decisions, decision_losses, per_example
 from expunge.core.problem import Problem
-from expunge.diagnose._sample import BLOCK, Sample
+from expunge.diagnose._sample import BLOCK, Sample, about, affordable, gram_cost, sampled
 from expunge.numerics.gram import Gram, gram
 from expunge.numerics.linops import differentiable
 from expunge.train.loop import in_order
@@ -53,6 +54,24 @@ def rows_of(problem: Problem, most: int) -> int:
     """Columns per example: exactly as many as there need be, or `most` drawn ones."""
     needed = len(problem.data.labels) - 1
     return max(needed, 1) if problem.data.kind == "classes" and needed <= most else most
+
+
+def sampled_within(
+    case: Case, wanted: tuple[int, int], columns: int, epochs: float, generator: torch.Generator
+) -> Sample:
+    """As many examples of either set as are wanted and a budget affords, for a Gram matrix of so many columns each.
+
+    Raises:
+        SpecError: The budget affords no example, or no parameter of the model takes a gradient.
+        RunError: A loss is not finite.
+    """
+    sets = (case.problem.retain, case.problem.forget)
+    most = min(wanted[0], len(sets[0])), min(wanted[1], len(sets[1]))
+    with about(case):
+        # Whether everything has a product form shows on two examples.
+        products = not gradient_gram(sampled(case, 1, 1, generator)).unsupported
+    left = epochs * len(case.problem.train) - gram_cost(2, products=False)
+    return sampled(case, *affordable(most, columns, left, products=products), generator)
 
 
 def curvature_gram(sample: Sample, most: int, generator: torch.Generator) -> Gram:

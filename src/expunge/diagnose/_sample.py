@@ -1,8 +1,8 @@
 """What a probe of curvature looks at: a random part of both sets that its budget affords, and the model made ready.
 
-Budgets are in passes over the training set, and for the dearest case: a Gram matrix of R columns in blocks of `BLOCK`
-takes at most 1.5 R (R / BLOCK + 1) gradients, where some parameter has no product form and nothing can be kept, after
-a block more and two to find out.
+Budgets are in passes over the training set. A Gram matrix of R columns takes R (R / BLOCK + 1) / 2 gradients, and a
+block and two more to compare; three times as many where some parameter has no product form and its gradients cannot be
+kept.
 """
 
 from __future__ import annotations
@@ -63,17 +63,18 @@ def sampled(case: Case, retain: int, forget: int, generator: torch.Generator) ->
     return sample
 
 
-def affordable(wanted: tuple[int, int], rows: int, gradients: float) -> tuple[int, int]:
+def affordable(wanted: tuple[int, int], rows: int, gradients: float, *, products: bool) -> tuple[int, int]:
     """As many examples of either set as a Gram matrix of so many rows each may have; the larger part is cut first.
 
     Raises:
         SpecError: Not even one of each.
     """
     retain, forget = wanted
-    while gram_cost((retain + forget) * rows) > gradients:
+    while gram_cost((retain + forget) * rows, products=products) > gradients:
         if retain + forget <= 2:
+            least = gram_cost(2 * rows, products=products)
             raise SpecError(
-                f"allows {gradients:.0f} gradients, and one example of each set takes {gram_cost(2 * rows):.0f}",
+                f"allows {gradients:.0f} gradients, and one example of each set takes {least:.0f}",
                 where="epochs",
                 remedy="raise epochs, or lower rows",
             )
@@ -81,9 +82,10 @@ def affordable(wanted: tuple[int, int], rows: int, gradients: float) -> tuple[in
     return retain, forget
 
 
-def gram_cost(columns: int) -> float:
-    """Most gradients that a Gram matrix of so many columns takes."""
-    return 1.5 * columns * (math.ceil(columns / BLOCK) + 1) + min(columns, BLOCK) + 2
+def gram_cost(columns: int, *, products: bool) -> float:
+    """Most gradients that a Gram matrix of so many columns takes, with product forms for all parameters or not."""
+    passes = (1 if products else 3) * columns * (math.ceil(columns / BLOCK) + 1) / 2
+    return passes + min(columns, BLOCK) + 2
 
 
 @contextmanager

@@ -1,10 +1,12 @@
 """Whether examples pull at the same weights: within retain set, within forget set, and between them.
 
 With the Gauss-Newton matrix H_i of each example's loss, S_ij = sqrt(tr(H_i H_j)), and coherence is lambda_1(S) / max_i
-lambda_1(H_i) (Dexter et al. 2024), here divided by the number of examples: 1 / n where no two share a direction, 1
-where all are the same. Between sets, lambda_1 becomes the spectral norm, and 0 is the least. High coherence between the
-sets means that ascent on what is to go is answered by descent on what stays (Chang and Khanna, 2602.02986). It is no
-measure of how hard a forget set is: how fast a minimum is left depends on the step size too (`stability_limit`).
+S_ii, here divided by the number of examples: 1 / n where no two share a direction, 1 where all are the same. Dexter et
+al. (2024) have lambda_1(H_i) in the place of S_ii, which is the same for H_i of rank one; of others they make more than
+1 of examples that are all the same. Between sets, lambda_1 becomes the spectral norm, and 0 is the least. High
+coherence between the sets means that ascent on what is to go is answered by descent on what stays (Chang and Khanna,
+2602.02986). It is no measure of how hard a forget set is: how fast a minimum is left depends on the step size too
+(`stability_limit`).
 
 Effective rank is (tr H)^2 / tr(H^2) of a set's mean H: directions, were it equally curved in all.
 
@@ -30,8 +32,8 @@ from expunge.base.seeds import derive
 from expunge.core.case import Case
 from expunge.core.contracts import Probe
 from expunge.diagnose._halves import Part, over_halves
-from expunge.diagnose._rows import curvature_gram, rows_of
-from expunge.diagnose._sample import Sample, about, affordable, sampled
+from expunge.diagnose._rows import curvature_gram, rows_of, sampled_within
+from expunge.diagnose._sample import Sample, about
 from expunge.evidence.estimate import Estimate
 from expunge.numerics import coherence as sigma
 
@@ -71,12 +73,10 @@ class Coherence(Probe):
         """
         generator = torch.Generator().manual_seed(derive(seed, "coherence"))
         rows = rows_of(case.problem, self.rows)
-        wanted = min(self.retain, len(case.problem.retain)), min(self.forget, len(case.problem.forget))
-        counts = affordable(wanted, rows, self.epochs * len(case.problem.train))
-        sample = sampled(case, *counts, generator)
+        sample = sampled_within(case, (self.retain, self.forget), rows, self.epochs, generator)
         with about(case):
             found = curvature_gram(sample, self.rows, generator)
-        shared = _Shared.of(found.matrix, rows, counts[0])
+        shared = _Shared.of(found.matrix, rows, len(sample.retain))
         parts = parts_of(sample)
         return {
             WITHIN_RETAIN: _share(shared.within(0), parts[:1], generator),
@@ -96,6 +96,8 @@ class Coherence(Probe):
             f"{found[FORGET_RANK].value:.3g} directions, the retain set {found[RETAIN_RANK].value:.3g}."
         )
         inside = math.sqrt(max(retain.value * forget.value, 0.0))
+        if any(math.isnan(one.low) for one in (retain, forget, between)):
+            return text + " These are of too few examples to say how sure they are; raise epochs, or lower rows."
         if between.low > 0.5 * inside:
             return text + " What is to go sits in weights that what stays depends on: expect damage, and resistance."
         if between.high < 0.5 * inside:
@@ -105,29 +107,30 @@ class Coherence(Probe):
 
 @dataclass(frozen=True)
 class _Shared:
-    """S, lambda_1 and trace of each H_i, and how many examples are from the retain set."""
+    """S, trace of each H_i, and how many examples are from the retain set."""
 
     similarity: Tensor
-    sharpness: Tensor
     traces: Tensor
     retained: int
 
     @classmethod
     def of(cls, gram: Tensor, rows: int, retained: int) -> _Shared:
         traces = gram.double().diagonal().view(-1, rows).sum(1)
-        return cls(sigma.similarities(gram, rows=rows), sigma.sharpnesses(gram, rows=rows), traces, retained)
+        return cls(sigma.similarities(gram, rows=rows), traces, retained)
 
     def within(self, side: int) -> Callable[[Sequence[Tensor]], float]:
         def statistic(places: Sequence[Tensor]) -> float:
             at = places[0] + side * self.retained
-            return sigma.coherence(self.similarity[at][:, at], self.sharpness[at]) / len(at)
+            block = self.similarity[at][:, at]
+            return sigma.coherence(block, block.diagonal()) / len(at)
 
         return statistic
 
     def between(self, places: Sequence[Tensor]) -> float:
         ours, theirs = places[0], places[1] + self.retained
         block = self.similarity[ours][:, theirs]
-        found = sigma.coherence_between(block, self.sharpness[ours], self.sharpness[theirs])
+        sizes = self.similarity.diagonal()
+        found = sigma.coherence_between(block, sizes[ours], sizes[theirs])
         return found / math.sqrt(len(ours) * len(theirs))
 
     def inverse_rank(self, side: int) -> Callable[[Sequence[Tensor]], float]:
@@ -165,4 +168,4 @@ def _rank(statistic: Callable[[Sequence[Tensor]], float], parts: list[Part], gen
 
 
 def _percent(share: Estimate) -> str:
-    return f"{100 * share.value:.2g} %"
+    return f"{100 * share.value:.0f} %"

@@ -1,4 +1,4 @@
-"""How sharply the retain loss bends, against the step size of the plan; and how many examples a batch is worth.
+"""How sharply the retain loss bends, against the step size of the plan; and how many examples a batch should have.
 
 Gradient descent holds no minimum where the largest eigenvalue of the loss's Hessian exceeds 2 (1 + momentum) / step
 (Cohen et al. 2021, who see training move to that edge). The Hessian is that of the mean loss in evaluation mode, in all
@@ -98,7 +98,7 @@ class Sharpness(Probe):
         }
         share = self.learning_rate / (2 * (1 + self.momentum))
         top = found[TOP]
-        edge = Estimate(share * top.value, share * top.low, share * top.high, draws, "share", "lower")
+        edge = Estimate(share * top.value, share * top.low, share * top.high, draws, "ratio", "lower")
         return {TOP: top, EDGE: edge, **found}
 
     def _of_batches(self, sample: Sample, found: Eigenpairs, batches: list[Batch]) -> Tensor:
@@ -117,7 +117,7 @@ class Sharpness(Probe):
             text += "It leaves, and retained examples are damaged, before anything is forgotten. "
         noise = found[NOISE]
         if math.isfinite(noise.value):
-            return text + f"A batch of about {noise.value:,.0f} has as much signal as noise."
+            return text + f"A batch of about {max(noise.value, 1):,.0f} has as much signal as noise."
         return text + "The retain set's mean gradient cannot be told from 0: steps on it are mostly noise."
 
 

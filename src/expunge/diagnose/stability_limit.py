@@ -18,7 +18,7 @@ All are for the whole sets, from a sample and its halves (`_halves`), with the s
 less than `FLAT` of the sharpest one's curvature are left out, which makes slow rates a little smaller.
 
 Cost: at most `epochs` passes over the training set; with 96 examples of ten classes about 3,500 gradients, three times
-as many where no parameter has a product form, and some seconds of linear algebra.
+as many where no parameter has a product form, and up to half a minute of linear algebra.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from expunge.core.case import Case
 from expunge.core.contracts import Probe
 from expunge.core.problem import Problem
 from expunge.diagnose._halves import Part, over_halves
-from expunge.diagnose._rows import curvature_gram, gradient_gram, rows_of
-from expunge.diagnose._sample import Momentum, about, affordable, sampled
+from expunge.diagnose._rows import curvature_gram, gradient_gram, rows_of, sampled_within
+from expunge.diagnose._sample import Momentum, about
 from expunge.diagnose.coherence import one_by_one, parts_of
 from expunge.evidence.estimate import Estimate
 from expunge.numerics.linearised import Curvatures, Draw, Update, of_gram
@@ -87,10 +87,8 @@ class StabilityLimit(Probe):
         """
         generator = torch.Generator().manual_seed(derive(seed, "stability_limit"))
         rows = rows_of(case.problem, self.rows)
-        wanted = min(self.retain, len(case.problem.retain)), min(self.forget, len(case.problem.forget))
         # One column more for each example's own loss.
-        counts = affordable(wanted, rows + 1, self.epochs * len(case.problem.train))
-        sample = sampled(case, *counts, generator)
+        sample = sampled_within(case, (self.retain, self.forget), rows + 1, self.epochs, generator)
         with about(case):
             found, left = curvature_gram(sample, self.rows, generator), gradient_gram(sample).matrix
         own = found.matrix.double().diagonal().view(-1, rows).sum(1)

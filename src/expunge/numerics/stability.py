@@ -171,7 +171,7 @@ def _crossing(fed_back: Callable[[float], float], endless: float, low: float) ->
     """Where the feedback is 1, between where it has a pole and where it is less; the former if it is less there too."""
     if fed_back(endless) <= 1:
         return endless
-    found, _ = brentq(lambda x: 1 - 1 / max(fed_back(x), 1e-12), low, endless, rtol=1e-9, xtol=1e-15, full_output=True)
+    found, _ = brentq(lambda x: 1 - 1 / max(fed_back(x), 1e-12), low, endless, rtol=1e-7, xtol=1e-15, full_output=True)
     return float(found)
 
 
@@ -187,7 +187,7 @@ def _fed_back(curvatures: Curvatures, update: Update, values: Tensor, decay: flo
             return 0.0
         value = float((noise * following).sum()) / size
         # The quotient's error is of second order in that of the matrix.
-        if abs(value - before) <= 1e-8 * value:
+        if abs(value - before) <= 1e-7 * value:
             break
         matrix = following / following.norm()
     return value
