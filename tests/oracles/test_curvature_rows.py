@@ -92,6 +92,8 @@ def test_the_error_of_a_mean_is_the_textbooks(monkeypatch: pytest.MonkeyPatch):
 def test_the_whole_set_has_no_error():
     found = over_halves(lambda at: 1 / len(at[0]), [part(7, 7)], seeded(), unit="")
     assert (found.value, found.low, found.high, found.n) == (1 / 7, 1 / 7, 1 / 7, 7)
+    few = over_halves(lambda at: 1 / len(at[0]), [part(2, 2)], seeded(), unit="")
+    assert (few.low, few.high) == (0.5, 0.5)
 
 
 def test_groups_are_never_cut():
