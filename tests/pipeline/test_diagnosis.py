@@ -14,8 +14,9 @@ import pytest
 from expunge.base.spec import Spec, parse
 from expunge.diagnose.memorization import Memorization
 from expunge.evidence.estimate import Estimate, together
+from expunge.pipeline.forecast import gradients
 from expunge.pipeline.plan import Plan
-from helpers import cli, contents, finished, run, stages_done, tiny
+from helpers import cli, contents, finished, run, stages_done, tiny, toml
 
 PROBE = [{"name": "memorization", "nets": 2}]
 FASHION = {"name": "fashion_mnist", "train": 200, "test": 50}
@@ -110,6 +111,22 @@ def test_a_probe_comes_and_goes_without_anything_else(tmp_path: Path) -> None:
     assert {"diagnosis.json", "diagnosis/s0-memorization.json"} <= contents(out / "tiny").keys()
     finished(run(tiny(), out))
     assert contents(out / "tiny") == before
+
+
+def test_probes_of_curvature_run_within_their_budget_and_say_something(tmp_path: Path) -> None:
+    names = ["coherence", "stability_limit", "sharpness"]
+    table = tiny(seeds=[0], method=[], attack=[], audit=[], probe=[{"name": name} for name in names])
+    (tmp_path / "spec.toml").write_text(toml(table))
+    found = json.loads(finished(cli("diagnose", tmp_path / "spec.toml", "--out", tmp_path / "runs", "--json")).out)
+    assert list(found["probes"]) == names
+    assert all(sentence.endswith(".") for sentence in found["sentences"].values())
+    ends = [
+        row[end] for probe in found["probes"].values() for row in probe.values() for end in ("value", "low", "high")
+    ]
+    assert ends and sum(not math.isfinite(float(end)) for end in ends) <= 3  # the noise scale, where there is no signal
+    plan = Plan(parse(table, tmp_path))
+    expected = [gradients(plan, stage) for stage in plan.stages if stage.kind == "probe"]
+    assert expected == pytest.approx([2 * 120 + 60 / 3] * 3)
 
 
 def test_over_seeds_no_interval_is_narrower_than_within_them() -> None:

@@ -87,7 +87,9 @@ def gradients(plan: Plan, stage: Stage) -> float:
         return n * _setting(plan.attacks[stage.part], "epochs", 1)
     if stage.kind == "probe":
         nets = 0.0 if plan.data.cscore is not None else _setting(plan.probes[stage.part], "nets", 0)
-        return 0.7 * train * nets + FORWARD * len(plan.data.test)
+        # A probe with a budget may take all of it.
+        budget = n * _setting(plan.probes[stage.part], "epochs", 0)
+        return 0.7 * train * nets + budget + FORWARD * len(plan.data.test)
     if stage.kind == "gallery":
         return FORWARD * PICTURES * len(stage.needs)
     audit = plan.audits[stage.part]

@@ -30,7 +30,10 @@ def estimates(several: Mapping[str, Mapping[str, Any]]) -> str:
     width = max(map(len, several))
 
     def shown(value: Any) -> str:
-        return f"{value:.3f}" if isinstance(value, float) else str(value)
+        if not isinstance(value, float):
+            return str(value)
+        # Rates per step are small, and not 0.
+        return f"{value:.3f}" if value == 0 or not abs(value) < 1e-3 else f"{value:.2g}"
 
     return "\n".join(
         f"  {name:{width}}  {shown(e['value'])} [{shown(e['low'])}, {shown(e['high'])}] {e['unit']}, n = {e['n']}"

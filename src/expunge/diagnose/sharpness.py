@@ -1,0 +1,170 @@
+"""How sharply the retain loss bends, against the step size of the plan; and how many examples a batch should have.
+
+Gradient descent holds no minimum where the largest eigenvalue of the loss's Hessian exceeds 2 (1 + momentum) / step
+(Cohen et al. 2021, who see training move to that edge). The Hessian is that of the mean loss in evaluation mode, in all
+weights that may be trained. A sample's largest eigenvalue lies above that of the whole set on average: the interval is
+for the choice of the examples at fixed eigenvectors, and for how far Lanczos came.
+
+The gradient noise scale is tr(covariance of one example's gradient) / |mean gradient|^2 (McCandlish et al. 2018): with
+much smaller batches steps are mostly noise. Near a minimum the mean cannot be told from 0, and the scale is infinite.
+
+Cost: at most `epochs` passes over the training set; two gradients per example and Hessian product, in all at most
+2 (`limit` + `eigenvalues`) + 1 per example. A largest eigenvalue takes 15 to 30 products.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from expunge.base.errors import SpecError
+from expunge.base.part import Count, Positive
+from expunge.base.seeds import derive
+from expunge.core.case import Case
+from expunge.core.contracts import Probe
+from expunge.core.data import Batch
+from expunge.core.objective import decision_losses, per_example
+from expunge.diagnose._sample import Momentum, Sample, about, sampled
+from expunge.evidence.estimate import Estimate
+from expunge.evidence.intervals import t_quantile
+from expunge.numerics.lanczos import Eigenpairs, lanczos
+from expunge.numerics.linops import differentiable, hessian
+from expunge.train.loop import in_order
+
+TOP = "largest eigenvalue of the retain loss's Hessian"
+EDGE = "the step size as a share of the largest that holds the retain loss"
+NOISE = "gradient noise scale of the retain set"
+
+BATCHES = 16
+"""Parts of the sample whose scatter is the error."""
+
+
+@dataclass(frozen=True)
+class Sharpness(Probe):
+    """Top eigenvalues of the retain loss against 2 / step size, and the gradient noise scale."""
+
+    learning_rate: Positive = 2e-4
+    """Planned step size."""
+    momentum: Momentum = 0.9
+    """Of the heavy ball, as that of the library's `sgd`."""
+    eigenvalues: Count = 3
+    """How many, the largest first."""
+    retain: Count = 400
+    """Retain examples looked at, fewer where the budget is short."""
+    limit: Count = 20
+    """Most Hessian products."""
+    tolerance: Positive = 1e-2
+    """Largest error of Lanczos, relative to the largest absolute eigenvalue found."""
+    epochs: Positive = 2.0
+    """Most that this may cost, in passes over the training set."""
+
+    def __call__(self, case: Case, seed: int) -> dict[str, Estimate]:
+        """Eigenvalues in nats per squared unit of the weights, the step size as a share, the noise in examples.
+
+        Raises:
+            SpecError: No parameter of the model takes a gradient, or the budget affords no two examples.
+            RunError: A loss is not finite, or a module has no second derivative; names it.
+        """
+        generator = torch.Generator().manual_seed(derive(seed, "sharpness"))
+        afforded = int(self.epochs * len(case.problem.train) / (2 * (self.limit + self.eigenvalues) + 1))
+        count = min(self.retain, afforded, len(case.problem.retain))
+        if count < 2:
+            found = f"affords {afforded} examples with limit = {self.limit}"
+            raise SpecError(found, where="epochs", allowed="at least 2", remedy="raise epochs, or lower limit")
+        sample = sampled(case, count, 0, generator)
+        batches = list(in_order(case.problem.data, sample.retain, max(count // BATCHES, 1)))
+        # A smaller one at the end would count as much as the others.
+        batches = [batch for batch in batches if batch.size == batches[0].size]
+        with about(case):
+            product = hessian(_mean_loss(sample), sample.model, differentiable(sample.model), batches)
+            wanted = min(self.eigenvalues, self.limit)
+            pairs = lanczos(product, product.like, generator, top=wanted, tolerance=self.tolerance, limit=self.limit)
+            each = self._of_batches(sample, pairs, batches)
+            gradients = _gradients(sample, batches)
+        left = 1 - len(batches) * batches[0].size / len(case.problem.retain)
+        errors = t_quantile(len(batches) - 1) * each.std(0) * math.sqrt(left / len(batches))
+        values = list(zip(pairs.values.tolist(), (errors + pairs.bounds).tolist(), strict=True))
+        return {**self._eigenvalues(values, len(batches)), NOISE: noise_scale(gradients, batches[0].size, left)}
+
+    def _eigenvalues(self, values: list[tuple[float, float]], draws: int) -> dict[str, Estimate]:
+        unit = "nats per squared weight"
+        found = {
+            TOP if place == 0 else f"eigenvalue {place + 1}": Estimate(v, v - e, v + e, draws, unit, "reference")
+            for place, (v, e) in enumerate(values)
+        }
+        share = self.learning_rate / (2 * (1 + self.momentum))
+        top = found[TOP]
+        edge = Estimate(share * top.value, share * top.low, share * top.high, draws, "ratio", "lower")
+        return {TOP: top, EDGE: edge, **found}
+
+    def _of_batches(self, sample: Sample, found: Eigenpairs, batches: list[Batch]) -> Tensor:
+        """v^T H_b v of each batch alone, `[batches, eigenvalues]`: what each would move the eigenvalues by."""
+        parameters, rows = differentiable(sample.model), []
+        for batch in batches:
+            alone = hessian(_mean_loss(sample), sample.model, parameters, [batch])
+            rows.append([float(vector @ alone(vector)) for vector in found.vectors.T])
+        return torch.tensor(rows, dtype=torch.float64)
+
+    def told(self, found: Mapping[str, Estimate]) -> str:
+        """Whether the planned step holds the retained minimum."""
+        edge, text = found[EDGE], f"The planned step size is {100 * found[EDGE].value:.2g} % of the largest with which "
+        text += "gradient descent holds what is retained. "
+        if edge.low > 1:
+            text += "It leaves, and retained examples are damaged, before anything is forgotten. "
+        noise = found[NOISE]
+        if math.isfinite(noise.value):
+            return text + f"A batch of about {max(noise.value, 1):,.0f} has as much signal as noise."
+        return text + "The retain set's mean gradient cannot be told from 0: steps on it are mostly noise."
+
+
+def noise_scale(products: Tensor, size: int, left: float) -> Estimate:
+    """tr(covariance) / |mean|^2 of one example's gradient, with a jackknife over batches on the logarithm.
+
+    Args:
+        products: Inner products of the batches' mean gradients, `[g, g]`.
+        size: Examples per batch.
+        left: Share of the set that is in none of them.
+
+    Returns:
+        In examples; infinite where the mean gradient is no longer than chance would make it.
+    """
+
+    def scale(kept: Tensor) -> float:
+        inner = products[kept][:, kept]
+        spread = (inner.diagonal().mean() - inner.mean()) * len(kept) / (len(kept) - 1)
+        signal = float(inner.mean() - spread * left / len(kept))
+        return size * float(spread) / signal if signal > 0 else math.inf
+
+    count = len(products)
+    everything = torch.arange(count)
+    value = scale(everything)
+    left_out = [scale(everything[everything != place]) if count > 2 else math.inf for place in range(count)]
+    without = torch.tensor(left_out, dtype=torch.float64)
+    if not math.isfinite(value) or not without.isfinite().all() or not (without > 0).all():
+        return Estimate(value, math.nan, math.nan, count, "examples", "reference")
+    logs = without.log()
+    error = math.sqrt(float((logs - logs.mean()).square().sum()) * (count - 1) / count * left)
+    factor = math.exp(t_quantile(count - 1) * error)
+    return Estimate(value, value / factor, value * factor, count, "examples", "reference")
+
+
+def _gradients(sample: Sample, batches: list[Batch]) -> Tensor:
+    """Inner products of the batches' mean gradients, in double precision."""
+    parameters, loss, found = differentiable(sample.model), _mean_loss(sample), []
+    for batch in batches:
+        slopes = torch.autograd.grad(loss(sample.model, batch), parameters, allow_unused=True, materialize_grads=True)
+        found.append(torch.cat([slope.flatten() for slope in slopes]))
+    stacked = torch.stack(found).double().cpu()
+    return stacked @ stacked.T
+
+
+def _mean_loss(sample: Sample) -> Callable[[nn.Module, Batch], Tensor]:
+    def mean_loss(model: nn.Module, batch: Batch) -> Tensor:
+        decisions = sample.problem.objective.decisions(model, batch)
+        return per_example(decision_losses(decisions), decisions.example, batch.size, mean=True).mean()
+
+    return mean_loss
