@@ -328,6 +328,17 @@ def test_the_alarm_goes_off(name: str) -> None:
     assert monitor.record["alignment"] == monitor.alignments and monitor.losses[0] == history[0][2]
 
 
+def test_weights_that_are_no_numbers_are_no_peak() -> None:
+    monitor = FeatureLossMonitor(lambda m, _: torch.tensor(m.loss), [torch.zeros(1)], UNIT, every=1)
+    for step, state in enumerate([(0.3, math.nan, 2), (math.nan, 1, 2), (0.8, 1, 2), (0.6, 2, 1), (math.nan, 3, 1)], 1):
+        monitor(step, History().become(*state))
+    assert monitor.peak == 2 and monitor.alarms == [4] and math.isnan(monitor.alignments[1])
+    first = FeatureLossMonitor(lambda m, _: torch.tensor(m.loss), [torch.zeros(1)], UNIT, every=1)
+    for step, state in enumerate([(math.nan, 1, 2), (0.8, 1, 2), (0.6, 2, 1)], 1):
+        first(step, History().become(*state))
+    assert first.peak == 1 and first.fired == 3
+
+
 def test_alignment_is_the_share_of_the_norm_in_the_span() -> None:
     """Against a projection by least squares; neither basis nor lengths of the directions matter."""
     model, batch = net(), examples()

@@ -1,4 +1,4 @@
-"""The way of alignment and scale, its peak and its half-life."""
+"""The way of alignment and scale, its peak and its half-life, and polynomials at the points of the way."""
 
 from __future__ import annotations
 
@@ -54,3 +54,11 @@ def falls_to(found: Trajectory, level: float, after: float) -> float:
         return math.inf
     first = int(below[0])
     return float(brentq(lambda t: float(found.at(t)[0]) - level, times[first - 1], times[first], xtol=1e-9))
+
+
+def horner(coefficients: list[float], at: float) -> float:
+    """A polynomial at a point, by Horner's rule."""
+    total = 0.0
+    for coefficient in reversed(coefficients):
+        total = total * at + coefficient
+    return total

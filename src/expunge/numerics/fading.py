@@ -25,14 +25,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.polynomial import Polynomial
 from scipy.optimize import brentq
 
 from expunge.base.errors import SpecError
-from expunge.numerics._path import HALF, Path, falls_to, highest
+from expunge.numerics._path import HALF, Path, falls_to, highest, horner
 from expunge.numerics.ode import Array, Solver, Trajectory, integrate
 
 __all__ = ["FastSlow", "Path"]
@@ -91,6 +91,11 @@ class FastSlow:
     def _u(self) -> tuple[Polynomial, Polynomial, Polynomial]:
         value = Polynomial(self._padded[1] ** 2)
         return value, value.deriv(), value.deriv(2)
+
+    @cached_property
+    def _plain(self) -> tuple[list[list[float]], list[list[float]]]:
+        """The same as plain numbers: a solver asks thousands of times for one point."""
+        return [[float(c) for c in p.coef] for p in self._v], [[float(c) for c in p.coef] for p in self._u]
 
     @property
     def kappa(self) -> float:
@@ -171,27 +176,23 @@ class FastSlow:
         """The equations in v = artanh s, which no step carries across s = 1, and a."""
         v, a = state
         s = math.tanh(v)
-        r, (u0, u1) = self._overlap(s), self._u[:2]
-        return np.array([a * (self._v[1](s) - a * s * u1(r)), self.ratio * (self._v[0](s) - a * self._spread(s, u0))])
+        r, (v0, v1, _), (u0, u1, _) = float(self._overlap(s)), *self._plain
+        pull, mean = horner(v1, s) - a * s * horner(u1, r), self._mean(horner(u0, r))
+        return np.array([a * pull, self.ratio * (horner(v0, s) - a * mean)])
 
     def jacobian(self, time: float, state: Array) -> Array:
         """Derivative of `field` by v and a."""
         v, a = state
         s = math.tanh(v)
-        r, inner = self._overlap(s), 1 - s * s
-        u0, u1, u2 = self._u
-        v1, bent = self._v[1](s), u1(r) + s * u2(r) * self._overlap_slope(s)
-        pull = v1 - 2 * a * s * u1(r)
-        return np.array(
-            [
-                [a * inner * (self._v[2](s) - a * bent), pull],
-                [self.ratio * inner * pull, -self.ratio * self._spread(s, u0)],
-            ]
-        )
+        r, inner, ((_, v1, v2), (u0, u1, u2)) = float(self._overlap(s)), 1 - s * s, self._plain
+        bent = horner(u1, r) + s * horner(u2, r) * self._overlap_slope(s)
+        pull = horner(v1, s) - 2 * a * s * horner(u1, r)
+        by_v = [a * inner * (horner(v2, s) - a * bent), self.ratio * inner * pull]
+        return np.array([by_v, [pull, -self.ratio * self._mean(horner(u0, r))]]).T
 
     def loss(self, alignment: Array, scale: Array) -> Array:
         """Mean of (y - f)^2 / 2 over inputs."""
-        both = scale**2 * self._spread(alignment, self._u[0]) - 2 * scale * self._v[0](alignment)
+        both = scale**2 * self._mean(self._u[0](self._overlap(alignment))) - 2 * scale * self._v[0](alignment)
         return np.asarray((np.square(self._padded[0]).sum() + both) / 2)
 
     def solve(self, scale: float, times: Array, solver: Solver = "LSODA", tolerance: float = 1e-8) -> Trajectory:
@@ -207,7 +208,9 @@ class FastSlow:
             tolerance=tolerance,
         )
 
-    def path(self, scale: float, horizon: float, points: int = 400, solver: Solver = "LSODA") -> Path:
+    def path(
+        self, scale: float, horizon: float, points: int = 400, solver: Solver = "LSODA", tolerance: float = 1e-8
+    ) -> Path:
         """The way from s = 0.
 
         Args:
@@ -215,6 +218,7 @@ class FastSlow:
             horizon: The last time, above 0.01.
             points: How many times.
             solver: See `integrate`.
+            tolerance: See `integrate`.
 
         Raises:
             SpecError: The scale or the horizon is out of range.
@@ -224,7 +228,7 @@ class FastSlow:
         if not 0.01 < horizon < math.inf:
             raise SpecError(f"horizon = {horizon}", where="fading", allowed="above 0.01, in units of steps * step size")
         times = np.append(0.0, np.geomspace(0.01, horizon, max(points, 2) - 1))
-        found = self.solve(scale, times, solver)
+        found = self.solve(scale, times, solver, tolerance)
         s, a = np.tanh(found.states[:, 0]), found.states[:, 1]
         when, height = highest(found)
         half = falls_to(found, math.atanh(HALF * math.tanh(height)), when)
@@ -237,11 +241,9 @@ class FastSlow:
     def _overlap_slope(self, s: float) -> float:
         return 2 * s if self.units is None else 2 * s * self.units / (self.units - 1)
 
-    def _spread(self, s: Array | float, u: Polynomial) -> Array:
-        """Mean of U(<w_i, w_j>) over all pairs, a unit with itself included."""
-        if self.units is None:
-            return np.asarray(u(self._overlap(s)))
-        return np.asarray((1 - 1 / self.units) * u(self._overlap(s)) + u(1.0) / self.units)
+    def _mean(self, between: Any) -> Any:
+        """Mean of U(<w_i, w_j>) over all pairs, a unit with itself included, from U between two units."""
+        return between if self.units is None else (1 - 1 / self.units) * between + self._u[0](1.0) / self.units
 
     @cached_property
     def _turn_coefficients(self) -> Array:
@@ -258,7 +260,7 @@ class FastSlow:
         if self.units is None:
             return np.asarray(Polynomial(self._turn_coefficients)(s))
         u0, u1, _ = self._u
-        return np.asarray(self._v[0](s) * s * u1(self._overlap(s)) - self._v[1](s) * self._spread(s, u0))
+        return np.asarray(self._v[0](s) * s * u1(self._overlap(s)) - self._v[1](s) * self._mean(u0(self._overlap(s))))
 
     def _next_zero(self, start: float, *, down: bool) -> float:
         """The first zero of the drift below or above; 0 or 1 where there is none."""

@@ -64,7 +64,7 @@ class FeatureLossMonitor:
         self.losses: list[float] = []
         """Mean loss on the given examples; NaN where it is not finite."""
         self.alignments: list[float] = []
-        """Share of the first layer's norm in the span."""
+        """Share of the first layer's norm in the span; NaN where the weights are not finite."""
         self.norms: list[float] = []
         """Frobenius norm of the second layer's weight."""
         self.alarms: list[int] = []
@@ -102,7 +102,7 @@ class FeatureLossMonitor:
         """
         if not self.alignments:
             raise SpecError("nothing was measured yet", where="monitor", remedy="call it at a multiple of every")
-        return max(range(len(self.alignments)), key=self.alignments.__getitem__)
+        return max(range(len(self.alignments)), key=lambda at: (self.alignments[at] >= 0, self.alignments[at]))
 
     @property
     def record(self) -> dict[str, list[int] | list[float]]:
@@ -126,7 +126,7 @@ class FeatureLossMonitor:
             found = f"{self._span.shape[1]} entries, but the first layer reads {rows.shape[1]} inputs"
             raise SpecError(found, where="directions", remedy="flatten them as the layer's rows are, or name first=")
         whole = float(rows.norm())
-        return float((rows @ self._span.T).norm()) / whole if whole > 0 else 0.0
+        return float((rows @ self._span.T).norm()) / whole if whole != 0 else 0.0
 
     def _weights(self, model: nn.Module) -> tuple[Tensor, Tensor]:
         found = {
