@@ -173,3 +173,16 @@ def test_bad_input_is_said(operator: Callable[[Tensor], Tensor], options: dict[s
 def test_no_vector_to_start_from_is_said():
     with pytest.raises(SpecError, match="start"):
         lanczos(lambda v: v, torch.zeros(0), seeded(), top=1)
+
+
+def test_a_start_is_where_it_begins():
+    """From an eigenvector, one product and that vector; from a vector orthogonal to the top, the top is not found."""
+    matrix = with_spectrum(SPECTRA["spread"])
+    _, columns = torch.linalg.eigh(matrix)
+    found = lanczos(Counted(matrix), matrix[0], seeded(), start=columns[:, 20].float(), tolerance=1e-6)
+    assert found.products <= 2 and abs(found.values[0] - SPECTRA["spread"][20]) < 1e-6
+    near = lanczos(Counted(matrix), matrix[0], seeded(), start=columns[:, -1] + 0.01 * columns[:, 3])
+    assert near.products < lanczos(Counted(matrix), matrix[0], seeded()).products
+    assert near.values[0] == pytest.approx(5, rel=1e-5)
+    with pytest.raises(SpecError, match="start: has shape"):
+        lanczos(Counted(matrix), matrix[0], seeded(), start=torch.zeros(40))

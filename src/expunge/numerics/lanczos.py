@@ -42,6 +42,7 @@ def lanczos(
     bottom: int = 0,
     tolerance: float = 1e-3,
     limit: int = 100,
+    start: Tensor | None = None,
 ) -> Eigenpairs:
     """The `top` largest and the `bottom` smallest eigenvalues; those at one end share the products of the other.
 
@@ -57,6 +58,8 @@ def lanczos(
         bottom: Number of values at the lower end.
         tolerance: Largest bound, relative to the largest absolute eigenvalue found.
         limit: Most products; also the number of vectors in memory.
+        start: A vector `[p]`, not zero, to begin with in the place of a random one. Near the vectors that are looked
+            for it saves products; what it is orthogonal to is not found.
 
     Returns:
         The pairs; fewer where the operator has fewer rows.
@@ -69,8 +72,9 @@ def lanczos(
     if min(top, bottom, tolerance) < 0 or top + bottom == 0 or limit < wanted:
         found = f"top = {top}, bottom = {bottom}, tolerance = {tolerance}, limit = {limit}"
         raise SpecError(found, where="lanczos", allowed="none negative, and at least one value but no more than limit")
-    start = torch.randn(like.numel(), generator=generator, dtype=torch.float64).to(like)
-    krylov = Krylov(operator, start, limit, generator)
+    if start is None:
+        start = torch.randn(like.numel(), generator=generator, dtype=torch.float64)
+    krylov = Krylov(operator, start.to(like), limit, generator)
     while True:
         krylov.step()
         values, columns = torch.linalg.eigh(krylov.tridiagonal())

@@ -1,0 +1,172 @@
+"""An alarm for features that fade while the loss looks well.
+
+In long training a first layer may lose a direction that it had found, while the second layer grows and makes up for it:
+the loss does not rise, so that it does not show (`expunge.numerics.fading` is a model in which this happens). Alignment
+is the share of the first layer's norm that lies in the span of reference directions, |W P|_F / |W|_F: 1 where all rows
+lie in it, sqrt(k / d) for random rows, k directions and d inputs. Where all rows have the same norm and cosine to one
+direction, it is that cosine.
+
+The alarm goes off where since alignment was highest it fell by a tenth, the second layer's norm grew and the loss did
+not rise. A peak counts from twice of what random rows have.
+
+Cost: per measurement one forward pass over the given examples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from expunge.base.errors import SpecError, unknown
+from expunge.train.monitors._measure import MeanLoss, fixed, mean_over, require_every, untouched
+
+
+class FeatureLossMonitor:
+    """Records alignment, loss and the second layer's norm every so many steps, and when the alarm went off.
+
+    Args:
+        loss: From the module and a batch, the batch's mean loss as a scalar.
+        batches: What the loss is measured on; examples that training does not see, where there are some.
+        directions: `[k, d]` or `[d]` in the space of the first layer's inputs: `class_directions(x, y)`, a teacher's,
+            the weights of a probe. The span counts, not the basis.
+        first: Path of the layer whose rows are looked at; the first with a weight matrix where not given.
+        second: Path of the layer whose norm is; the next with a weight matrix where not given.
+        every: Steps between measurements; other calls return at once.
+        drop: Share of its peak by which alignment has to fall.
+
+    Raises:
+        SpecError: There is no batch, `every` or `drop` is out of range, or the directions are no finite vectors,
+            or span all of the space.
+    """
+
+    def __init__(
+        self,
+        loss: MeanLoss,
+        batches: Iterable[Any],
+        directions: Tensor,
+        *,
+        first: str | None = None,
+        second: str | None = None,
+        every: int = 50,
+        drop: float = 0.1,
+    ) -> None:
+        require_every(every)
+        if not 0 < drop < 1:
+            raise SpecError(f"drop = {drop}", where="monitor", allowed="between 0 and 1")
+        self.loss, self.batches, self.every, self.drop = loss, fixed(batches), every, drop
+        self.first, self.second, self._span = first, second, _orthonormal(directions)
+        self.steps: list[int] = []
+        """When it was measured."""
+        self.losses: list[float] = []
+        """Mean loss on the given examples; NaN where it is not finite."""
+        self.alignments: list[float] = []
+        """Share of the first layer's norm in the span; NaN where the weights are not finite."""
+        self.norms: list[float] = []
+        """Frobenius norm of the second layer's weight."""
+        self.alarms: list[int] = []
+        """Steps at which the alarm was on."""
+
+    def __call__(self, step: int, model: nn.Module) -> None:
+        """Measure, if the step is a multiple of `every`.
+
+        Raises:
+            SpecError: A path names no layer with a weight matrix, or the first layer reads other inputs than the
+                directions have entries.
+        """
+        if step % self.every:
+            return
+        first, second = self._weights(model)
+        with untouched(model):
+            self.losses.append(mean_over(self.loss, model, self.batches))
+        self.steps.append(step)
+        self.alignments.append(self._alignment(first))
+        self.norms.append(float(second.norm()))
+        if self._faded():
+            self.alarms.append(step)
+
+    @property
+    def fired(self) -> int | None:
+        """The first step at which the alarm was on; `None` while it was not."""
+        return self.alarms[0] if self.alarms else None
+
+    @property
+    def peak(self) -> int:
+        """Index of the measurement with the highest alignment; the earliest among equals.
+
+        Raises:
+            SpecError: Nothing was measured yet.
+        """
+        if not self.alignments:
+            raise SpecError("nothing was measured yet", where="monitor", remedy="call it at a multiple of every")
+        return max(range(len(self.alignments)), key=lambda at: (self.alignments[at] >= 0, self.alignments[at]))
+
+    @property
+    def record(self) -> dict[str, list[int] | list[float]]:
+        """All of it by name, as plain data, for a table, a file or a plot."""
+        return {
+            "step": self.steps,
+            "loss": self.losses,
+            "alignment": self.alignments,
+            "second_norm": self.norms,
+        }
+
+    def _faded(self) -> bool:
+        at, chance = self.peak, math.sqrt(len(self._span) / self._span.shape[1])
+        learned = self.alignments[at] > min(2 * chance, (1 + chance) / 2)
+        fell = self.alignments[-1] <= (1 - self.drop) * self.alignments[at]
+        return learned and fell and self.losses[-1] <= self.losses[at] and self.norms[-1] > self.norms[at]
+
+    def _alignment(self, weight: Tensor) -> float:
+        rows = weight.flatten(1).double().cpu()
+        if rows.shape[1] != self._span.shape[1]:
+            found = f"{self._span.shape[1]} entries, but the first layer reads {rows.shape[1]} inputs"
+            raise SpecError(found, where="directions", remedy="flatten them as the layer's rows are, or name first=")
+        whole = float(rows.norm())
+        return float((rows @ self._span.T).norm()) / whole if whole != 0 else 0.0
+
+    def _weights(self, model: nn.Module) -> tuple[Tensor, Tensor]:
+        found = {
+            path: module.weight.detach()
+            for path, module in model.named_modules()
+            if isinstance(getattr(module, "weight", None), Tensor) and module.weight.ndim > 1
+        }
+        paths = list(found)
+        for name, path in (("first", self.first), ("second", self.second)):
+            if path is not None and path not in found:
+                raise unknown("layer", path, paths, where=name)
+        first = self.first or next(iter(paths), "")
+        later = paths[paths.index(first) + 1 :] if first in found else []
+        second = self.second or next(iter(later), "")
+        if second not in found:
+            raise SpecError("there are no two layers with a weight matrix", where=f"model ({type(model).__name__})")
+        return found[first], found[second]
+
+
+def class_directions(inputs: Tensor, targets: Tensor) -> Tensor:
+    """The classes' means without the mean over all, as reference directions.
+
+    Args:
+        inputs: Examples `[n, ...]`, as the first layer reads them.
+        targets: Their classes `[n]`.
+
+    Returns:
+        `[c, d]` in double precision, a row per class that occurs.
+    """
+    rows, classes = inputs.flatten(1).double(), targets.unique()
+    return torch.stack([rows[targets == label].mean(0) for label in classes]) - rows.mean(0)
+
+
+def _orthonormal(directions: Tensor) -> Tensor:
+    """An orthonormal basis of the span, as rows `[k, d]`."""
+    rows = torch.atleast_2d(directions.detach().double().cpu())
+    if rows.ndim != 2 or not rows.isfinite().all() or not rows.norm() > 0:
+        raise SpecError("are zero, not finite, or no vectors", where="directions", allowed="finite numbers [k, d]")
+    _, sizes, basis = torch.linalg.svd(rows, full_matrices=False)
+    span: Tensor = basis[sizes > 1e-10 * sizes[0]]
+    if len(span) == rows.shape[1]:
+        raise SpecError(f"span all {len(span)} dimensions", where="directions", allowed="fewer than there are inputs")
+    return span
