@@ -163,7 +163,12 @@ def test_show_as_json() -> None:
     [found] = json.loads(finished(cli("show", "retrain", "--json")).out)
     assert found["kind"] == "method" and found["needs"] == ["recipe"] and found["settings"] == []
     [found] = json.loads(finished(cli("show", "mlp", "--json")).out)
-    assert {s["name"]: s["default"] for s in found["settings"]} == {"widths": [256, 128], "dropout": 0.0}
+    assert {s["name"]: s["default"] for s in found["settings"]} == {
+        "widths": [256, 128],
+        "dropout": 0.0,
+        "fixed": 1.0,
+        "memory": 0.0,
+    }
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in KINDS for name in registry.names(kind)])

@@ -78,7 +78,8 @@ class Process:
             os.killpg(self.popen.pid, kill)
         # Not `communicate`: a worker that outlives its parent would keep the pipes open.
         code = self.popen.wait(SECONDS)
-        until = time.monotonic() + 5
+        # A worker that is still importing torch hears of its parent's end only afterwards.
+        until = time.monotonic() + 20
         while self.members():
             assert time.monotonic() < until, f"{len(self.members())} processes outlive the run"
             time.sleep(0.02)
