@@ -27,12 +27,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from expunge.base.part import Count, Positive
 from expunge.base.seeds import derive
 from expunge.core.case import Case
-from expunge.core.contracts import Probe
+from expunge.diagnose._gram_probe import GramProbe
 from expunge.diagnose._halves import Part, over_halves
-from expunge.diagnose._rows import curvature_gram, rows_of, sampled_within
+from expunge.diagnose._rows import curvature_gram
 from expunge.diagnose._sample import Sample, about
 from expunge.evidence.estimate import Estimate
 from expunge.numerics import coherence as sigma
@@ -46,7 +45,7 @@ ONE_BY_ONE = "weights whose gradients went one by one, in"
 
 
 @dataclass(frozen=True)
-class Coherence(Probe):
+class Coherence(GramProbe):
     """How far examples share the weights that they depend on, within and between both sets."""
 
     cite: ClassVar[str] = (
@@ -54,15 +53,6 @@ class Coherence(Probe):
         "Geometry}, author={Dexter, Gregory and Ocejo, Borja and Keerthi, Sathiya and Gupta, Aman and Acharya, Ayan "
         "and Khanna, Rajiv}, journal={arXiv:2401.12332}, year={2024}}"
     )
-
-    retain: Count = 64
-    """Retain examples looked at, fewer where the budget is short."""
-    forget: Count = 64
-    """Forget examples looked at, likewise."""
-    rows: Count = 9
-    """Columns per example: classes - 1 are exact; where they would be more, this many labels are drawn instead."""
-    epochs: Positive = 2.0
-    """Most that this may cost, in passes over the training set."""
 
     def __call__(self, case: Case, seed: int) -> dict[str, Estimate]:
         """Shares and numbers of directions, with 90 % intervals for the choice of the examples.
@@ -72,8 +62,7 @@ class Coherence(Probe):
             RunError: A loss is not finite.
         """
         generator = torch.Generator().manual_seed(derive(seed, "coherence"))
-        rows = rows_of(case.problem, self.rows)
-        sample = sampled_within(case, (self.retain, self.forget), rows, self.epochs, generator)
+        rows, sample = self.looked_at(case, generator)
         with about(case):
             found = curvature_gram(sample, self.rows, generator)
         shared = _Shared.of(found.matrix, rows, len(sample.retain))
@@ -99,7 +88,10 @@ class Coherence(Probe):
         if any(math.isnan(one.low) for one in (retain, forget, between)):
             return text + " These are of too few examples to say how sure they are; raise epochs, or lower rows."
         if between.low > 0.5 * inside:
-            return text + " What is to go sits in weights that what stays depends on: expect damage, and resistance."
+            return (
+                f"{text} What is to go shares weights with what stays much as each set does within itself; whether "
+                "that foretells damage or resistance has not been measured here."
+            )
         if between.high < 0.5 * inside:
             return text + " What is to go sits largely in weights of its own."
         return text

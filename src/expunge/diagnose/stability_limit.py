@@ -34,10 +34,10 @@ from torch import Tensor
 from expunge.base.part import Count, Positive, Share
 from expunge.base.seeds import derive
 from expunge.core.case import Case
-from expunge.core.contracts import Probe
 from expunge.core.problem import Problem
+from expunge.diagnose._gram_probe import GramProbe
 from expunge.diagnose._halves import Part, over_halves
-from expunge.diagnose._rows import curvature_gram, gradient_gram, rows_of, sampled_within
+from expunge.diagnose._rows import curvature_gram, gradient_gram
 from expunge.diagnose._sample import Momentum, about
 from expunge.diagnose.coherence import one_by_one, parts_of
 from expunge.evidence.estimate import Estimate
@@ -56,7 +56,7 @@ FLAT = 5e-3
 
 
 @dataclass(frozen=True)
-class StabilityLimit(Probe):
+class StabilityLimit(GramProbe):
     """Largest stable step size of descent and ascent, and how fast the planned one leaves the minimum."""
 
     learning_rate: Positive = 2e-4
@@ -73,10 +73,6 @@ class StabilityLimit(Probe):
     """Retain examples looked at, fewer where the budget is short."""
     forget: Count = 48
     """Forget examples looked at, likewise."""
-    rows: Count = 9
-    """Columns per example: classes - 1 are exact; where they would be more, this many labels are drawn instead."""
-    epochs: Positive = 2.0
-    """Most that this may cost, in passes over the training set."""
 
     def __call__(self, case: Case, seed: int) -> dict[str, Estimate]:
         """Step sizes, rates per step, and gradients as shares, with 90 % intervals for the choice of the examples.
@@ -86,9 +82,8 @@ class StabilityLimit(Probe):
             RunError: A loss is not finite.
         """
         generator = torch.Generator().manual_seed(derive(seed, "stability_limit"))
-        rows = rows_of(case.problem, self.rows)
         # One column more for each example's own loss.
-        sample = sampled_within(case, (self.retain, self.forget), rows + 1, self.epochs, generator)
+        rows, sample = self.looked_at(case, generator, more=1)
         with about(case):
             found, left = curvature_gram(sample, self.rows, generator), gradient_gram(sample).matrix
         own = found.matrix.double().diagonal().view(-1, rows).sum(1)
