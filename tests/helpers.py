@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
+from sklearn.datasets import load_digits
+
 from expunge.cli import main
 
 Table = dict[str, Any]
@@ -121,3 +124,14 @@ def temporaries(folder: Path) -> list[Path]:
 
 def stages_done(out: Path) -> set[str]:
     return {path.parent.name for path in (out / "cache").glob("*/stage.json")}
+
+
+def wrong_digits(folder: Path, forget: int, train: int, test: int) -> tuple[np.ndarray, np.ndarray]:
+    """`own.npz`, digits of which the first have wrong labels, and `forget.txt` that names these; all `x` and `y`."""
+    images, labels = load_digits(return_X_y=True)
+    x, y = images.astype(np.float32) / 16, labels.astype(np.int64)
+    y[:forget] = (y[:forget] + 1 + np.arange(forget) % 9) % 10
+    end = train + test
+    np.savez(folder / "own.npz", x=x[:train], y=y[:train], tx=x[train:end], ty=y[train:end])
+    (folder / "forget.txt").write_text("\n".join(map(str, range(forget))))
+    return x, y

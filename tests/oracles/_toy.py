@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -88,3 +89,11 @@ def divergence(reference: Tensor, logits: Tensor, temperature: float = 1.0) -> T
     """T^2 KL(reference || model), written out: a sum over classes, a mean over decisions."""
     p, q = (reference / temperature).softmax(1), (logits / temperature).softmax(1)
     return temperature**2 * (p * (p.log() - q.log())).sum(1).mean()
+
+
+def doubled(problem: Problem) -> Problem:
+    """The problem with every example there twice."""
+    once, n = problem.data, len(problem.data)
+    data = Data(once.inputs.repeat(2, 1), once.targets.repeat(2), torch.arange(n), problem.test, once.labels)
+    sets = {name: torch.cat([ids, ids + n]) for name, ids in (("forget", problem.forget), ("retain", problem.retain))}
+    return replace(problem, data=data, **sets)

@@ -9,13 +9,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from _toy import EXACT, classes, cross_entropy, gpt, gradient, linear, net, tokens, vector
+from _toy import EXACT, classes, cross_entropy, doubled, gpt, gradient, linear, net, tokens, vector
 from torch import Tensor, nn
 
 from expunge.base.errors import SpecError
 from expunge.core.case import Meter
 from expunge.core.contracts import Method
-from expunge.core.data import Data
 from expunge.core.problem import Problem
 from expunge.methods._dampening import Importances, adaptive_alpha, importances
 from expunge.methods._gradients import mean_absolute_gradient, mean_squared_gradient
@@ -114,15 +113,7 @@ def test_importance_to_all_data_weighs_both_sets_by_their_sizes():
 def test_twice_the_same_data_are_the_same_data(method: Method):
     """Importance is a mean over examples, in whatever batches."""
     problem, model = classes(), linear()
-    once, n = problem.data, len(problem.data)
-    data = Data(once.inputs.repeat(2, 1), once.targets.repeat(2), torch.arange(n), problem.test, once.labels)
-    doubled = replace(
-        problem,
-        data=data,
-        forget=torch.cat([problem.forget, problem.forget + n]),
-        retain=torch.cat([problem.retain, problem.retain + n]),
-    )
-    a, b = (method(model, p, None, 0).model for p in (problem, doubled))
+    a, b = (method(model, p, None, 0).model for p in (problem, doubled(problem)))
     assert not torch.equal(vector(a), vector(model))
     torch.testing.assert_close(vector(a), vector(b), **EXACT)
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from _single_index_sgd import sgd_step
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -288,20 +289,13 @@ def test_few_vectors_under_gradient_flow_go_the_same_way():
 def test_stochastic_descent_at_finite_width_follows():
     """Fresh Gaussian batches; alignment rises and falls while the equations say so."""
     torch.manual_seed(0)
-    units, inputs, batch, step, ratio = 60, 30, 400, 0.05, 0.1
+    units, inputs, batch, ratio = 60, 30, 400, 0.1
     u = torch.zeros(inputs)
     u[0] = 1
     rows = torch.nn.functional.normalize(torch.randn(units, inputs) * (1 - u), dim=1)
     scales, seen = torch.ones(units), []
     for _ in range(1200):
-        x = torch.randn(batch, inputs)
-        z, target = x @ rows.T, x[:, 0]
-        hidden = z + 0.5 * (z * z - 1) / math.sqrt(2)
-        residual = target - 0.5 * (target**2 - 1) / math.sqrt(2) - hidden @ scales / units
-        pull = (residual[:, None] * (1 + z / math.sqrt(2)) * scales).T @ x / batch
-        pull = pull - (pull * rows).sum(1, keepdim=True) * rows
-        scales = scales + step * ratio * residual @ hidden / batch
-        rows = torch.nn.functional.normalize(rows + step * pull, dim=1)
+        rows, scales = sgd_step(rows, scales, batch, ratio)
         seen.append(float(rows[:, 0].mean()))
     path = FastSlow((0.0, 1.0, -0.5), ACTIVATION, ratio, units=inputs).path(1.0, 60.0)
     expected = np.interp(0.05 * np.arange(1, 1201), path.times, path.alignment)

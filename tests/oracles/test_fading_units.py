@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from _single_index_sgd import sgd_step
 
 from expunge.base.errors import SpecError
 from expunge.numerics.fading import FastSlow
@@ -63,21 +64,14 @@ def test_with_even_degrees_they_part_ways():
 
 def test_descent_from_both_signs_follows():
     torch.manual_seed(0)
-    units, inputs, batch, step, ratio = 120, 60, 500, 0.05, 0.1
+    units, inputs, batch, ratio = 120, 60, 500, 0.1
     rows = torch.randn(units, inputs)
     rows[:, 0] = 0
     rows = torch.nn.functional.normalize(rows, dim=1)
     signs = torch.tensor([1.0, -1.0]).repeat_interleave(units // 2)
     scales = signs.clone()
     for _ in range(400):
-        x = torch.randn(batch, inputs)
-        z, target = x @ rows.T, x[:, 0]
-        hidden = z + 0.5 * (z * z - 1) / math.sqrt(2)
-        residual = target - 0.5 * (target**2 - 1) / math.sqrt(2) - hidden @ scales / units
-        pull = (residual[:, None] * (1 + z / math.sqrt(2)) * scales).T @ x / batch
-        pull = pull - (pull * rows).sum(1, keepdim=True) * rows
-        scales = scales + step * ratio * residual @ hidden / batch
-        rows = torch.nn.functional.normalize(rows + step * pull, dim=1)
+        rows, scales = sgd_step(rows, scales, batch, ratio)
     found = unit_paths((0, 1, -0.5), (0, 1, 0.5), ratio, [1.0, -1.0], np.array([0.0, 20.0]))
     for group, sign in enumerate((1.0, -1.0)):
         assert float(rows[signs == sign, 0].mean()) == pytest.approx(found.alignments[-1, group], abs=0.03)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
-from _toy import EXACT, classes, gpt, gradient, linear, net, tokens, vector
+from _toy import EXACT, classes, doubled, gpt, gradient, linear, net, tokens, vector
 from scipy import stats
 from torch import Tensor, nn
 
@@ -114,15 +113,7 @@ def test_ssd_multiplies_the_original_weights():
 def test_ssd_does_not_know_how_often_the_data_are_there():
     """Twice the same data are the same data: importance is a mean over examples, in whatever batches."""
     problem, model = classes(), linear()
-    once, n = problem.data, len(problem.data)
-    data = Data(once.inputs.repeat(2, 1), once.targets.repeat(2), torch.arange(n), problem.test, once.labels)
-    doubled = replace(
-        problem,
-        data=data,
-        forget=torch.cat([problem.forget, problem.forget + n]),
-        retain=torch.cat([problem.retain, problem.retain + n]),
-    )
-    a, b = (SSD(alpha=1.1)(model, p, None, 0).model for p in (problem, doubled))
+    a, b = (SSD(alpha=1.1)(model, p, None, 0).model for p in (problem, doubled(problem)))
     torch.testing.assert_close(vector(a), vector(b), **EXACT)
 
 

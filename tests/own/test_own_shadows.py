@@ -7,11 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import expunge
@@ -24,7 +22,7 @@ from expunge.evidence.scores import load
 from expunge.models.mlp import MLP
 from expunge.own.models import shadows_of
 from expunge.train.training import TrainedRecipe, Training
-from helpers import finished, run
+from helpers import finished, run, wrong_digits
 
 FORGET, TRAIN, TEST = 40, 200, 100
 MLP_TABLE, TRAINING = {"widths": [16]}, {"epochs": 30, "learning_rate": 0.01, "batch_size": 64}
@@ -49,12 +47,7 @@ class Counted:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Digits, of which the first have wrong labels, and a network that has learned all of them."""
     path = tmp_path_factory.mktemp("shadows")
-    images, labels = load_digits(return_X_y=True)
-    x, y = images.astype(np.float32) / 16, labels.astype(np.int64)
-    y[:FORGET] = (y[:FORGET] + 1 + np.arange(FORGET) % 9) % 10
-    end = TRAIN + TEST
-    np.savez(path / "own.npz", x=x[:TRAIN], y=y[:TRAIN], tx=x[TRAIN:end], ty=y[TRAIN:end])
-    (path / "forget.txt").write_text("\n".join(map(str, range(FORGET))))
+    wrong_digits(path, FORGET, TRAIN, TEST)
     data = Arrays(path=str(path / "own.npz"))()
     recipe = Counted(data)
     model = recipe.fit(recipe.build(7), data, data.train, 7)

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from sklearn.datasets import load_digits
 from torch import nn
 
 from expunge.base.spec import parse
 from expunge.pipeline.plan import Plan
-from helpers import Table, cli, finished, run, snapshot, stages_done
+from helpers import Table, cli, finished, run, snapshot, stages_done, wrong_digits
 
 FORGET, TRAIN, TEST = 60, 400, 300
 Row = dict[str, object]
@@ -29,12 +28,7 @@ def network() -> nn.Sequential:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Digits of which the first have wrong labels, and a network that has learned all of them by heart."""
     path = tmp_path_factory.mktemp("mine")
-    images, labels = load_digits(return_X_y=True)
-    x, y = images.astype(np.float32) / 16, labels.astype(np.int64)
-    y[:FORGET] = (y[:FORGET] + 1 + np.arange(FORGET) % 9) % 10
-    end = TRAIN + TEST
-    np.savez(path / "own.npz", x=x[:TRAIN], y=y[:TRAIN], tx=x[TRAIN:end], ty=y[TRAIN:end])
-    (path / "forget.txt").write_text("\n".join(map(str, range(FORGET))))
+    x, y = wrong_digits(path, FORGET, TRAIN, TEST)
 
     torch.manual_seed(7)
     net, inputs, targets = network(), torch.from_numpy(x[:TRAIN]), torch.from_numpy(y[:TRAIN])

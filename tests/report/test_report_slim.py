@@ -12,11 +12,11 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pytest
+from _written import Writer, accuracy, distance, path_losses
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from safetensors.numpy import save
 
-from conftest import Writer, accuracy, distance, path_losses
 from expunge.evidence.scores import Scores, dumps
 from expunge.reporting.compare import Pair
 from expunge.reporting.compare_page import write_comparison

@@ -106,6 +106,13 @@ def given_to_weights(model: nn.Module, problem: Problem) -> dict[Layer, Tensor |
     return {layer: _rows(_first(found), batch, decisions, problem) for layer, found in caught.items()}
 
 
+def half_way_and_last(model: nn.Module, problem: Problem) -> list[Layer]:
+    """What the modules with weights are given at half depth and last, among hidden states that training can change."""
+    given = given_to_weights(model, problem).items()
+    found = [layer for layer, features in given if features is not None and features.requires_grad]
+    return list(dict.fromkeys([found[(len(found) - 1) // 2], found[-1]])) if found else []
+
+
 def _catch(module: nn.Module, layer: Layer, caught: dict[Layer, Any]) -> torch.utils.hooks.RemovableHandle:
     def keep(found: Any) -> None:
         # Moved to the end, so that the order is that of the last runs.

@@ -132,6 +132,14 @@ class Descent(Method):
         return student
 
 
+def perturb_once(student: nn.Module, seed: int, change: Callable[[Tensor, torch.Generator], None]) -> None:
+    """Change every trainable weight in place, a tied one once, all from one generator."""
+    generator = torch.Generator().manual_seed(derive(seed, "noise"))
+    with torch.no_grad():
+        for parameter in trainable(student):
+            change(parameter, generator)
+
+
 @dataclass(frozen=True)
 class PerturbedDescent(Descent):
     """Base of the methods that change every trainable weight once, then repair on the retain set.
@@ -141,10 +149,7 @@ class PerturbedDescent(Descent):
 
     def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
         """Perturb, then descend on retain batches."""
-        generator = torch.Generator().manual_seed(derive(seed, "noise"))
-        with torch.no_grad():
-            for parameter in trainable(student):
-                self.perturb(parameter, generator)
+        perturb_once(student, seed, self.perturb)
         return self.descend_on_retain(student, problem, seed, meter)
 
     @abstractmethod

@@ -9,3 +9,8 @@ from torch import Tensor
 def standard_normal(parameter: Tensor, generator: torch.Generator) -> Tensor:
     """Independent N(0, 1) in the parameter's shape, dtype and place, drawn on the CPU in double precision."""
     return torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter)
+
+
+def add_noise(parameter: Tensor, sigma: float, generator: torch.Generator) -> None:
+    """Add N(0, sigma^2) to every entry, in place."""
+    parameter.add_(standard_normal(parameter, generator), alpha=sigma)

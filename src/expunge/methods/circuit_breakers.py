@@ -36,7 +36,7 @@ from torch.nn import functional as F
 
 from expunge.base.errors import MissingError, SpecError
 from expunge.base.part import NonNegative, Positive
-from expunge.core.features import Features, Layer, given_to_weights, require_layers
+from expunge.core.features import Features, Layer, half_way_and_last, require_layers
 from expunge.core.modules import evaluating
 from expunge.core.problem import Problem
 from expunge.methods._descent import PairedDescent
@@ -95,18 +95,14 @@ class CircuitBreakers(PairedDescent):
             layers = require_layers(model, self.layers, WHERE)
             self._require_gradients(model, problem, layers)
             return layers
-        hidden = [
-            layer
-            for layer, features in given_to_weights(model, problem).items()
-            if features is not None and features.requires_grad
-        ]
-        if not hidden:
+        found = half_way_and_last(model, problem)
+        if not found:
             raise MissingError(
                 "no hidden state depends on trainable weights",
                 where=f"model ({type(model).__name__})",
                 remedy="name layers, or unfreeze some before the last",
             )
-        return list(dict.fromkeys([hidden[(len(hidden) - 1) // 2], hidden[-1]]))
+        return found
 
     def _require_gradients(self, model: nn.Module, problem: Problem, layers: list[Layer]) -> None:
         with evaluating(model):

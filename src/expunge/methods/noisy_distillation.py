@@ -23,18 +23,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from expunge.base.part import Count, NonNegative, Positive, Share
-from expunge.base.seeds import derive
 from expunge.core.case import Meter, Recipe
-from expunge.core.modules import trainable
 from expunge.core.objective import Objective, loss
 from expunge.core.problem import Problem
-from expunge.methods._descent import PairedDescent
+from expunge.methods._descent import PairedDescent, perturb_once
 from expunge.methods._distill import divergence, logits_of, teacher_of
-from expunge.methods._noise import standard_normal
+from expunge.methods._noise import add_noise
 from expunge.methods.delete import without_answer
 from expunge.train.loop import Pair, batch_count, fit
 from expunge.train.optim import cosine
@@ -75,10 +72,7 @@ class NoisyDistillation(PairedDescent):
     def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
         """Distort, then distil."""
         pair_loss = self.pair_loss(student, problem, seed)
-        generator = torch.Generator().manual_seed(derive(seed, "noise"))
-        with torch.no_grad():
-            for parameter in trainable(student):
-                parameter.add_(standard_normal(parameter, generator), alpha=self.sigma)
+        perturb_once(student, seed, lambda parameter, generator: add_noise(parameter, self.sigma, generator))
         steps = self.steps(student, meter)
         schedule = cosine(self.epochs * batch_count(len(problem.retain), self.batch_size), self.final)
         fit(steps.parameters, pair_loss, self.pairs(problem, seed), steps.optimizer, meter=meter, schedule=schedule)

@@ -43,7 +43,7 @@ from expunge.base.seeds import derive
 from expunge.core.case import Meter, Recipe, copy_for_training
 from expunge.core.contracts import Method, require_trainable
 from expunge.core.data import Batch
-from expunge.core.features import Features, Layer, given_to_weights, require_layers
+from expunge.core.features import Features, Layer, half_way_and_last, require_layers
 from expunge.core.modules import require_distinct
 from expunge.core.objective import loss
 from expunge.core.problem import Problem
@@ -140,9 +140,7 @@ class TAR(Method):
     def _held(self, model: nn.Module, problem: Problem) -> list[Layer]:
         if self.layers:
             return require_layers(model, self.layers, WHERE)
-        given = given_to_weights(model, problem).items()
-        found = [layer for layer, features in given if features is not None and features.requires_grad]
-        return list(dict.fromkeys([found[(len(found) - 1) // 2], found[-1]])) if found else []
+        return half_way_and_last(model, problem)
 
 
 def tampered_gradient(

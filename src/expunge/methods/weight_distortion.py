@@ -16,7 +16,7 @@ from torch import Tensor
 
 from expunge.base.part import Positive
 from expunge.methods._descent import PerturbedDescent
-from expunge.methods._noise import standard_normal
+from expunge.methods._noise import add_noise
 from expunge.methods.finetune import CITE
 
 
@@ -32,4 +32,4 @@ class WeightDistortion(PerturbedDescent):
 
     def perturb(self, parameter: Tensor, generator: torch.Generator) -> None:
         """Add the noise."""
-        parameter.add_(standard_normal(parameter, generator), alpha=self.sigma)
+        add_noise(parameter, self.sigma, generator)
