@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from expunge.base.errors import RunError
 from expunge.evidence.table import Table
 from expunge.studies._study import Work
 
@@ -29,16 +30,44 @@ def choose(
         number: What to choose by, before any attack, so that no method can be tuned on it.
 
     Returns:
-        `entries` by label, and `tried`, the mean of every candidate.
+        `entries` by label, and `tried`, the mean of every candidate; minus infinity of one that failed.
+
+    Raises:
+        RunError: All candidates of a label failed.
     """
     tried = {f"{label}-{i}": entry for label, found in grid.items() if len(found) > 1 for i, entry in enumerate(found)}
     if not (tried and specs):
         return {"entries": {label: found[len(found) // 2] for label, found in grid.items()}, "tried": {}}
     methods = [{**entry, "label": label} for label, entry in tried.items()]
-    runs = [number(work.run({**spec, "method": methods}, f"choice-{name}").table) for name, spec in specs.items()]
+    failed: dict[str, RunError] = {}
+    runs = [_numbers(work, spec, f"choice-{name}", methods, number, failed) for name, spec in specs.items()]
     means = {label: float(np.mean([found[label] for found in runs])) for label in tried}
+    for label, found in grid.items():
+        names = {f"{label}-{i}" for i in range(len(found))}
+        if names <= failed.keys():
+            raise failed[min(names)].at(f"every candidate of {label!r} failed")
     entries = {label: found[_best(means, label, len(found))] for label, found in grid.items()}
     return {"entries": entries, "tried": {f"{name}: {_told(tried[name])}": round(means[name], 4) for name in tried}}
+
+
+def _numbers(
+    work: Work,
+    spec: Mapping[str, Any],
+    name: str,
+    methods: Sequence[Entry],
+    number: Number,
+    failed: dict[str, RunError],
+) -> dict[str, float]:
+    """The number of each candidate in one run; where that fails, each in a run of its own."""
+    try:
+        return number(work.run({**spec, "method": list(methods)}, name).table)
+    except RunError as error:
+        # One that diverges must not end the trial of the others: it is out, at whatever the others reach.
+        if len(methods) == 1:
+            failed[methods[0]["label"]] = error
+            return {methods[0]["label"]: -np.inf}
+        alone = [_numbers(work, spec, f"{name}-{method['label']}", [method], number, failed) for method in methods]
+        return {method["label"]: found[method["label"]] for method, found in zip(methods, alone, strict=True)}
 
 
 def _best(means: Mapping[str, float], label: str, count: int) -> int:

@@ -86,6 +86,17 @@ ATTACKS: Mapping[str, Entry] = {
     "relearn_hot_k60": {"learning_rate": 1e-3, "k": 60},
 }
 
+OTHERS: Mapping[str, Entry] = {
+    "relearn_long": {"epochs": 20},
+    "relearn_sgd": {"optimizer": "sgd", "learning_rate": 1e-2},
+    "relearn_unseen": {"source": "test"},
+    "relearn_only": {"source": "forget", "k": 60, "epochs": 20},
+    "quantise_4": {"name": "quantise", "bits": 4},
+    "prune": {"name": "prune"},
+}
+"""What an attacker may do besides, tried on our own method only: longer, with another optimiser or other data, with
+nothing but forgotten examples, or by no training at all."""
+
 QUICK: Mapping[str, Any] = {
     "train": 400,
     "audits": AUDITS[:-1],
@@ -166,7 +177,8 @@ def other_images(train: int, test: int = 2000) -> Data:
 
 def attack(name: str, short: bool) -> Entry:
     """An attack of the spec."""
-    return {"name": "relearn", "label": name, **ATTACKS[name], **(SHORT if short else {})}
+    found = {"name": "relearn", "label": name, **{**ATTACKS, **OTHERS}[name]}
+    return {**found, **SHORT} if short and found["name"] == "relearn" else found
 
 
 def _shortened(entry: Entry, short: bool) -> Entry:

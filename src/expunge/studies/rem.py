@@ -30,6 +30,9 @@ CONFUSED: Key = ("accuracy", "holdout")
 ATTACK = "relearn"
 KEPT = "untouched"
 DIAL = (0.0, 0.5, 1.0)
+"""Shares of the poisoned images that have the trigger."""
+ATTACKED = (0.5, 1.0)
+"""Rates at which REM is attacked: with corruption among the retained examples, and without."""
 
 
 @dataclass(frozen=True)
@@ -65,39 +68,36 @@ class REM(Study):
         tuning = {r: self._base(r, setup.TUNING_RATE) | {"seeds": list(setup.TUNING)} for r in setup.REGULARITIES}
         grid = setup.grid(every=self.every, small=self.small)
         chosen = choose(work, tuning if self.choosing else {}, grid, kept_and_forgotten)
-        attack = setup.shortened({"name": ATTACK}, self.small)
         scores = {}
-        for name, base, methods in self._runs(chosen["entries"]):
-            spec = {**base, "seeds": list(seeds), "method": methods, "attack": [attack]}
-            scores[name] = work.run(spec, name).manifest["results"]
+        for name, spec in self._runs(chosen["entries"]):
+            scores[name] = work.run({**spec, "seeds": list(seeds)}, name).manifest["results"]
         return {**chosen, "scores": scores}
 
     def _base(self, regularity: str, rate: float, **task: Any) -> dict[str, Any]:
         return setup.base(self.train, self.epochs, regularity, rate, **task)
 
-    def _runs(self, chosen: Mapping[str, Any]) -> list[tuple[str, dict[str, Any], list[dict[str, Any]]]]:
-        """Name, spec without methods, and methods of every run."""
-        everything = setup.methods(chosen)
-        runs = [
-            (setup.cell(regularity, rate), self._base(regularity, rate), everything)
-            for rate in self.rates
-            for regularity in setup.REGULARITIES
-        ]
+    def _runs(self, chosen: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+        """Name and spec, without seeds, of every run: the cells, some of them attacked or tied, and the dial.
+
+        Attacks are as long as unlearning, and of REM's base only is it asked what they bring back.
+        """
+        cells = {setup.cell(r, rate): self._base(r, rate) for rate in self.rates for r in setup.REGULARITIES}
+        everything, rem = setup.methods(chosen), {**chosen["rem"], "label": "rem"}
         untouched = {"name": "finetune", "budget": 1, "label": KEPT}
-        runs += [
-            (
-                f"tied-{cell}",
-                {**base, "model": setup.TIED},
-                [untouched, *(m for m in methods if m.get("label") in self._tied())],
-            )
-            for cell, base, methods in list(runs)
-            if self.every or base["forget"]["discovery"] == 1
-        ]
-        runs += [
-            (f"dial-{q:g}", self._base(setup.HIGH, 0.5, presence=q), [chosen["rem"], {"name": "retrain"}])
-            for q in (() if self.small else DIAL)
-        ]
-        return runs
+        attack = setup.shortened({"name": ATTACK}, self.small)
+        tied = [untouched, *(method for method in everything if method.get("label") in self._tied())]
+        runs = {cell: {**base, "method": everything} for cell, base in cells.items()}
+        for cell, base in cells.items():
+            if base["forget"]["discovery"] in ATTACKED:
+                runs[f"attacked-{cell}"] = {**base, "method": [rem, {"name": "retrain"}], "attack": [attack]}
+            if self.every or base["forget"]["discovery"] == 1:
+                runs[f"tied-{cell}"] = {**base, "model": setup.TIED, "method": tied}
+        for q in () if self.small else DIAL:
+            runs[f"dial-{q:g}"] = {
+                **self._base(setup.HIGH, 0.5, presence=q),
+                "method": [chosen["rem"], {"name": "retrain"}],
+            }
+        return list(runs.items())
 
     def _tied(self) -> list[str]:
         """Methods that are tried on models with example-tied dropout too."""
@@ -158,8 +158,8 @@ class REM(Study):
         return told
 
     def _beyond(self, runs: Mapping[str, OfSeed]) -> dict[str, Any]:
-        all_known = {r: runs[setup.cell(r, 1.0)] for r in setup.REGULARITIES}
-        half_known = {r: runs[setup.cell(r, 0.5)] for r in setup.REGULARITIES}
+        all_known = {r: runs[f"attacked-{setup.cell(r, 1.0)}"] for r in setup.REGULARITIES}
+        half_known = {r: runs[f"attacked-{setup.cell(r, 0.5)}"] for r in setup.REGULARITIES}
         confused = [runs[setup.cell(setup.MEDIUM, rate)] for rate in self.rates]
         tied = {r: runs[f"tied-{setup.cell(r, 1.0)}"] for r in setup.REGULARITIES}
 
