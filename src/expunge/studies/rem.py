@@ -90,7 +90,7 @@ class REM(Study):
         for cell, base in cells.items():
             if base["forget"]["discovery"] in ATTACKED:
                 runs[f"attacked-{cell}"] = {**base, "method": [rem, {"name": "retrain"}], "attack": [attack]}
-            if self.every or base["forget"]["discovery"] == 1:
+            if base["forget"]["discovery"] == 1:
                 runs[f"tied-{cell}"] = {**base, "model": setup.TIED, "method": tied}
         for q in () if self.small else DIAL:
             runs[f"dial-{q:g}"] = {
