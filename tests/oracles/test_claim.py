@@ -152,3 +152,11 @@ def test_what_is_no_number_is_refused() -> None:
         decide([claim(above(0.0, WHY))], [{"c": [1.0, 2.0]}, {"c": [1.0]}])
     with pytest.raises(SpecError, match="no order"):
         decide([claim(ordered(WHY))], [{"c": 1.0}])
+
+
+def test_of_numbers_that_no_seed_changes_the_nearest_to_the_bound_is_shown() -> None:
+    exact = Claim("x", "s.", "t", below(1.0, "a bound"), "u", exact=True)
+    [found] = decide([exact], [{"x": [0.0, 0.75, 0.5]}] * 3)
+    assert (found.verdict, found.contrast.mean) == ("reproduced", 0.75)
+    [found] = decide([exact], [{"x": [0.0, 1.5, 1.25]}] * 3)
+    assert (found.verdict, found.contrast.mean) == ("not reproduced", 1.5)

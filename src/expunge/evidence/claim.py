@@ -124,6 +124,8 @@ class _Component:
     values: tuple[float, ...]
     holds: float
     fails: float
+    slack: float
+    """Distance of the mean to the nearest bound, below 0 outside; what decides between equal p-values."""
 
 
 @dataclass(frozen=True)
@@ -209,7 +211,8 @@ def _test(claim: Claim, seeds: Sequence[Measured]) -> _Tested | None:
             raise SpecError("one number has no order", where=claim.id, allowed="an array of two or more")
         values, errors = values[:, :-1] - values[:, 1:], np.hypot(errors[:, :-1], errors[:, 1:])
     parts = [_component(claim, values[:, i], errors[:, i]) for i in range(values.shape[1])]
-    deciding, contrary = max(parts, key=lambda p: p.holds), min(parts, key=lambda p: p.fails)
+    deciding = max(parts, key=lambda p: (p.holds, -p.slack))
+    contrary = min(parts, key=lambda p: (p.fails, p.slack))
     fails = min(1.0, len(parts) * contrary.fails)
     return _Tested(deciding, contrary, deciding.holds, fails, _parts(claim, means, seeds[0]))
 
@@ -225,7 +228,7 @@ def _component(claim: Claim, values: Floats, errors: Floats) -> _Component:
     rule, seeds = claim.rule, len(values)
     told = tuple(map(float, values))
     if not np.isfinite(values).all():
-        return _Component(Contrast(math.nan, math.nan, seeds - 1), told, 1.0, 1.0)
+        return _Component(Contrast(math.nan, math.nan, seeds - 1), told, 1.0, 1.0, -math.inf)
     shared = float(errors.mean())
     mean = combine(values, shared, shared)
     least = 0.5**seeds if mean.se == 0 and not claim.exact else 0.0
@@ -235,7 +238,8 @@ def _component(claim: Claim, values: Floats, errors: Floats) -> _Component:
     beyond = [mean.p_below(rule.low)] if math.isfinite(rule.low) else []
     beyond += [mean.p_above(rule.high)] if math.isfinite(rule.high) else []
     fails = min(1.0, len(beyond) * max(min(beyond), least))
-    return _Component(mean, told, max([*above, *below, least]), fails)
+    slack = min(mean.mean - rule.low, rule.high - mean.mean)
+    return _Component(mean, told, max([*above, *below, least]), fails, slack)
 
 
 def _stacked(claim: Claim, found: Sequence[Any]) -> Floats:
