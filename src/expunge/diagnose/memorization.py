@@ -27,6 +27,8 @@ from expunge.train.cscore import cscores, known
 KNOWS = "forget examples that the original knows"
 GENERAL = "C-score of the forget set (what a retrained model should know)"
 RANGE = "range to expect (what there is to forget)"
+SELDOM = "forget examples that fewer than a quarter of nets get right"
+MOSTLY = "forget examples that more than three quarters of nets get right"
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Memorization(Probe):
         "Overparameterized Models}, author={Jiang, Ziheng and Zhang, Chiyuan and Talwar, Kunal and Mozer, Michael C.}, "
         "booktitle={ICML}, year={2021}, note={arXiv:2002.03206}}"
     )
+
+    version: ClassVar[int] = 2
 
     foretells: ClassVar[Mapping[str, str]] = MappingProxyType({KNOWS: "original", GENERAL: "reference", RANGE: "range"})
 
@@ -64,6 +68,9 @@ class Memorization(Probe):
             GENERAL: over_examples(forget.numpy(), "share", "reference"),
             RANGE: over_examples((has - forget).numpy(), "share", "reference"),
             "C-score of the retain set": over_examples(retain.numpy(), "share", "reference"),
+            # How the mean comes about: a set of average examples, or of easy and hopeless ones.
+            SELDOM: over_examples((forget < 0.25).double().numpy(), "share", "reference"),
+            MOSTLY: over_examples((forget > 0.75).double().numpy(), "share", "reference"),
         }
 
     def repeats(self, data: Data) -> bool:
