@@ -1,0 +1,111 @@
+"""What a planned unlearning does to a classifier's answers, with the network linearised and the loss as it is.
+
+Descent on the retain set and ascent on the forget set move weights by v <- beta v + g, w <- w - step v. Where gradients
+of the logits stay what they are, logits follow without the weights,
+
+    f_i <- f_i - step V_i,    V_i <- beta V_i + sum_j u_j K_ij (softmax(f_j) - y_j),
+
+with K_ij = <df_i/dw, df_j/dw>, `[c, c]`, and u_j = (1 - mix) / n over the retain set, -mix / n over the forget set. No
+gradient is taken to be zero, unlike in `stability`: the softmax saturates and lets go as it does in the network. For a
+model that is linear in its weights this is exact, with full batches.
+
+Of a sample of m out of n examples, each example's own part keeps its weight 1 / n, and the others stand for the rest of
+the set: taken for 1 / m, what an example does to itself alone, which is how it was learned by heart, would count n / m
+times as much.
+
+Cost: (m c)^2 operations per step, and the Gram matrix beforehand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from expunge.base.errors import SpecError
+from expunge.numerics.linearised import Update, require_gram
+
+
+@dataclass(frozen=True)
+class Course:
+    """What is known along the planned steps."""
+
+    forget: Tensor
+    """Share of the forget examples that are answered right, after each number of steps from 0 on, `[t + 1]`."""
+    retain: Tensor
+    """The same of the retained ones."""
+
+    def steps_to(self, share: float) -> int | None:
+        """The first number of steps after which no more than a share of the forget set is known; `None`: never."""
+        below = (self.forget <= share).nonzero()
+        return int(below[0, 0]) if len(below) else None
+
+
+def course(
+    gram: Tensor,
+    logits: Tensor,
+    targets: Tensor,
+    retained: int,
+    update: Update,
+    steps: int,
+    *,
+    until: float | None = None,
+) -> Course:
+    """Follow the logits of a sample.
+
+    Args:
+        gram: K, `[m c, m c]`, the logits of one example next to each other, the retain set's examples first.
+        logits: `[m, c]` at the beginning.
+        targets: Classes that training is for, `[m]`; what is known is held against them.
+        retained: How many of the m are from the retain set.
+        update: The plan, with `size` of either set the whole set's; batches are taken to be whole.
+        steps: Most steps.
+        until: Stop once no more than this share of the forget examples is known.
+
+    Raises:
+        SpecError: The shapes disagree, or there are no examples of one set.
+    """
+    count, classes = logits.shape
+    require_gram(gram, classes)
+    if len(gram) != count * classes or len(targets) != count or not 0 < retained < count:
+        found = (
+            f"{retained} retained, logits {list(logits.shape)}, targets {list(targets.shape)}, Gram {list(gram.shape)}"
+        )
+        raise SpecError(found, where="course", allowed="[m, c], [m] and [m c, m c], with examples of both sets")
+    others, own = _weighted(gram.double(), count, retained, update)
+    f, truth = logits.double(), F.one_hot(targets, classes).double()
+    moved, known = torch.zeros_like(f), [_known(f, targets, retained)]
+    for _ in range(steps):
+        if until is not None and known[-1][1] <= until:
+            break
+        off = f.softmax(1) - truth
+        pull = (others @ off.flatten()).view_as(f) + torch.einsum("icd,id->ic", own, off)
+        moved = update.momentum * moved + pull
+        f = f - update.step * moved
+        known.append(_known(f, targets, retained))
+    retain, forget = torch.tensor(known, dtype=torch.float64).T
+    return Course(forget, retain)
+
+
+def _weighted(gram: Tensor, count: int, retained: int, update: Update) -> tuple[Tensor, Tensor]:
+    """K with the weights of the examples that pull, own blocks left out, and these, `[m, c, c]`."""
+    classes = len(gram) // count
+    sides = ((retained, update.retain.size, 1 - update.mix), (count - retained, update.forget.size, -update.mix))
+    weights, first = torch.zeros(count, count).to(gram), 0
+    own = torch.zeros(count).to(gram)
+    for here, whole, weight in sides:
+        part = slice(first, first + here)
+        weights[:, part] = weight / here
+        weights[part, part] = weight * (1 - 1 / whole) / max(here - 1, 1)
+        own[part], first = weight / whole, first + here
+    weights.fill_diagonal_(0)
+    blocks = gram.view(count, classes, count, classes)
+    each = torch.einsum("icid->icd", blocks) * own[:, None, None]
+    return (blocks * weights[:, None, :, None]).reshape_as(gram), each
+
+
+def _known(logits: Tensor, targets: Tensor, retained: int) -> tuple[float, float]:
+    right = (logits.argmax(1) == targets).double()
+    return float(right[:retained].mean()), float(right[retained:].mean())
