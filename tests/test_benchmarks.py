@@ -55,3 +55,17 @@ def test_scores_of_nets_together(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setattr(cscores, "NETS", 3)
     cscores.main(repeats=1, epochs=1)
     assert capsys.readouterr().out.count("in double 0 of 1200 scores differ") == 3
+
+
+def test_what_probes_cost(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    from benchmarks import diagnosis
+
+    monkeypatch.setattr(diagnosis, "WIDTHS", [8])
+    monkeypatch.setattr(diagnosis, "TRAIN", 300)
+    monkeypatch.setattr(diagnosis, "FORGET", 20)
+    diagnosis.main(repeats=1, epochs=1)
+    found = re.findall(r"^(\w+) +(\S+) epochs' gradients", capsys.readouterr().out, re.MULTILINE)
+    assert {name for name, _ in found} >= {"coherence", "hardness", "recommendation", "sharpness", "stability_limit"}
+    # Two epochs are promised; noise and gradients of `sharpness` take one derivative where two are counted here.
+    assert all(float(epochs) <= (2.4 if name == "sharpness" else 2.0) for name, epochs in found)

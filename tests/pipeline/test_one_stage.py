@@ -123,3 +123,20 @@ def test_diagnosis_is_kept(folder: Path) -> None:
     second = finished(cli("diagnose", spec, "--out", folder / "runs"))
     assert first.out == second.out
     assert "are there already" in second.err
+
+
+def test_what_is_not_for_this_case_is_left_out_unless_it_is_asked_for(tmp_path: Path) -> None:
+    data, forget = (
+        {"name": "python_docs", "train": 20, "test": 10, "context": 12},
+        {"name": "random_subset", "count": 4},
+    )
+    model = {"name": "gpt", "width": 8, "layers": 1, "heads": 2}
+    bare = tiny(name="text", data=data, model=model, train={"epochs": 1}, forget=forget, method=[], attack=[], audit=[])
+    (tmp_path / "bare.toml").write_text(toml(bare))
+    done = finished(cli("diagnose", tmp_path / "bare.toml", "--out", tmp_path / "runs", "--json"))
+    assert "memorization" in json.loads(done.out)["probes"]
+    assert "hardness" not in json.loads(done.out)["probes"]
+    assert "left out: seed 0: probe original hardness" in done.err and "vocabulary" in done.err
+    (tmp_path / "named.toml").write_text(toml(bare | {"probe": [{"name": "hardness"}]}))
+    result = cli("diagnose", tmp_path / "named.toml", "--out", tmp_path / "runs")
+    assert result.code == 3 and "vocabulary" in result.message()

@@ -104,6 +104,27 @@ def gradient_gram(sample: Sample) -> Gram:
     return _gram(sample, sample.problem.data.batch(sample.ids))
 
 
+def logit_gram(sample: Sample) -> tuple[Gram, Tensor, Tensor]:
+    """Inner products of the gradients of every logit, those of one example next to each other; for classifiers.
+
+    Returns:
+        The Gram matrix `[m c, m c]`, the logits `[m, c]` and the targets `[m]`.
+
+    Raises:
+        SpecError: Parameters differ in dtype or device.
+    """
+    with torch.no_grad():
+        parts = [
+            sample.problem.objective.decisions(sample.model, batch)
+            for batch in in_order(sample.problem.data, sample.ids)
+        ]
+    logits, targets = torch.cat([part.logits for part in parts]), torch.cat([part.targets for part in parts])
+    count, classes = logits.shape
+    aims = torch.eye(classes, dtype=torch.float64).repeat(count, 1)
+    again = sample.problem.data.batch(sample.ids.repeat_interleave(classes))
+    return _gram(sample, Rows(*again, aims, torch.ones(len(aims), dtype=torch.float64))), logits, targets
+
+
 def _gram(sample: Sample, examples: Any) -> Gram:
     def losses(model: nn.Module, batch: Batch | Rows) -> Tensor:
         decisions = sample.problem.objective.decisions(model, batch)  # type: ignore[arg-type]

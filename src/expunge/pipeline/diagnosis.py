@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 from expunge.base.record import Store
@@ -14,18 +15,19 @@ FILE = "diagnosis.json"
 """In the run's folder; the numbers of a seed alone lie in `diagnosis/`."""
 
 
-def diagnosis(plan: Plan, store: Store) -> list[dict[str, Any]]:
+def diagnosis(plan: Plan, store: Store, labels: Collection[str | None] | None = None) -> list[dict[str, Any]]:
     """Read what is in the store.
 
     Args:
         plan: Whose probes have run.
         store: Where their outputs are.
+        labels: Of the probes to read; all by default.
 
     Returns:
         Per probe `probe` (its label), `name`, `sentence`, and `rows` of `what`, `seed` (null over seeds), value, low,
         high, n, unit, better and `foretells`, as `Probe.foretells` or null.
     """
-    return [_of_probe(plan, store, label) for label in plan.probes]
+    return [_of_probe(plan, store, label) for label in plan.probes if labels is None or label in labels]
 
 
 def _of_probe(plan: Plan, store: Store, label: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.base import registry
-from expunge.base.errors import SpecError, unknown
+from expunge.base.errors import ExpungeError, SpecError, unknown
 from expunge.base.record import Store, write_file
 from expunge.base.spec import CACHE, Entry, Spec
 from expunge.pipeline.diagnosis import diagnosis
@@ -51,7 +51,7 @@ def unlearn_one(spec: Spec, out: Path, label: str | None, save: Path | None, pro
 
 
 def diagnose_one(spec: Spec, out: Path, progress: Progress) -> list[dict[str, Any]]:
-    """Run the spec's probes on the first seed's original, or every probe as it is where the spec names none.
+    """Run the spec's probes on the first seed's original, or every probe that can be where the spec names none.
 
     Args:
         spec: Whose original is trained, or loaded, where it is not there yet; methods are not looked at.
@@ -62,14 +62,34 @@ def diagnose_one(spec: Spec, out: Path, progress: Progress) -> list[dict[str, An
         What each probe said, see `pipeline.diagnosis`.
 
     Raises:
-        ExpungeError: A bad spec, or a stage failed.
+        ExpungeError: A bad spec, or a stage failed; of probes that the spec does not name, all of them.
     """
     probes = spec.probe or tuple(Entry(name, name) for name in registry.names("probe"))
     bare = replace(spec, seeds=spec.seeds[:1], method=(), attack=(), audit=(), probe=probes, gate=())
     plan, store = Plan(bare), Store(out / CACHE)
     prepare(plan, store)
-    _run(plan, store, [stage for stage in plan.stages if stage.kind in ("measure", "original", "probe")], progress)
-    return diagnosis(plan, store)
+    stages = [stage for stage in plan.stages if stage.kind in ("measure", "original", "probe")]
+    if spec.probe:
+        _run(plan, store, stages, progress)
+        return diagnosis(plan, store)
+    return diagnosis(plan, store, _what_can(plan, store, stages, progress))
+
+
+def _what_can(plan: Plan, store: Store, stages: list[Stage], progress: Progress) -> list[str | None]:
+    """Run what the probes need, then each probe by itself; the labels of those that this case is for."""
+    _run(plan, store, [stage for stage in stages if stage.kind != "probe"], progress)
+    done: list[str | None] = []
+    failure = None
+    for stage in (stage for stage in stages if stage.kind == "probe"):
+        try:
+            _run(plan, store, [stage], progress)
+            done.append(stage.part)
+        except ExpungeError as error:
+            failure = error
+            progress.say(f"left out: {error}")
+    if failure is not None and not done:
+        raise failure
+    return done
 
 
 def _leading_to(final: Stage, plan: Plan) -> list[Stage]:

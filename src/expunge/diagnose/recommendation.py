@@ -1,0 +1,201 @@
+"""What to do: a family of methods with the reason, and for descent and ascent a step size, a mix and a number of steps.
+
+The family follows from what there is to forget. Examples that nets know which never saw them are known by a retrained
+model too: accuracy has nothing to lose there, and the cheapest repair will do. Examples known by heart have to be taken
+out, and what only silences them comes back: in the study `dormant` random relabelling and circuit breakers did, and
+`noisy_distillation` was the one that no attack woke at a tenth of retraining's gradients. That is evidence from small
+nets on one data set; attack whatever you choose.
+
+The plan is found without a step being taken. Each of some step sizes below the largest that descent on the retain set
+bears in mean square (`numerics.stability`), with each of some mixes, is followed in function space
+(`numerics.function_space`) until half of what is known of the forget set is gone. Of those that get there the one that
+loses fewest retained examples is named, and of equals the one with fewest steps. One Gram matrix of logits serves both:
+an example's curvature J^T (diag p - p p^T) J is made of its logits' gradients.
+
+Cost: that of `hardness`, and some 30 courses in function space, half a minute for 80 examples of ten classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from expunge.base.part import Count, Positive
+from expunge.base.seeds import derive
+from expunge.core.case import Case
+from expunge.core.contracts import Probe
+from expunge.core.data import Data
+from expunge.core.problem import Problem
+from expunge.diagnose._halves import over_halves
+from expunge.diagnose._sample import Momentum
+from expunge.diagnose.hardness import Hardness, Sampled
+from expunge.evidence.estimate import Estimate, over_examples
+from expunge.numerics.linearised import Curvatures, Draw, Update, of_gram
+from expunge.numerics.stability import mean_square_limit
+from expunge.train.cscore import known
+from expunge.train.loop import batch_count
+
+STEP, MIX = "step size to take", "weight of the ascent to take"
+STEPS, DAMAGE = "steps to expect, as linearised", "retained examples lost by then, as linearised"
+PASSES = "passes over the retain set that these steps are"
+BY_HEART = "known by heart only, of what ships with the data"
+LIMIT = "largest stable step size on the retain set, in mean square"
+
+SHARES = (0.5, 0.25, 0.1, 0.05, 0.02, 0.01)
+"""Of the largest stable step size."""
+MIXES = (0.05, 0.1, 0.2, 0.35, 0.5)
+LITTLE = 0.1
+"""Share known by heart below which there is hardly anything to forget."""
+FLAT = 5e-3
+"""Directions with less than this share of the largest curvature are left out, as in `stability_limit`."""
+
+
+class Plan(NamedTuple):
+    """A setting of descent and ascent, with what it is foretold to do; in the order in which one is preferred."""
+
+    damage: float
+    steps: float
+    learning_rate: float
+    mix: float
+
+
+@dataclass(frozen=True)
+class Recommendation(Probe):
+    """A family of methods, and step size, mix and steps of descent and ascent, with the reason."""
+
+    momentum: Momentum = 0.9
+    """Of the heavy ball, as that of the library's `sgd`."""
+    batch_size: Count = 128
+    """Retain examples per step, or all where there are fewer; their noise bounds the step size."""
+    retain: Count = 40
+    """Retain examples looked at, fewer where the budget is short."""
+    forget: Count = 40
+    """Forget examples looked at, likewise."""
+    steps: Count = 1000
+    """Most steps that a plan may take."""
+    epochs: Positive = 2.0
+    """Most that this may cost, in passes over the training set."""
+
+    def __call__(self, case: Case, seed: int) -> dict[str, Estimate]:
+        """The plan and what it is foretold to do, a choice and so without intervals, and the limit that bounds it.
+
+        Raises:
+            MissingError: The model answers with tokens.
+            SpecError: No parameter of the model takes a gradient, or the budget affords no example.
+            RunError: A loss is not finite.
+        """
+        generator = torch.Generator().manual_seed(derive(seed, "recommendation"))
+        follow = Hardness(
+            momentum=self.momentum, retain=self.retain, forget=self.forget, steps=self.steps, epochs=self.epochs
+        )
+        sampled = follow.look(case, generator)
+        limit = self.limit(sampled, case.problem, generator)
+        plan = self.chosen(follow, sampled, case.problem, limit.value)
+        passes = math.ceil(plan.steps / batch_count(len(case.problem.retain), self.batch_size))
+        values = {
+            STEP: (plan.learning_rate, "step size"),
+            MIX: (plan.mix, "share"),
+            STEPS: (plan.steps, "steps"),
+            PASSES: (float(passes), "passes"),
+            DAMAGE: (plan.damage, "share"),
+        }
+        found = {
+            what: Estimate(value, math.nan, math.nan, len(sampled.targets), unit, "reference")
+            for what, (value, unit) in values.items()
+        }
+        return found | {LIMIT: limit} | _by_heart(case) | sampled.one_by_one
+
+    def repeats(self, data: Data) -> bool:
+        """No: a plan that is the mean of several seeds' plans is none of them."""
+        return False
+
+    def limit(self, sampled: Sampled, problem: Problem, generator: torch.Generator) -> Estimate:
+        """The largest step size at which descent on the retain set stays, in mean square, for the whole set."""
+        gram = curvature_of_logits(sampled.gram, sampled.logits)
+        curvatures = of_gram(gram, sampled.retained, rows=sampled.logits.shape[1] - 1, tolerance=FLAT)
+        size = len(problem.retain)
+        whole = Draw(len(problem.forget), len(problem.forget))
+        descent = Update(1.0, 0.0, Draw(size, min(self.batch_size, size)), whole, self.momentum)
+
+        def inverse(places: Sequence[Tensor]) -> float:
+            at = torch.cat([places[0], torch.tensor([sampled.retained])])
+            return 1 / mean_square_limit(Curvatures(curvatures.factors[at], len(places[0])), descent)
+
+        return over_halves(inverse, sampled.parts[:1], generator, unit="step size", inverse=True)
+
+    def chosen(self, follow: Hardness, sampled: Sampled, problem: Problem, limit: float) -> Plan:
+        """Of the plans that forget within the steps the one that loses least; of none the one with the largest step."""
+        tried = []
+        # Without any curvature no step size is too large, and the loss has nothing to say.
+        top = limit if math.isfinite(limit) else 1.0
+        for share in SHARES:
+            for mix in MIXES:
+                plan = replace(follow, learning_rate=share * top, mix=mix)
+                steps, damage = plan.foretold(sampled, problem)
+                tried.append(Plan(damage, steps, plan.learning_rate, mix))
+        done = [plan for plan in tried if plan.steps < self.steps]
+        return min(done) if done else max(tried, key=lambda plan: (plan.learning_rate, plan.mix))
+
+    def told(self, found: Mapping[str, Estimate]) -> str:
+        """The family with its reason, then the plan."""
+        return f"{self._family(found)} {self._plan(found)}"
+
+    def _family(self, found: Mapping[str, Estimate]) -> str:
+        if BY_HEART not in found:
+            return (
+                "How much is known by heart was not looked at, since the data ship no C-scores for it: run "
+                "memorization first, for where that is little there is nothing to take out."
+            )
+        share = found[BY_HEART]
+        if share.high < LITTLE:
+            return (
+                f"Only {100 * share.value:.0f} % is known by heart: a retrained model knows nearly all of it too. Take "
+                "the cheapest, finetune, and judge by membership; accuracy will show nothing."
+            )
+        return (
+            f"{100 * share.value:.0f} % is known by heart, and has to be taken out, not silenced: take "
+            "noisy_distillation, which no attack woke in the study dormant, on small nets and one data set."
+        )
+
+    def _plan(self, found: Mapping[str, Estimate]) -> str:
+        step, mix, steps, damage = (found[what].value for what in (STEP, MIX, STEPS, DAMAGE))
+        if steps >= self.steps:
+            return f"Descent and ascent do not get there within {self.steps} steps at any step size that is stable."
+        return (
+            f"For descent and ascent: neggrad_plus with sgd, learning_rate = {step:.2g}, alpha = {1 - mix:g}, "
+            f"epochs = {found[PASSES].value:.0f}: about {steps:,.0f} steps until half is gone. Of the step sizes that "
+            f"the retain set bears, this loses the fewest retained examples on the way, {100 * damage:.2g} %."
+        )
+
+
+def curvature_of_logits(gram: Tensor, logits: Tensor) -> Tensor:
+    """Inner products of the columns of G_i, G_i G_i^T = J_i^T (diag p - p p^T) J_i, from those of the logits.
+
+    Args:
+        gram: `[m c, m c]`, double precision.
+        logits: `[m, c]`.
+
+    Returns:
+        `[m (c - 1), m (c - 1)]`.
+    """
+    count, classes = logits.shape
+    p = logits.double().softmax(1)
+    values, vectors = torch.linalg.eigh(torch.diag_embed(p) - p[:, :, None] * p[:, None])
+    # The constant vector has the eigenvalue 0 and is left out.
+    roots = (vectors * values.clamp(min=0).sqrt()[:, None]).mT[:, 1:]
+    blocks = gram.view(count, classes, count, classes)
+    found: Tensor = torch.einsum("ira,iajb,jsb->irjs", roots, blocks, roots)
+    return found.reshape(count * (classes - 1), -1)
+
+
+def _by_heart(case: Case) -> dict[str, Estimate]:
+    problem, scores = case.problem, case.problem.data.cscore
+    if scores is None:
+        return {}
+    has = known(case.original, problem.data, problem.forget).double() - scores[problem.forget]
+    return {BY_HEART: over_examples(has.numpy(), "share", "reference")}

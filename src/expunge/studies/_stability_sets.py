@@ -1,0 +1,181 @@
+"""Real forget sets: what linear stability foretells of each, beside what descent and ascent then take and leave.
+
+An MLP on Fashion-MNIST is trained with Adam; then SGD with momentum descends on the retain set and ascends on the
+forget set until half of what is known of the latter is gone. Of the plans the first is what claims rank; all of them
+calibrate `diagnose.hardness`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from expunge.audits.membership import Membership
+from expunge.base.seeds import derive
+from expunge.core.case import Case, train_model
+from expunge.core.contracts import Task
+from expunge.core.modules import trainable
+from expunge.core.objective import loss
+from expunge.core.problem import Problem
+from expunge.data.fashion_mnist import FashionMNIST
+from expunge.diagnose.hardness import GONE, Hardness
+from expunge.diagnose.recommendation import MIX, STEP, STEPS, Recommendation
+from expunge.diagnose.stability_limit import RATE_SQUARE, StabilityLimit
+from expunge.models.mlp import MLP
+from expunge.tasks.easy_examples import EasyExamples
+from expunge.tasks.hard_examples import HardExamples
+from expunge.tasks.label_swap import LabelSwap
+from expunge.tasks.random_subset import RandomSubset
+from expunge.tasks.whole_class import WholeClass
+from expunge.train.cscore import known
+from expunge.train.loop import Pair, fit, in_order, paired
+from expunge.train.optim import make_optimizer
+from expunge.train.training import TrainedRecipe, Training
+
+PLANS = ((2e-3, 0.2), (2e-3, 0.5), (5e-3, 0.1), (5e-4, 0.5))
+"""Step size and weight of the ascent."""
+MOST, BATCH, FORGET_BATCH = 1000, 128, 64
+LOOKED_AT = 24
+"""Examples of either set whose curvature is taken."""
+
+
+def tasks(count: int, seed: int) -> dict[str, Task]:
+    """The forget sets: hard, easy, random, a class, another one for each seed, and wrong labels."""
+    return {
+        "hard": HardExamples(count=count),
+        "easy": EasyExamples(count=count),
+        "random": RandomSubset(count=count),
+        "class": WholeClass(label=seed % 10),
+        "noisy": LabelSwap(count=count),
+    }
+
+
+@dataclass(frozen=True)
+class Found:
+    """One forget set: what is foretold, and what was measured."""
+
+    foretold: Mapping[str, float]
+    """`rate` of growth in mean square per step, `course` in steps, `cosine` of both sets' mean gradients, and `loss` on
+    the forget set."""
+    measured: Mapping[str, float]
+    """`steps` to forget, `membership` and `distance` at the exit as gaps to the retrained model, `damage` to retained
+    accuracy."""
+    plans: list[tuple[float, float]]
+    """Foretold and measured steps of every plan; `MOST` where the set was not gone by then."""
+    recommended: tuple[float, float]
+    """Of the plan that `diagnose.recommendation` names: steps taken over those foretold, at most 2, and damage."""
+
+
+def look(task: Task, train: int, epochs: int, seed: int) -> Found:
+    """Train, foretell, unlearn, measure."""
+    data = FashionMNIST(train=train)()
+    recipe = TrainedRecipe(MLP(widths=[128, 64]), Training(epochs=epochs), data)
+    measured = task.measure(data, recipe, seed) if task.measures else {}
+    problem = task(data, seed, measured)
+    original = train_model(recipe, problem.data, problem.train, seed)
+    case = Case(seed, problem, original, recipe)
+    probe = _limit_probe()
+    kept, gone = (_mean_gradient(original, problem, ids) for ids in (problem.retain, problem.forget))
+    courses = _foretold(case, seed)
+    foretold = {
+        "rate": probe(case, seed)[RATE_SQUARE].value,
+        "course": courses[0],
+        "cosine": float(kept @ gone / (kept.norm() * gone.norm()).clamp(min=1e-30)),
+        "loss": _mean_loss(original, problem, problem.forget),
+    }
+    runs = [_forgotten(original, problem, *plan, seed) for plan in PLANS]
+    student, steps = runs[0]
+    attack = Membership(attack="loss", count=500)
+    member, never = (attack(model, case, seed)[0].reduced() for model in (student, case.reference))
+    outcome = {
+        "steps": float(steps),
+        "membership": abs(member - never),
+        "distance": _divergence(case.reference, student, problem, problem.forget),
+        "damage": _accuracy(original, problem, problem.retain) - _accuracy(student, problem, problem.retain),
+    }
+    plans = [(course, float(run[1])) for course, run in zip(courses, runs, strict=True)]
+    return Found(foretold, outcome, plans, _recommended(case, seed))
+
+
+def _recommended(case: Case, seed: int) -> tuple[float, float]:
+    found = Recommendation(batch_size=BATCH)(case, seed)
+    foretold = found[STEPS].value
+    limit = 2 * math.ceil(foretold)
+    student, steps = _forgotten(case.original, case.problem, found[STEP].value, found[MIX].value, seed, limit)
+    retain = case.problem.retain
+    return steps / foretold, _accuracy(case.original, case.problem, retain) - _accuracy(student, case.problem, retain)
+
+
+def _limit_probe() -> StabilityLimit:
+    rate, mix = PLANS[0]
+    return StabilityLimit(
+        learning_rate=rate,
+        mix=mix,
+        batch_size=BATCH,
+        forget_batch_size=FORGET_BATCH,
+        retain=LOOKED_AT,
+        forget=LOOKED_AT,
+    )
+
+
+def _foretold(case: Case, seed: int) -> list[float]:
+    """Steps that every plan takes as linearised, from one sample."""
+    plans = [Hardness(learning_rate=rate, mix=mix, steps=MOST) for rate, mix in PLANS]
+    sampled = plans[0].look(case, torch.Generator().manual_seed(derive(seed, "sample")))
+    return [plan.foretold(sampled, case.problem)[0] for plan in plans]
+
+
+def _forgotten(
+    original: nn.Module, problem: Problem, rate: float, mix: float, seed: int, most: int = MOST
+) -> tuple[nn.Module, int]:
+    """Descent and ascent until half of what is known of the forget set is gone; the steps that it took."""
+    student = copy.deepcopy(original).train()
+    parameters, generator = trainable(student), torch.Generator().manual_seed(derive(seed, "forget"))
+    data, objective = problem.data, problem.objective
+    gone = GONE * _accuracy(original, problem, problem.forget)
+
+    def until_gone() -> Iterator[Pair]:
+        stream = paired(data, problem.retain, problem.forget, BATCH, FORGET_BATCH, most, generator)
+        for pair, _ in zip(stream, range(most), strict=False):
+            if _accuracy(student, problem, problem.forget) <= gone:
+                return
+            yield pair
+
+    def mixed(pair: Pair) -> Tensor:
+        kept, left = (loss(objective.decisions(student, batch)) for batch in (pair.retain, pair.forget))
+        return (1 - mix) * kept - mix * left
+
+    done = fit(parameters, mixed, until_gone(), make_optimizer("sgd", parameters, rate))
+    return student.eval(), done.steps
+
+
+def _accuracy(model: nn.Module, problem: Problem, ids: Tensor) -> float:
+    return float(known(model, problem.data, ids).double().mean())
+
+
+def _mean_loss(model: nn.Module, problem: Problem, ids: Tensor) -> float:
+    with torch.no_grad():
+        parts = [(loss(problem.objective.decisions(model, b)), b.size) for b in in_order(problem.data, ids)]
+    return sum(float(value) * size for value, size in parts) / len(ids)
+
+
+def _mean_gradient(model: nn.Module, problem: Problem, ids: Tensor) -> Tensor:
+    parameters, total = trainable(model), torch.zeros(())
+    for batch in in_order(problem.data, ids):
+        slopes = torch.autograd.grad(loss(problem.objective.decisions(model, batch)), parameters)
+        total = total + torch.cat([slope.flatten() for slope in slopes]) * batch.size / len(ids)
+    return total
+
+
+def _divergence(reference: nn.Module, model: nn.Module, problem: Problem, ids: Tensor) -> float:
+    """KL(reference || model) on these examples, in nats, a mean."""
+    with torch.no_grad():
+        batch = problem.data.batch(ids)
+        asked, found = (problem.objective.decisions(one, batch).logits.log_softmax(1) for one in (reference, model))
+    value = float((asked.exp() * (asked - found)).sum(1).mean())
+    return value if math.isfinite(value) else math.inf
