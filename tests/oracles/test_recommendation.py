@@ -14,7 +14,6 @@ from _toy import classes, gpt, knowing, linear, net, tokens
 from expunge.base.errors import MissingError, SpecError
 from expunge.core.case import Case
 from expunge.diagnose import recommendation as what
-from expunge.diagnose.hardness import Hardness
 from expunge.diagnose.recommendation import Recommendation, curvature_of_logits
 from expunge.evidence.estimate import Estimate
 from expunge.numerics.linearised import Draw, Update, of_hessians
@@ -31,9 +30,8 @@ def case(model: Any = None, cscore: float | None = None) -> Case:
     return Case(0, problem, model or knowing(net(), problem))
 
 
-def sampled(case: Case) -> tuple[Hardness, Any]:
-    follow = Hardness(momentum=ALL.momentum, epochs=1000.0)
-    return follow, follow.look(case, torch.Generator().manual_seed(0))
+def sampled(case: Case) -> Any:
+    return ALL.look(case, torch.Generator().manual_seed(0))
 
 
 def limit_of(found: Any, one: Case) -> float:
@@ -42,7 +40,7 @@ def limit_of(found: Any, one: Case) -> float:
 
 def test_the_limit_is_that_of_dense_curvatures() -> None:
     one = case()
-    problem, (_, found) = one.problem, sampled(one)
+    problem, found = one.problem, sampled(one)
     order = torch.cat([problem.retain, problem.forget])
     hessians = curvatures(one.original, problem, order)
     gram = curvature_of_logits(found.gram, found.logits)
@@ -57,13 +55,13 @@ def test_the_limit_is_that_of_dense_curvatures() -> None:
 
 def test_no_plan_that_was_tried_and_forgets_loses_less() -> None:
     one = case()
-    follow, found = sampled(one)
+    found = sampled(one)
     limit = limit_of(found, one)
-    chosen = ALL.chosen(follow, found, one.problem, limit)
+    chosen = ALL.chosen(found, one.problem, limit)
     assert chosen.steps < ALL.steps and chosen.learning_rate < limit
     for share in what.SHARES:
         for mix in what.MIXES:
-            steps, damage = replace(follow, learning_rate=share * limit, mix=mix).foretold(found, one.problem)
+            steps, damage = ALL.foretold(found, one.problem, share * limit, mix)
             assert steps >= ALL.steps or (chosen.damage, chosen.steps) <= (damage, steps)
 
 

@@ -19,21 +19,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from expunge.base.part import Count, Positive
+from expunge.base.part import Count
 from expunge.base.seeds import derive
 from expunge.core.case import Case
-from expunge.core.contracts import Probe
 from expunge.core.data import Data
 from expunge.core.problem import Problem
 from expunge.diagnose._halves import over_halves
-from expunge.diagnose._sample import Momentum
-from expunge.diagnose.hardness import Hardness, Sampled
+from expunge.diagnose._logit_probe import LogitProbe, Sampled
 from expunge.evidence.estimate import Estimate, over_examples
 from expunge.numerics.linearised import Curvatures, Draw, Update, of_gram
 from expunge.numerics.stability import mean_square_limit
@@ -65,21 +63,11 @@ class Plan(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Recommendation(Probe):
+class Recommendation(LogitProbe):
     """A family of methods, and step size, mix and steps of descent and ascent, with the reason."""
 
-    momentum: Momentum = 0.9
-    """Of the heavy ball, as that of the library's `sgd`."""
     batch_size: Count = 128
     """Retain examples per step, or all where there are fewer; their noise bounds the step size."""
-    retain: Count = 40
-    """Retain examples looked at, fewer where the budget is short."""
-    forget: Count = 40
-    """Forget examples looked at, likewise."""
-    steps: Count = 1000
-    """Most steps that a plan may take."""
-    epochs: Positive = 2.0
-    """Most that this may cost, in passes over the training set."""
 
     def __call__(self, case: Case, seed: int) -> dict[str, Estimate]:
         """The plan and what it is foretold to do, a choice and so without intervals, and the limit that bounds it.
@@ -90,12 +78,9 @@ class Recommendation(Probe):
             RunError: A loss is not finite.
         """
         generator = torch.Generator().manual_seed(derive(seed, "recommendation"))
-        follow = Hardness(
-            momentum=self.momentum, retain=self.retain, forget=self.forget, steps=self.steps, epochs=self.epochs
-        )
-        sampled = follow.look(case, generator)
+        sampled = self.look(case, generator)
         limit = self.limit(sampled, case.problem, generator)
-        plan = self.chosen(follow, sampled, case.problem, limit.value)
+        plan = self.chosen(sampled, case.problem, limit.value)
         passes = math.ceil(plan.steps / batch_count(len(case.problem.retain), self.batch_size))
         values = {
             STEP: (plan.learning_rate, "step size"),
@@ -128,16 +113,15 @@ class Recommendation(Probe):
 
         return over_halves(inverse, sampled.parts[:1], generator, unit="step size", inverse=True)
 
-    def chosen(self, follow: Hardness, sampled: Sampled, problem: Problem, limit: float) -> Plan:
+    def chosen(self, sampled: Sampled, problem: Problem, limit: float) -> Plan:
         """Of the plans that forget within the steps the one that loses least; of none the one with the largest step."""
         tried = []
         # Without any curvature no step size is too large, and the loss has nothing to say.
         top = limit if math.isfinite(limit) else 1.0
         for share in SHARES:
             for mix in MIXES:
-                plan = replace(follow, learning_rate=share * top, mix=mix)
-                steps, damage = plan.foretold(sampled, problem)
-                tried.append(Plan(damage, steps, plan.learning_rate, mix))
+                steps, damage = self.foretold(sampled, problem, share * top, mix)
+                tried.append(Plan(damage, steps, share * top, mix))
         done = [plan for plan in tried if plan.steps < self.steps]
         return min(done) if done else max(tried, key=lambda plan: (plan.learning_rate, plan.mix))
 

@@ -23,7 +23,8 @@ from expunge.core.modules import trainable
 from expunge.core.objective import loss
 from expunge.core.problem import Problem
 from expunge.data.fashion_mnist import FashionMNIST
-from expunge.diagnose.hardness import GONE, Hardness
+from expunge.diagnose._logit_probe import GONE
+from expunge.diagnose.hardness import Hardness
 from expunge.diagnose.recommendation import MIX, STEP, STEPS, Recommendation
 from expunge.diagnose.stability_limit import RATE_SQUARE, StabilityLimit
 from expunge.models.mlp import MLP
@@ -125,9 +126,9 @@ def _limit_probe() -> StabilityLimit:
 
 def _foretold(case: Case, seed: int) -> list[float]:
     """Steps that every plan takes as linearised, from one sample."""
-    plans = [Hardness(learning_rate=rate, mix=mix, steps=MOST) for rate, mix in PLANS]
-    sampled = plans[0].look(case, torch.Generator().manual_seed(derive(seed, "sample")))
-    return [plan.foretold(sampled, case.problem)[0] for plan in plans]
+    probe = Hardness(steps=MOST)
+    sampled = probe.look(case, torch.Generator().manual_seed(derive(seed, "sample")))
+    return [probe.foretold(sampled, case.problem, *plan)[0] for plan in PLANS]
 
 
 def _forgotten(
