@@ -136,6 +136,7 @@ def test_what_is_not_for_this_case_is_left_out_unless_it_is_asked_for(tmp_path: 
     done = finished(cli("diagnose", tmp_path / "bare.toml", "--out", tmp_path / "runs", "--json"))
     assert "memorization" in json.loads(done.out)["probes"]
     assert "hardness" not in json.loads(done.out)["probes"]
+    assert "6 probes: up to " in done.err.partition("left out")[0]
     assert "left out: seed 0: probe original hardness" in done.err and "vocabulary" in done.err
     (tmp_path / "named.toml").write_text(toml(bare | {"probe": [{"name": "hardness"}]}))
     result = cli("diagnose", tmp_path / "named.toml", "--out", tmp_path / "runs")

@@ -12,11 +12,12 @@ from expunge.base.record import Store, write_file
 from expunge.base.spec import CACHE, Entry, Spec
 from expunge.pipeline.diagnosis import diagnosis
 from expunge.pipeline.folder import spent
+from expunge.pipeline.forecast import forecast, gradients
 from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.run import prepare
 from expunge.pipeline.schedule import run_stages
 from expunge.pipeline.stages import WEIGHTS
-from expunge.reporting.progress import Progress
+from expunge.reporting.progress import Progress, clock_text
 
 
 def unlearn_one(spec: Spec, out: Path, label: str | None, save: Path | None, progress: Progress) -> dict[str, Any]:
@@ -69,10 +70,22 @@ def diagnose_one(spec: Spec, out: Path, progress: Progress) -> list[dict[str, An
     plan, store = Plan(bare), Store(out / CACHE)
     prepare(plan, store)
     stages = [stage for stage in plan.stages if stage.kind in ("measure", "original", "probe")]
+    _state_cost(plan, store, progress)
     if spec.probe:
         _run(plan, store, stages, progress)
         return diagnosis(plan, store)
     return diagnosis(plan, store, _what_can(plan, store, stages, progress))
+
+
+def _state_cost(plan: Plan, store: Store, progress: Progress) -> None:
+    """Say what the probes that are missing may cost, before any of them runs."""
+    found = [one for one in forecast(plan, store) if one.stage.kind == "probe" and not one.done]
+    if found:
+        passes = sum(gradients(plan, one.stage) for one in found) / len(plan.data.train)
+        seconds = clock_text(sum(one.seconds for one in found))
+        progress.say(
+            f"{len(found)} probes: up to {passes:.1f} passes over the training set, which take about {seconds}"
+        )
 
 
 def _what_can(plan: Plan, store: Store, stages: list[Stage], progress: Progress) -> list[str | None]:
