@@ -13,11 +13,11 @@ from _toy import classes, gpt, net, tokens
 from torch import Tensor
 
 from expunge.core.problem import Problem
-from expunge.diagnose import _halves
-from expunge.diagnose._halves import Part, over_halves
-from expunge.diagnose._rows import curvature_gram, gradient_gram, rows_of
-from expunge.diagnose._sample import Sample
 from expunge.numerics.coherence import similarities
+from expunge.probes import _halves
+from expunge.probes._halves import Part, over_halves
+from expunge.probes._rows import curvature_gram, gradient_gram, rows_of
+from expunge.probes._sample import Sample
 
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
 

@@ -14,8 +14,8 @@ from torch import nn
 from expunge.base.errors import MissingError, RunError, SpecError
 from expunge.core.case import Case
 from expunge.core.modules import state_digest
-from expunge.diagnose.hardness import DAMAGE, FORETOLD, Hardness
 from expunge.methods._measure import known_share
+from expunge.probes.hardness import DAMAGE, FORETOLD, Hardness
 
 ALL = Hardness(learning_rate=0.05, mix=0.6, epochs=1000.0)
 

@@ -13,11 +13,11 @@ from _toy import classes, gpt, knowing, linear, net, tokens
 
 from expunge.base.errors import MissingError, SpecError
 from expunge.core.case import Case
-from expunge.diagnose import recommendation as what
-from expunge.diagnose.recommendation import Recommendation, curvature_of_logits
 from expunge.evidence.estimate import Estimate
 from expunge.numerics.linearised import Draw, Update, of_hessians
 from expunge.numerics.stability import mean_square_limit
+from expunge.probes import recommendation as what
+from expunge.probes.recommendation import Recommendation, curvature_of_logits
 
 ALL = Recommendation(epochs=1000.0, batch_size=6)
 

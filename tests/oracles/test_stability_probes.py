@@ -21,14 +21,14 @@ from expunge.core.contracts import Probe
 from expunge.core.data import Data
 from expunge.core.modules import state_digest
 from expunge.core.problem import Problem
-from expunge.diagnose import coherence, sharpness, stability_limit
-from expunge.diagnose._sample import affordable, gram_cost
-from expunge.diagnose.coherence import Coherence
-from expunge.diagnose.sharpness import Sharpness, noise_scale
-from expunge.diagnose.stability_limit import StabilityLimit
 from expunge.evidence.estimate import Estimate
 from expunge.numerics.linearised import Draw, Update, of_hessians
 from expunge.numerics.stability import growth_rate, mean_limit, mean_square_limit
+from expunge.probes import coherence, sharpness, stability_limit
+from expunge.probes._sample import affordable, gram_cost
+from expunge.probes.coherence import Coherence
+from expunge.probes.sharpness import Sharpness, noise_scale
+from expunge.probes.stability_limit import StabilityLimit
 
 ALL: dict[str, Any] = {"epochs": 1000.0}
 PROBES = [Coherence(**ALL), StabilityLimit(**ALL), Sharpness(**ALL)]

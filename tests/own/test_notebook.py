@@ -167,3 +167,21 @@ def test_what_an_attack_refuses_is_refused_before_references_are_trained(own: Se
         expunge.audit(done, case, attacks=["recalibrate"])
     with pytest.raises(SpecError, match=r"attack\.k"):
         expunge.audit(done, case, attacks=[{"name": "relearn", "k": 10_000}])
+
+
+def test_looking_first(own: Setting) -> None:
+    case = expunge.case(own.model, forget=own.forget, retain=own.retain, test=own.test)
+    before = state_digest(own.model)
+    seen = expunge.diagnose(case)
+    assert state_digest(own.model) == before
+    assert {"hardness", "sharpness", "coherence", "recommendation"} <= seen.found.keys() == seen.told.keys()
+    # Without a recipe there is nothing to compute C-scores with.
+    assert "recipe" in seen.left_out["memorization"] and "memorization, left out" in str(seen)
+    assert "neggrad_plus" in str(seen)
+    named = expunge.diagnose(case, [{"name": "hardness", "mix": 0.5, "label": "half"}])
+    assert named.found.keys() == {"half"} and "alpha = 0.5" in named.told["half"]
+    assert repr(named.found) == repr(expunge.diagnose(case, [{"name": "hardness", "mix": 0.5, "label": "half"}]).found)
+    with pytest.raises(MissingError, match="probe 'memorization'"):
+        expunge.diagnose(case, ["memorization"])
+    with pytest.raises(SpecError, match="did you mean 'hardness'"):
+        expunge.diagnose(case, ["hardnes"])

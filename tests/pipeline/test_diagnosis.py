@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from expunge.base.spec import Spec, parse
-from expunge.diagnose.memorization import Memorization
 from expunge.evidence.estimate import Estimate, together
 from expunge.pipeline.forecast import gradients
 from expunge.pipeline.plan import Plan
+from expunge.probes.memorization import Memorization
 from helpers import cli, contents, finished, run, stages_done, tiny, toml
 
 PROBE = [{"name": "memorization", "nets": 2}]

@@ -5,11 +5,13 @@
     result = expunge.audit(done, case)
     expunge.report(result, "report.html")
 
-The verdict is about this one model. With a recipe it is held against retrained references; without one, held-out data
-stands in their place and the verdict can only be an accusation or `inconclusive`.
+`print(expunge.diagnose(case))` looks first. The verdict is about this one model. With a recipe it is held against
+retrained references; without one, held-out data stands in their place and the verdict can only be an accusation or
+`inconclusive`.
 """
 
 from expunge.own.audit import Result, audit, report
 from expunge.own.case import FunctionRecipe, case, recipe, unlearn
+from expunge.own.diagnosis import Diagnosis, diagnose
 
-__all__ = ["FunctionRecipe", "Result", "audit", "case", "recipe", "report", "unlearn"]
+__all__ = ["Diagnosis", "FunctionRecipe", "Result", "audit", "case", "diagnose", "recipe", "report", "unlearn"]

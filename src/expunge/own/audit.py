@@ -85,7 +85,7 @@ def audit(
         ExpungeError: An unknown name or setting, an audit that cannot measure such a model, or training that diverged.
     """
     always = ["accuracy", "recitation"] if case.problem.data.kind == "tokens" else ["accuracy"]
-    run_attacks, run_audits = _parts("attack", attacks), _parts("audit", [*always, *audits])
+    run_attacks, run_audits = parts_of("attack", attacks), parts_of("audit", [*always, *audits])
     _check(done, case, run_attacks, run_audits)
     count = references if case.recipe is not None else 0
     models = [("original", 0, case.original), (done.method, 0, done.model)]
@@ -151,12 +151,14 @@ def _measure(
     return found
 
 
-def _parts(kind: str, wanted: Sequence[str | Mapping[str, Any]]) -> dict[str, Any]:
+def parts_of(kind: str, wanted: Sequence[str | Mapping[str, Any]]) -> dict[str, Any]:
+    """Parts by label, from names or from tables as in a spec."""
     parts = {}
     for item in wanted:
         table = {"name": item} if isinstance(item, str) else dict(item)
         name, where = table.pop("name"), f"{kind} {item!r}"
-        parts[table.pop("label", name)] = registry.build(kind, name, table, where=where)
+        label = table.pop("label", name)
+        parts[label] = registry.build(kind, name, table, where=where)
     return parts
 
 

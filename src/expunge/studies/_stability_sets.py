@@ -2,7 +2,7 @@
 
 An MLP on Fashion-MNIST is trained with Adam; then SGD with momentum descends on the retain set and ascends on the
 forget set until half of what is known of the latter is gone. Of the plans the first is what claims rank; all of them
-calibrate `diagnose.hardness`.
+calibrate `probes.hardness`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from expunge.core.modules import trainable
 from expunge.core.objective import loss
 from expunge.core.problem import Problem
 from expunge.data.fashion_mnist import FashionMNIST
-from expunge.diagnose._logit_probe import GONE
-from expunge.diagnose.hardness import Hardness
-from expunge.diagnose.recommendation import MIX, STEP, STEPS, Recommendation
-from expunge.diagnose.stability_limit import RATE_SQUARE, StabilityLimit
 from expunge.models.mlp import MLP
+from expunge.probes._logit_probe import GONE
+from expunge.probes.hardness import Hardness
+from expunge.probes.recommendation import MIX, STEP, STEPS, Recommendation
+from expunge.probes.stability_limit import RATE_SQUARE, StabilityLimit
 from expunge.tasks.easy_examples import EasyExamples
 from expunge.tasks.hard_examples import HardExamples
 from expunge.tasks.label_swap import LabelSwap
@@ -69,7 +69,7 @@ class Found:
     plans: list[tuple[float, float]]
     """Foretold and measured steps of every plan; `MOST` where the set was not gone by then."""
     recommended: tuple[float, float]
-    """Of the plan that `diagnose.recommendation` names: steps taken over those foretold, at most 2, and damage."""
+    """Of the plan that `probes.recommendation` names: steps taken over those foretold, at most 2, and damage."""
 
 
 def look(task: Task, train: int, epochs: int, seed: int) -> Found:

@@ -24,9 +24,9 @@ from torch import Tensor
 from expunge.base.part import Positive, Share
 from expunge.base.seeds import derive
 from expunge.core.case import Case
-from expunge.diagnose._halves import over_halves
-from expunge.diagnose._logit_probe import LogitProbe
 from expunge.evidence.estimate import Estimate
+from expunge.probes._halves import over_halves
+from expunge.probes._logit_probe import LogitProbe
 
 FORETOLD = "hardness: steps until half of what is known is gone, as linearised"
 DAMAGE = "retained examples lost by then, as linearised"

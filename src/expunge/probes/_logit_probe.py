@@ -13,13 +13,13 @@ from expunge.base.part import Count, Positive
 from expunge.core.case import Case
 from expunge.core.contracts import Probe
 from expunge.core.problem import Problem
-from expunge.diagnose._halves import Part
-from expunge.diagnose._rows import logit_gram, sampled_within
-from expunge.diagnose._sample import Momentum, about
-from expunge.diagnose.coherence import one_by_one, parts_of
 from expunge.evidence.estimate import Estimate
 from expunge.numerics.function_space import Course, course
 from expunge.numerics.linearised import Draw, Update
+from expunge.probes._halves import Part
+from expunge.probes._rows import logit_gram, sampled_within
+from expunge.probes._sample import Momentum, about
+from expunge.probes.coherence import one_by_one, parts_of
 
 GONE = 0.5
 """Share of what the original knows of the forget set at which it counts as gone."""

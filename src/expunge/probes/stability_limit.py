@@ -35,14 +35,14 @@ from expunge.base.part import Count, Positive, Share
 from expunge.base.seeds import derive
 from expunge.core.case import Case
 from expunge.core.problem import Problem
-from expunge.diagnose._gram_probe import GramProbe
-from expunge.diagnose._halves import Part, over_halves
-from expunge.diagnose._rows import curvature_gram, gradient_gram
-from expunge.diagnose._sample import Momentum, about
-from expunge.diagnose.coherence import one_by_one, parts_of
 from expunge.evidence.estimate import Estimate
 from expunge.numerics.linearised import Curvatures, Draw, Update, of_gram
 from expunge.numerics.stability import growth_rate, growth_steps, mean_limit, mean_radius, mean_square_limit
+from expunge.probes._gram_probe import GramProbe
+from expunge.probes._halves import Part, over_halves
+from expunge.probes._rows import curvature_gram, gradient_gram
+from expunge.probes._sample import Momentum, about
+from expunge.probes.coherence import one_by_one, parts_of
 
 RETAIN_MEAN = "largest stable step size on the retain set, on average"
 RETAIN_SQUARE = "largest stable step size on the retain set, in mean square"

@@ -29,12 +29,12 @@ from torch import Tensor
 
 from expunge.base.seeds import derive
 from expunge.core.case import Case
-from expunge.diagnose._gram_probe import GramProbe
-from expunge.diagnose._halves import Part, over_halves
-from expunge.diagnose._rows import curvature_gram
-from expunge.diagnose._sample import Sample, about
 from expunge.evidence.estimate import Estimate
 from expunge.numerics import coherence as sigma
+from expunge.probes._gram_probe import GramProbe
+from expunge.probes._halves import Part, over_halves
+from expunge.probes._rows import curvature_gram
+from expunge.probes._sample import Sample, about
 
 WITHIN_RETAIN = "coherence within the retain set"
 WITHIN_FORGET = "coherence within the forget set"

@@ -28,11 +28,11 @@ from expunge.core.case import Case
 from expunge.core.contracts import Probe
 from expunge.core.data import Batch
 from expunge.core.objective import decision_losses, per_example
-from expunge.diagnose._sample import Momentum, Sample, about, sampled
 from expunge.evidence.estimate import Estimate
 from expunge.evidence.intervals import t_quantile
 from expunge.numerics.lanczos import Eigenpairs, lanczos
 from expunge.numerics.linops import differentiable, hessian
+from expunge.probes._sample import Momentum, Sample, about, sampled
 from expunge.train.loop import in_order
 
 TOP = "largest eigenvalue of the retain loss's Hessian"

@@ -30,11 +30,11 @@ from expunge.base.seeds import derive
 from expunge.core.case import Case
 from expunge.core.data import Data
 from expunge.core.problem import Problem
-from expunge.diagnose._halves import over_halves
-from expunge.diagnose._logit_probe import LogitProbe, Sampled
 from expunge.evidence.estimate import Estimate, over_examples
 from expunge.numerics.linearised import Curvatures, Draw, Update, of_gram
 from expunge.numerics.stability import mean_square_limit
+from expunge.probes._halves import over_halves
+from expunge.probes._logit_probe import LogitProbe, Sampled
 from expunge.train.cscore import known
 from expunge.train.loop import batch_count
 

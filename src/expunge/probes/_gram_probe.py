@@ -9,8 +9,8 @@ import torch
 from expunge.base.part import Count, Positive
 from expunge.core.case import Case
 from expunge.core.contracts import Probe
-from expunge.diagnose._rows import rows_of, sampled_within
-from expunge.diagnose._sample import Sample
+from expunge.probes._rows import rows_of, sampled_within
+from expunge.probes._sample import Sample
 
 
 @dataclass(frozen=True)
