@@ -135,8 +135,10 @@ class Stability(Study):
                 for what in ("steps", "membership", "distance")
             }
 
-        plans = [pair for one in seen.values() for pair in one.plans if min(pair) > 0 and max(pair) < sets.MOST]
-        off = [abs(float(np.log2(measured / course))) for course, measured in plans]
+        plans = [pair for one in seen.values() for pair in one.plans if min(pair) > 0]
+        off = [
+            abs(float(np.log2(measured / course))) for course, measured in plans if max(course, measured) < sets.MOST
+        ]
         found: dict[str, Any] = {
             "rate_ranks_sets": -rank("rate", "steps"),
             "course_ranks_sets": rank("course", "steps"),
