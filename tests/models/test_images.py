@@ -137,3 +137,12 @@ def _text() -> Data:
 def test_group_norm_takes_as_many_groups_as_divide_the_channels() -> None:
     groups = [m.num_groups for m in built(ResNet9(width=6), images(1, 8)).modules() if isinstance(m, nn.GroupNorm)]
     assert groups[0] == 2 and all(math.log2(g).is_integer() for g in groups)
+
+
+def test_a_norm_of_one_value_is_refused_by_name() -> None:
+    for data in (images(1, 8), images(3, 8)):
+        for width in (1, 2):
+            with pytest.raises(SpecError, match=rf"model \(cnn\): width = {width} leaves one value per group"):
+                built(CNN(width=width), data)
+        assert built(CNN(width=3), data)(data.inputs).shape == built(CNN(width=2, norm="none"), data)(data.inputs).shape
+    assert built(CNN(width=2), images(1, 9))(images(1, 9).inputs).shape == (6, 10)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from _toy import ALL_AT_ONCE, EXACT, classes, cross_entropy, gpt, gradient, knowing, linear, net, tokens, vector
 from torch import nn
 
+from expunge.base.errors import SpecError
 from expunge.base.seeds import derive
 from expunge.core.case import Meter
 from expunge.core.objective import loss
@@ -207,3 +209,11 @@ def test_largest_counts_over_all_tensors_and_breaks_ties_by_order():
     masks = largest([torch.tensor([[3.0, 1.0], [1.0, 0.0]]), torch.tensor([2.0, 1.0])], 0.5)
     assert masks[0].tolist() == [[True, True], [False, False]]
     assert masks[1].tolist() == [True, False]
+
+
+def test_a_rule_that_any_model_meets_is_refused():
+    problem = classes()
+    two = replace(problem, data=replace(problem.data, targets=problem.data.targets % 2, labels=("a", "b")))
+    with pytest.raises(SpecError, match="chances: 2 times 1 / 2 is met by any model"):
+        GradientAscent()(linear(), two, None, 0)
+    assert GradientAscent(chances=1.0)(net(), two, None, 0).cost.gradients >= 0

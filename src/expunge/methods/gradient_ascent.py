@@ -17,6 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from expunge.base.errors import SpecError
 from expunge.base.part import Count, Positive
 from expunge.base.seeds import derive
 from expunge.core.case import Meter, Recipe
@@ -45,6 +46,16 @@ class GradientAscent(ForgetDescent):
     """Step size, constant; a faster climb overshoots the rule between two looks."""
     chances: Positive = 2.0
     """Stop once the share of forget examples that are known is at most this many times 1 / number of labels."""
+
+    def check(self, problem: Problem) -> None:
+        """Refuse a rule that is met before the first step: with two labels twice the chance is everything."""
+        if self.chances >= len(problem.data.labels):
+            raise SpecError(
+                f"{self.chances:g} times 1 / {len(problem.data.labels)} is met by any model",
+                where="method.gradient_ascent.chances",
+                allowed=f"below the number of labels, {len(problem.data.labels)}",
+                remedy="set chances = 1",
+            )
 
     def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
         """Ascend pass by pass until the rule or the budget says stop."""

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from expunge.base.errors import SpecError
 from expunge.base.part import Count
 from expunge.core.data import Data
-from expunge.models._images import Norm, image_shape, norm_layers
+from expunge.models._images import Norm, group_count, image_shape, norm_layers
 from expunge.models._tied import TiedArchitecture
 
 
@@ -29,9 +30,15 @@ class CNN(TiedArchitecture):
         """The module for images `[b, c, h, w]` of at least 8 x 8, returning logits `[b, classes]`.
 
         Raises:
-            SpecError: The data are no such images.
+            SpecError: The data are no such images, or so small that group norm would have one value per group.
         """
-        shape = image_shape(data, 8, "cnn")
+        shape, last = image_shape(data, 8, "cnn"), 4 * self.width
+        # Three strides of two leave one pixel of eight.
+        if self.norm == "group" and max(shape[1:]) <= 8 and group_count(last) == last:
+            found = (
+                f"width = {self.width} leaves one value per group of the last norm on {shape[1]} x {shape[2]} images"
+            )
+            raise SpecError(found, where="model (cnn)", allowed="width from 3, or norm = 'none'")
         channels = [shape[0], self.width, 2 * self.width, 4 * self.width]
         convolutions = [layer for i, o in itertools.pairwise(channels) for layer in self._block(i, o)]
         body = self.chain([*convolutions, nn.Flatten()])
