@@ -15,7 +15,7 @@ from expunge.base.errors import MissingError, RunError, SpecError
 from expunge.core.case import Case
 from expunge.core.modules import state_digest
 from expunge.methods._measure import known_share
-from expunge.probes.hardness import DAMAGE, FORETOLD, Hardness
+from expunge.probes.hardness import DAMAGE, FORETOLD, HARDNESS, Calibration, Hardness
 
 ALL = Hardness(learning_rate=0.05, mix=0.6, epochs=1000.0)
 
@@ -56,10 +56,19 @@ def test_of_a_network_it_is_near() -> None:
     assert steps / 2 < probe(case(model), 0)[FORETOLD].value < 2 * steps
 
 
+def test_what_is_shown_is_calibrated() -> None:
+    found = Calibration.load()
+    shown = ALL(case(knowing(linear(), classes())), 0)
+    expected = math.exp(found.intercept + found.slope * math.log(shown[FORETOLD].value))
+    assert shown[HARDNESS].value == pytest.approx(expected)
+    assert shown[HARDNESS].low < expected < shown[HARDNESS].high
+    assert f"{expected:,.0f} steps" in ALL.told(shown)
+
+
 def test_a_set_that_does_not_go_has_no_number() -> None:
     still = replace(ALL, mix=0.0, steps=20)
     found = still(case(knowing(linear(), classes())), 0)
-    assert found[FORETOLD].value == pytest.approx(20)
+    assert found[HARDNESS].value == math.inf and math.isnan(found[HARDNESS].low)
     assert "within 20 steps" in still.told(found) and "raise" in still.told(found)
 
 
