@@ -29,6 +29,8 @@ from expunge.reporting.svg import (
 
 LOOKS = [(METHOD, "o", "-"), (REFERENCE, "s", "--"), (SECOND, "^", "-."), (ORIGINAL, "D", ":"), (INK, "v", "-")]
 """Colour, marker and dash of each series in turn: readable without colour too."""
+MARKS = 20
+"""About how many points of a line have a marker."""
 FEW = 24
 """Points with a word each that are still labelled on the drawing; of more only a pointer tells."""
 
@@ -62,7 +64,9 @@ def _chart(figure: Mapping[str, Any]) -> Drawing:
 def _series(axes: Axes, points: list[dict[str, Any]], kind: str, colour: str, marker: str, dash: str) -> None:
     x, y = [p["x"] for p in points], [p["y"] for p in points]
     style = dash if kind == "lines" else "none"
-    axes.plot(x, y, color=colour, marker=marker, markersize=4, linestyle=style, linewidth=1.6)
+    # On a line of many points markers would run together and hide its dashes.
+    every = max(len(x) // MARKS, 1) if kind == "lines" else 1
+    axes.plot(x, y, color=colour, marker=marker, markersize=4, linestyle=style, linewidth=1.6, markevery=every)
     known = [p for p in points if math.isfinite(p["low"])]
     if known:
         axes.vlines([p["x"] for p in known], [p["low"] for p in known], [p["high"] for p in known], colour, alpha=0.5)

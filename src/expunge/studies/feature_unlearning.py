@@ -116,22 +116,23 @@ class FeatureUnlearning(Study):
 
     def figures(self, seeds: Mapping[int, Measured], basis: Mapping[str, Any]) -> list[Figure]:
         """The phase plane with SGD in it, and what the monitor saw."""
-        first, lines, trained = next(iter(seeds.values())), [], []
+        first, planes = next(iter(seeds.values())), []
         s = np.linspace(0.1, 1.0, 91)
-        for second in nets.STRENGTHS:
+        for second in (c for c in nets.STRENGTHS if f"way {c:g}" in first):
             scale = nets.model(second, 0.1).manifold(s)
             shown = (scale > 0) & (scale < 6)
-            lines.append(Series(f"at rest, kappa {2 * second:g}", tuple(s[shown]), tuple(scale[shown])))
-            if f"way {second:g}" in first:
-                trained.append(Series(f"SGD, kappa {2 * second:g}", *(map(tuple, first[f"way {second:g}"]))))
-        plane = Chart("Phase plane", "alignment s", "second-layer scale a", (*lines, *trained))
+            lines = (
+                Series("at rest", tuple(s[shown]), tuple(scale[shown])),
+                Series("SGD", *map(tuple, first[f"way {second:g}"])),
+            )
+            planes.append(Chart(f"Phase plane, kappa {2 * second:g}", "alignment s", "second-layer scale a", lines))
         seen = [
             Series(
                 f"kappa {2 * c:g}", tuple(first[f"images {c:g}"]["step"]), tuple(first[f"images {c:g}"]["alignment"])
             )
             for c in (-0.5, 1.0)
         ]
-        return [plane, Chart("On real images", "step", "alignment", tuple(seen))]
+        return [*planes, Chart("On real images", "step", "alignment", tuple(seen))]
 
 
 def _ratios(errors: Mapping[str, tuple[float, float]]) -> dict[str, float]:
