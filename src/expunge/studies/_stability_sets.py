@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +40,9 @@ from expunge.train.training import TrainedRecipe, Training
 
 PLANS = ((2e-3, 0.2), (2e-3, 0.5), (5e-3, 0.1), (5e-4, 0.5))
 """Step size and weight of the ascent."""
-MOST, BATCH, FORGET_BATCH = 1000, 128, 64
+METHODS = {"finetune": (5e-3, 0.0), "neggrad_plus": (2e-3, 0.2), "gradient_ascent": (2e-4, 1.0)}
+"""The library's methods that are such plans, with SGD, and a step size and mix of each."""
+BATCH, FORGET_BATCH = 128, 64
 LOOKED_AT = 24
 """Examples of either set whose curvature is taken."""
 
@@ -67,13 +69,15 @@ class Found:
     """`steps` to forget, `membership` and `distance` at the exit as gaps to the retrained model, `damage` to retained
     accuracy."""
     plans: list[tuple[float, float]]
-    """Foretold and measured steps of every plan; `MOST` where the set was not gone by then."""
+    """Foretold and measured steps of every plan; as many as were allowed where the set was not gone by then."""
+    methods: dict[str, tuple[float, float]]
+    """The same of every method."""
     recommended: tuple[float, float]
     """Of the plan that `probes.recommendation` names: steps taken over those foretold, at most 2, and damage."""
 
 
-def look(task: Task, train: int, epochs: int, seed: int) -> Found:
-    """Train, foretell, unlearn, measure."""
+def look(task: Task, train: int, epochs: int, most: int, seed: int) -> Found:
+    """Train, foretell, unlearn in so many steps at most, measure."""
     data = FashionMNIST(train=train)()
     recipe = TrainedRecipe(MLP(widths=[128, 64]), Training(epochs=epochs), data)
     measured = task.measure(data, recipe, seed) if task.measures else {}
@@ -82,14 +86,14 @@ def look(task: Task, train: int, epochs: int, seed: int) -> Found:
     case = Case(seed, problem, original, recipe)
     probe = _limit_probe()
     kept, gone = (_mean_gradient(original, problem, ids) for ids in (problem.retain, problem.forget))
-    courses = _foretold(case, seed)
+    courses = _foretold(case, (*PLANS, *METHODS.values()), most, seed)
     foretold = {
         "rate": probe(case, seed)[RATE_SQUARE].value,
         "course": courses[0],
         "cosine": float(kept @ gone / (kept.norm() * gone.norm()).clamp(min=1e-30)),
         "loss": _mean_loss(original, problem, problem.forget),
     }
-    runs = [_forgotten(original, problem, *plan, seed) for plan in PLANS]
+    runs = [_forgotten(original, problem, *plan, most, seed) for plan in PLANS]
     student, steps = runs[0]
     attack = Membership(attack="loss", count=500)
     member, never = (attack(model, case, seed)[0].reduced() for model in (student, case.reference))
@@ -99,15 +103,19 @@ def look(task: Task, train: int, epochs: int, seed: int) -> Found:
         "distance": _divergence(case.reference, student, problem, problem.forget),
         "damage": _accuracy(original, problem, problem.retain) - _accuracy(student, problem, problem.retain),
     }
-    plans = [(course, float(run[1])) for course, run in zip(courses, runs, strict=True)]
-    return Found(foretold, outcome, plans, _recommended(case, seed))
+    plans = [(course, float(run[1])) for course, run in zip(courses, runs, strict=False)]
+    methods = {
+        name: (course, float(_forgotten(original, problem, *plan, most, seed)[1]))
+        for course, (name, plan) in zip(courses[len(PLANS) :], METHODS.items(), strict=True)
+    }
+    return Found(foretold, outcome, plans, methods, _recommended(case, seed))
 
 
 def _recommended(case: Case, seed: int) -> tuple[float, float]:
     found = Recommendation(batch_size=BATCH)(case, seed)
     foretold = found[STEPS].value
     limit = 2 * math.ceil(foretold)
-    student, steps = _forgotten(case.original, case.problem, found[STEP].value, found[MIX].value, seed, limit)
+    student, steps = _forgotten(case.original, case.problem, found[STEP].value, found[MIX].value, limit, seed)
     retain = case.problem.retain
     return steps / foretold, _accuracy(case.original, case.problem, retain) - _accuracy(student, case.problem, retain)
 
@@ -124,15 +132,15 @@ def _limit_probe() -> StabilityLimit:
     )
 
 
-def _foretold(case: Case, seed: int) -> list[float]:
+def _foretold(case: Case, plans: Sequence[tuple[float, float]], most: int, seed: int) -> list[float]:
     """Steps that every plan takes as linearised, from one sample."""
-    probe = Hardness(steps=MOST)
+    probe = Hardness(steps=most)
     sampled = probe.look(case, torch.Generator().manual_seed(derive(seed, "sample")))
-    return [probe.foretold(sampled, case.problem, *plan)[0] for plan in PLANS]
+    return [probe.foretold(sampled, case.problem, *plan)[0] for plan in plans]
 
 
 def _forgotten(
-    original: nn.Module, problem: Problem, rate: float, mix: float, seed: int, most: int = MOST
+    original: nn.Module, problem: Problem, rate: float, mix: float, most: int, seed: int
 ) -> tuple[nn.Module, int]:
     """Descent and ascent until half of what is known of the forget set is gone; the steps that it took."""
     student = copy.deepcopy(original).train()

@@ -45,7 +45,17 @@ class Stability(Study):
     presets: ClassVar[Mapping[str, Preset]] = {
         "quick": Preset(
             (0,),
-            {"across": 4, "up": 3, "chains": 20, "horizon": 60, "count": 15, "inputs": 50, "images": 200, "epochs": 5},
+            {
+                "across": 4,
+                "up": 3,
+                "chains": 20,
+                "horizon": 60,
+                "count": 15,
+                "inputs": 50,
+                "images": 200,
+                "epochs": 5,
+                "most": 100,
+            },
         ),
         "cpu": Preset((0, 1, 2, 3, 4)),
         "long": Preset((0, 1, 2, 3, 4), {"across": 21, "up": 13, "chains": 400, "inputs": 1000, "images": 5000}),
@@ -68,6 +78,8 @@ class Stability(Study):
     """Training images of the real forget sets, a twentieth of which is forgotten."""
     epochs: Count = 25
     """Of their training."""
+    most: Count = 1000
+    """Steps of unlearning at most."""
 
     def measure(self, seed: int, work: Work, basis: Mapping[str, Any]) -> Measured:
         """Simulate, train on signal and noise, and unlearn real forget sets."""
@@ -82,7 +94,11 @@ class Stability(Study):
         found |= array("dexter_bounds", bounds)
         kinds: tuple[Kind, ...] = ("low", "forget", "apart", "between")
         rates = {kind: growth(kind, self.horizon, derive(seed, "roles")) for kind in kinds}
-        roles = {"within forget": rates["forget"] - rates["low"], "between": rates["apart"] - rates["between"]}
+        roles = {
+            "within forget": rates["forget"] - rates["low"],
+            "within retain": rates["forget"] - rates["apart"],
+            "between": rates["apart"] - rates["between"],
+        }
         found |= array("coherences_differ", roles)
         table = {
             "stable": stays.float().tolist(),
@@ -123,7 +139,9 @@ class Stability(Study):
 
     def _sets(self, seed: int) -> dict[str, Any]:
         tasks = sets.tasks(self.images // 20, seed)
-        seen = {n: sets.look(t, self.images, self.epochs, derive(seed, f"set {n}")) for n, t in tasks.items()}
+        seen = {
+            n: sets.look(t, self.images, self.epochs, self.most, derive(seed, f"set {n}")) for n, t in tasks.items()
+        }
 
         def rank(foretold: str, measured: str) -> float:
             pairs = [(one.foretold[foretold], one.measured[measured]) for one in seen.values()]
@@ -137,7 +155,7 @@ class Stability(Study):
 
         plans = [pair for one in seen.values() for pair in one.plans if min(pair) > 0]
         off = [
-            abs(float(np.log2(measured / course))) for course, measured in plans if max(course, measured) < sets.MOST
+            abs(float(np.log2(measured / course))) for course, measured in plans if max(course, measured) < self.most
         ]
         found: dict[str, Any] = {
             "rate_ranks_sets": -rank("rate", "steps"),
@@ -146,6 +164,8 @@ class Stability(Study):
         found |= array("rate_beats_simple_measures", gains("rate"))
         found |= array("course_beats_simple_measures", gains("course"))
         found["course_within_factor"] = float(np.mean(off)) if off else float("nan")
+        ranks = [spearman(*zip(*one.methods.values(), strict=True)) for one in seen.values()]
+        found["course_ranks_methods"] = float(np.mean(ranks))
         steps, damage = zip(*(one.recommended for one in seen.values()), strict=True)
         found |= {"recommended_plan_forgets": float(np.mean(steps)), "recommended_plan_spares": float(np.mean(damage))}
         told = {n: [*one.foretold.values(), *one.measured.values()] for n, one in seen.items()}
