@@ -106,3 +106,9 @@ def test_both_losses() -> None:
 
     assert float(nets.squared(Fixed(), batch())) == pytest.approx(0.5)
     assert float(nets.cross_entropy(Fixed(), batch())) == pytest.approx(np.log(10))
+
+
+def test_a_trajectory_that_diverges_says_so_and_hovers_nowhere() -> None:
+    found = nets.descend(nets.network("linear", 8, 0), batch(), 1e3, 50, every=1)
+    assert found.diverged and nets.hovering(found) == np.inf
+    assert np.isfinite(found.ratios).all()

@@ -6,6 +6,7 @@ to fit, so that there is time to hover. Everything is float32 on one thread, ste
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise, repeat
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from expunge.base.errors import RunError
 from expunge.data.fashion_mnist import FashionMNIST
 from expunge.train.loop import fit
 from expunge.train.monitors import SharpnessMonitor
@@ -89,6 +91,8 @@ class Track:
     """Squared norm of the output layer."""
     dense: list[bool] = field(default_factory=list)
     """Whether the step was read as part of the window in which every one is."""
+    diverged: bool = False
+    """Whether training ended because the loss was no number any more."""
     agreeing: list[bool] = field(default_factory=list)
     """Of every step: whether the norm grew just where the residual points against the outputs."""
 
@@ -121,7 +125,7 @@ class Reader:
         self.monitor.every = 1 if dense else self.coarse
         count = len(self.monitor.steps)
         self.monitor(step, self.model)
-        if len(self.monitor.steps) > count:
+        if len(self.monitor.steps) > count and math.isfinite(self.monitor.sharpness[-1]):
             ratio = self.monitor.sharpness[-1] / self.monitor.edges[-1]
             self._note(step, ratio, norm, dense)
             self._left = self.window if self._left < 0 and ratio >= 1 else self._left
@@ -152,15 +156,14 @@ class Reader:
 def descend(
     model: nn.Sequential, batch: Examples, rate: float, steps: int, *, every: int, window: int = 0, loss: Loss = squared
 ) -> Track:
-    """Full-batch gradient descent, read on the way.
-
-    Raises:
-        RunError: It diverged.
-    """
+    """Full-batch gradient descent, read on the way; one that diverges has a track that says so."""
     optimizer = torch.optim.SGD(model.parameters(), lr=rate)
     reader = Reader(model, batch, SharpnessMonitor(loss, [batch], optimizer, every=every), window)
     reader(0)
-    fit(list(model.parameters()), lambda item: loss(model, item), repeat(batch, steps), optimizer, on_step=reader)
+    try:
+        fit(list(model.parameters()), lambda item: loss(model, item), repeat(batch, steps), optimizer, on_step=reader)
+    except RunError:
+        reader.track.diverged = True
     return reader.track
 
 
@@ -174,7 +177,9 @@ def minibatches(batch: Examples, size: int, steps: int, generator: torch.Generat
 
 
 def hovering(track: Track) -> float:
-    """Median ratio from the first crossing on; over the second half where there was none."""
+    """Median ratio from the first crossing on; over the second half where there was none; infinite if it diverged."""
+    if track.diverged:
+        return math.inf
     ratios = np.array(track.ratios)
     start = len(ratios) // 2 if track.crossed is None else track.crossed
     return float(np.median(ratios[start:]))
