@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from expunge.reporting.study import read_study, reproduction
 
@@ -25,7 +27,13 @@ def keep(folder: Path) -> None:
     if found["preset"] not in ORDER or folder.resolve().name != name:
         sys.exit(f"{folder}: only results of a whole preset are kept, {name} here")
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / f"{name}.json").write_text(spread(found) + "\n", encoding="utf-8")
+
+
+def spread(found: dict[str, Any]) -> str:
+    """JSON to be read and compared by people: a line per entry, but lists of numbers on one."""
+    numbers = r"\[\s+([-+.\deE,\s]+?)\s+\]"
+    return re.sub(numbers, lambda one: f"[{' '.join(one[1].split())}]", json.dumps(found, indent=1))
 
 
 def text() -> str:
