@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from expunge.base.errors import RunError, SpecError
-from expunge.numerics.linops import Curvature, differentiable, gauss_newton, hessian
+from expunge.numerics.linops import Curvature, bends, differentiable, gauss_newton, hessian
 
 SIZES = (4, 1, 2)
 
@@ -61,6 +61,10 @@ def test_hessian_products_are_those_of_the_dense_hessian(name: str):
         dense = torch.autograd.functional.hessian(function, at)
     assert (dense - torch.diag(dense.diag())).abs().max() > 1e-3
     drawn, found = products(hessian(mean_loss, model, differentiable(model), cut(batch, *SIZES)))
+    gradient, forms = bends(mean_loss, model, differentiable(model), batch, drawn)
+    slopes = torch.autograd.grad(mean_loss(model, batch), differentiable(model))
+    torch.testing.assert_close(gradient, torch.cat([slope.flatten() for slope in slopes]), **EXACT)
+    torch.testing.assert_close(forms, ((drawn @ dense) * drawn).sum(1), **EXACT)
     torch.testing.assert_close(found, drawn @ dense, **EXACT)
 
 

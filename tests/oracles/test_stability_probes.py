@@ -195,7 +195,8 @@ def test_eigenvalues_are_those_of_the_dense_hessian():
     assert found[sharpness.EDGE].value == pytest.approx(0.5 * float(exact[0]) / 2.5, rel=1e-7)
 
 
-def test_the_noise_scale_is_that_of_single_gradients():
+def test_the_noise_scale_is_that_of_single_gradients(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sharpness, "BATCHES", 18)
     case = case_of(classes())
     found = Sharpness(**ALL)(case, 0)[sharpness.NOISE]
     slopes = torch.stack([gradient(case.original, case.problem, int(place)) for place in case.problem.retain])

@@ -6,7 +6,7 @@ each module, the innermost first, a second derivative of what it returned is tri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from torch import Tensor, nn
@@ -20,17 +20,17 @@ class Cut(RuntimeError):
     """A gradient that can be computed but not differentiated, which autograd would take for a constant."""
 
 
-def require_uncut(value: Tensor) -> None:
-    """Refuse a value computed from gradients that were cut from the graph.
+def require_uncut(gradients: Iterable[Tensor]) -> None:
+    """Refuse gradients of which a part was cut from the graph.
 
     `once_differentiable` hangs its error on a detached copy, so that autograd never runs into it: the second
     derivative would silently lack that part.
 
     Raises:
-        Cut: The graph holds such a gradient.
+        Cut: The graph holds such a part.
     """
     seen: set[Any] = set()
-    todo = [value.grad_fn]
+    todo = [gradient.grad_fn for gradient in gradients]
     while todo:
         node = todo.pop()
         if node is None or node in seen:

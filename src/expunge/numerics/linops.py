@@ -30,7 +30,7 @@ from expunge.numerics._batches import rows
 from expunge.numerics._failures import explain, require_uncut
 from expunge.numerics._modules import differentiable, require_fixed, require_parameters
 
-__all__ = ["Curvature", "differentiable", "gauss_newton", "hessian"]
+__all__ = ["Curvature", "bends", "differentiable", "gauss_newton", "hessian"]
 
 Parts = Sequence[Tensor]
 
@@ -180,29 +180,65 @@ def gauss_newton(
     return Curvature(lambda batch: outputs(model, batch), product, model, parameters, batches, weight)
 
 
+def bends(
+    loss: Callable[[nn.Module, Any], Tensor],
+    model: nn.Module,
+    parameters: Sequence[nn.Parameter],
+    batch: Any,
+    vectors: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The gradient of one batch's loss, and the loss's second derivative along some vectors, from one graph.
+
+    Where small batches are looked at one by one this reads the weights once for all vectors.
+
+    Args:
+        loss: From the module and a batch, the batch's mean loss as a scalar.
+        model: The module, in evaluation mode where it has batch norm or dropout.
+        parameters: What is differentiated by.
+        batch: What the loss is of.
+        vectors: Rows `[m, p]` in the order of the parameters.
+
+    Returns:
+        The gradient `[p]`, and `v^T H v` of every row, `[m]` in double precision.
+    """
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        value = _scalar(loss(model, batch))
+        slopes = torch.autograd.grad(value, parameters, create_graph=True, allow_unused=True, materialize_grads=True)
+        gradient = torch.cat([slope.flatten() for slope in slopes])
+        found = []
+        for vector in vectors:
+            product = torch.autograd.grad(
+                gradient, parameters, vector, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            pieces = vector.split([part.numel() for part in product])
+            found.append(sum(float(piece @ part.flatten()) for piece, part in zip(pieces, product, strict=True)))
+    return gradient.detach(), torch.tensor(found, dtype=torch.float64)
+
+
 def _twice(loss: Tensor, parameters: Sequence[Tensor], parts: Parts, *, keep: bool = False) -> tuple[Tensor, ...]:
     """H v of a scalar."""
     # With a factor in front, every gradient on the way depends on something, so that one that was cut can be seen.
     factor = torch.ones_like(loss, requires_grad=True)
     slopes = torch.autograd.grad(factor * loss, parameters, create_graph=True, allow_unused=True)
-    used = [(slope * part).sum() for slope, part in zip(slopes, parts, strict=True) if slope is not None]
-    if not used:
-        raise _independent()
-    along = torch.stack(used).sum()
-    require_uncut(along)
-    return torch.autograd.grad(along, parameters, allow_unused=True, materialize_grads=True, retain_graph=keep)
+    used, along = _used(slopes, parts)
+    return torch.autograd.grad(used, parameters, along, allow_unused=True, materialize_grads=True, retain_graph=keep)
 
 
 def _forward_product(outputs: Tensor, parameters: Sequence[Tensor], parts: Parts) -> Tensor:
     """J v, as the derivative of <J^T u, v> by u, which is linear in u."""
     u = torch.ones_like(outputs, requires_grad=True)
     slopes = torch.autograd.grad(outputs, parameters, u, create_graph=True, allow_unused=True)
-    used = [(slope * part).sum() for slope, part in zip(slopes, parts, strict=True) if slope is not None]
-    if not used:
+    used, along = _used(slopes, parts)
+    return torch.autograd.grad(used, u, along, retain_graph=True)[0].detach()
+
+
+def _used(slopes: Sequence[Tensor | None], parts: Parts) -> tuple[list[Tensor], list[Tensor]]:
+    """The slopes of what the value depends on, and the vector's pieces that belong to them."""
+    pairs = [(slope, part) for slope, part in zip(slopes, parts, strict=True) if slope is not None]
+    if not pairs:
         raise _independent()
-    along = torch.stack(used).sum()
-    require_uncut(along)
-    return torch.autograd.grad(along, u, retain_graph=True)[0].detach()
+    require_uncut(slope for slope, _ in pairs)
+    return [slope for slope, _ in pairs], [part for _, part in pairs]
 
 
 def _scalar(loss: Tensor) -> Tensor:
