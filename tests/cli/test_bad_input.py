@@ -113,6 +113,10 @@ SPECS: dict[str, tuple[Table, tuple[str, ...]]] = {
         {"gate": [{"method": "random_relable", "verdict": "erased"}]},
         ("gate[0].method: ", "did you mean 'random_relabel'?"),
     ),
+    "method misspelt that a gate names": (
+        {"method": [{"name": "random_relable"}], "gate": [{"method": "random_relabel", "verdict": "erased"}]},
+        ("method[0].name: ", "did you mean 'random_relabel'?"),
+    ),
     "gate of no verdict": (
         {"gate": [{"method": "random_relabel", "verdict": "erazed"}]},
         ("gate[0].verdict: ", "dormant", "did you mean 'erased'?"),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.base.errors import SpecError, unknown
-from expunge.base.registry import add_search_path
+from expunge.base.registry import add_search_path, names
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 RESERVED = ("original", "reference")
@@ -151,7 +151,7 @@ def parse(table: Mapping[str, Any], folder: Path) -> Spec:
         attack=_entries(table, "attack"),
         audit=_entries(table, "audit", extra=("required",)),
         probe=_entries(table, "probe"),
-        gate=_gates(table, [m.label for m in methods]),
+        gate=_gates(table, methods),
         folder=folder,
     )
 
@@ -198,7 +198,7 @@ def _check_chains(methods: tuple[Entry, ...]) -> None:
     after = {entry.label: entry.after for entry in methods}
     for i, before in enumerate(after.values()):
         if before is not None and before not in after:
-            raise unknown("method", before, after, where=f"method[{i}].after")
+            raise _no_method(before, methods, f"method[{i}].after")
     for i, label in enumerate(after):
         walked, before = [label], after[label]
         # A walk into a circle that it is not part of ends too; the circle is reported at a method in it.
@@ -210,8 +210,16 @@ def _check_chains(methods: tuple[Entry, ...]) -> None:
             raise SpecError(f"methods go in a circle: {circle}", where=f"method[{i}].after", remedy=remedy)
 
 
-def _gates(table: Mapping[str, Any], labels: list[str]) -> tuple[Gate, ...]:
-    gates = []
+def _no_method(label: str, methods: tuple[Entry, ...], where: str) -> SpecError:
+    # A method's own name that is misspelt is the mistake, and not where its label is given again.
+    for i, entry in enumerate(methods):
+        if ":" not in entry.name and entry.name not in names("method"):
+            return unknown("method", entry.name, names("method"), where=f"method[{i}].name")
+    return unknown("method", label, [entry.label for entry in methods], where=where)
+
+
+def _gates(table: Mapping[str, Any], methods: tuple[Entry, ...]) -> tuple[Gate, ...]:
+    gates, labels = [], [entry.label for entry in methods]
     for i, item in enumerate(_typed(table.get("gate", []), list, "gate", "a list of tables, written [[gate]]")):
         where = f"gate[{i}]"
         for key in _typed(item, dict, where, "a table with method and verdict"):
@@ -220,6 +228,8 @@ def _gates(table: Mapping[str, Any], labels: list[str]) -> tuple[Gate, ...]:
         for key, options in (("method", labels), ("verdict", VERDICTS)):
             if key not in item:
                 raise SpecError(f"{key!r} is missing", where=where, allowed=", ".join(options) or "none")
+            if item[key] not in options and key == "method":
+                raise _no_method(str(item[key]), methods, f"{where}.{key}")
             if item[key] not in options:
                 raise unknown(key, str(item[key]), options, where=f"{where}.{key}")
         gates.append(Gate(item["method"], item["verdict"]))
