@@ -79,7 +79,7 @@ def test_diagnose_foretells_what_retrained_models_will_know(tmp_path: Path) -> N
     data, train = {"name": "digits", "train": 400, "test": 200}, {"epochs": 100, "learning_rate": 0.01}
     model = {"name": "mlp", "widths": [64]}
     table = tiny(name="deep", data=data, model=model, train=train, forget=forget, method=[], attack=[], audit=[])
-    (tmp_path / "deep.toml").write_text(toml(table))
+    (tmp_path / "deep.toml").write_text(toml(table | {"probe": [{"name": "memorization"}]}))
     found = json.loads(finished(cli("diagnose", tmp_path / "deep.toml", "--out", tmp_path / "runs", "--json")).out)
     estimates = list(found["probes"]["memorization"].values())
     known, foretold, expected, retain, seldom, mostly = (entry["value"] for entry in estimates)
@@ -134,10 +134,36 @@ def test_what_is_not_for_this_case_is_left_out_unless_it_is_asked_for(tmp_path: 
     bare = tiny(name="text", data=data, model=model, train={"epochs": 1}, forget=forget, method=[], attack=[], audit=[])
     (tmp_path / "bare.toml").write_text(toml(bare))
     done = finished(cli("diagnose", tmp_path / "bare.toml", "--out", tmp_path / "runs", "--json"))
-    assert "memorization" in json.loads(done.out)["probes"]
-    assert "hardness" not in json.loads(done.out)["probes"]
-    assert "6 probes: up to " in done.err.partition("left out")[0]
-    assert "left out: seed 0: probe original hardness" in done.err and "vocabulary" in done.err
+    assert "coherence" in json.loads(done.out)["probes"]
+    assert not {"hardness", "memorization"} & json.loads(done.out)["probes"].keys()
+    assert "left out: memorization: the data ship no C-scores" in done.err and "5 probes: up to " in done.err
+    assert done.err.index("5 probes: up to ") < done.err.index("left out: seed 0: probe original hardness")
+    assert "vocabulary" in done.err
     (tmp_path / "named.toml").write_text(toml(bare | {"probe": [{"name": "hardness"}]}))
     result = cli("diagnose", tmp_path / "named.toml", "--out", tmp_path / "runs")
     assert result.code == 3 and "vocabulary" in result.message()
+
+
+def test_probes_look_at_the_plan_of_the_spec(tmp_path: Path) -> None:
+    """Descent with ascent by SGD is the plan; what a probe's own table says of it stays, and Adam is none."""
+    ascent = {"name": "neggrad_plus", "optimizer": "sgd", "learning_rate": 0.3, "alpha": 0.75}
+    probes = [{"name": "hardness"}, {"name": "stability_limit", "learning_rate": 0.125}]
+    (tmp_path / "plan.toml").write_text(toml(tiny(method=[{"name": "npo"}, ascent], probe=probes)))
+    done = finished(cli("diagnose", tmp_path / "plan.toml", "--out", tmp_path / "runs", "--json"))
+    told = json.loads(done.out)["sentences"]
+    assert "alpha = 0.75, learning_rate = 0.3" in told["hardness"]
+    assert "alpha = 0.75, learning_rate = 0.125" in told["stability_limit"]
+    (tmp_path / "adam.toml").write_text(toml(tiny(method=[{"name": "npo"}], probe=probes[:1])))
+    other = finished(cli("diagnose", tmp_path / "adam.toml", "--out", tmp_path / "runs", "--json"))
+    assert "a plan of their own" in other.err and "learning_rate = 0.3" not in other.out
+
+
+def test_a_model_in_which_nothing_can_be_trained_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "still_model.py").write_text(
+        "from torch import nn\n\n\ndef build(data):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).requires_grad_(False)\n"
+    )
+    (tmp_path / "still.toml").write_text(toml(tiny(model={"name": "still_model:build"})))
+    for arguments in (("diagnose",), ("run", "--dry-run")):
+        result = cli(*arguments, tmp_path / "still.toml", "--out", tmp_path / "runs")
+        assert result.code == 2 and "no parameter takes a gradient" in result.message()

@@ -88,6 +88,14 @@ class Method(Part):
     repeatable: ClassVar[bool] = True
     """Whether it can be run again on a model of its kind, as audits by shadow models need; a file's content cannot."""
 
+    @property
+    def ascent(self) -> float | None:
+        """Weight of the forget set's ascent, where plain descent on the retain set with it is all that the method does.
+
+        Probes of stability foretell what such a plan does; none by default.
+        """
+        return None
+
     def unmet(self, problem: Problem, recipe: Recipe | None, model: nn.Module) -> list[str]:
         """The needs that this problem, recipe and model do not meet."""
         return unmet_needs(self.needs, problem.data.kind, model, recipe=recipe is not None)

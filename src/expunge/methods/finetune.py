@@ -28,6 +28,11 @@ class Finetune(Descent):
     cite: ClassVar[str] = CITE
     paper: ClassVar[str] = "catastrophic forgetting, 2025"
 
+    @property
+    def ascent(self) -> float | None:
+        """None of it, with SGD; Adam scales steps weight by weight."""
+        return 0.0 if self.optimizer == "sgd" else None
+
     def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
         """Descend on retain batches."""
         return self.descend_on_retain(student, problem, seed, meter)

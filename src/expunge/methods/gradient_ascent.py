@@ -47,6 +47,11 @@ class GradientAscent(ForgetDescent):
     chances: Positive = 2.0
     """Stop once the share of forget examples that are known is at most this many times 1 / number of labels."""
 
+    @property
+    def ascent(self) -> float | None:
+        """All of it, with SGD; Adam scales steps weight by weight."""
+        return 1.0 if self.optimizer == "sgd" else None
+
     def check(self, problem: Problem) -> None:
         """Refuse a rule that is met before the first step: with two labels twice the chance is everything."""
         if self.chances >= len(problem.data.labels):

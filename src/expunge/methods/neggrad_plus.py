@@ -41,6 +41,11 @@ class NegGradPlus(PairedDescent):
     alternate: bool = False
     """Whether passes over either set take turns, as in 2505.22310; alpha has no part then."""
 
+    @property
+    def ascent(self) -> float | None:
+        """What alpha leaves to 1, with SGD and both losses in one step; Adam scales steps weight by weight."""
+        return 1 - self.alpha if self.optimizer == "sgd" and not self.alternate else None
+
     def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
         """Both losses in every step, or pass by pass."""
         if not self.alternate:

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from expunge.base import registry
 from expunge.base.errors import ExpungeError
 from expunge.base.seeds import derive
 from expunge.core.case import Case
 from expunge.evidence.estimate import Estimate
 from expunge.own.audit import parts_of
+from expunge.probes._plan import default_set
 from expunge.reporting.listing import estimates
 
 
@@ -39,8 +39,9 @@ def diagnose(case: Case, probes: Sequence[str | Mapping[str, Any]] | None = None
 
     Args:
         case: What `case` returned.
-        probes: Names, or tables as in a spec: `{"name": "hardness", "mix": 0.5}`. By default all that there are, with
-            their defaults; one that the case is not for is left out then, and named.
+        probes: Names, or tables as in a spec: `{"name": "hardness", "mix": 0.5}`, each at most `epochs` of its settings
+            in passes over the training set. By default all that there are, for two passes together, or a thousand
+            gradients each where that is more; one that the case is not for is left out then, and named.
 
     Returns:
         Estimates and sentences by probe.
@@ -48,8 +49,10 @@ def diagnose(case: Case, probes: Sequence[str | Mapping[str, Any]] | None = None
     Raises:
         ExpungeError: An unknown name or setting, or a named probe that cannot look at this case.
     """
-    found, told, left_out = {}, {}, {}
-    for label, probe in parts_of("probe", registry.names("probe") if probes is None else probes).items():
+    chosen = default_set(case.problem.data)
+    tables = [{"name": name, **has} for name, has in chosen.settings.items()] if probes is None else probes
+    found, told, left_out = {}, {}, dict(chosen.left_out) if probes is None else {}
+    for label, probe in parts_of("probe", tables).items():
         try:
             found[label] = probe(case, derive(case.seed, "probe", label))
         except ExpungeError as error:

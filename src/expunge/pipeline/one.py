@@ -6,17 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from expunge.base import registry
 from expunge.base.errors import ExpungeError, SpecError, unknown
 from expunge.base.record import Store, write_file
 from expunge.base.spec import CACHE, Entry, Spec
 from expunge.pipeline.diagnosis import diagnosis
 from expunge.pipeline.folder import spent
 from expunge.pipeline.forecast import forecast, gradients
+from expunge.pipeline.parts import Parts
 from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.run import prepare
 from expunge.pipeline.schedule import run_stages
 from expunge.pipeline.stages import WEIGHTS
+from expunge.probes._plan import default_set, planned, with_plan
 from expunge.reporting.progress import Progress, clock_text
 
 
@@ -52,10 +53,11 @@ def unlearn_one(spec: Spec, out: Path, label: str | None, save: Path | None, pro
 
 
 def diagnose_one(spec: Spec, out: Path, progress: Progress) -> list[dict[str, Any]]:
-    """Run the spec's probes on the first seed's original, or every probe that can be where the spec names none.
+    """Run the spec's probes on the first seed's original, or the default set where the spec names none.
 
     Args:
-        spec: Whose original is trained, or loaded, where it is not there yet; methods are not looked at.
+        spec: Whose original is trained, or loaded, where it is not there yet. Of its methods the first that is descent
+            with ascent by SGD is the plan that probes look at.
         out: Folder for runs; outputs of stages go to its cache and are reused by `run`.
         progress: Told of each stage.
 
@@ -65,8 +67,7 @@ def diagnose_one(spec: Spec, out: Path, progress: Progress) -> list[dict[str, An
     Raises:
         ExpungeError: A bad spec, or a stage failed; of probes that the spec does not name, all of them.
     """
-    probes = spec.probe or tuple(Entry(name, name) for name in registry.names("probe"))
-    bare = replace(spec, seeds=spec.seeds[:1], method=(), attack=(), audit=(), probe=probes, gate=())
+    bare = replace(spec, seeds=spec.seeds[:1], method=(), attack=(), audit=(), gate=(), probe=_probes(spec, progress))
     plan, store = Plan(bare), Store(out / CACHE)
     prepare(plan, store)
     stages = [stage for stage in plan.stages if stage.kind in ("measure", "original", "probe")]
@@ -77,14 +78,30 @@ def diagnose_one(spec: Spec, out: Path, progress: Progress) -> list[dict[str, An
     return diagnosis(plan, store, _what_can(plan, store, stages, progress))
 
 
+def _probes(spec: Spec, progress: Progress) -> tuple[Entry, ...]:
+    """The spec's probes or the default set, with the plan of the spec's methods; says what is left out, and why."""
+    parts = Parts(spec)
+    plan, entries = planned(parts.methods.values()), spec.probe
+    if spec.method and not plan:
+        progress.say("no method of the spec is descent with ascent by sgd, so probes look at a plan of their own")
+    if not entries:
+        chosen = default_set(parts.data)
+        entries = tuple(Entry(name, name, settings) for name, settings in chosen.settings.items())
+        for name, why in chosen.left_out.items():
+            progress.say(f"left out: {name}: {why}")
+    return tuple(replace(e, settings=with_plan(e.name, e.settings, plan)) for e in entries)
+
+
 def _state_cost(plan: Plan, store: Store, progress: Progress) -> None:
     """Say what the probes that are missing may cost, before any of them runs."""
     found = [one for one in forecast(plan, store) if one.stage.kind == "probe" and not one.done]
     if found:
         passes = sum(gradients(plan, one.stage) for one in found) / len(plan.data.train)
         seconds = clock_text(sum(one.seconds for one in found))
+        several = "1 probe" if len(found) == 1 else f"{len(found)} probes"
         progress.say(
-            f"{len(found)} probes: up to {passes:.1f} passes over the training set, which take about {seconds}"
+            f"{several}: up to {passes:.1f} passes over the training set, which take about {seconds}, "
+            "and up to a minute of linear algebra"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +20,7 @@ from expunge.core import checkpoint
 from expunge.core.contracts import Architecture, Attack, Audit, Method, Probe, Source, Task
 from expunge.core.data import Data
 from expunge.core.problem import Problem
+from expunge.probes._plan import planned, with_plan
 from expunge.train.training import TrainedRecipe, Training
 
 
@@ -83,8 +84,10 @@ class Parts:
 
     @cached_property
     def probes(self) -> dict[str, Probe]:
-        """By label, in the spec's order."""
-        return {e.label: cast(Probe, self._build("probe", e, f"probe[{i}]")) for i, e in enumerate(self.spec.probe)}
+        """By label, in the spec's order; what a probe's table leaves open of the plan is that of the spec's methods."""
+        plan = planned(self.methods.values())
+        entries = [replace(e, settings=with_plan(e.name, e.settings, plan)) for e in self.spec.probe]
+        return {e.label: cast(Probe, self._build("probe", e, f"probe[{i}]")) for i, e in enumerate(entries)}
 
     def name_of(self, kind: str, label: str) -> str:
         """The registered name behind a label of an attack, audit or probe; audits that always run have only that."""

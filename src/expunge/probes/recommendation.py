@@ -132,8 +132,9 @@ class Recommendation(LogitProbe):
     def _family(self, found: Mapping[str, Estimate]) -> str:
         if BY_HEART not in found:
             return (
-                "How much is known by heart was not looked at, since the data ship no C-scores for it: run "
-                "memorization first, for where that is little there is nothing to take out."
+                "The data ship no C-scores, which would tell how much is known by heart. Suppose that it is much: "
+                "take noisy_distillation, which no attack woke in the study dormant, on small nets and one data set. "
+                "Where memorization, which trains networks for C-scores, finds little, finetune will do."
             )
         share = found[BY_HEART]
         if share.high < LITTLE:
