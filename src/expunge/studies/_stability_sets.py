@@ -63,15 +63,15 @@ class Found:
     """One forget set: what is foretold, and what was measured."""
 
     foretold: Mapping[str, float]
-    """`rate` of growth in mean square per step, `course` in steps, `cosine` of both sets' mean gradients, and `loss` on
-    the forget set."""
+    """`rate` of growth in mean square per step, `course` in steps, `cosine` of both sets' mean gradients, `loss` on the
+    forget set, and `lost`, the share of retained examples lost by then."""
     measured: Mapping[str, float]
     """`steps` to forget, `membership` and `distance` at the exit as gaps to the retrained model, `damage` to retained
     accuracy."""
     plans: list[tuple[float, float]]
     """Foretold and measured steps of every plan; as many as were allowed where the set was not gone by then."""
-    methods: dict[str, tuple[float, float]]
-    """The same of every method."""
+    methods: dict[str, dict[str, float]]
+    """Of every method `rate` and `course`, `steps`, `membership` and `distance`."""
     recommended: tuple[float, float]
     """Of the plan that `probes.recommendation` names: steps taken over those foretold, at most 2, and damage."""
 
@@ -84,31 +84,36 @@ def look(task: Task, train: int, epochs: int, most: int, seed: int) -> Found:
     problem = task(data, seed, measured)
     original = train_model(recipe, problem.data, problem.train, seed)
     case = Case(seed, problem, original, recipe)
-    probe = _limit_probe()
     kept, gone = (_mean_gradient(original, problem, ids) for ids in (problem.retain, problem.forget))
     courses = _foretold(case, (*PLANS, *METHODS.values()), most, seed)
     foretold = {
-        "rate": probe(case, seed)[RATE_SQUARE].value,
-        "course": courses[0],
+        "rate": _rate(case, *PLANS[0], seed),
+        "course": courses[0][0],
         "cosine": float(kept @ gone / (kept.norm() * gone.norm()).clamp(min=1e-30)),
         "loss": _mean_loss(original, problem, problem.forget),
+        "lost": courses[0][1],
     }
     runs = [_forgotten(original, problem, *plan, most, seed) for plan in PLANS]
-    student, steps = runs[0]
-    attack = Membership(attack="loss", count=500)
-    member, never = (attack(model, case, seed)[0].reduced() for model in (student, case.reference))
-    outcome = {
-        "steps": float(steps),
-        "membership": abs(member - never),
-        "distance": _divergence(case.reference, student, problem, problem.forget),
-        "damage": _accuracy(original, problem, problem.retain) - _accuracy(student, problem, problem.retain),
-    }
-    plans = [(course, float(run[1])) for course, run in zip(courses, runs, strict=False)]
+    damage = _accuracy(original, problem, problem.retain) - _accuracy(runs[0][0], problem, problem.retain)
+    outcome = {**_outcome(case, *runs[0], seed), "damage": damage}
+    plans = [(course, float(run[1])) for (course, _), run in zip(courses, runs, strict=False)]
     methods = {
-        name: (course, float(_forgotten(original, problem, *plan, most, seed)[1]))
-        for course, (name, plan) in zip(courses[len(PLANS) :], METHODS.items(), strict=True)
+        name: {
+            "rate": _rate(case, *plan, seed),
+            "course": course,
+            **_outcome(case, *_forgotten(original, problem, *plan, most, seed), seed),
+        }
+        for (course, _), (name, plan) in zip(courses[len(PLANS) :], METHODS.items(), strict=True)
     }
     return Found(foretold, outcome, plans, methods, _recommended(case, seed))
+
+
+def _outcome(case: Case, student: nn.Module, steps: int, seed: int) -> dict[str, float]:
+    """The steps that it took, and how far the student is from the retrained model."""
+    attack = Membership(attack="loss", count=500)
+    member, never = (attack(model, case, seed)[0].reduced() for model in (student, case.reference))
+    distance = _divergence(case.reference, student, case.problem, case.problem.forget)
+    return {"steps": float(steps), "membership": abs(member - never), "distance": distance}
 
 
 def _recommended(case: Case, seed: int) -> tuple[float, float]:
@@ -120,9 +125,9 @@ def _recommended(case: Case, seed: int) -> tuple[float, float]:
     return steps / foretold, _accuracy(case.original, case.problem, retain) - _accuracy(student, case.problem, retain)
 
 
-def _limit_probe() -> StabilityLimit:
-    rate, mix = PLANS[0]
-    return StabilityLimit(
+def _rate(case: Case, rate: float, mix: float, seed: int) -> float:
+    """Foretold growth per step; descent alone leaves no minimum that its step size holds."""
+    probe = StabilityLimit(
         learning_rate=rate,
         mix=mix,
         batch_size=BATCH,
@@ -130,13 +135,14 @@ def _limit_probe() -> StabilityLimit:
         retain=LOOKED_AT,
         forget=LOOKED_AT,
     )
+    return probe(case, seed)[RATE_SQUARE].value if mix > 0 else 0.0
 
 
-def _foretold(case: Case, plans: Sequence[tuple[float, float]], most: int, seed: int) -> list[float]:
-    """Steps that every plan takes as linearised, from one sample."""
+def _foretold(case: Case, plans: Sequence[tuple[float, float]], most: int, seed: int) -> list[tuple[float, float]]:
+    """Steps that every plan takes as linearised and the retained share lost by then, from one sample."""
     probe = Hardness(steps=most)
     sampled = probe.look(case, torch.Generator().manual_seed(derive(seed, "sample")))
-    return [probe.foretold(sampled, case.problem, *plan)[0] for plan in plans]
+    return [probe.foretold(sampled, case.problem, *plan) for plan in plans]
 
 
 def _forgotten(

@@ -116,7 +116,9 @@ class EdgeOfStability(Study):
             found["large_steps_stay_above"] = nets.hovering(track)
         last = {name: float(np.mean(tracks[name].ratios[-10:])) for name in ("tanh", ENTROPY)}
         found["cross_entropy_falls"] = last["tanh"] - last[ENTROPY]
-        found |= array("gentle_steps_go_beyond", {n: self._beyond(n, seed, rates[n]) for n in nets.NETS})
+        found |= array("gentle_steps_go_beyond", {n: self._beyond(n, seed, rates[n], 10, 1) for n in nets.NETS})
+        slow = {name: self._beyond(name, seed, rates[name], 3, 3) for name in ("tanh", "elu")}
+        found |= array("gentle_steps_in_the_same_time", slow)
         found |= self._minibatches(seed, rates["tanh"]) | self._ascent(*trained["tanh"], rates["tanh"], seed)
         shown = {name: [track.steps, track.ratios] for name, track in tracks.items()}
         return found | {"tracks": shown, "norms": tracks["tanh"].norms}
@@ -133,11 +135,11 @@ class EdgeOfStability(Study):
             ranks[name] = spearman(seen["norm"][inside], seen["sharpness"][inside]) if inside.sum() > 4 else 0.0
         return found | array("four_phases", shares) | array("norm_indicates", ranks)
 
-    def _beyond(self, name: str, seed: int, rate: float) -> float:
-        """The highest sharpness under a tenth of the step size, in units of the larger step's edge."""
+    def _beyond(self, name: str, seed: int, rate: float, part: int, longer: int) -> float:
+        """The highest sharpness under a part of the step size in so many more steps, of the larger step's edge."""
         model, batch, loss = self._made(name, seed)
-        track = nets.descend(model, batch, rate / 10, self.steps, every=10 * self.every, loss=loss)
-        return 10 * max(track.ratios)
+        steps, every = longer * self.steps, 10 * longer * self.every
+        return part * max(nets.descend(model, batch, rate / part, steps, every=every, loss=loss).ratios)
 
     def _minibatches(self, seed: int, rate: float) -> dict[str, Any]:
         model, batch, _ = self._made("tanh", seed)

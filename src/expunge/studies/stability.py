@@ -164,8 +164,8 @@ class Stability(Study):
         found |= array("rate_beats_simple_measures", gains("rate"))
         found |= array("course_beats_simple_measures", gains("course"))
         found["course_within_factor"] = float(np.mean(off)) if off else float("nan")
-        ranks = [spearman(*zip(*one.methods.values(), strict=True)) for one in seen.values()]
-        found["course_ranks_methods"] = float(np.mean(ranks))
+        found |= _of_methods(list(seen.values()))
+        found["damage_ranks_sets"] = rank("lost", "damage")
         steps, damage = zip(*(one.recommended for one in seen.values()), strict=True)
         found |= {"recommended_plan_forgets": float(np.mean(steps)), "recommended_plan_spares": float(np.mean(damage))}
         told = {n: [*one.foretold.values(), *one.measured.values()] for n, one in seen.items()}
@@ -190,12 +190,24 @@ class Stability(Study):
         numbers = tuple(
             tuple(map(float, np.mean([found["sets"][name] for found in seeds.values()], axis=0))) for name in first
         )
-        columns = ("rate", "course", "cosine", "loss", "steps", "membership", "distance", "damage")
+        columns = ("rate", "course", "cosine", "loss", "lost", "steps", "membership", "distance", "damage")
         return [
             Chart("Forgetting at the normalised step", "signal-to-noise ratio", "log steps", tuple(ways), log_x=True),
             map_,
             Grid("Real forget sets: foretold and measured", "", "", columns, tuple(first), numbers),
         ]
+
+
+def _of_methods(seen: Sequence[sets.Found]) -> dict[str, Any]:
+    """How methods are ranked on one forget set, mean over the sets."""
+
+    def rank(foretold: str, measured: str) -> float:
+        pairs = [[(m[foretold], m[measured]) for m in one.methods.values()] for one in seen]
+        return float(np.mean([spearman(*zip(*several, strict=True)) for several in pairs]))
+
+    found = {"course_ranks_methods": rank("course", "steps"), "rate_ranks_methods": -rank("rate", "steps")}
+    ends = {what: -rank("course", what) for what in ("membership", "distance")}
+    return found | array("course_ranks_outcomes_of_methods", ends)
 
 
 def _changes(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
