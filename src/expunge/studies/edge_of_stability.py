@@ -117,7 +117,7 @@ class EdgeOfStability(Study):
         last = {name: float(np.mean(tracks[name].ratios[-10:])) for name in ("tanh", ENTROPY)}
         found["cross_entropy_falls"] = last["tanh"] - last[ENTROPY]
         found |= array("gentle_steps_go_beyond", {n: self._beyond(n, seed, rates[n], 10, 1) for n in nets.NETS})
-        slow = {name: self._beyond(name, seed, rates[name], 3, 3) for name in ("tanh", "elu")}
+        slow = {name: self._beyond(name, seed, rates[name], 3, 3) for name in ("tanh", "ELU")}
         found |= array("gentle_steps_in_the_same_time", slow)
         found |= self._minibatches(seed, rates["tanh"]) | self._ascent(*trained["tanh"], rates["tanh"], seed)
         shown = {name: [track.steps, track.ratios] for name, track in tracks.items()}
