@@ -11,7 +11,7 @@ from expunge.base.errors import ExpungeError
 from expunge.base.seeds import derive
 from expunge.core.case import Case
 from expunge.evidence.estimate import Estimate
-from expunge.own.audit import parts_of
+from expunge.own.parts import expect, parts_of
 from expunge.reporting.listing import estimates
 
 
@@ -48,6 +48,7 @@ def diagnose(case: Case, probes: Sequence[str | Mapping[str, Any]] | None = None
     Raises:
         ExpungeError: An unknown name or setting, or a named probe that cannot look at this case.
     """
+    expect(case, Case, "case", "what expunge.case returned")
     found, told, left_out = {}, {}, {}
     for label, probe in parts_of("probe", registry.names("probe") if probes is None else probes).items():
         try:
