@@ -148,8 +148,8 @@ def study(name: str, preset: str, out: Path, seeds: tuple[int, ...], workers: in
 @click.argument("kind", required=False)
 @as_json
 def list_(kind: str | None, json_: bool) -> None:
-    """What there is: data, models, tasks, methods, attacks, audits."""
-    from expunge.reporting.listing import listing
+    """What there is: data, models, tasks, methods, attacks, audits, probes, studies."""
+    from expunge.reporting.listing import listing, methods_table
 
     wanted = KINDS if kind is None else (_kind(kind),)
     found = {k: [registry.facts(k, name) for name in registry.names(k)] for k in wanted}
@@ -158,7 +158,8 @@ def list_(kind: str | None, json_: bool) -> None:
         return
     for k, parts in found.items():
         if parts:
-            click.echo(f"{registry.FOLDERS[k]}\n{listing(parts, whole=kind is not None)}")
+            told = methods_table(parts) if wanted == ("method",) else listing(parts, whole=kind is not None)
+            click.echo(f"{registry.FOLDERS[k]}\n{told}")
 
 
 @cli.command()

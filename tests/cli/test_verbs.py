@@ -134,7 +134,21 @@ def test_list_of_one_kind(word: str) -> None:
     text = finished(cli("list", word)).out
     assert text.startswith("methods\n") and "  retrain " in text and "attacks" not in text
     cost = next(p["cost"] for p in found["method"] if p["name"] == "retrain")
-    assert cost == "one gradient per retain example and epoch of training." and f"cost: {cost}" in text
+    assert cost == "one gradient per retain example and epoch of training." and cost not in text
+
+
+def test_methods_are_a_table_that_fits_the_terminal() -> None:
+    parts = json.loads(finished(cli("list", "methods", "--json")).out)["method"]
+    lines = finished(cli("list", "methods")).out.splitlines()
+    heads = lines[1]
+    assert heads.split() == ["name", "year", "paper", "needs", "cost"] and max(map(len, lines)) <= 100
+    starts = [heads.index(word) for word in heads.split()]
+    assert len(parts) >= 30
+    for part, line in zip(parts, lines[2:], strict=False):
+        cells = [line[a:b].strip() for a, b in zip(starts, [*starts[1:], None], strict=True)]
+        assert cells == [part["name"], str(part["year"] or ""), part["paper"], part["needs"], part["effort"]]
+        assert part["effort"] and not any(c.isdigit() for c in part["paper"])
+    assert {p["name"]: p["year"] for p in parts}["npo"] == 2024
 
 
 def test_a_kind_that_is_not_there_is_refused_with_the_nearest() -> None:

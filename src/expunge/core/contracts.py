@@ -85,6 +85,9 @@ class Method(Part):
     """What it cannot do without: `"recipe"`, `"classes"` (no language models), `"tokens"`, `"tied dropout"`."""
     paper: ClassVar[str] = ""
     """Name and year of the source, for tables."""
+    effort: ClassVar[str] = ""
+    """What it costs in short, for tables, in the letters that `expunge list methods` explains; the file's text says it
+    in full."""
     repeatable: ClassVar[bool] = True
     """Whether it can be run again on a model of its kind, as audits by shadow models need; a file's content cannot."""
 

@@ -27,6 +27,7 @@ class Finetune(Descent):
 
     cite: ClassVar[str] = CITE
     paper: ClassVar[str] = "catastrophic forgetting, 2025"
+    effort: ClassVar[str] = "R E"
 
     def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
         """Descend on retain batches."""
