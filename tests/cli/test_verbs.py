@@ -10,9 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.shell_completion import BashComplete
 
 from expunge.base import registry
 from expunge.base.record import file_digest
+from expunge.cli import cli as command
+from expunge.reporting.names import PRESETS
 from helpers import Result, cli, contents, finished, run, snapshot, tiny
 
 KINDS = ("data", "model", "task", "method", "attack", "audit")
@@ -147,7 +150,7 @@ def test_methods_are_a_table_that_fits_the_terminal() -> None:
     for part, line in zip(parts, lines[2:], strict=False):
         cells = [line[a:b].strip() for a, b in zip(starts, [*starts[1:], None], strict=True)]
         assert cells == [part["name"], str(part["year"] or ""), part["paper"], part["needs"], part["effort"]]
-        assert part["effort"] and not any(c.isdigit() for c in part["paper"])
+        assert part["effort"] and not part["paper"][-4:].isdigit()
     assert {p["name"]: p["year"] for p in parts}["npo"] == 2024
 
 
@@ -209,7 +212,34 @@ def test_a_name_that_is_not_there_is_refused_with_the_nearest(verb: str) -> None
     result = cli(verb, "random_relable")
     assert result.code == 2 and result.out == ""
     assert "unknown name 'random_relable'" in result.message()
-    assert "did you mean 'random_relabel'?" in result.message()
+    told = result.message()
+    assert "did you mean 'random_relabel'?" in told and told.startswith("expunge: unknown name")
+    nearest, allowed = told.split("; allowed: ")
+    assert nearest.endswith("?"), "behind 75 names nobody finds it"
+    names = allowed.strip().split(", ")
+    assert len(names) == len(set(names)) > 50
+
+
+# completion
+
+
+@pytest.mark.parametrize(
+    ("words", "begun", "found"),
+    [
+        (["show"], "scr", {"scrub"}),
+        (["cite"], "rem", {"rem"}),
+        (["list"], "", set(registry.FOLDERS.values())),
+        (["study"], "", set(registry.names("study"))),
+        (["study", "rem", "--preset"], "", {"quick", "cpu", "long", "paper"}),
+    ],
+)
+def test_names_are_completed(words: list[str], begun: str, found: set[str]) -> None:
+    completer = BashComplete(command, {}, "expunge", "_EXPUNGE_COMPLETE")
+    assert {item.value for item in completer.get_completions(words, begun)} == found
+
+
+def test_presets_that_are_completed_are_those_of_the_studies() -> None:
+    assert all(set(registry.load("study", name).presets) == set(PRESETS) for name in registry.names("study"))
 
 
 # run
