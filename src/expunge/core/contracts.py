@@ -88,6 +88,8 @@ class Method(Part):
     effort: ClassVar[str] = ""
     """What it costs in short, for tables, in the letters that `expunge list methods` explains; the file's text says it
     in full."""
+    priced: ClassVar[bool] = True
+    """Whether what its call counts is what unlearning cost; not for a model that was unlearned elsewhere."""
     repeatable: ClassVar[bool] = True
     """Whether it can be run again on a model of its kind, as audits by shadow models need; a file's content cannot."""
 

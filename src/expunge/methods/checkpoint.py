@@ -25,6 +25,7 @@ class Checkpoint(Method):
 
     paths: ClassVar[tuple[str, ...]] = ("path",)
     effort: ClassVar[str] = "unknown"
+    priced: ClassVar[bool] = False
     repeatable: ClassVar[bool] = False
 
     path: str
