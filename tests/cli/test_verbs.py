@@ -422,3 +422,8 @@ def test_verify_refuses_a_run_that_has_not_finished(record: Path) -> None:
     (record / "manifest.json").unlink()
     result = cli("verify", record)
     assert result.code == 2 and "not finished" in result.message()
+
+
+def test_the_help_of_list_names_every_kind() -> None:
+    told = finished(cli("list", "--help")).out
+    assert all(folder in told for folder in registry.FOLDERS.values())
