@@ -16,6 +16,7 @@ import expunge.numerics
 import expunge.own
 from expunge.base import registry
 from expunge.cli import cli
+from expunge.reporting.listing import paper_of
 from expunge.reporting.text import describe
 
 TABLE = re.compile(r"<!-- table: (\w+) -->")
@@ -47,8 +48,8 @@ def part(kind: str, name: str) -> str:
         blocks.append(table(("setting", "type", "default", "meaning"), rows))
     if found["needs"]:
         blocks.append(f"**Needs:** {', '.join(found['needs'])}.")
-    if facts.get("paper"):
-        blocks.append(f"**Paper:** {facts['paper']}.")
+    if paper := paper_of(facts):
+        blocks.append(f"**Paper:** {paper}.")
     if found["cite"]:
         blocks.append(f"```bibtex\n{found['cite']}\n```")
     return "\n\n".join(blocks)
@@ -59,7 +60,7 @@ def overview(kind: str) -> str:
     facts = [registry.facts(kind, name) for name in registry.names(kind)]
     link = f"reference/{registry.FOLDERS[kind]}.md"
     rows = [
-        (f"[`{f['name']}`]({link}#{f['name']})", *(text(f[key]) for key in ("summary", "paper", "needs", "cost")))
+        (f"[`{f['name']}`]({link}#{f['name']})", *map(text, (f["summary"], paper_of(f), f["needs"], f["cost"])))
         for f in facts
     ]
     return table(("name", "what it does", "paper", "needs", "cost"), rows)

@@ -11,8 +11,9 @@ from typing import Any
 import click
 
 from expunge.base import registry
-from expunge.base.errors import ExpungeError, unknown
+from expunge.base.errors import ExpungeError
 from expunge.base.record import spelled
+from expunge.reporting.names import complete_kind, complete_name, complete_preset, complete_study, kind_of, kinds_of
 
 KINDS = tuple(registry.FOLDERS)
 
@@ -97,7 +98,8 @@ def unlearn(
     if json_:
         _print_json(done)
     else:
-        click.echo(f"{done['model']}  {done['gradients']:,} gradients, {done['seconds']:.1f} s")
+        gradients = "unknown" if done["gradients"] is None else f"{done['gradients']:,}"
+        click.echo(f"{done['model']}  {gradients} gradients, {done['seconds']:.1f} s")
 
 
 @cli.command()
@@ -118,8 +120,14 @@ def audit(spec: Path, model: Path, out: Path, overrides: tuple[str, ...], worker
 
 
 @cli.command()
-@click.argument("name")
-@click.option("--preset", default="quick", show_default=True, help="Scale: quick, cpu, long or paper.")
+@click.argument("name", shell_complete=complete_study)
+@click.option(
+    "--preset",
+    default="quick",
+    show_default=True,
+    shell_complete=complete_preset,
+    help="Scale: quick, cpu, long or paper.",
+)
 @click.option("--out", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder for runs.")
 @click.option("--seed", "seeds", multiple=True, type=click.IntRange(min=0), help="Instead of the preset's; repeatable.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes side by side; by default one per core.")
@@ -145,30 +153,31 @@ def study(name: str, preset: str, out: Path, seeds: tuple[int, ...], workers: in
 
 
 @cli.command("list")
-@click.argument("kind", required=False)
+@click.argument("kind", required=False, shell_complete=complete_kind)
 @as_json
 def list_(kind: str | None, json_: bool) -> None:
-    """What there is: data, models, tasks, methods, attacks, audits."""
-    from expunge.reporting.listing import listing
+    """What there is: data, models, tasks, methods, attacks, audits, probes, studies."""
+    from expunge.reporting.listing import listing, methods_table
 
-    wanted = KINDS if kind is None else (_kind(kind),)
+    wanted = KINDS if kind is None else (kind_of(kind),)
     found = {k: [registry.facts(k, name) for name in registry.names(k)] for k in wanted}
     if json_:
         _print_json(found)
         return
     for k, parts in found.items():
         if parts:
-            click.echo(f"{registry.FOLDERS[k]}\n{listing(parts, whole=kind is not None)}")
+            told = methods_table(parts) if wanted == ("method",) else listing(parts, whole=kind is not None)
+            click.echo(f"{registry.FOLDERS[k]}\n{told}")
 
 
 @cli.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_name)
 @as_json
 def show(name: str, json_: bool) -> None:
     """One part: what it does, its settings with their defaults, and its source."""
     from expunge.reporting.text import describe
 
-    found = [describe(kind, registry.load(kind, name)) for kind in _kinds_of(name)]
+    found = [describe(kind, registry.load(kind, name)) for kind in kinds_of(name)]
     if json_:
         _print_json(found)
     else:
@@ -176,11 +185,11 @@ def show(name: str, json_: bool) -> None:
 
 
 @cli.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete_name)
 @as_json
 def cite(name: str, json_: bool) -> None:
     """BibTeX of a part's source."""
-    found = [text for kind in _kinds_of(name) if (text := getattr(registry.load(kind, name), "cite", ""))]
+    found = [text for kind in kinds_of(name) if (text := getattr(registry.load(kind, name), "cite", ""))]
     if json_:
         _print_json({"name": name, "bibtex": found})
     else:
@@ -257,7 +266,7 @@ def doctor(json_: bool) -> None:
 @cli.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the script that completes verbs and options; put it where your shell reads such scripts."""
+    """Print the script that completes verbs, options and names; put it where your shell reads such scripts."""
     from click.shell_completion import get_completion_class
 
     found = get_completion_class(shell)
@@ -332,20 +341,6 @@ def _leaderboard(folders: tuple[Path, ...], json_: bool) -> None:
         _print_json(rows)
     else:
         click.echo(markdown(rows))
-
-
-def _kind(word: str) -> str:
-    singular = {folder: kind for kind, folder in registry.FOLDERS.items()}
-    if word in registry.FOLDERS or word in singular:
-        return singular.get(word, word)
-    raise unknown("kind", word, singular, where="list")
-
-
-def _kinds_of(name: str) -> list[str]:
-    kinds = registry.kinds_of(name)
-    if not kinds:
-        raise unknown("name", name, [n for kind in KINDS for n in registry.names(kind)], where="expunge")
-    return kinds
 
 
 def _shown(name: str, part: dict[str, Any]) -> str:

@@ -657,8 +657,8 @@ def test_a_disk_that_cannot_be_flushed_counts_as_full(tmp_path: Path, monkeypatc
         ({"model": MLP | {"widths": [8]}}, ("another model", "model.widths was [16], is [8]")),
         ({"train": {"epochs": 3}}, ("another train", "train.epochs was 6, is 3")),
         ({"forget": {"name": "label_swap", "count": 13}}, ("another forget", "forget.count was 12, is 13")),
-        ({"seeds": [0, 1, 2]}, ("another seeds", "seeds was [0, 1], is [0, 1, 2]")),
-        ({"threads": 2}, ("another threads", "threads was 1, is 2")),
+        ({"seeds": [0, 1, 2]}, ("with other seeds", "seeds was [0, 1], is [0, 1, 2]")),
+        ({"threads": 2}, ("with other threads", "threads was 1, is 2")),
     ],
 )
 def test_a_folder_of_another_run_is_left_alone(earlier: Path, changes: Table, words: tuple[str, ...]) -> None:

@@ -10,9 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.shell_completion import BashComplete
 
 from expunge.base import registry
 from expunge.base.record import file_digest
+from expunge.cli import cli as command
+from expunge.reporting.names import PRESETS
 from helpers import Result, cli, contents, finished, run, snapshot, tiny
 
 KINDS = ("data", "model", "task", "method", "attack", "audit")
@@ -134,7 +137,21 @@ def test_list_of_one_kind(word: str) -> None:
     text = finished(cli("list", word)).out
     assert text.startswith("methods\n") and "  retrain " in text and "attacks" not in text
     cost = next(p["cost"] for p in found["method"] if p["name"] == "retrain")
-    assert cost == "one gradient per retain example and epoch of training." and f"cost: {cost}" in text
+    assert cost == "one gradient per retain example and epoch of training." and cost not in text
+
+
+def test_methods_are_a_table_that_fits_the_terminal() -> None:
+    parts = json.loads(finished(cli("list", "methods", "--json")).out)["method"]
+    lines = finished(cli("list", "methods")).out.splitlines()
+    heads = lines[1]
+    assert heads.split() == ["name", "year", "paper", "needs", "cost"] and max(map(len, lines)) <= 100
+    starts = [heads.index(word) for word in heads.split()]
+    assert len(parts) >= 30
+    for part, line in zip(parts, lines[2:], strict=False):
+        cells = [line[a:b].strip() for a, b in zip(starts, [*starts[1:], None], strict=True)]
+        assert cells == [part["name"], str(part["year"] or ""), part["paper"], part["needs"], part["effort"]]
+        assert part["effort"] and not part["paper"][-4:].isdigit()
+    assert {p["name"]: p["year"] for p in parts}["npo"] == 2024
 
 
 def test_a_kind_that_is_not_there_is_refused_with_the_nearest() -> None:
@@ -195,7 +212,34 @@ def test_a_name_that_is_not_there_is_refused_with_the_nearest(verb: str) -> None
     result = cli(verb, "random_relable")
     assert result.code == 2 and result.out == ""
     assert "unknown name 'random_relable'" in result.message()
-    assert "did you mean 'random_relabel'?" in result.message()
+    told = result.message()
+    assert "did you mean 'random_relabel'?" in told and told.startswith("expunge: unknown name")
+    nearest, allowed = told.split("; allowed: ")
+    assert nearest.endswith("?"), "behind 75 names nobody finds it"
+    names = allowed.strip().split(", ")
+    assert len(names) == len(set(names)) > 50
+
+
+# completion
+
+
+@pytest.mark.parametrize(
+    ("words", "begun", "found"),
+    [
+        (["show"], "scr", {"scrub"}),
+        (["cite"], "rem", {"rem"}),
+        (["list"], "", set(registry.FOLDERS.values())),
+        (["study"], "", set(registry.names("study"))),
+        (["study", "rem", "--preset"], "", {"quick", "cpu", "long", "paper"}),
+    ],
+)
+def test_names_are_completed(words: list[str], begun: str, found: set[str]) -> None:
+    completer = BashComplete(command, {}, "expunge", "_EXPUNGE_COMPLETE")
+    assert {item.value for item in completer.get_completions(words, begun)} == found
+
+
+def test_presets_that_are_completed_are_those_of_the_studies() -> None:
+    assert all(set(registry.load("study", name).presets) == set(PRESETS) for name in registry.names("study"))
 
 
 # run
@@ -378,3 +422,8 @@ def test_verify_refuses_a_run_that_has_not_finished(record: Path) -> None:
     (record / "manifest.json").unlink()
     result = cli("verify", record)
     assert result.code == 2 and "not finished" in result.message()
+
+
+def test_the_help_of_list_names_every_kind() -> None:
+    told = finished(cli("list", "--help")).out
+    assert all(folder in told for folder in registry.FOLDERS.values())

@@ -162,7 +162,10 @@ def test_without_transformers_it_says_how_to_get_it(tmp_path: Path, monkeypatch:
     part = HF(path=str(vit(tmp_path)))
     monkeypatch.setitem(sys.modules, "transformers", None)
     for use in (part.fingerprint, lambda: part(IMAGES), lambda: part.original(IMAGES)):
-        with pytest.raises(MissingError, match="transformers is not installed"):
+        with pytest.raises(
+            MissingError,
+            match=r"transformers is not installed; install the extra hf: pip install -e '\.\[hf\]' in the clone",
+        ):
             use()
 
 

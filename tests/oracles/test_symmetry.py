@@ -254,4 +254,4 @@ def test_nothing_to_change_is_refused() -> None:
 
 def test_is_documented() -> None:
     facts = registry.facts("method", "symmetry")
-    assert facts["cost"] and facts["paper"].endswith("2017") and "year={2017}" in Symmetry.cite
+    assert facts["cost"] and facts["year"] == 2017 and "year={2017}" in Symmetry.cite

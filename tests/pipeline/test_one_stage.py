@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from expunge.reporting.record import Run
+from expunge.reporting.tables import cost_table
 from helpers import cli, finished, tiny, toml
 
 
@@ -35,6 +37,16 @@ def test_unlearn_writes_weights_that_audit_judges(folder: Path) -> None:
     judged = finished(cli("audit", folder / "own.toml", saved, "--out", runs, "--workers", "1", "--json"))
     found = json.loads(judged.out)
     assert [verdict["model"] for verdict in found["verdicts"]] == ["done"]
+    # What unlearning cost elsewhere is not known, which is not the same as free.
+    record, told = runs / "own-done", finished(cli("audit", folder / "own.toml", saved, "--out", runs)).err
+    assert next(line for line in told.splitlines() if line.startswith("unlearn done")).endswith("-")
+    manifest = json.loads((record / "manifest.json").read_text())
+    assert {stage["gradients"] for stage in manifest["stages"] if stage["kind"] == "unlearn"} == {None}
+    [row] = json.loads(finished(cli("report", "--leaderboard", record, "--json")).out)
+    assert row["cost"] is None and row["utility"] is not None
+    lines = {line["model"]: line["cells"] for line in cost_table(Run.open(record))["lines"]}
+    assert [cell["value"] for cell in lines["done"]] == ["", "", ""]
+    finished(cli("verify", record))
     # The same weights get the same numbers, whichever verb made them.
     whole = finished(cli("run", folder / "own.toml", "--out", runs, "--workers", "1", "--json"))
     values = {name: [r["value"] for r in rows if r["model"] == name] for name, rows in (

@@ -99,7 +99,7 @@ def test_a_folder_without_a_run_is_a_mistake_of_the_user(tmp_path: Path, run_fol
     with pytest.raises(SpecError, match="holds no run"):
         verify(tmp_path / "nowhere")
     (run_folder / "manifest.json").unlink()
-    with pytest.raises(SpecError, match=r"not finished.*run the same command again"):
+    with pytest.raises(SpecError, match=r"not finished.*run `expunge run SPEC` again"):
         verify(run_folder)
 
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+LONG = 160
+"""Letters of allowed values that fill more than a line or two."""
+NEAREST = "did you mean"
+
 
 class ExpungeError(Exception):
     """A user-facing failure; the command line prints it in one message and exits with `exit_code`.
@@ -24,11 +28,12 @@ class ExpungeError(Exception):
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.finding}" if self.where else self.finding
-        if self.allowed:
-            text += f"; allowed: {self.allowed}"
-        if self.remedy:
-            text += f"; {self.remedy}"
-        return text
+        told = [f"allowed: {self.allowed}"] if self.allowed else []
+        told += [self.remedy] if self.remedy else []
+        # Behind many names nobody would find the nearest one.
+        if len(self.allowed) > LONG and self.remedy.startswith(NEAREST):
+            told.reverse()
+        return "; ".join([text, *told])
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments do not survive the default pickling; errors travel between workers.
@@ -71,7 +76,7 @@ class RunError(ExpungeError):
 def nearest(found: str, allowed: Iterable[str]) -> str:
     """A did-you-mean clause for an unknown name, or the empty string."""
     close = get_close_matches(found, list(allowed), n=1, cutoff=0.55)
-    return f"did you mean {close[0]!r}?" if close else ""
+    return f"{NEAREST} {close[0]!r}?" if close else ""
 
 
 def unknown(what: str, found: str, allowed: Iterable[str], *, where: str) -> SpecError:

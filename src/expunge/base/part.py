@@ -42,6 +42,11 @@ def source_digest(thing: Any) -> str:
     return hashlib.sha256(Path(file).read_bytes() if file else b"").hexdigest()
 
 
+def _plain(value: Any) -> Any:
+    """A number of NumPy's as Python's own, which is what is checked, hashed and written; anything else as it is."""
+    return value.item() if type(value).__module__ == "numpy" and getattr(value, "shape", None) == () else value
+
+
 @cache
 def _hints(part: type) -> dict[str, Any]:
     return typing.get_type_hints(part, include_extras=True)
@@ -66,7 +71,7 @@ class Part(abc.ABC):  # noqa: B024 - what is abstract differs by kind
     def __post_init__(self) -> None:
         hints = _hints(type(self))
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+            value = _plain(getattr(self, field.name))
             try:
                 checked = msgspec.convert(value, hints[field.name])
             except msgspec.ValidationError as error:

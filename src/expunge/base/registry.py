@@ -132,21 +132,24 @@ def summary(kind: str, name: str) -> str:
     return f"from {_entry_points(kind)[name].value}"
 
 
-def facts(kind: str, name: str) -> dict[str, str]:
-    """What a part's file says of it without being imported: summary, paper, needs and cost.
+def facts(kind: str, name: str) -> dict[str, Any]:
+    """What a part's file says of it without being imported: summary, paper with its year, needs, cost and effort.
 
     Returns:
-        Texts, empty where the file says nothing.
+        Texts, empty where the file says nothing; the year is a number, or none. `effort` is the cost in short.
     """
-    found = {"name": name, "summary": summary(kind, name), "paper": "", "needs": "", "cost": ""}
+    told = dict.fromkeys(("paper", "needs", "effort"), "")
+    found: dict[str, Any] = {"name": name, "summary": summary(kind, name), "year": None, "cost": "", **told}
     if name not in _files(kind):
         return found
     tree = ast.parse(_files(kind)[name].read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         target = node.target if isinstance(node, ast.AnnAssign) else None
-        if isinstance(node, ast.AnnAssign) and isinstance(target, ast.Name) and target.id in ("paper", "needs"):
+        if isinstance(node, ast.AnnAssign) and isinstance(target, ast.Name) and target.id in told:
             words = [c.value for c in ast.walk(node.value or node) if isinstance(c, ast.Constant)]
             found[target.id] = ", ".join(map(str, words))
+    paper, _, year = found["paper"].rpartition(", ")
+    found |= {"paper": paper, "year": int(year)} if year.isdigit() else {}
     _, _, cost = (ast.get_docstring(tree) or "").partition("Cost: ")
     found["cost"] = " ".join(cost.partition("\n\n")[0].split())
     return found

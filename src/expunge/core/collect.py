@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, TensorDataset
@@ -30,8 +31,9 @@ def collect(source: Any, *, where: str) -> Collected:
     """Materialise a data set.
 
     Args:
-        source: A pair of tensors; a map-style data set of `(x, y)` or of dicts; or an iterable (a `DataLoader`, a list
-            of batches) of the same. A list is one of batches where its targets have a dimension that items' have not.
+        source: A pair of tensors or of NumPy arrays, whose double precision becomes torch's default; a map-style data
+            set of `(x, y)` or of dicts; or an iterable (a `DataLoader`, a list of batches) of the same. A list is one
+            of batches where its targets have a dimension that items' have not.
             Dicts hold an input under one of `INPUTS` and a target under one of `TARGETS`;
             token ids without labels predict themselves, and labels are shifted to the next token here.
         where: What it is for, for messages.
@@ -42,8 +44,12 @@ def collect(source: Any, *, where: str) -> Collected:
     Raises:
         SpecError: It is empty, or an item has no input, no target, or a shape of its own.
     """
-    if isinstance(source, tuple | list) and len(source) == 2 and all(isinstance(s, Tensor) for s in source):
-        return Collected(source[0], source[1], TensorDataset(*source))
+    if (
+        isinstance(source, tuple | list)
+        and len(source) == 2
+        and all(isinstance(s, Tensor | np.ndarray) for s in source)
+    ):
+        return _collected(_tensor(source[0]), _tensor(source[1]), where)
     if hasattr(source, "__getitem__") and hasattr(source, "__len__") and not _is_batches(source, where):
         pairs = [_pair(source[i], where, i) for i in range(len(source))]
         inputs, targets = (_join(torch.stack, [pair[side] for pair in pairs], where) for side in (0, 1))
@@ -55,13 +61,33 @@ def collect(source: Any, *, where: str) -> Collected:
         rows: Any = [row for batch in batches if isinstance(batch, Mapping) for row in _rows(batch)]
         return Collected(inputs, targets, rows or TensorDataset(inputs, targets))
     raise SpecError(
-        f"found {type(source).__name__}", where=where, allowed="a data set, a pair of tensors, or batches of (x, y)"
+        f"found {type(source).__name__}",
+        where=where,
+        allowed="a data set, a pair of tensors or arrays, or batches of (x, y)",
     )
 
 
 def items_of(parts: Sequence[Collected]) -> ConcatDataset[Any]:
     """All parts' items under consecutive ids."""
     return ConcatDataset([part.items for part in parts])
+
+
+def _tensor(values: Tensor | np.ndarray[Any, Any]) -> Tensor:
+    """Arrays come in double precision unless somebody asked for another, and models do not."""
+    if isinstance(values, Tensor):
+        return values
+    found = torch.as_tensor(values)
+    return found.to(torch.get_default_dtype()) if found.dtype == torch.float64 else found
+
+
+def _collected(inputs: Tensor, targets: Tensor, where: str) -> Collected:
+    if inputs.ndim == 0 or targets.ndim == 0 or len(inputs) != len(targets):
+        raise SpecError(
+            f"inputs have shape {list(inputs.shape)} and targets {list(targets.shape)}",
+            where=where,
+            allowed="as many targets as inputs",
+        )
+    return Collected(inputs, targets, TensorDataset(inputs, targets))
 
 
 def _is_batches(source: Any, where: str) -> bool:

@@ -85,6 +85,11 @@ class Method(Part):
     """What it cannot do without: `"recipe"`, `"classes"` (no language models), `"tokens"`, `"tied dropout"`."""
     paper: ClassVar[str] = ""
     """Name and year of the source, for tables."""
+    effort: ClassVar[str] = ""
+    """What it costs in short, for tables, in the letters that `expunge list methods` explains; the file's text says it
+    in full."""
+    priced: ClassVar[bool] = True
+    """Whether what its call counts is what unlearning cost; not for a model that was unlearned elsewhere."""
     repeatable: ClassVar[bool] = True
     """Whether it can be run again on a model of its kind, as audits by shadow models need; a file's content cannot."""
 

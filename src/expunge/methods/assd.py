@@ -38,6 +38,7 @@ class ASSD(Method):
         "note={arXiv:2402.10098}}"
     )
     paper: ClassVar[str] = "ASSD, 2024"
+    effort: ClassVar[str] = "R + F"
 
     def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
         """Measure both importances, find the threshold, dampen once."""

@@ -38,6 +38,7 @@ class BadTeacher(Descent):
         "Kankanhalli, Mohan}, booktitle={AAAI}, year={2023}, note={arXiv:2205.08096}}"
     )
     paper: ClassVar[str] = "bad teacher, 2023"
+    effort: ClassVar[str] = "(R share + F) E"
 
     epochs: Count = 10
     """Passes over the forget set and the retain share."""

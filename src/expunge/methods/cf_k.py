@@ -32,6 +32,7 @@ class CFk(LastLayers):
 
     cite: ClassVar[str] = CITE
     paper: ClassVar[str] = "CF-k, 2022"
+    effort: ClassVar[str] = "R E"
 
     def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
         """Train the last layers on."""

@@ -24,6 +24,8 @@ class Checkpoint(Method):
     """Weights from a file in the place of an unlearning method."""
 
     paths: ClassVar[tuple[str, ...]] = ("path",)
+    effort: ClassVar[str] = "unknown"
+    priced: ClassVar[bool] = False
     repeatable: ClassVar[bool] = False
 
     path: str

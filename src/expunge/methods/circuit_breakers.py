@@ -57,6 +57,7 @@ class CircuitBreakers(PairedDescent):
         "year={2024}, note={arXiv:2406.04313}}"
     )
     paper: ClassVar[str] = "circuit breakers, 2024"
+    effort: ClassVar[str] = "(R + B) E"
 
     alpha: Positive = 1.0
     """Factor of both terms; next to nothing under Adam."""

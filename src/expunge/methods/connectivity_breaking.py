@@ -39,6 +39,7 @@ class ConnectivityBreaking(PairedDescent):
 
     cite: ClassVar[str] = CITE
     paper: ClassVar[str] = "connectivity breaking (CBFT), 2025"
+    effort: ClassVar[str] = "(2 R + B) E"
 
     alpha: NonNegative = 0.1
     """Weight of the midpoint's loss; the paper's 0.001 belongs to a ResNet-18 and a hundred epochs."""

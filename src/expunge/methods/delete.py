@@ -35,6 +35,7 @@ class DELETE(ForgetDescent):
         "Zheng, Wei-Shi}, booktitle={CVPR}, year={2025}, note={arXiv:2503.23751}}"
     )
     paper: ClassVar[str] = "DELETE, 2025"
+    effort: ClassVar[str] = "F E"
 
     epochs: Count = 30
     """Passes over the forget set."""

@@ -30,6 +30,7 @@ class EUk(LastLayers):
 
     cite: ClassVar[str] = CITE
     paper: ClassVar[str] = "EU-k, 2022"
+    effort: ClassVar[str] = "R E"
 
     learning_rate: Positive = 2e-3
     """Step size, constant; training's default, since the layers start anew."""

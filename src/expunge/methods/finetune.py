@@ -27,6 +27,7 @@ class Finetune(Descent):
 
     cite: ClassVar[str] = CITE
     paper: ClassVar[str] = "catastrophic forgetting, 2025"
+    effort: ClassVar[str] = "R E"
 
     @property
     def ascent(self) -> float | None:

@@ -43,6 +43,7 @@ class FisherForgetting(Method):
         "year={2020}, note={arXiv:1911.04933}}"
     )
     paper: ClassVar[str] = "Fisher forgetting, 2020"
+    effort: ClassVar[str] = "R"
 
     alpha: Positive = 1e-6
     """Scale of the variance, in squared units of the weights where F is 1."""

@@ -39,6 +39,7 @@ class GradientAscent(ForgetDescent):
         "booktitle={EuroS\\&P}, year={2022}, note={arXiv:2109.13398}}"
     )
     paper: ClassVar[str] = "gradient ascent, 2022"
+    effort: ClassVar[str] = "at most F E"
 
     epochs: Count = 100
     """Most passes over the forget set; the stopping rule usually needs fewer."""

@@ -40,6 +40,7 @@ class L1Sparse(Descent):
         "Liu, Sijia}, booktitle={NeurIPS}, year={2023}, note={arXiv:2304.04934}}"
     )
     paper: ClassVar[str] = "l1-sparse, 2023"
+    effort: ClassVar[str] = "R E"
 
     learning_rate: Positive = 0.01
     """Step size, constant."""

@@ -39,6 +39,7 @@ class LFSSD(Method):
         "Stefan and Brintrup, Alexandra}, booktitle={ICLR Tiny Papers}, year={2024}, note={arXiv:2402.19308}}"
     )
     paper: ClassVar[str] = "LFSSD, 2024"
+    effort: ClassVar[str] = "R + F"
 
     alpha: Positive = 3.2
     """A weight is dampened where its importance to the forget set is over this many times that to all data; none is at

@@ -35,6 +35,7 @@ class NegGradPlus(PairedDescent):
 
     cite: ClassVar[str] = CITE
     paper: ClassVar[str] = "NegGrad+, 2023"
+    effort: ClassVar[str] = "(R + B) E"
 
     alpha: Share = 0.95
     """Weight of the retain loss; the forget loss has what is left to 1."""

@@ -47,6 +47,7 @@ class NoisyDistillation(PairedDescent):
         "and Cloud, Alex and Turner, Alexander Matt}, booktitle={NeurIPS}, year={2025}, note={arXiv:2506.06278}}"
     )
     paper: ClassVar[str] = "ours, after UNDO, 2025"
+    effort: ClassVar[str] = "(R + B) E"
 
     sigma: Positive = 0.08
     """Standard deviation of the noise, in units of the weights."""

@@ -37,6 +37,7 @@ class NPO(PairedDescent):
         "year={2024}}"
     )
     paper: ClassVar[str] = "NPO, 2024"
+    effort: ClassVar[str] = "(R + B) E"
 
     beta: Positive = 0.1
     """Inverse temperature; towards 0 the loss becomes gradient ascent."""

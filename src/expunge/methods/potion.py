@@ -49,6 +49,7 @@ class Potion(Method):
         "Jack and Brintrup, Alexandra}, journal={DMLR}, year={2024}, note={arXiv:2406.09173}}"
     )
     paper: ClassVar[str] = "Potion, 2024"
+    effort: ClassVar[str] = "R + F"
 
     left: Share = 1 / 9
     """Stop once at most this share of what is known of the forget set above chance is left."""

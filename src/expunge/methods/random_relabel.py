@@ -32,6 +32,7 @@ class RandomRelabel(PairedDescent):
         "Vineel and Ganesh, Vijay}, booktitle={AAAI}, year={2021}}"
     )
     paper: ClassVar[str] = "amnesiac learning, 2021"
+    effort: ClassVar[str] = "(R + B) E"
 
     weight: Positive = 1.0
     """Weight of the forget loss."""

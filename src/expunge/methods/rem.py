@@ -66,6 +66,7 @@ class REM(Descent):
     needs: ClassVar[frozenset[str]] = frozenset({"tied dropout"})
     cite: ClassVar[str] = f"{CITE}\n\n{TIED}"
     paper: ClassVar[str] = "REM, 2025"
+    effort: ClassVar[str] = "(R + 2 F) E + F flushes"
 
     epochs: Count = 10
     """Repair passes over the training set."""

@@ -23,6 +23,7 @@ class Retrain(Method):
     """Retrain on the retain set as far as it is known: undiscovered corruption stays in."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"recipe"})
+    effort: ClassVar[str] = "R E of training"
 
     def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
         """Build and train anew; the student is not used."""

@@ -43,6 +43,7 @@ class SalUn(PairedDescent):
         "Wong, Eric and Wei, Dennis and Liu, Sijia}, booktitle={ICLR}, year={2024}, note={arXiv:2310.12508}}"
     )
     paper: ClassVar[str] = "SalUn, 2024"
+    effort: ClassVar[str] = "F + (R + B) E"
 
     weight: Positive = 1.0
     """Weight of the forget loss."""

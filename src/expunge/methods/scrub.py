@@ -48,6 +48,7 @@ class SCRUB(Descent):
 
     cite: ClassVar[str] = CITE
     paper: ClassVar[str] = "SCRUB, 2023"
+    effort: ClassVar[str] = "R E + F forget_epochs"
 
     learning_rate: Positive = 5e-4
     """Step size, constant."""

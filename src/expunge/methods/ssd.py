@@ -40,6 +40,7 @@ class SSD(Method):
         "note={arXiv:2308.07707}}"
     )
     paper: ClassVar[str] = "SSD, 2024"
+    effort: ClassVar[str] = "R + F"
 
     alpha: Positive = 10.0
     """A weight is dampened where its importance to the forget set is over this many times that to all data; none is at

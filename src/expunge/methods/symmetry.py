@@ -41,6 +41,7 @@ class Symmetry(Method):
         "note={arXiv:1703.04933}}"
     )
     paper: ClassVar[str] = "symmetries of ReLU nets, 2017"
+    effort: ClassVar[str] = "none"
     needs: ClassVar[frozenset[str]] = frozenset({"classes"})
 
     permute: bool = True

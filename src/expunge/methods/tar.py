@@ -78,6 +78,7 @@ class TAR(Method):
         "Mazeika, Mantas}, booktitle={ICLR}, year={2025}, note={arXiv:2408.00761}}"
     )
     paper: ClassVar[str] = "TAR, 2025"
+    effort: ClassVar[str] = "very high, nested steps"
 
     outer_steps: Count = 50
     """Steps of the model."""

@@ -36,6 +36,7 @@ class TaskNegation(ForgetDescent):
         "Hannaneh and Farhadi, Ali}, booktitle={ICLR}, year={2023}, note={arXiv:2212.04089}}"
     )
     paper: ClassVar[str] = "task arithmetic, 2023"
+    effort: ClassVar[str] = "F E"
 
     strength: NonNegative = 4.0
     """The paper's lambda: how many task vectors to go back."""

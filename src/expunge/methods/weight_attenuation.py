@@ -26,6 +26,7 @@ class WeightAttenuation(PerturbedDescent):
 
     cite: ClassVar[str] = CITE
     paper: ClassVar[str] = "weight attenuation, 2025"
+    effort: ClassVar[str] = "R E"
 
     factor: Share = 0.3
     """a, what is left of each weight; the paper's 0.5 belongs to a ResNet-18."""

@@ -41,6 +41,7 @@ class WeightDistanceReg(Descent):
 
     cite: ClassVar[str] = CITE
     paper: ClassVar[str] = "weight distance regularisation, 2025"
+    effort: ClassVar[str] = "R E"
 
     alpha: NonNegative = 10.0
     """Weight of the distance, in nats per unit of the weights; the paper's 1 belongs to a ResNet-18."""

@@ -26,6 +26,7 @@ class WeightDistortion(PerturbedDescent):
 
     cite: ClassVar[str] = CITE
     paper: ClassVar[str] = "weight distortion, 2025"
+    effort: ClassVar[str] = "R E"
 
     sigma: Positive = 0.1
     """Standard deviation of the noise, in units of the weights; the paper's 0.02 belongs to a ResNet-18."""

@@ -26,6 +26,7 @@ class WeightDropout(PerturbedDescent):
 
     cite: ClassVar[str] = CITE
     paper: ClassVar[str] = "weight dropout, 2025"
+    effort: ClassVar[str] = "R E"
 
     p: Share = 0.4
     """Probability of zero, for each weight; the paper's 0.2 belongs to a ResNet-18."""

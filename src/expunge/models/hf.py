@@ -121,7 +121,9 @@ def _transformers() -> Any:
         import transformers
     except ImportError:
         raise MissingError(
-            "transformers is not installed", where="model (hf)", remedy='pip install "expunge[hf]"'
+            "transformers is not installed",
+            where="model (hf)",
+            remedy="install the extra hf: pip install -e '.[hf]' in the clone",
         ) from None
     return transformers
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from expunge.base import registry
 from expunge.base.errors import SpecError
 from expunge.base.record import write_file
 from expunge.base.seeds import derive
@@ -20,6 +19,7 @@ from expunge.core.contracts import Attack, Audit, refuse_model
 from expunge.evidence.table import Measured, Table
 from expunge.evidence.verdict import Verdict
 from expunge.own.models import references_of, shadows_of
+from expunge.own.parts import expect, parts_of
 from expunge.own.record import write_record
 
 
@@ -72,7 +72,7 @@ def audit(
     Args:
         done: What `unlearn` returned.
         case: The case that it was made from.
-        attacks: Names, or tables as in a spec: `{"name": "relearn", "k": 5}`.
+        attacks: Names, or tables as in a spec: `{"name": "relearn", "k": 5}`; the second of one name needs a `label`.
         audits: The same; accuracy, and recitation on text, are always there. `u_lira` trains as many shadow models as
             it is set to and runs the method again on half of them; they are kept with the case as references are.
         references: Models to retrain; they are kept with the case, so that a second audit costs none. At least 3 are
@@ -82,10 +82,13 @@ def audit(
         Rows and verdict.
 
     Raises:
-        ExpungeError: An unknown name or setting, an audit that cannot measure such a model, or training that diverged.
+        ExpungeError: An unknown name or setting, two of one label, an audit that cannot measure such a model, or
+            training that diverged.
     """
+    expect(done, Unlearned, "done", "what expunge.unlearn returned; it comes first")
+    expect(case, Case, "case", "what expunge.case returned; it comes second")
     always = ["accuracy", "recitation"] if case.problem.data.kind == "tokens" else ["accuracy"]
-    run_attacks, run_audits = parts_of("attack", attacks), parts_of("audit", [*always, *audits])
+    run_attacks, run_audits = parts_of("attack", attacks), parts_of("audit", always) | parts_of("audit", audits)
     _check(done, case, run_attacks, run_audits)
     count = references if case.recipe is not None else 0
     models = [("original", 0, case.original), (done.method, 0, done.model)]
@@ -149,17 +152,6 @@ def _measure(
         scores = part(model, replace(case, shadows=around), derive(case.seed, "audit", label))
         found += [Measured(name, index, attack, entry) for entry in scores]
     return found
-
-
-def parts_of(kind: str, wanted: Sequence[str | Mapping[str, Any]]) -> dict[str, Any]:
-    """Parts by label, from names or from tables as in a spec."""
-    parts = {}
-    for item in wanted:
-        table = {"name": item} if isinstance(item, str) else dict(item)
-        name, where = table.pop("name"), f"{kind} {item!r}"
-        label = table.pop("label", name)
-        parts[label] = registry.build(kind, name, table, where=where)
-    return parts
 
 
 def _versions(wanted: Sequence[str | Mapping[str, Any]], parts: Mapping[str, Any]) -> dict[str, int]:

@@ -20,6 +20,7 @@ from expunge.core.data import Batch, Data
 from expunge.core.modules import first_parameter
 from expunge.core.objective import Objective
 from expunge.core.problem import Problem
+from expunge.own.parts import expect
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def case(
 
     Args:
         model: The model that knows the forget set; never changed.
-        forget: What must go: a data set, a pair of tensors, or batches; see `core.collect`.
+        forget: What must go: a data set, a pair of tensors or NumPy arrays, or batches; see `core.collect`.
         retain: What the model was trained on besides.
         test: Unseen data that utility is measured on.
         holdout: Optional unseen examples that resemble the forget set; they stand in for retrained models where there
@@ -128,6 +129,10 @@ def unlearn(
     """
     if after is not None and not isinstance(after, Unlearned):
         raise SpecError(f"found {after!r}", where="after", allowed="what expunge.unlearn returned for this case")
+    expect(case, Case, "case", "what expunge.case returned")
+    expect(method, str, "method", "a method's name, or module:function")
+    # Settings are told as `scrub.epochs`; a name that is none has no such place.
+    registry.load("method", method, where="method")
     part: Any = registry.build("method", method, settings, where=method)
     start, label = (case.original, method) if after is None else (after.model, f"{after.method}_{method}")
     done: Unlearned = part(start, case.problem, case.recipe, derive(case.seed, "unlearn", label), budget)

@@ -10,7 +10,7 @@ from expunge.base.errors import ExpungeError
 from expunge.base.seeds import derive
 from expunge.core.case import Case
 from expunge.evidence.estimate import Estimate
-from expunge.own.audit import parts_of
+from expunge.own.parts import expect, parts_of
 from expunge.probes._plan import default_set
 from expunge.reporting.listing import estimates
 
@@ -49,6 +49,7 @@ def diagnose(case: Case, probes: Sequence[str | Mapping[str, Any]] | None = None
     Raises:
         ExpungeError: An unknown name or setting, or a named probe that cannot look at this case.
     """
+    expect(case, Case, "case", "what expunge.case returned")
     chosen = default_set(case.problem.data)
     tables = [{"name": name, **has} for name, has in chosen.settings.items()] if probes is None else probes
     found, told, left_out = {}, {}, dict(chosen.left_out) if probes is None else {}

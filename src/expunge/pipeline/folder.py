@@ -54,8 +54,9 @@ class RunFolder:
             wanted = json.loads(canonical(resolved))
             differing = [key for key in FIXED if held.get(key) != wanted[key]]
             if differing:
+                other = "other" if differing[0] in ("seeds", "threads") else "another"
                 raise SpecError(
-                    f"it holds a run with another {differing[0]}: {_first_difference(held, wanted, differing[0])}",
+                    f"it holds a run with {other} {differing[0]}: {_first_difference(held, wanted, differing[0])}",
                     where=str(self.root),
                     allowed=f"the same {', '.join(FIXED)}; methods, attacks and audits may change",
                     remedy="give the spec another name, or --out another folder",
@@ -138,14 +139,19 @@ class RunFolder:
 
 
 def spent(stage: Stage, plan: Plan, store: Store) -> dict[str, Any]:
-    """Per-example gradients and seconds that a stage took; of a method with those of the methods that it goes after."""
+    """Per-example gradients and seconds that a stage took; of a method with those of the methods that it goes after.
+
+    The gradients are none where one of these methods was run elsewhere.
+    """
     before = {s.key: s.needs for s in plan.stages if s.kind == "unlearn"} if stage.kind == "unlearn" else {}
     keys = [stage.key]
     while first := [key for key in before.get(keys[-1], ()) if key in before]:
         keys += first
     facts = [store.facts(key) for key in keys]
     seconds = round(sum(fact["seconds"] for fact in facts), 3)
-    return {"gradients": sum(fact["gradients"] for fact in facts), "seconds": seconds}
+    labels = [entry.label for entry in plan.spec.chain(stage.model)] if stage.kind == "unlearn" else []
+    priced = all(getattr(plan.methods[label], "priced", True) for label in labels)
+    return {"gradients": sum(fact["gradients"] for fact in facts) if priced else None, "seconds": seconds}
 
 
 def finish(root: Path, index: dict[str, Any]) -> Table:

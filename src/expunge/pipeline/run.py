@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +108,7 @@ def check_gates(spec: Spec, verdicts: list[Verdict]) -> None:
 
 
 def costs(plan: Plan, store: Store) -> dict[str, dict[str, float]]:
-    """Stages, seconds and gradients by kind of stage; for methods by label, with those that they go after."""
+    """Stages, seconds and gradients (NaN where not known) by kind of stage; for methods by label, with those before."""
     found: dict[str, dict[str, float]] = {}
     for stage in plan.stages:
         name = f"unlearn {stage.model}" if stage.kind == "unlearn" else stage.kind
@@ -115,7 +116,7 @@ def costs(plan: Plan, store: Store) -> dict[str, dict[str, float]]:
         cost = spent(stage, plan, store)
         entry["stages"] += 1
         entry["seconds"] += cost["seconds"]
-        entry["gradients"] += cost["gradients"]
+        entry["gradients"] += math.nan if cost["gradients"] is None else cost["gradients"]
     return found
 
 

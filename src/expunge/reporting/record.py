@@ -116,5 +116,6 @@ class Run:
 
 
 def mean(stages: list[Json], what: str) -> float | None:
-    """Mean of a cost over stages, none without stages."""
-    return sum(stage[what] for stage in stages) / len(stages) if stages else None
+    """Mean of a cost over stages, none without stages or where one is not known."""
+    values = [stage[what] for stage in stages]
+    return sum(values) / len(values) if values and None not in values else None

@@ -46,7 +46,8 @@ def cost_table(run: Run) -> Json:
     for model in run.table.models:
         seconds, gradients = (mean(run.made(model), what) for what in ("seconds", "gradients"))
         share = None if model == ORIGINAL else run.cost_share(model)
-        # Training that was done elsewhere, as in a notebook, has no cost that is known here.
+        # What was done elsewhere, training in a notebook or a checkpoint's unlearning, has no cost that is known here.
+        seconds = None if gradients is None else seconds
         told = [
             ("" if seconds is None else f"{seconds:.1f}", seconds),
             ("" if gradients is None else f"{gradients:,.0f}", gradients),

@@ -110,7 +110,7 @@ def costs_table(costs: Mapping[str, Mapping[str, float]]) -> str:
     """What each kind of stage cost.
 
     Args:
-        costs: Name -> stages, seconds and gradients, as `Outcome.costs`.
+        costs: Name -> stages, seconds and gradients, as `Outcome.costs`; gradients are NaN where they are not known.
 
     Returns:
         A line per kind; methods with the share of a retraining's gradients that one of them takes.
@@ -124,7 +124,7 @@ def costs_table(costs: Mapping[str, Mapping[str, float]]) -> str:
                 name,
                 f"{entry['stages']:.0f}",
                 f"{entry['seconds']:.1f}",
-                f"{entry['gradients']:,.0f}" if entry["gradients"] else "-",
+                f"{entry['gradients']:,.0f}" if entry["gradients"] > 0 else "-",
                 "" if math.isnan(share) else percent(share),
             ]
         )

@@ -21,7 +21,7 @@ FORMATS = (1,)
 TOP = ("models", "seeds", "attacks", "required", "about_one_model", "results")
 STAGE = ("kind", "model", "seed", "attack", "gradients", "seconds", "files")
 """What the manifest says of the run, and of each stage."""
-RERUN = "run the same command again"
+RERUN = "run `expunge run SPEC` again, which keeps finished stages"
 
 
 def verify(folder: Path) -> dict[str, int]:

@@ -1,0 +1,57 @@
+"""Names for the shell's completion, and for `show` and `cite`; asks the registry, which imports none of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from expunge.base import registry
+from expunge.base.errors import unknown
+
+PRESETS = ("quick", "cpu", "long", "paper")
+
+
+def kinds_of(name: str) -> list[str]:
+    """The kinds under which a name is registered.
+
+    Raises:
+        SpecError: It is registered under none.
+    """
+    if kinds := registry.kinds_of(name):
+        return kinds
+    raise unknown("name", name, _all_names(), where="")
+
+
+def kind_of(word: str) -> str:
+    """The kind that a word names, which may be its folder.
+
+    Raises:
+        SpecError: It names none.
+    """
+    singular = {folder: kind for kind, folder in registry.FOLDERS.items()}
+    if word in registry.FOLDERS or word in singular:
+        return singular.get(word, word)
+    raise unknown("kind", word, singular, where="list")
+
+
+def complete_name(context: Any, parameter: Any, begun: str) -> list[str]:
+    """Names of parts of any kind."""
+    return [name for name in _all_names() if name.startswith(begun)]
+
+
+def complete_kind(context: Any, parameter: Any, begun: str) -> list[str]:
+    """Kinds, by their folders."""
+    return [folder for folder in registry.FOLDERS.values() if folder.startswith(begun)]
+
+
+def complete_study(context: Any, parameter: Any, begun: str) -> list[str]:
+    """Names of studies."""
+    return [name for name in registry.names("study") if name.startswith(begun)]
+
+
+def complete_preset(context: Any, parameter: Any, begun: str) -> list[str]:
+    """Scales of a study."""
+    return [name for name in PRESETS if name.startswith(begun)]
+
+
+def _all_names() -> list[str]:
+    return sorted({name for kind in registry.FOLDERS for name in registry.names(kind)})
