@@ -12,7 +12,8 @@ it takes a whole epoch of forget batches, then one of retain batches, where the 
 random labels can be the right one; and its mask script takes optimiser steps while it sums the gradient.
 
 Cost: one gradient per forget example for the mask, then as random relabelling: one per retain example and epoch, and
-`forget_batch_size` for each retain batch.
+one per example of the forget batch beside each retain batch. The forget set is cycled in batches of at most
+`forget_batch_size`, of which the last of a pass is what is left.
 """
 
 from __future__ import annotations

@@ -21,8 +21,9 @@ Its hidden states are those after four and seven of eight blocks; here, where no
 weights are given at half depth and last. A model without hidden states that training can change has none to hold.
 
 Cost: each outer step takes one gradient per retain example of its batch, and two (one to relearn, one of the entropy)
-per forget example, inner step and copy: outer_steps * (batch_size + 2 * copies * inner_steps * forget_batch_size). That
-is very much: with the paper's 4 copies of 16 steps, 8,192 beside 128. The budget ends before an outer step that it does
+per forget example, inner step and copy. Both sets are cycled, the last batch of a pass being what is left; where the
+sizes divide the sets that is outer_steps * (batch_size + 2 * copies * inner_steps * forget_batch_size). That is very
+much: with the paper's 4 copies of 16 steps, 8,192 beside 128. The budget ends before an outer step that it does
 not afford. Hidden states of the model that was given are forward passes.
 """
 
