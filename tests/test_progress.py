@@ -77,6 +77,18 @@ def test_forecast_counts_the_gradients_that_stages_then_take(tmp_path: Path) -> 
             assert gradients(plan, stage) * (1 - share) <= taken <= gradients(plan, stage)
 
 
+@pytest.mark.parametrize("name", ["gradient_ascent", "task_negation", "delete", "bad_teacher", "scrub"])
+def test_a_method_is_foretold_by_what_it_says_of_itself(name: str, tmp_path: Path) -> None:
+    plan = Plan(parse(tiny(method=[{"name": name}]), tmp_path))
+    problem, [stage] = plan.problem(0, {}), [s for s in plan.stages if s.kind == "unlearn" and s.seed == 0]
+    assert gradients(plan, stage) == plan.methods[name].expected_gradients(len(problem.retain), len(problem.forget))
+
+
+def test_sizes_of_a_task_that_measures_first_are_known_before(tmp_path: Path) -> None:
+    plan = Plan(parse(tiny(forget={"name": "hard_examples", "count": 7}), tmp_path))
+    assert plan.sizes == (113, 7)
+
+
 def test_dry_run_writes_nothing(tmp_path: Path) -> None:
     spec = write_spec(tmp_path, tiny())
     result = finished(cli("run", str(spec), "--out", str(tmp_path / "runs"), "--dry-run"))

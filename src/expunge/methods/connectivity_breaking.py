@@ -50,6 +50,10 @@ class ConnectivityBreaking(PairedDescent):
         """The batches of all steps, at their cost."""
         return (_Twice(pair.retain, pair.forget) for pair in super().pairs(problem, seed))
 
+    def expected_gradients(self, retain: int, forget: int) -> float:
+        """As the pairs have it, with each retain example twice."""
+        return self.epochs * retain + super().expected_gradients(retain, forget)
+
     def pair_loss(self, student: nn.Module, problem: Problem, seed: int) -> Callable[[Pair], Tensor]:
         """CE on retain minus the capped barrier."""
         objective, start = problem.objective, {name: t.detach().clone() for name, t in _movable(student).items()}

@@ -42,6 +42,10 @@ class NegGradPlus(PairedDescent):
     alternate: bool = False
     """Whether passes over either set take turns, as in 2505.22310; alpha has no part then."""
 
+    def expected_gradients(self, retain: int, forget: int) -> float:
+        """As the pairs have it, or a pass over either set in each epoch."""
+        return self.epochs * (retain + forget) if self.alternate else super().expected_gradients(retain, forget)
+
     def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
         """Both losses in every step, or pass by pass."""
         if not self.alternate:

@@ -50,6 +50,10 @@ class SalUn(PairedDescent):
     share: Share = 0.5
     """Share of the trainable weights that may move."""
 
+    def expected_gradients(self, retain: int, forget: int) -> float:
+        """One per forget example for the mask, then as the pairs have it."""
+        return forget + super().expected_gradients(retain, forget)
+
     def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
         """Find the mask, then descend under it."""
         steps = self.steps(student, meter)

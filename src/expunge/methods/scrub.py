@@ -64,6 +64,10 @@ class SCRUB(Descent):
     rewind: bool = False
     """Whether to return to the epoch whose forget error is closest to the reference error."""
 
+    def expected_gradients(self, retain: int, forget: int) -> float:
+        """One per retain example and epoch, and one per forget example in the first of them."""
+        return self.epochs * retain + min(self.forget_epochs, self.epochs) * forget
+
     def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
         """Alternate, then rewind if asked to."""
         teacher, saved = teacher_of(student), list[dict[str, Tensor]]()

@@ -49,7 +49,7 @@ from expunge.core.modules import require_distinct
 from expunge.core.objective import loss
 from expunge.core.problem import Problem
 from expunge.methods._distill import teacher_of
-from expunge.train.loop import endless, fit
+from expunge.train.loop import endless, fit, mean_batch
 from expunge.train.optim import OptimizerName, make_optimizer
 
 WHERE = "method.tar.layers"
@@ -105,11 +105,10 @@ class TAR(Method):
     layers: tuple[str, ...] = ()
     """Paths of the modules whose outputs are held; by default the hidden states at half depth and the last."""
 
-    @property
-    def expected_gradients(self) -> int:
-        """Per-example gradients of a whole run in which all batches are full."""
-        forget = self.copies * self.inner_steps * self.forget_batch_size
-        return self.outer_steps * (self.batch_size + 2 * forget)
+    def expected_gradients(self, retain: int, forget: int) -> float:
+        """One per retain example of an outer step, two per forget example of each copy's inner steps."""
+        inner = self.copies * self.inner_steps * mean_batch(forget, self.forget_batch_size)
+        return self.outer_steps * (mean_batch(retain, self.batch_size) + 2 * inner)
 
     def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
         """Take the outer steps.
