@@ -94,3 +94,16 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
     result = finished(cli("run", str(spec), "--out", str(tmp_path / "runs"), "--dry-run"))
     assert "stages to run, about" in result.out
     assert not (tmp_path / "runs").exists()
+
+
+def test_dry_run_says_where_nothing_is_left_and_refuses_what_a_run_would(tmp_path: Path) -> None:
+    spec, runs = write_spec(tmp_path, tiny()), tmp_path / "runs"
+    dry = ("run", str(spec), "--out", str(runs), "--dry-run", "--workers", "1")
+    assert "with 1 worker\n" in finished(cli(*dry)).out
+    finished(run(tiny(), runs))
+    assert "nothing is left to do" in finished(cli(*dry)).out
+    held = (runs / "tiny" / "spec.json").read_bytes()
+    refused = cli(*dry, "--set", "train.epochs=11")
+    assert refused.code == 2
+    assert "train.epochs was 6, is 11" in refused.err
+    assert (runs / "tiny" / "spec.json").read_bytes() == held

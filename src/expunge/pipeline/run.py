@@ -90,6 +90,7 @@ def dry_run(spec: Spec, out: Path) -> list[Forecast]:
     """
     plan = Plan(spec)
     _check(plan)
+    RunFolder(out / spec.name).refuse_other(plan.resolved())
     return forecast(plan, Store(out / CACHE))
 
 
