@@ -137,6 +137,7 @@ def test_what_is_not_for_this_case_is_left_out_unless_it_is_asked_for(tmp_path: 
     assert "memorization" in json.loads(done.out)["probes"]
     assert "hardness" not in json.loads(done.out)["probes"]
     assert "6 probes: up to " in done.err.partition("left out")[0]
+    assert "[1/7] seed 0: original" in done.err and "[2/7] " in done.err and "/1]" not in done.err
     assert "left out: seed 0: probe original hardness" in done.err and "vocabulary" in done.err
     (tmp_path / "named.toml").write_text(toml(bare | {"probe": [{"name": "hardness"}]}))
     result = cli("diagnose", tmp_path / "named.toml", "--out", tmp_path / "runs")
