@@ -9,7 +9,8 @@ every optimiser here decays a weight whose gradient is zero, and momentum moves 
 
 Published code differs. Until early 2026 it masked gradients only, so that masked weights drifted by decay and momentum;
 it takes a whole epoch of forget batches, then one of retain batches, where the paper adds the two losses, as here; its
-random labels can be the right one; and its mask script takes optimiser steps while it sums the gradient.
+random labels can be the right one; and its mask script takes optimiser steps while it sums the gradient. What the
+repository of REM calls SalUn is something else: cross-entropy on retain with a penalty on the gradient by the input.
 
 Cost: one gradient per forget example for the mask, then as random relabelling: one per retain example and epoch, and
 one per example of the forget batch beside each retain batch. The forget set is cycled in batches of at most
