@@ -330,7 +330,11 @@ def _dry_run(spec: Any, out: Path, workers: int, json_: bool) -> None:
     for f in found:
         click.echo(f"{'there' if f.done else f'{f.seconds:.1f} s':>8}  {f.stage.name}")
     missing = sum(not f.done for f in found)
-    click.echo(f"{missing} of {len(found)} stages to run, about {clock_text(seconds)} with {workers} workers")
+    if missing:
+        beside = f"{workers} worker{'s' if workers > 1 else ''}"
+        click.echo(f"{missing} of {len(found)} stages to run, about {clock_text(seconds)} with {beside}")
+    else:
+        click.echo(f"nothing is left to do: all {len(found)} stages are there")
 
 
 def _leaderboard(folders: tuple[Path, ...], json_: bool) -> None:

@@ -15,10 +15,13 @@ from expunge import testing
 from expunge.base import registry
 from expunge.base.part import Part
 from expunge.core.data import Data
+from expunge.testing._settings import every_setting
 
 REGISTERED = [(kind, name) for kind in testing.CHECKS for name in registry.names(kind)]
 FILES = {("method", "checkpoint")}
 """Its result is a file that holds the weights of one architecture; the checks run several. See `tests/pipeline`."""
+STOPS_EARLY = {"gradient_ascent"}
+"""What a rule ends, so that an upper bound is foretold."""
 CHECKED = [part for part in REGISTERED if part not in FILES]
 
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
@@ -53,6 +56,19 @@ def settings_of(kind: str, name: str, folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(("kind", "name"), CHECKED, ids=[f"{kind}-{name}" for kind, name in CHECKED])
 def test_contract(kind: testing.Kind, name: str, tmp_path: Path) -> None:
     testing.CHECKS[kind](registry.load(kind, name)(**settings_of(kind, name, tmp_path)))
+
+
+@pytest.mark.parametrize("name", [name for kind, name in CHECKED if kind == "method"])
+def test_a_method_foretells_what_it_charges(name: str) -> None:
+    """Within a factor of two; a stopping rule may end it earlier."""
+    method = registry.load("method", name)(**SETTINGS.get(("method", name), {}))
+    if "recipe" in method.needs:
+        pytest.skip("is foretold as one training")
+    setting = next(one for one in every_setting() if not method.needs - one.has)
+    charged = method(setting.model(), setting.problem, None, 0).cost.gradients
+    expected = method.expected_gradients(len(setting.problem.retain), len(setting.problem.forget))
+    assert charged <= 2 * expected
+    assert charged >= expected / 2 or name in STOPS_EARLY
 
 
 @pytest.mark.parametrize(("kind", "name"), REGISTERED, ids=[f"{kind}-{name}" for kind, name in REGISTERED])

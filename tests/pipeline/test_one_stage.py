@@ -150,6 +150,7 @@ def test_what_is_not_for_this_case_is_left_out_unless_it_is_asked_for(tmp_path: 
     assert not {"hardness", "memorization"} & json.loads(done.out)["probes"].keys()
     assert "left out: memorization: the data ship no C-scores" in done.err and "5 probes: up to " in done.err
     assert done.err.index("5 probes: up to ") < done.err.index("left out: seed 0: probe original hardness")
+    assert "[1/6] seed 0: original" in done.err and "[2/6] " in done.err and "/1]" not in done.err
     assert "vocabulary" in done.err
     (tmp_path / "named.toml").write_text(toml(bare | {"probe": [{"name": "hardness"}]}))
     result = cli("diagnose", tmp_path / "named.toml", "--out", tmp_path / "runs")

@@ -121,6 +121,21 @@ class Method(Part):
         """
         return
 
+    def expected_gradients(self, retain: int, forget: int) -> float:
+        """Per-example gradients that a run is expected to take, for the forecast of `run --dry-run`.
+
+        By default a pass over both sets, once or as often as the setting `epochs` says. Override it where that is not
+        so. A method that needs the recipe is taken for one training and is not asked.
+
+        Args:
+            retain: Examples in the retain set.
+            forget: Examples in the forget set.
+
+        Returns:
+            Right within a factor of two; the upper bound where a rule may stop earlier.
+        """
+        return float(getattr(self, "epochs", 1)) * (retain + forget)
+
     def __call__(
         self, model: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, budget: int | None = None
     ) -> Unlearned:

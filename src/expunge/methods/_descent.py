@@ -6,6 +6,7 @@ phases, and ends when a phase comes back exhausted.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from expunge.core.data import Batch
 from expunge.core.modules import trainable
 from expunge.core.objective import loss
 from expunge.core.problem import Problem
-from expunge.train.loop import Fit, Item, Pair, batches, fit, paired
+from expunge.train.loop import Fit, Item, Pair, batches, fit, mean_batch, paired
 from expunge.train.optim import OptimizerName, make_optimizer
 
 
@@ -57,6 +58,10 @@ class Descent(Method):
     """`adam`, `adamw` or `sgd`."""
     weight_decay: NonNegative = 0.0
     """Coefficient of the squared norm."""
+
+    def expected_gradients(self, retain: int, forget: int) -> float:
+        """One per retain example and epoch."""
+        return self.epochs * retain
 
     def steps(self, student: nn.Module, meter: Meter) -> Steps:
         """Steps on the student's trainable parameters with this method's optimiser."""
@@ -166,6 +171,10 @@ class ForgetDescent(Descent):
     batch_size: Count = 64
     """Forget examples per step."""
 
+    def expected_gradients(self, retain: int, forget: int) -> float:
+        """One per forget example and pass."""
+        return self.epochs * forget
+
     def descend_on_forget(
         self, student: nn.Module, loss_fn: Callable[[Batch], Tensor], problem: Problem, seed: int, meter: Meter
     ) -> nn.Module:
@@ -181,6 +190,11 @@ class PairedDescent(Descent):
 
     forget_batch_size: Count = 64
     """Forget examples per step; the forget set is cycled."""
+
+    def expected_gradients(self, retain: int, forget: int) -> float:
+        """One per retain example and epoch, and those of the forget batch beside each retain batch."""
+        steps = math.ceil(retain / self.batch_size)
+        return self.epochs * (retain + steps * mean_batch(forget, self.forget_batch_size))
 
     def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
         """Descend on the pair loss."""

@@ -51,6 +51,10 @@ class BadTeacher(Descent):
     temperature: Positive = 1.0
     """T, by which logits are divided before they are compared."""
 
+    def expected_gradients(self, retain: int, forget: int) -> float:
+        """One per forget example and per example of the retain share, in each epoch."""
+        return self.epochs * (forget + self.retain_share * retain)
+
     def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
         """Distil from both teachers."""
         good, bad = teacher_of(student), incompetent(student, derive(seed, "teacher"))

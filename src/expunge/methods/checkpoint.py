@@ -31,6 +31,10 @@ class Checkpoint(Method):
     path: str
     """The safetensors file; a relative path counts from the spec file."""
 
+    def expected_gradients(self, retain: int, forget: int) -> float:
+        """None: nothing is trained."""
+        return 0
+
     def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
         """Load the weights into the copy of the model.
 

@@ -19,8 +19,9 @@ common factor of all gradients out again: alpha means next to nothing to it. Wha
 square has the unit of squared features and the cosine has none; where it is too strong, the last epochs bring the
 hidden states of the forget set back as well.
 
-Cost: one gradient per retain example and epoch, and `forget_batch_size` for each retain batch. The teacher is a forward
-pass.
+Cost: one gradient per retain example and epoch, and one per example of the forget batch beside each retain batch. The
+forget set is cycled in batches of at most `forget_batch_size`, of which the last of a pass is what is left. The
+teacher is a forward pass.
 """
 
 from __future__ import annotations

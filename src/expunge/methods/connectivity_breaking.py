@@ -9,8 +9,9 @@ be seen. A tied weight stays tied at the midpoint.
 
 The cap gamma counts for a whole batch: above it the barrier has no gradient.
 
-Cost: two gradients per retain example and epoch, at the model and at the midpoint, and `forget_batch_size` for each
-retain batch.
+Cost: two gradients per retain example and epoch, at the model and at the midpoint, and one per example of the forget
+batch beside each retain batch. The forget set is cycled in batches of at most `forget_batch_size`, of which the last of
+a pass is what is left.
 """
 
 from __future__ import annotations
@@ -49,6 +50,10 @@ class ConnectivityBreaking(PairedDescent):
     def pairs(self, problem: Problem, seed: int) -> Iterator[Pair]:
         """The batches of all steps, at their cost."""
         return (_Twice(pair.retain, pair.forget) for pair in super().pairs(problem, seed))
+
+    def expected_gradients(self, retain: int, forget: int) -> float:
+        """As the pairs have it, with each retain example twice."""
+        return self.epochs * retain + super().expected_gradients(retain, forget)
 
     def pair_loss(self, student: nn.Module, problem: Problem, seed: int) -> Callable[[Pair], Tensor]:
         """CE on retain minus the capped barrier."""

@@ -52,6 +52,10 @@ class FisherForgetting(Method):
     cap: Positive = 0.1
     """Largest standard deviation, in units of the weights."""
 
+    def expected_gradients(self, retain: int, forget: int) -> float:
+        """One per retain example."""
+        return retain
+
     def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
         """Measure F, add noise once."""
         order, labels, noise = (

@@ -7,8 +7,9 @@ The code of 2505.22310 has another method under this name, here with `alternate`
 set that maximises CE(forget), then a pass over the retain set that minimises CE(retain), both unweighted, with one
 optimiser. Nothing bounds the ascent there either but its few steps, one pass over a small set per epoch.
 
-Cost: one gradient per retain example and epoch, and `forget_batch_size` for each retain batch; with `alternate` one per
-forget example and epoch instead of the latter.
+Cost: one gradient per retain example and epoch, and one per example of the forget batch beside each retain batch. The
+forget set is cycled in batches of at most `forget_batch_size`, of which the last of a pass is what is left. With
+`alternate` one per forget example and epoch instead of the latter.
 """
 
 from __future__ import annotations
@@ -46,6 +47,10 @@ class NegGradPlus(PairedDescent):
     def ascent(self) -> float | None:
         """What alpha leaves to 1, with SGD and both losses in one step; Adam scales steps weight by weight."""
         return 1 - self.alpha if self.optimizer == "sgd" and not self.alternate else None
+
+    def expected_gradients(self, retain: int, forget: int) -> float:
+        """As the pairs have it, or a pass over either set in each epoch."""
+        return self.epochs * (retain + forget) if self.alternate else super().expected_gradients(retain, forget)
 
     def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
         """Both losses in every step, or pass by pass."""

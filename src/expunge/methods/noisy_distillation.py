@@ -13,8 +13,9 @@ distilling into a partly noised copy makes unlearning robust (UNDO, 2506.06278, 
 model that was unlearned first, at 60 to 80 % of retraining's cost). Its settings were found on Fashion-MNIST with a
 small convolutional net, looking at attacks on seeds that no study reports; sigma belongs to that net's weights.
 
-Cost: one gradient per retain example and epoch, and `forget_batch_size` for each retain batch. The teacher is a
-forward pass.
+Cost: one gradient per retain example and epoch, and one per example of the forget batch beside each retain batch. The
+forget set is cycled in batches of at most `forget_batch_size`, of which the last of a pass is what is left. The
+teacher is a forward pass.
 """
 
 from __future__ import annotations

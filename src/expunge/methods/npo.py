@@ -1,11 +1,12 @@
 """Negative preference optimisation: push the forget set's likelihood below the original's (Zhang et al., 2404.05868).
 
 Minimises -(2/beta) E log sigma(-beta log(p / p_ref)) on the forget set plus alpha * CE on the retain set. p is the
-likelihood of a whole example: the *sum* of its decisions' log-probabilities, not logits (implementations on raw logits,
-known from published code, compute something else) and not a mean over tokens.
+likelihood of a whole example: the *sum* of its decisions' log-probabilities, not logits (on raw logits it would
+be something else) and not a mean over tokens.
 
-Cost: one gradient per retain example and epoch, and `forget_batch_size` for each retain batch. The teacher is a
-forward pass.
+Cost: one gradient per retain example and epoch, and one per example of the forget batch beside each retain batch. The
+forget set is cycled in batches of at most `forget_batch_size`, of which the last of a pass is what is left. The
+teacher is a forward pass.
 """
 
 from __future__ import annotations

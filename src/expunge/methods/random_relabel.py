@@ -3,7 +3,8 @@
 Minimises CE(retain) + weight * CE(forget, y'), with y' uniform over the wrong classes and drawn anew at every
 step. On a language model y' is a uniform wrong token at each position that is a decision.
 
-Cost: one gradient per retain example and epoch, and `forget_batch_size` for each retain batch.
+Cost: one gradient per retain example and epoch, and one per example of the forget batch beside each retain batch. The
+forget set is cycled in batches of at most `forget_batch_size`, of which the last of a pass is what is left.
 """
 
 from __future__ import annotations

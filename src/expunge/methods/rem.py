@@ -97,6 +97,11 @@ class REM(Descent):
             remedy = "leave ideal out, or take a task that corrupts, such as label_swap"
             raise MissingError("nothing is known to be corrupted", where="REM.ideal", remedy=remedy)
 
+    def expected_gradients(self, retain: int, forget: int) -> float:
+        """Repairs, and a flush before each: more flushes where the model needs them."""
+        repair = (0 if self.variant == "no_redirection" else retain + forget) + (self.variant != "no_removal") * forget
+        return self.flushes * forget if self.variant == "npo" else self.epochs * (repair + forget)
+
     def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
         """Flush, repair and look; then return to the best model and drop its memory."""
         memory = memory_weights(student, problem.objective, problem.data.batch(problem.train[:32]))

@@ -9,10 +9,12 @@ every optimiser here decays a weight whose gradient is zero, and momentum moves 
 
 Published code differs. Until early 2026 it masked gradients only, so that masked weights drifted by decay and momentum;
 it takes a whole epoch of forget batches, then one of retain batches, where the paper adds the two losses, as here; its
-random labels can be the right one; and its mask script takes optimiser steps while it sums the gradient.
+random labels can be the right one; and its mask script takes optimiser steps while it sums the gradient. What the
+repository of REM calls SalUn is something else: cross-entropy on retain with a penalty on the gradient by the input.
 
 Cost: one gradient per forget example for the mask, then as random relabelling: one per retain example and epoch, and
-`forget_batch_size` for each retain batch.
+one per example of the forget batch beside each retain batch. The forget set is cycled in batches of at most
+`forget_batch_size`, of which the last of a pass is what is left.
 """
 
 from __future__ import annotations
@@ -49,6 +51,10 @@ class SalUn(PairedDescent):
     """Weight of the forget loss."""
     share: Share = 0.5
     """Share of the trainable weights that may move."""
+
+    def expected_gradients(self, retain: int, forget: int) -> float:
+        """One per forget example for the mask, then as the pairs have it."""
+        return forget + super().expected_gradients(retain, forget)
 
     def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
         """Find the mask, then descend under it."""

@@ -6,6 +6,10 @@ both. KL is the sum over classes, as in the paper; the code of 2505.22310 takes 
 it by their number and so changes what alpha means. Its alternating SCRUB disobeys in every epoch (`forget_epochs` equal
 to `epochs`), with alpha = gamma = T = 1 and a teacher in training mode.
 
+SCRUB's own script differs from this file too: its test `epoch <= msteps` gives ascent one pass more, and its step size
+falls in steps, while here it is constant. The SCRUB in the repository of REM ascends cross-entropy on the
+forget set as well, which the paper does not.
+
 With `rewind` (SCRUB+R) the model is saved after each epoch, and at the end that epoch is chosen whose forget error is
 closest to a reference: the *final* model's error on unseen examples that are distributed like the forget set. These are
 the problem's hold-out; without one, its test examples, weighted so that their labels have the forget set's frequencies
@@ -64,6 +68,10 @@ class SCRUB(Descent):
     """T, by which logits are divided before they are compared."""
     rewind: bool = False
     """Whether to return to the epoch whose forget error is closest to the reference error."""
+
+    def expected_gradients(self, retain: int, forget: int) -> float:
+        """One per retain example and epoch, and one per forget example in the first of them."""
+        return self.epochs * retain + min(self.forget_epochs, self.epochs) * forget
 
     def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
         """Alternate, then rewind if asked to."""

@@ -67,6 +67,10 @@ class Symmetry(Method):
                 remedy="set permute = true, or choose a model without norms",
             )
 
+    def expected_gradients(self, retain: int, forget: int) -> float:
+        """None: nothing is trained."""
+        return 0
+
     def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
         """Permute, then rescale, each hidden layer."""
         orders = torch.Generator().manual_seed(derive(seed, "orders"))

@@ -21,8 +21,9 @@ Its hidden states are those after four and seven of eight blocks; here, where no
 weights are given at half depth and last. A model without hidden states that training can change has none to hold.
 
 Cost: each outer step takes one gradient per retain example of its batch, and two (one to relearn, one of the entropy)
-per forget example, inner step and copy: outer_steps * (batch_size + 2 * copies * inner_steps * forget_batch_size). That
-is very much: with the paper's 4 copies of 16 steps, 8,192 beside 128. The budget ends before an outer step that it does
+per forget example, inner step and copy. Both sets are cycled, the last batch of a pass being what is left; where the
+sizes divide the sets that is outer_steps * (batch_size + 2 * copies * inner_steps * forget_batch_size). That is very
+much: with the paper's 4 copies of 16 steps, 8,192 beside 128. The budget ends before an outer step that it does
 not afford. Hidden states of the model that was given are forward passes.
 """
 
@@ -48,7 +49,7 @@ from expunge.core.modules import require_distinct
 from expunge.core.objective import loss
 from expunge.core.problem import Problem
 from expunge.methods._distill import teacher_of
-from expunge.train.loop import endless, fit
+from expunge.train.loop import endless, fit, mean_batch
 from expunge.train.optim import OptimizerName, make_optimizer
 
 WHERE = "method.tar.layers"
@@ -105,11 +106,10 @@ class TAR(Method):
     layers: tuple[str, ...] = ()
     """Paths of the modules whose outputs are held; by default the hidden states at half depth and the last."""
 
-    @property
-    def expected_gradients(self) -> int:
-        """Per-example gradients of a whole run in which all batches are full."""
-        forget = self.copies * self.inner_steps * self.forget_batch_size
-        return self.outer_steps * (self.batch_size + 2 * forget)
+    def expected_gradients(self, retain: int, forget: int) -> float:
+        """One per retain example of an outer step, two per forget example of each copy's inner steps."""
+        inner = self.copies * self.inner_steps * mean_batch(forget, self.forget_batch_size)
+        return self.outer_steps * (mean_batch(retain, self.batch_size) + 2 * inner)
 
     def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
         """Take the outer steps.

@@ -31,6 +31,7 @@ from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.stages import CURVE, ESTIMATES, EXAMPLES, SCORES, WEIGHTS
 
 FORMAT = 1
+SPEC = "spec.json"
 FIXED = ("data", "model", "train", "forget", "seeds", "threads")
 """What must not differ between two runs into one folder: their rows could not stand in one table."""
 
@@ -48,7 +49,18 @@ class RunFolder:
             SpecError: It holds a run of another spec; nothing in it is changed.
             RunError: It cannot be written to.
         """
-        path = self.root / "spec.json"
+        self.refuse_other(resolved)
+        sweep_files(self.root)
+        write_file(self.root / SPEC, json.dumps(spelled(resolved), indent=1) + "\n")
+        write_file(self.root / "env.json", json.dumps(environment(), indent=1) + "\n")
+
+    def refuse_other(self, resolved: dict[str, Any]) -> None:
+        """Refuse what `open` would, and write nothing.
+
+        Raises:
+            SpecError: The folder holds a run of another spec.
+        """
+        path = self.root / SPEC
         if path.is_file():
             held = self._held(path)
             wanted = json.loads(canonical(resolved))
@@ -61,9 +73,6 @@ class RunFolder:
                     allowed=f"the same {', '.join(FIXED)}; methods, attacks and audits may change",
                     remedy="give the spec another name, or --out another folder",
                 )
-        sweep_files(self.root)
-        write_file(path, json.dumps(spelled(resolved), indent=1) + "\n")
-        write_file(self.root / "env.json", json.dumps(environment(), indent=1) + "\n")
 
     def _held(self, path: Path) -> dict[str, Any]:
         try:

@@ -10,6 +10,7 @@ import torch
 
 from expunge.base.part import Part
 from expunge.base.record import Store
+from expunge.core.contracts import Method
 from expunge.core.objective import infer_objective, loss
 from expunge.numerics.linops import differentiable
 from expunge.pipeline.gallery import PICTURES
@@ -33,8 +34,9 @@ class Forecast:
 def forecast(plan: Plan, store: Store) -> list[Forecast]:
     """Every stage of the plan with its expected seconds, 0 where its output is there.
 
-    The rate is measured on three training steps of the plan's own model; audits count as forward passes. What a method
-    does besides passes over its data (a search, a second model) is not known here, so expect errors of a factor 2.
+    The rate is measured on three training steps of the plan's own model; audits count as forward passes. A method says
+    itself how many gradients it expects to take. What it does besides (a search, a second model) is not known here, so
+    expect errors of a factor 2.
 
     Args:
         plan: What would be run.
@@ -83,10 +85,8 @@ def gradients(plan: Plan, stage: Stage) -> float:
         method = plan.methods[stage.model]
         if "recipe" in getattr(method, "needs", ()):
             return train
-        if hasattr(method, "expected_gradients"):
-            return float(method.expected_gradients)
-        extra = _setting(method, "forget_batch_size", 0) / _setting(method, "batch_size", 128)
-        return n * _setting(method, "epochs", 1) * (1 + extra)
+        # A plain function does not say.
+        return method.expected_gradients(*plan.sizes) if isinstance(method, Method) else n
     if stage.kind == "attack":
         return n * _setting(plan.attacks[stage.part], "epochs", 1)
     if stage.kind == "probe":

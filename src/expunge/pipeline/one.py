@@ -131,8 +131,21 @@ def _leading_to(final: Stage, plan: Plan) -> list[Stage]:
 
 
 def _run(plan: Plan, store: Store, stages: list[Stage], progress: Progress) -> None:
-    progress.start(len(stages), {s.key: 0.0 for s in stages if not store.has(s.key)}, 1)
-    run_stages(plan, store, stages, 1, lambda stage, f: progress.finished(stage.key, stage.name, f["seconds"]))
+    if not progress.total:
+        # Probes may come one by one later; they are counted from the start.
+        counted = [s for s in plan.stages if s in stages or s.kind == "probe"]
+        progress.start(len(counted), {s.key: 0.0 for s in counted if not store.has(s.key)}, 1)
+    try:
+        run_stages(
+            plan,
+            store,
+            stages,
+            1,
+            lambda stage, f: progress.finished(stage.key, stage.name, f["seconds"]),
+            lambda stage: progress.begun(stage.key, stage.name),
+        )
+    finally:
+        progress.clear()
 
 
 def audit_of(spec: Spec, model: Path) -> Spec:

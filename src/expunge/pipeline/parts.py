@@ -103,6 +103,19 @@ class Parts:
         """The seed's problem; for one model of the user's always the same."""
         return self.task(self.data, derive(self.task_seed(seed), "task"), measured)
 
+    @cached_property
+    def sizes(self) -> tuple[int, int]:
+        """Retain and forget examples of the first seed's problem, as far as they are known before anything is trained.
+
+        A task that measures first is asked for its `count`; without one a tenth is taken to be forgotten.
+        """
+        if not self.task.measures:
+            problem = self.problem(self.spec.seeds[0], {})
+            return len(problem.retain), len(problem.forget)
+        train = len(self.data.train)
+        forget = min(int(getattr(self.task, "count", train // 10)), train)
+        return train - forget, forget
+
     def task_seed(self, seed: int) -> int:
         """The seed of this seed's problem."""
         return self.spec.seeds[0] if self.about_one_model else seed

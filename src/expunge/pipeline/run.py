@@ -73,12 +73,20 @@ def run(spec: Spec, out: Path, *, workers: int = 1, progress: Progress | None = 
         expected = {f.stage.key: f.seconds for f in forecast(plan, store) if not f.done}
         progress.start(len(plan.stages), expected, workers)
 
+    def begun(stage: Stage) -> None:
+        if progress is not None:
+            progress.begun(stage.key, stage.name)
+
     def report(stage: Stage, facts: dict[str, Any]) -> None:
         if progress is not None:
             progress.finished(stage.key, stage.name, facts["seconds"])
         folder.event(stage.name, facts)
 
-    run_missing(plan, store, workers, report)
+    try:
+        run_missing(plan, store, workers, report, begun)
+    finally:
+        if progress is not None:
+            progress.clear()
     table = folder.write(plan, store)
     return Outcome(folder.root, table, table.rows(), table.verdicts(), costs(plan, store), diagnosis(plan, store))
 
@@ -91,6 +99,7 @@ def dry_run(spec: Spec, out: Path) -> list[Forecast]:
     """
     plan = Plan(spec)
     _check(plan)
+    RunFolder(out / spec.name).refuse_other(plan.resolved())
     return forecast(plan, Store(out / CACHE))
 
 

@@ -20,14 +20,22 @@ from expunge.pipeline.stages import Worker
 
 Report = Callable[[Stage, dict[str, Any]], None]
 """Called with each stage that has finished, and its cost."""
+Begun = Callable[[Stage], None]
+"""Called with each stage that begins."""
 
 
-def run_missing(plan: Plan, store: Store, workers: int, report: Report) -> None:
+def _unheard(stage: Stage) -> None:
+    """Nobody wants to know what begins."""
+
+
+def run_missing(plan: Plan, store: Store, workers: int, report: Report, begun: Begun = _unheard) -> None:
     """Compute every stage of the plan that the store lacks; see `run_stages`."""
-    run_stages(plan, store, plan.stages, workers, report)
+    run_stages(plan, store, plan.stages, workers, report, begun)
 
 
-def run_stages(plan: Plan, store: Store, stages: Sequence[Stage], workers: int, report: Report) -> None:
+def run_stages(
+    plan: Plan, store: Store, stages: Sequence[Stage], workers: int, report: Report, begun: Begun = _unheard
+) -> None:
     """Compute those of the stages that the store lacks, each after those that it needs.
 
     Args:
@@ -36,6 +44,7 @@ def run_stages(plan: Plan, store: Store, stages: Sequence[Stage], workers: int, 
         store: Where outputs go.
         workers: Processes; 1 runs in this one. The numbers do not depend on it.
         report: Told of each stage that has finished.
+        begun: Told of each stage that begins.
 
     Raises:
         ExpungeError: The first failure; stages that finished before it are kept, and so are those that were running
@@ -45,12 +54,15 @@ def run_stages(plan: Plan, store: Store, stages: Sequence[Stage], workers: int, 
     if workers == 1:
         worker = Worker(plan, store)
         for stage in missing.values():
+            begun(stage)
             report(stage, worker.run(stage))
     elif missing:
-        _in_processes(plan, store, missing, min(workers, len(missing)), report)
+        _in_processes(plan, store, missing, min(workers, len(missing)), report, begun)
 
 
-def _in_processes(plan: Plan, store: Store, missing: dict[str, Stage], workers: int, report: Report) -> None:
+def _in_processes(
+    plan: Plan, store: Store, missing: dict[str, Stage], workers: int, report: Report, begun: Begun
+) -> None:
     # Spawned, not forked: a fork after torch has started its threads can hang.
     pool = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=_start, initargs=(plan.spec, store)
@@ -62,6 +74,7 @@ def _in_processes(plan: Plan, store: Store, missing: dict[str, Stage], workers: 
             for stage in _ready(waiting, running, workers) if failure is None else ():
                 with _unheard_interrupts():
                     running[pool.submit(_run, waiting.pop(stage.key))] = stage
+                begun(stage)
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 stage, error = running.pop(future), future.exception()

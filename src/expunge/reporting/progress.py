@@ -8,6 +8,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TextIO
 
+STAGES, SECONDS = 25, 60.0
+"""In a log the remaining time is said again after so many stages, or so many seconds."""
+
 
 class Progress:
     """Told by the pipeline what there is to do and what has been done.
@@ -26,7 +29,9 @@ class Progress:
         self.clock = clock
         self.done = self.total = 0
         self._left: dict[str, float] = {}
+        self._running: dict[str, str] = {}
         self._workers, self._start, self._expected = 1, 0.0, 0.0
+        self._said, self._unsaid = 0.0, 0
 
     def start(self, total: int, missing: Mapping[str, float], workers: int) -> None:
         """A run begins.
@@ -38,21 +43,30 @@ class Progress:
         """
         self.total, self.done = total, total - len(missing)
         self._left, self._workers, self._start, self._expected = dict(missing), workers, self.clock(), 0.0
+        self._running, self._said, self._unsaid = {}, self._start, 0
         if self.done:
             self.say(f"{self.done} of {self.total} stages are there already")
+
+    def begun(self, key: str, name: str) -> None:
+        """A stage begins."""
+        self._running[key] = name
+        self._show()
 
     def finished(self, key: str, name: str, seconds: float) -> None:
         """A stage has finished."""
         self.done += 1
+        self._running.pop(key, None)
         self._expected += self._left.pop(key, 0.0)
-        line = f"[{self.done:{len(str(self.total))}}/{self.total}] {name}  {seconds:.1f} s"
-        left = self.remaining()
-        if not self.live:
-            self.say(line)
-        elif self.done == self.total:
-            self._overwrite("")
+        if self.live:
+            self._show()
         else:
-            self._overwrite(f"{line}   about {clock_text(left)} left" if left is not None else line)
+            self.say(f"{self._count()} {name}  {seconds:.1f} s{self._now_and_then()}")
+
+    def clear(self) -> None:
+        """Nothing runs any more, whether it has finished or failed."""
+        self._running = {}
+        if self.live:
+            self._overwrite("")
 
     def remaining(self) -> float | None:
         """Expected seconds to the end, corrected by how far the expectation was off so far; `None` while unknown."""
@@ -67,6 +81,27 @@ class Progress:
             self._overwrite("")
         self.stream.write(line + "\n")
         self.stream.flush()
+
+    def _count(self) -> str:
+        return f"[{self.done:{len(str(self.total))}}/{self.total}]"
+
+    def _show(self) -> None:
+        """The live line, what matters most first: the end is cut where the terminal is narrow."""
+        if not self.live:
+            return
+        left, names = self.remaining(), list(self._running.values())
+        words = [self._count(), f"about {clock_text(left)} left" if left is not None else "", *names[:1]]
+        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        self._overwrite("" if self.done == self.total else "  ".join(filter(None, words)) + others)
+
+    def _now_and_then(self) -> str:
+        """The remaining time for the end of a log's line, where it has not been said for long."""
+        self._unsaid += 1
+        left, now = self.remaining(), self.clock()
+        if left is None or (self._unsaid < STAGES and now - self._said < SECONDS):
+            return ""
+        self._said, self._unsaid = now, 0
+        return f"   about {clock_text(left)} left"
 
     def _overwrite(self, line: str) -> None:
         width = shutil.get_terminal_size().columns - 1

@@ -143,6 +143,11 @@ def endless(data: Data, ids: Tensor, batch_size: int, generator: torch.Generator
         yield from batches(data, ids, min(batch_size, len(ids)), 1, generator)
 
 
+def mean_batch(examples: int, batch_size: int) -> float:
+    """Examples in the average batch of a set that is cycled: the last batch of each pass is what is left."""
+    return examples / max(math.ceil(examples / batch_size), 1)
+
+
 def in_order(data: Data, ids: Tensor, batch_size: int = 512) -> Iterator[Batch]:
     """Batches in the order of the ids, for evaluation."""
     for chunk in ids.split(batch_size):
