@@ -195,6 +195,14 @@ def test_eigenvalues_are_those_of_the_dense_hessian():
     assert found[sharpness.EDGE].value == pytest.approx(0.5 * float(exact[0]) / 2.5, rel=1e-7)
 
 
+def test_a_share_of_a_step_size_is_not_negative():
+    """An eigenvalue's interval may reach below 0, where every step size holds."""
+    found = Sharpness(learning_rate=0.5, momentum=0.0)._eigenvalues([(39.0, 39.6)], 8)
+    top, edge = found[sharpness.TOP], found[sharpness.EDGE]
+    assert (top.low, top.high) == pytest.approx((-0.6, 78.6))
+    assert (edge.value, edge.low, edge.high) == pytest.approx((39 / 4, 0.0, 78.6 / 4))
+
+
 def test_the_noise_scale_is_that_of_single_gradients(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sharpness, "BATCHES", 18)
     case = case_of(classes())
