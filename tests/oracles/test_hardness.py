@@ -63,7 +63,8 @@ def test_what_is_shown_is_calibrated() -> None:
     expected = math.exp(found.intercept + found.slope * math.log(shown[FORETOLD].value))
     assert shown[HARDNESS].value == pytest.approx(expected)
     assert shown[HARDNESS].low < expected < shown[HARDNESS].high
-    assert f"{expected:,.0f} steps" in ALL.told(shown)
+    text = ALL.told(shown)
+    assert f"{expected:,.0f} steps" in text and "retained" not in text and DAMAGE in shown
 
 
 def test_a_set_that_does_not_go_has_no_number() -> None:

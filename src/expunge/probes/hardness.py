@@ -115,13 +115,12 @@ class Hardness(LogitProbe):
         return Estimate(value, low, high, logs.n, "steps", "reference")
 
     def told(self, found: Mapping[str, Estimate]) -> str:
-        """How long the plan takes, and what it costs the retain set."""
-        hard, damage = found[HARDNESS], found[DAMAGE]
+        """How long the plan takes; the foretold damage is no sentence, since what is measured did not follow it."""
+        hard = found[HARDNESS]
         plan = f"neggrad_plus with sgd, alpha = {1 - self.mix:g}, learning_rate = {self.learning_rate:g}"
         if math.isinf(hard.value):
             return f"As {plan}: within {self.steps} steps the forget set does not go; raise learning_rate or mix."
         return (
             f"As {plan}: about {hard.value:,.0f} steps until half of what is known of the forget set is gone, from "
-            f"{hard.low:,.0f} to {hard.high:,.0f} in nine runs of ten like those that this was calibrated on. By then "
-            f"{100 * damage.value:.2g} % of the retained examples are foretold to be lost."
+            f"{hard.low:,.0f} to {hard.high:,.0f} in nine runs of ten like those that this was calibrated on."
         )
