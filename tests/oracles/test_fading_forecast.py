@@ -116,6 +116,22 @@ def test_where_it_must_not_be_used_it_says_so(reason: str):
     assert f"must not be used: {found.reasons[0]}" in str(found)
 
 
+@pytest.mark.parametrize("odd", [torch.tanh, torch.erf, lambda z: torch.tanh(z.float())])
+def test_an_odd_activation_has_no_kappa(odd: Any):
+    """Rounding leaves sigma_2 at 1e-17, or 1e-9 in single precision; both signs of c_2 are as blind."""
+    for c_2 in (-0.5, 0.25):
+        found = foretold(*made(c_2), odd)
+        assert found.activation[2] == 0 and all(
+            math.isnan(getattr(found.kappa, end)) for end in ("value", "low", "high")
+        )
+        assert any("sigma_2 of the activation" in one for one in found.reasons)
+
+
+def test_a_small_part_of_degree_two_has_a_kappa():
+    found = foretold(*made(-0.5), lambda z: z + 1e-3 * (z * z - 1) / math.sqrt(2))
+    assert found.kappa.value == pytest.approx(-500, rel=0.3) and not any("sigma_2" in one for one in found.reasons)
+
+
 def test_relu_by_pieces_is_relu():
     x, y = made(0.25)
     cut = foretold(x, y, torch.relu, kinks=(0.0,))

@@ -11,6 +11,7 @@ import torch
 from _nets import ARCHITECTURES, EXACT, Batch, cut, losses, net, per_example_gradients
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from expunge.base.errors import RunError, SpecError
 from expunge.core.data import Batch as NamedBatch
@@ -302,3 +303,50 @@ def test_batch_norm_in_training_mode_is_refused_by_path():
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).double()
     with pytest.raises(SpecError, match=r"1 \(BatchNorm1d\): is in training mode"):
         gram(losses, model, differentiable(model), (torch.randn(5, 3).double(), torch.arange(5) % 3))
+
+
+class InPlace(nn.Module):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs.add_(1)
+
+
+class Between(nn.Module):
+    """Bare parameters, whose gradients are taken one by one, and a change between two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.squashed = nn.Parameter(torch.randn(4, 3)), nn.Sigmoid()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        found = self.squashed(inputs @ self.weight.T)
+        found.add_(1)
+        return found
+
+
+class Checkpointed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.inner = nn.Linear(3, 4), nn.Linear(4, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return checkpoint(self.inner, self.a(inputs), use_reentrant=True)
+
+
+BROKEN = {
+    "layer": (
+        nn.Sequential(nn.Linear(3, 4), nn.Sigmoid(), InPlace()),
+        r"0\.2 \(InPlace\): .*changed in place.*new tensor",
+    ),
+    "between": (Between(), r"0 \(Between\): .*changed in place"),
+    "checkpoint": (Checkpointed(), r"0 \(Checkpointed\): checkpointing with use_reentrant=True.*use_reentrant=False"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_layer_that_cannot_be_differentiated_is_named(kind: str):
+    body, said = BROKEN[kind]
+    model = nn.Sequential(body, nn.Linear(4, 3)).double()
+    batch = (torch.randn(5, 3).double(), torch.randint(0, 3, (5,)))
+    with pytest.raises(RunError, match=f"^{said}"):
+        gram(losses, model, differentiable(model), batch)

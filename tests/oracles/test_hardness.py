@@ -14,6 +14,7 @@ from torch import nn
 from expunge.base.errors import MissingError, RunError, SpecError
 from expunge.core.case import Case
 from expunge.core.modules import state_digest
+from expunge.evidence.estimate import Estimate
 from expunge.methods._measure import known_share
 from expunge.probes.hardness import DAMAGE, FORETOLD, HARDNESS, Calibration, Hardness
 
@@ -62,14 +63,29 @@ def test_what_is_shown_is_calibrated() -> None:
     expected = math.exp(found.intercept + found.slope * math.log(shown[FORETOLD].value))
     assert shown[HARDNESS].value == pytest.approx(expected)
     assert shown[HARDNESS].low < expected < shown[HARDNESS].high
-    assert f"{expected:,.0f} steps" in ALL.told(shown)
+    text = ALL.told(shown)
+    assert f"{expected:,.0f} steps" in text and "retained" not in text and DAMAGE in shown
 
 
 def test_a_set_that_does_not_go_has_no_number() -> None:
     still = replace(ALL, mix=0.0, steps=20)
     found = still(case(knowing(linear(), classes())), 0)
-    assert found[HARDNESS].value == math.inf and math.isnan(found[HARDNESS].low)
+    for what in (HARDNESS, FORETOLD):
+        assert found[what].value == math.inf and math.isnan(found[what].low)
     assert "within 20 steps" in still.told(found) and "raise" in still.told(found)
+
+
+def test_nothing_is_foretold_beyond_the_steps_that_are_followed() -> None:
+    def followed(value: float, low: float, high: float) -> tuple[float, float, float]:
+        logs = Estimate(*(math.log(end) for end in (value, low, high)), 9, "log steps", "reference")
+        found = replace(ALL, steps=1000)._followed(logs)
+        return found.value, found.low, found.high
+
+    assert followed(20, 10, 30) == pytest.approx((20, 10, 30))
+    assert followed(900, 700, 39_477) == pytest.approx((900, 700, math.inf))
+    assert followed(900, 1200, 39_477) == pytest.approx((900, 1000, math.inf))
+    assert followed(1000, 1200, 39_477)[0] == math.inf
+    assert math.isnan(ALL._followed(Estimate(1.0, math.nan, math.nan, 2, "log steps", "reference")).high)
 
 
 def test_a_part_of_the_sets_has_an_interval_and_nothing_is_changed() -> None:

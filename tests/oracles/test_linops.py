@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
 from expunge.base.errors import RunError, SpecError
 from expunge.numerics.linops import Curvature, bends, differentiable, gauss_newton, hessian
@@ -243,6 +244,27 @@ def test_the_layer_is_found_behind_others_that_are_not_differentiated_by():
     found = hessian(mean_loss, model, list(model[1].parameters()), [batch])
     with pytest.raises(RunError, match=r"^2 \(Once\): "):
         found(found.like + 1)
+
+
+class Checkpointed(nn.Module):
+    """Checkpointing in the way that knows no `torch.autograd.grad`, between two layers that are sound."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.inner, self.b = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.b(checkpoint(self.inner, self.a(inputs), use_reentrant=True))
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_reentrant_checkpointing_is_said_and_not_blamed_on_the_layer_behind_it():
+    model = nn.Sequential(Checkpointed()).double()
+    batch = (torch.randn(5, 3).double(), torch.randint(0, 3, (5,)))
+    found = hessian(mean_loss, model, differentiable(model), [batch])
+    said = r"^0 \(Checkpointed\): checkpointing with use_reentrant=True .*; checkpoint with use_reentrant=False$"
+    with pytest.raises(RunError, match=said):
+        found(found.like)
 
 
 def test_what_is_wrong_in_the_forward_pass_is_passed_on():

@@ -13,10 +13,12 @@ from _toy import classes, gpt, knowing, linear, net, tokens
 
 from expunge.base.errors import MissingError, SpecError
 from expunge.core.case import Case
+from expunge.core.problem import Problem
 from expunge.evidence.estimate import Estimate
 from expunge.numerics.linearised import Draw, Update, of_hessians
 from expunge.numerics.stability import mean_square_limit
 from expunge.probes import recommendation as what
+from expunge.probes import stability_limit
 from expunge.probes.recommendation import Recommendation, curvature_of_logits
 
 ALL = Recommendation(epochs=1000.0, batch_size=6)
@@ -74,6 +76,7 @@ def test_what_is_said_is_what_was_found() -> None:
     assert found[what.PASSES].value == math.ceil(found[what.STEPS].value / 3)  # 18 retained, batches of 6
     assert "noisy_distillation" in text and "known by heart" in text
     assert found[what.BY_HEART].value == pytest.approx(1.0 - 0.2, abs=0.35)
+    assert "retained" not in text and what.DAMAGE in found
     assert repr(found) == repr(ALL(one, 0))
 
 
@@ -86,6 +89,32 @@ def test_where_little_is_known_by_heart_the_cheapest_will_do() -> None:
     text = ALL.told(found | {what.BY_HEART: estimate})
     assert "finetune" in text and "membership" in text
     assert "noisy_distillation" in ALL.told(found | {what.BY_HEART: replace(estimate, high=0.2)})
+
+
+def test_of_an_original_that_knows_little_it_warns() -> None:
+    problem = classes()
+    model = net()
+    with torch.no_grad():
+        model[-1].weight.mul_(0.01)
+        model[-1].bias.copy_(torch.tensor([0.0, 0.0, 5.0]))  # one class for everything
+    found = ALL(Case(0, problem, model), 0)
+    shares = {name: (problem.data.targets[ids] == 2).double().mean() for name, ids in known_sets(problem).items()}
+    for name, share in shares.items():
+        assert found[what.KNOWN[name]].value == pytest.approx(float(share))
+    assert "knows only 33 % of the forget set and 33 % of the retain set" in ALL.told(found)
+    well = Estimate(0.9, 0.8, 1.0, 9, "share", "reference")
+    for name in what.KNOWN:
+        others = {label: well for key, label in what.KNOWN.items() if key != name}
+        assert "knows only" in ALL.told(found | others)
+    assert "knows only" not in ALL.told(found | dict.fromkeys(what.KNOWN.values(), well))
+
+
+def known_sets(problem: Problem) -> dict[str, torch.Tensor]:
+    return {"forget": problem.forget, "retain": problem.retain}
+
+
+def test_its_limit_is_not_named_as_another_of_stability_limit() -> None:
+    assert what.LIMIT not in (stability_limit.RETAIN_SQUARE, stability_limit.RETAIN_MEAN)
 
 
 def test_where_nothing_gets_there_it_says_so() -> None:

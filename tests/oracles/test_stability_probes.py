@@ -195,6 +195,14 @@ def test_eigenvalues_are_those_of_the_dense_hessian():
     assert found[sharpness.EDGE].value == pytest.approx(0.5 * float(exact[0]) / 2.5, rel=1e-7)
 
 
+def test_a_share_of_a_step_size_is_not_negative():
+    """An eigenvalue's interval may reach below 0, where every step size holds."""
+    found = Sharpness(learning_rate=0.5, momentum=0.0)._eigenvalues([(39.0, 39.6)], 8)
+    top, edge = found[sharpness.TOP], found[sharpness.EDGE]
+    assert (top.low, top.high) == pytest.approx((-0.6, 78.6))
+    assert (edge.value, edge.low, edge.high) == pytest.approx((39 / 4, 0.0, 78.6 / 4))
+
+
 def test_the_noise_scale_is_that_of_single_gradients(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sharpness, "BATCHES", 18)
     case = case_of(classes())
@@ -330,7 +338,7 @@ class OnceOnly(nn.Module):
 @pytest.mark.parametrize("probe", PROBES, ids=NAMES)
 def test_bad_models_are_said(probe: Probe):
     frozen = linear().requires_grad_(False)
-    with pytest.raises(SpecError, match=r"model \(Sequential\): no parameter takes a gradient"):
+    with pytest.raises(SpecError, match=r"^original \(Sequential\): no parameter takes a gradient"):
         probe(case_of(classes(), frozen), 0)
     lost = linear()
     with torch.no_grad():

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import expunge
-from expunge.base.errors import MissingError, SpecError
+from expunge.base.errors import MissingError, RunError, SpecError
 from expunge.base.seeds import derive
 from expunge.core.modules import state_digest
 from expunge.methods.finetune import Finetune
@@ -185,3 +185,29 @@ def test_looking_first(own: Setting) -> None:
         expunge.diagnose(case, ["memorization"])
     with pytest.raises(SpecError, match="did you mean 'hardness'"):
         expunge.diagnose(case, ["hardnes"])
+
+
+class Shifted(nn.Module):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs.add_(1)
+
+
+def test_a_model_that_cannot_be_differentiated_is_said_by_its_layer(own: Setting) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Sigmoid(), Shifted(), nn.Linear(8, 10))
+    case = expunge.case(model, forget=own.forget, retain=own.retain, test=own.test)
+    seen = expunge.diagnose(case)
+    for probe in ("coherence", "hardness", "recommendation", "sharpness", "stability_limit"):
+        assert seen.left_out[probe].startswith("original (Sequential).3 (Shifted): a tensor"), probe
+    with pytest.raises(RunError, match=r"^probe 'hardness'.original \(Sequential\)\.3 \(Shifted\): "):
+        expunge.diagnose(case, ["hardness"])
+
+
+def test_the_place_of_an_error_is_said_once(own: Setting) -> None:
+    class Frozen(nn.Sequential):
+        """Nothing to be trained."""
+
+    model = Frozen(nn.Flatten(), nn.Linear(64, 10)).requires_grad_(False)
+    case = expunge.case(model, forget=own.forget, retain=own.retain, test=own.test)
+    seen = expunge.diagnose(case)
+    for probe in ("coherence", "hardness", "recommendation", "sharpness", "stability_limit"):
+        assert seen.left_out[probe].startswith("original (Frozen): no parameter takes a gradient"), probe

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from expunge.base.errors import RunError, SpecError
 from expunge.numerics._batches import rows
 from expunge.numerics._factors import Factors, factors
+from expunge.numerics._failures import explained
 
 Losses = Callable[[nn.Module, Any], Tensor]
 """From the module and a batch, each example's loss, `[b]`."""
@@ -39,7 +40,7 @@ def captured(model: nn.Module, losses: Losses, batch: Any, wanted: dict[int, str
 
     Raises:
         SpecError: There is not one loss per example, or none depends on a parameter.
-        RunError: A loss is not finite.
+        RunError: A loss is not finite, or a module cannot be differentiated; names it.
     """
     calls: list[_Call] = []
     layers = [m for m in model.modules() if any(id(p) in wanted for p in m.parameters(recurse=False))]
@@ -50,7 +51,9 @@ def captured(model: nn.Module, losses: Losses, batch: Any, wanted: dict[int, str
         for handle in handles:
             handle.remove()
     probes = [call.probe for call in calls]
-    slopes = torch.autograd.grad(total, probes, allow_unused=True) if probes else ()
+    of_layers = [p for layer in layers for p in layer.parameters(recurse=False) if id(p) in wanted]
+    with explained(model, lambda: summed(model, losses, batch), of_layers):
+        slopes = torch.autograd.grad(total, probes, allow_unused=True) if probes else ()
     return _factors(calls, slopes, wanted, rows(batch))
 
 

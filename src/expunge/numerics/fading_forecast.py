@@ -27,11 +27,13 @@ from torch import Tensor
 from expunge.base.errors import SpecError
 from expunge.evidence.estimate import Estimate
 from expunge.numerics.fading import FastSlow, Regime
-from expunge.numerics.hermite import hermite
+from expunge.numerics.hermite import Hermite, hermite
 from expunge.numerics.single_index import SingleIndex, single_index
 
 DEGREE = 16
 """Highest degree of the activation that is looked at; what is beyond is reported where it is much."""
+NOTHING = 1e-6
+"""Share of the activation's root mean square that a coefficient must exceed to be told from 0."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Forecast:
     """What will become of the feature; intervals are of 90 %, over bootstrap replicates."""
 
     kappa: Estimate
-    """(c_2 / sigma_2) / (c_1 / sigma_1): with two degrees, 1 or more keeps the feature and 0 or less loses it."""
+    """(c_2 / sigma_2) / (c_1 / sigma_1): with two degrees, 1 or more keeps the feature and 0 or less loses it;
+    NaN where sigma_2 is 0."""
     regime: Regime
     """See `fading`: kept, part, lost or folded."""
     agreement: float
@@ -108,8 +111,8 @@ def forecast(
         found = f"scale = {scale}, ratio = {ratio}, step = {step}, steps = {steps}"
         raise SpecError(found, where="forecast", allowed="positive numbers, and step * steps above 0.01")
     shape = hermite(activation, DEGREE, kinks=kinks, tolerance=1e-8)
-    sigma = shape.values.clone()
-    if abs(float(sigma[1])) <= 1e-6 * math.sqrt(shape.energy):
+    sigma = _told(shape)
+    if float(sigma[1]) == 0:
         raise SpecError("has no linear part: sigma_1 = 0", where="activation", allowed="such as tanh or GELU")
     data = single_index(inputs, targets, generator, degree=degree, replicates=replicates)
     if units is not None and units > len(data.direction) + 1:
@@ -152,11 +155,24 @@ def forecast(
     )
 
 
+def _told(shape: Hermite) -> Tensor:
+    """The activation's coefficients; the first two degrees are 0 where they are not told from it.
+
+    Of an odd activation sigma_2 is rounding noise, and a quotient by it would look like a number.
+    """
+    sigma = shape.values.clone()
+    for degree in (1, 2):
+        if abs(float(sigma[degree])) <= max(float(shape.errors[degree]), NOTHING * math.sqrt(shape.energy)):
+            sigma[degree] = 0.0
+    return sigma
+
+
 def _outcome(model: FastSlow, scale: float, step: float, steps: int) -> dict[str, float | Regime]:
     regime, end = model.regime(scale)
     path = model.path(scale, step * steps, points=200, tolerance=1e-6)
     return {
-        "kappa": model.kappa,
+        # Without sigma_2 it would be infinite, or of either sign over the replicates.
+        "kappa": model.kappa if math.isfinite(model.kappa) else math.nan,
         "regime": regime,
         "peak": path.peak,
         "left": float(path.alignment[-1]),
@@ -179,6 +195,8 @@ def _unmet(
     found = []
     if whole is None or float(data.squared.quantile(0.05)) <= 0:
         return ("no direction is seen on which targets depend linearly: c_1 is not told from 0",)
+    if float(sigma[2]) == 0:
+        found.append("sigma_2 of the activation is not told from 0, as in odd ones, which have none: there is no kappa")
     if data.overlap < 0.7:
         found.append(f"the direction is not found well: from half of the examples its cosine is {data.overlap:.2f}")
     c_1, c_2 = float(data.teacher[1]), float(data.teacher[2])

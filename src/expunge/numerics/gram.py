@@ -25,6 +25,7 @@ from expunge.base.errors import SpecError
 from expunge.numerics._batches import parts, rows, take
 from expunge.numerics._capture import Losses, captured, example_losses, summed
 from expunge.numerics._factors import Factors
+from expunge.numerics._failures import explained
 from expunge.numerics._modules import require_fixed, require_parameters
 from expunge.numerics._overlap import gradients, overlap
 
@@ -74,7 +75,7 @@ def gram(
     Raises:
         SpecError: There is no example; parameters are frozen, or not the model's; there is not one loss per example;
             batch norm or dropout is in training mode.
-        RunError: A loss is not finite.
+        RunError: A loss is not finite, or a module cannot be differentiated; names it.
     """
     names = _names(model, parameters)
     require_fixed(model)
@@ -175,6 +176,8 @@ class _Examples:
 
     def _alone(self, index: int, names: Sequence[str]) -> list[Tensor]:
         wanted = [self.names[name] for name in names]
-        loss = summed(self.model, self.losses, take(self.examples, slice(index, index + 1)))
-        found = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
+        example = take(self.examples, slice(index, index + 1))
+        loss = summed(self.model, self.losses, example)
+        with explained(self.model, lambda: summed(self.model, self.losses, example), wanted):
+            found = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
         return [gradient.to_dense() if gradient.is_sparse else gradient for gradient in found]

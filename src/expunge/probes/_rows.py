@@ -67,9 +67,10 @@ def sampled_within(
     """
     sets = (case.problem.retain, case.problem.forget)
     most = min(wanted[0], len(sets[0])), min(wanted[1], len(sets[1]))
+    two = sampled(case, 1, 1, generator)
     with about(case):
         # Whether everything has a product form shows on two examples.
-        products = not gradient_gram(sampled(case, 1, 1, generator)).unsupported
+        products = not gradient_gram(two).unsupported
     left = epochs * len(case.problem.train) - gram_cost(2, products=False)
     return sampled(case, *affordable(most, columns, left, products=products), generator)
 

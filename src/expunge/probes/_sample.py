@@ -54,12 +54,13 @@ def sampled(case: Case, retain: int, forget: int, generator: torch.Generator) ->
         SpecError: No parameter of the model takes a gradient.
         RunError: The loss of one of the examples is not finite.
     """
-    differentiable(case.original)
-    model = copy.deepcopy(case.original).eval()
-    sets = ((case.problem.retain, retain), (case.problem.forget, forget))
-    first, second = (ids[torch.randperm(len(ids), generator=generator)[:count]] for ids, count in sets)
-    sample = Sample(model, case.problem, first, second)
-    _require_finite(sample)
+    with about(case):
+        differentiable(case.original)
+        model = copy.deepcopy(case.original).eval()
+        sets = ((case.problem.retain, retain), (case.problem.forget, forget))
+        first, second = (ids[torch.randperm(len(ids), generator=generator)[:count]] for ids, count in sets)
+        sample = Sample(model, case.problem, first, second)
+        _require_finite(sample)
     return sample
 
 
@@ -91,10 +92,18 @@ def gram_cost(columns: int, *, products: bool) -> float:
 @contextmanager
 def about(case: Case) -> Iterator[None]:
     """Errors of the numerics inside say whose model they are about."""
+    kind = type(case.original).__name__
     try:
         yield
     except (SpecError, RunError) as error:
-        raise error.at(f"original ({type(case.original).__name__})") from error
+        # To the numerics the whole is the model: the same place, which is said once.
+        inner = type(error)(
+            error.finding,
+            where=error.where.removeprefix(f"model ({kind})"),
+            allowed=error.allowed,
+            remedy=error.remedy,
+        )
+        raise inner.at(f"original ({kind})") from error
 
 
 def _require_finite(sample: Sample) -> None:

@@ -23,7 +23,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,6 +64,8 @@ class Calibration(NamedTuple):
 class Hardness(LogitProbe):
     """Steps of a plan of descent and ascent until half of the forget set is no longer known."""
 
+    version: ClassVar[int] = 2
+
     learning_rate: Positive = 2e-3
     """Planned step size."""
     mix: Share = 0.2
@@ -84,14 +86,22 @@ class Hardness(LogitProbe):
             return math.log(self.foretold(sampled, case.problem, *plan, places)[0])
 
         logs = over_halves(log_steps, sampled.parts, generator, unit="log steps")
-        low, value, high = (math.exp(end) for end in (logs.low, logs.value, logs.high))
         lost = self.foretold(sampled, case.problem, *plan)[1]
         return {
             HARDNESS: self._expected(logs),
-            FORETOLD: Estimate(value, low, high, logs.n, "steps", "reference"),
+            FORETOLD: self._followed(logs),
             DAMAGE: Estimate(lost, math.nan, math.nan, sampled.retained, "share", "lower"),
             **sampled.one_by_one,
         }
+
+    def _followed(self, logs: Estimate) -> Estimate:
+        """As linearised; what is not within the steps that are followed is infinite, as it is when calibrated."""
+        most = math.log(self.steps)
+        if logs.value >= most:
+            return Estimate(math.inf, math.nan, math.nan, logs.n, "steps", "reference")
+        # Taking the bias off a sample extrapolates; beyond the cap, where no course was followed, that is no number.
+        high = math.inf if logs.high >= most else math.exp(logs.high)
+        return Estimate(math.exp(logs.value), math.exp(min(logs.low, most)), high, logs.n, "steps", "reference")
 
     def _expected(self, logs: Estimate) -> Estimate:
         """Calibrated, with an interval for one run; of a set that does not go within the steps, no number."""
@@ -105,13 +115,12 @@ class Hardness(LogitProbe):
         return Estimate(value, low, high, logs.n, "steps", "reference")
 
     def told(self, found: Mapping[str, Estimate]) -> str:
-        """How long the plan takes, and what it costs the retain set."""
-        hard, damage = found[HARDNESS], found[DAMAGE]
+        """How long the plan takes; the foretold damage is no sentence, since what is measured did not follow it."""
+        hard = found[HARDNESS]
         plan = f"neggrad_plus with sgd, alpha = {1 - self.mix:g}, learning_rate = {self.learning_rate:g}"
         if math.isinf(hard.value):
             return f"As {plan}: within {self.steps} steps the forget set does not go; raise learning_rate or mix."
         return (
             f"As {plan}: about {hard.value:,.0f} steps until half of what is known of the forget set is gone, from "
-            f"{hard.low:,.0f} to {hard.high:,.0f} in nine runs of ten like those that this was calibrated on. By then "
-            f"{100 * damage.value:.2g} % of the retained examples are foretold to be lost."
+            f"{hard.low:,.0f} to {hard.high:,.0f} in nine runs of ten like those that this was calibrated on."
         )

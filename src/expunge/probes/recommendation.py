@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,11 +44,14 @@ STEP, MIX = "step size to take", "weight of the ascent to take"
 STEPS, DAMAGE = "steps to expect, as linearised", "retained examples lost by then, as linearised"
 PASSES = "passes over the retain set that these steps are"
 BY_HEART = "known by heart only, of what ships with the data"
-LIMIT = "largest stable step size on the retain set, in mean square"
+LIMIT = "largest stable step size of descent on the retain set alone, in mean square"
+KNOWN = {"forget": "known of the forget examples looked at", "retain": "known of the retained examples looked at"}
 
 SHARE = 0.1
 """Of the largest stable step size, and of the steps that may be taken those within which a plan must be foretold."""
 MIXES = (0.05, 0.1, 0.2)
+LEAST = 0.5
+"""Share of either set that an original must know for a plan to mean much."""
 LITTLE = 0.1
 """Share known by heart below which there is hardly anything to forget."""
 FLAT = 5e-3
@@ -67,6 +70,8 @@ class Plan(NamedTuple):
 @dataclass(frozen=True)
 class Recommendation(LogitProbe):
     """A family of methods, and step size, mix and steps of descent and ascent, with the reason."""
+
+    version: ClassVar[int] = 2
 
     batch_size: Count = 128
     """Retain examples per step, or all where there are fewer; their noise bounds the step size."""
@@ -95,7 +100,7 @@ class Recommendation(LogitProbe):
             what: Estimate(value, math.nan, math.nan, len(sampled.targets), unit, "reference")
             for what, (value, unit) in values.items()
         }
-        return found | {LIMIT: limit} | _by_heart(case) | sampled.one_by_one
+        return found | {LIMIT: limit} | _known(sampled) | _by_heart(case) | sampled.one_by_one
 
     def repeats(self, data: Data) -> bool:
         """No: a plan that is the mean of several seeds' plans is none of them."""
@@ -126,8 +131,8 @@ class Recommendation(LogitProbe):
         return plan
 
     def told(self, found: Mapping[str, Estimate]) -> str:
-        """The family with its reason, then the plan."""
-        return f"{self._family(found)} {self._plan(found)}"
+        """The family with its reason, then the plan; the foretold damage, which misled, is left to the estimates."""
+        return f"{_warning(found)}{self._family(found)} {self._plan(found)}"
 
     def _family(self, found: Mapping[str, Estimate]) -> str:
         if BY_HEART not in found:
@@ -148,7 +153,7 @@ class Recommendation(LogitProbe):
         )
 
     def _plan(self, found: Mapping[str, Estimate]) -> str:
-        step, mix, steps, damage = (found[what].value for what in (STEP, MIX, STEPS, DAMAGE))
+        step, mix, steps = (found[what].value for what in (STEP, MIX, STEPS))
         if steps > SHARE * self.steps:
             return (
                 "Descent and ascent do not get there soon with a mix that spares the retain set: others know what "
@@ -157,8 +162,8 @@ class Recommendation(LogitProbe):
         return (
             f"For descent and ascent: neggrad_plus with sgd, learning_rate = {step:.2g}, alpha = {1 - mix:g}; the step "
             "size is a tenth of what the retain set bears, the ascent the weakest that gets there. Were the network "
-            f"linear, half would be gone in {steps:,.0f} steps, {found[PASSES].value:.0f} passes, with "
-            f"{100 * damage:.2g} % of the retained examples; look, and go on until it is."
+            f"linear, half would be gone in {steps:,.0f} steps, {found[PASSES].value:.0f} passes; look, and go "
+            "on until it is."
         )
 
 
@@ -180,6 +185,23 @@ def curvature_of_logits(gram: Tensor, logits: Tensor) -> Tensor:
     blocks = gram.view(count, classes, count, classes)
     found: Tensor = torch.einsum("ira,iajb,jsb->irjs", roots, blocks, roots)
     return found.reshape(count * (classes - 1), -1)
+
+
+def _known(sampled: Sampled) -> dict[str, Estimate]:
+    has = (sampled.logits.argmax(1) == sampled.targets).double().numpy()
+    sides = {"forget": has[sampled.retained :], "retain": has[: sampled.retained]}
+    return {KNOWN[name]: over_examples(side, "share", "reference") for name, side in sides.items()}
+
+
+def _warning(found: Mapping[str, Estimate]) -> str:
+    """Of an original that knows little, such as one that was not trained."""
+    shares = {name: found[what].value for name, what in KNOWN.items()}
+    if min(shares.values()) >= LEAST:
+        return ""
+    return (
+        f"Of what was looked at, the original knows only {100 * shares['forget']:.0f} % of the forget set and "
+        f"{100 * shares['retain']:.0f} % of the retain set: where it knows little, this advice means little. "
+    )
 
 
 def _by_heart(case: Case) -> dict[str, Estimate]:

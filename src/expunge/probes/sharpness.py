@@ -54,7 +54,7 @@ PART = 65536
 class Sharpness(Probe):
     """Top eigenvalues of the retain loss against 2 / step size, and the gradient noise scale."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     learning_rate: Positive = 2e-4
     """Planned step size."""
@@ -108,7 +108,9 @@ class Sharpness(Probe):
         }
         share = self.learning_rate / (2 * (1 + self.momentum))
         top = found[TOP]
-        edge = Estimate(share * top.value, share * top.low, share * top.high, draws, "ratio", "lower")
+        # Where the Hessian may have no positive eigenvalue, no step size is too large: a share of 0, none is negative.
+        value, low, high = (share * max(end, 0.0) for end in (top.value, top.low, top.high))
+        edge = Estimate(value, low, high, draws, "ratio", "lower")
         return {TOP: top, EDGE: edge, **found}
 
     def told(self, found: Mapping[str, Estimate]) -> str:
