@@ -41,11 +41,13 @@ def default_set(data: Data) -> DefaultSet:
 def planned(methods: Iterable[Method]) -> dict[str, Any]:
     """Step size, mix and batch sizes of the first method that is descent with ascent by SGD; nothing where none is."""
     for method in methods:
-        if method.ascent is not None:
+        # A function beside the spec file says nothing of itself.
+        ascent = getattr(method, "ascent", None)
+        if ascent is not None:
             has = method.settings()
             return {
                 "learning_rate": has["learning_rate"],
-                "mix": method.ascent,
+                "mix": ascent,
                 "batch_size": has["batch_size"],
                 # Without a retain set's descent, the batches that there are are the forget set's.
                 "forget_batch_size": has.get("forget_batch_size", has["batch_size"]),
