@@ -194,6 +194,16 @@ def test_inconclusive_names_the_gap_and_the_seeds() -> None:
     assert "smallest gap this run could have excluded is 0.1" in told(found) and "seeds would decide" in told(found)
 
 
+@pytest.mark.parametrize(("m", "side"), [(0.62, "above the margin"), (0.38, "below minus the margin")])
+def test_what_only_the_correction_keeps_from_an_accusation_says_so(m: float, side: str) -> None:
+    """Spread such that the interval lies beyond the margin for one test alone and not for ten."""
+    quantities = [forget(m, seeds=3, by=0.02), utility(seeds=3)]
+    assert judge_method("alone", quantities).flags != ["inconclusive"]
+    found = judge_method("among", [*quantities, *(forget(0.5, seeds=3, by=0.02) for _ in range(9))])
+    assert found.flags == ["inconclusive"]
+    assert f"lies {side}, but not clearly enough for one of 10 tests (Holm's correction" in told(found)
+
+
 @pytest.mark.parametrize(
     ("quantities", "reason"),
     [

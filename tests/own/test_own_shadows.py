@@ -20,6 +20,7 @@ from expunge.core.modules import state_digest
 from expunge.data.arrays import Arrays
 from expunge.evidence.scores import load
 from expunge.models.mlp import MLP
+from expunge.own.audit import parts_of
 from expunge.own.models import shadows_of
 from expunge.train.training import TrainedRecipe, Training
 from helpers import finished, run, wrong_digits
@@ -102,7 +103,7 @@ def test_the_number_of_shadows_is_stated(folder: Path, tmp_path: Path) -> None:
     result = expunge.audit(expunge.unlearn(case, "finetune", epochs=1), case, attacks=[], audits=[U_LIRA], references=1)
     assert {row["metric"] for row in result.rows} >= {"u_lira_4"}
     [_, stated] = json.loads((result.save(tmp_path) / "spec.json").read_text())["audit"]
-    assert stated == {"name": "u_lira", "shadows": 4}
+    assert stated == {"name": "u_lira", "shadows": 4, "after_attack": False}
 
 
 def test_shadows_are_trained_once_and_the_method_once_per_setting(folder: Path) -> None:
@@ -142,6 +143,25 @@ def test_a_method_after_another_is_run_after_it_on_shadows_too(folder: Path) -> 
     for a, b in zip(found, expected, strict=True):
         pairs = zip(a.parameters(), b.parameters(), strict=True)
         assert a is not b and all(torch.allclose(x, y, rtol=0, atol=1e-20) for x, y in pairs)
+
+
+def test_after_an_attack_shadows_are_attacked_alike_and_once(folder: Path) -> None:
+    case, recipe = case_of(folder)
+    done = expunge.unlearn(case, "random_relabel", epochs=2)
+    attack = {"name": "relearn", "epochs": 1}
+    audits = [U_LIRA | {"after_attack": True}]
+    for _ in range(2):
+        result = expunge.audit(done, case, attacks=[attack], audits=audits, references=1)
+        assert len(recipe.fits) == 5, "a reference and four shadows, once"
+    found = {(m.model, m.attack) for m in result.table.measured if m.scores.metric == "u_lira_4"}
+    assert found == {("original", None)} | {(m, a) for m in ("reference", "random_relabel") for a in (None, "relearn")}
+    [(label, part)] = parts_of("attack", [attack]).items()
+    plain = shadows_of(case, done, 2)
+    attacked, again = (shadows_of(case, done, 2, (label, part)) for _ in range(2))
+    for kind in ("knew", "never"):
+        before, after = ([state_digest(model) for model in getattr(found, kind)] for found in (plain, attacked))
+        assert len({*before, *after}) == 4
+        assert all(a is b for a, b in zip(getattr(attacked, kind), getattr(again, kind), strict=True))
 
 
 def test_what_is_missing_is_named_before_anything_is_trained(folder: Path) -> None:

@@ -29,6 +29,25 @@ def test_with_batch_norm_it_is_planned(tmp_path: Path) -> None:
     assert "recalibrate" in finished(cli("run", spec, "--out", tmp_path / "runs", "--dry-run")).out
 
 
+@pytest.mark.parametrize(("name", "remedy"), [("u_lira", "after_attack = true"), ("path", "leave out required")])
+def test_a_required_audit_that_no_attack_repeats_is_refused_in_planning(tmp_path: Path, name: str, remedy: str) -> None:
+    table = tiny(audit=[{"name": name, "required": True}])
+    refused = run(table, tmp_path / "runs")
+    assert refused.code == 2 and f"audit '{name}': it is required, but not repeated" in refused.message()
+    assert remedy in refused.message()
+    assert not (tmp_path / "runs").exists()
+    write_spec(tmp_path, table | {"attack": []})
+    finished(cli("run", tmp_path / "spec.toml", "--out", tmp_path / "runs", "--dry-run"))
+
+
+def test_a_layer_that_is_not_there_is_refused_in_planning(tmp_path: Path) -> None:
+    refused = run(tiny(audit=[{"name": "probe", "layer": "fc9"}]), tmp_path / "runs")
+    assert (
+        refused.code == 2 and "audit 'probe'" in refused.message() and not refused.out and "'fc9'" in refused.message()
+    )
+    assert not (tmp_path / "runs").exists()
+
+
 def test_two_audits_of_one_metric_are_refused_and_nothing_is_lost(tmp_path: Path) -> None:
     table = tiny(seeds=[0], attack=[], audit=[{"name": "loss"}, {"name": "loss", "label": "again", "retain": 50}])
     result = run(table, tmp_path / "runs")

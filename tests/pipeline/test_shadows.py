@@ -103,6 +103,73 @@ def test_a_plain_function_as_an_audit_asks_for_no_shadows(tmp_path: Path) -> Non
     finished(run(tiny(seeds=[0], attack=[], audit=[{"name": "my_audit:nothing"}]), tmp_path / "runs"))
 
 
+def test_attacked_shadows_are_stages_of_their_own(tmp_path: Path) -> None:
+    plain, again = (plan_of(tmp_path, audit=[AUDIT[0] | {"after_attack": on}]) for on in (False, True))
+    assert keys(plain) < keys(again), "what is there already is used"
+    added = [stage for stage in again.stages if stage.key not in keys(plain)]
+    # Per seed the attack on two originals, references and unlearned models, and the audit of two attacked models.
+    assert [stage.kind for stage in added].count("shadow") == 2 * 3 * 2
+    assert [stage.kind for stage in added].count("audit") == len(added) - 12 == 2 * 2
+    made = {stage.key: stage for stage in again.stages if stage.kind == "shadow"}
+    for stage in added:
+        if stage.kind == "audit":
+            knew = "random_relabel" if stage.model == "random_relabel" else "original"
+            around = [(made[key].model, made[key].attack) for key in stage.needs if key in made]
+            assert around == [(knew, "relearn")] * 2 + [("reference", "relearn")] * 2
+
+
+def test_what_relearning_wakes_is_told_from_retrained_models(tmp_path: Path) -> None:
+    audit = {"name": "u_lira", "shadows": 8, "after_attack": True, "required": True}
+    table = tiny(
+        seeds=[0],
+        data={"name": "digits"},
+        model={"name": "mlp", "widths": [64]},
+        train={"epochs": 30, "learning_rate": 0.01},
+        forget={"name": "label_swap", "count": 100},
+        method=[{"name": "random_relabel", "epochs": 2}],
+        attack=[{"name": "relearn", "epochs": 2}],
+        audit=[audit],
+    )
+    out = tmp_path / "runs"
+    finished(run(table, out))
+    rows = [json.loads(line) for line in (out / "tiny" / "results.jsonl").read_text().splitlines()]
+    after = {row["model"]: row["value"] for row in rows if (row["metric"], row["attack"]) == ("u_lira_8", "relearn")}
+    assert after["random_relabel"] > 0.9
+    # One retrained model strays by more than its 80 examples suggest, as they move together.
+    assert abs(after["reference"] - 0.5) < 0.25
+    for path in (out / "tiny").rglob("*shadow*"):
+        raise AssertionError(f"{path.name} is one of many models that only an audit asks")
+
+
+def test_the_gallery_does_not_ask_shadows(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, gallery=True, audit=[AUDIT[0] | {"after_attack": True}])
+    [gallery] = [stage for stage in plan.stages if stage.kind == "gallery"]
+    assert not shadows_of(plan) & set(gallery.needs)
+
+
+def test_a_small_convolutional_network_has_shadows_too(tmp_path: Path) -> None:
+    table = tiny(
+        seeds=[0],
+        data={"name": "digits", "train": 400, "test": 100},
+        model={"name": "cnn", "width": 8, "hidden": 32},
+        train={"epochs": 20, "learning_rate": 0.01},
+        forget={"name": "label_swap", "count": 40},
+        method=[{"name": "finetune", "epochs": 1}],
+        attack=[],
+        audit=AUDIT,
+    )
+    out = tmp_path / "runs"
+    finished(run(table, out))
+    rows = [json.loads(line) for line in (out / "tiny" / "results.jsonl").read_text().splitlines()]
+    value = {row["model"]: row["value"] for row in rows if row["metric"] == "u_lira_4"}
+    assert value["original"] > 0.9, "labels known by heart give a member away"
+    assert 0 < value["reference"] < 0.9
+
+
+def keys(plan: Plan) -> set[str]:
+    return {stage.key for stage in plan.stages}
+
+
 def plan_of(folder: Path, **changes: Any) -> Plan:
     return Plan(parse(tiny(**changes), folder=folder))
 

@@ -63,6 +63,15 @@ class Probe(Audit):
     exposed: bool = False
     """Whether to fit on the exposed part of the forget set as well."""
 
+    def check_model(self, model: nn.Module) -> None:
+        """Refuse a model that has no such layer.
+
+        Raises:
+            SpecError: Names the layers that there are.
+        """
+        if self.layer:
+            require_layers(model, [self.layer], "layer")
+
     def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
         """Per example the share of its decisions that the probe reads right.
 

@@ -22,15 +22,17 @@ than any retrained one gives them away as well and has a high value here, where 
 Where this differs from the paper: there, random parts of the training set are left out and forgotten in each shadow, so
 that one set of shadows serves all examples. Here the forget set is given, and a shadow that never saw one forget
 example never saw the others, exactly as the reference; otherwise their influence on one another would be taken for the
-method's. Variances are pooled over examples, as 2112.03570 does with few shadows. Attacks are not repeated on shadows,
-so that the audit is made before attacks only, and a recipe is needed to make them with.
+method's. Variances are pooled over examples, as 2112.03570 does with few shadows. A recipe is needed to make them with.
+
+After an attack the question is the same with shadows that were attacked alike, each with a seed of its own: it takes
+every attack on all of them, and so is asked for by `after_attack = true`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -55,11 +57,13 @@ class ULira(Audit):
         "Privacy}, author={Hayes, Jamie and Shumailov, Ilia and Triantafillou, Eleni and Khalifa, Amr and Papernot, "
         "Nicolas}, journal={arXiv:2403.01218}, year={2024}}"
     )
-    after_attack: ClassVar[bool] = False
     kinds: ClassVar[frozenset[str]] = frozenset({"classes"})
 
     shadows: Annotated[int, msgspec.Meta(ge=4)] = 16
     """Models made besides, per seed: half trained with the forget set (and unlearned once per method), half without."""
+    # A setting here, where other audits declare a fact of their class.
+    after_attack: bool = False  # type: ignore[misc]
+    """Whether to measure again after each attack, which is then repeated on every shadow."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,6 +74,11 @@ class ULira(Audit):
     def shadow_pairs(self) -> int:
         """Models of either kind."""
         return self.shadows // 2
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Without `after_attack`, which says how often to measure and changes no number."""
+        found = super().fingerprint()
+        return found | {"settings": {"shadows": self.shadows}}
 
     def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
         """Per held-out example the rank of the model's likelihood ratio among never-trained models.

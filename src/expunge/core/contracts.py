@@ -209,7 +209,7 @@ class Audit(Part):
 
     @property
     def shadow_pairs(self) -> int:
-        """How many models of either kind `case.shadows` must hold; attacks are not repeated on them."""
+        """How many models of either kind `case.shadows` must hold; attacked like the model where it was."""
         return 0
 
     def check_model(self, model: nn.Module) -> None:

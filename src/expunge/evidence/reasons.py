@@ -93,7 +93,16 @@ def undecided(row: Row, units: str, family: int) -> str:
     if row.range.mean <= 0:
         return f"{label(row)}: there was nothing to forget; {smallest_gap(row)}."
     decides = _decides(needs(row, family), row, units)
-    return f"{label(row)}: residual {interval(row.residual)}; {smallest_gap(row)}; {decides}."
+    return f"{label(row)}: residual {interval(row.residual)}{_alone(row, family)}; {smallest_gap(row)}; {decides}."
+
+
+def _alone(row: Row, family: int) -> str:
+    """Why a row that would be accused alone is not: its interval seems to contradict the verdict."""
+    above, below = row.over.p_above(0) <= LEVEL, row.under.p_below(0) <= LEVEL
+    if not (row.seen and (above or below)):
+        return ""
+    side = "above the margin" if above else "below minus the margin"
+    return f" lies {side}, but not clearly enough for one of {family} tests (Holm's correction over audits and attacks)"
 
 
 def smallest_gap(row: Row) -> str:

@@ -102,7 +102,7 @@ def audit(
             attacked = attack(model, case, derive(case.seed, "attack", label, index))
             curves[name, index, label] = attacked.curve
             again = {key: part for key, part in run_audits.items() if part.after_attack}
-            measured += _measure(name, index, label, attacked.model, case, again, made)
+            measured += _measure(name, index, (label, attack), attacked.model, case, again, made)
     names = ["original", *(["reference"] if count else []), done.method]
     table = Table(measured, names, list(range(max(count, 1))), list(run_attacks), about_one_model=True)
     facts = _facts(done, case, run_attacks, run_audits, count)
@@ -140,7 +140,7 @@ def _check(done: Unlearned, case: Case, attacks: Mapping[str, Any], audits: Mapp
 def _measure(
     name: str,
     index: int,
-    attack: str | None,
+    attack: tuple[str, Attack] | None,
     model: nn.Module,
     case: Case,
     audits: Mapping[str, Any],
@@ -148,9 +148,9 @@ def _measure(
 ) -> list[Measured]:
     found: list[Measured] = []
     for label, part in audits.items():
-        around = shadows_of(case, made, part.shadow_pairs) if part.shadow_pairs else None
+        around = shadows_of(case, made, part.shadow_pairs, attack) if part.shadow_pairs else None
         scores = part(model, replace(case, shadows=around), derive(case.seed, "audit", label))
-        found += [Measured(name, index, attack, entry) for entry in scores]
+        found += [Measured(name, index, attack[0] if attack else None, entry) for entry in scores]
     return found
 
 

@@ -18,13 +18,14 @@ from expunge.base.errors import MissingError
 from expunge.base.record import address
 from expunge.base.seeds import derive
 from expunge.core.case import Case, Shadows, Unlearned, train_model
+from expunge.core.contracts import Attack
 
 
 @dataclass
 class _Kept:
     references: list[nn.Module] = field(default_factory=list)
     shadows: dict[str, list[nn.Module]] = field(default_factory=dict)
-    """`original` and `reference`, and each method by the address of its settings and budget."""
+    """`original` and `reference`, and each method, or attack on these, by the address of its settings and budget."""
 
 
 _kept: WeakKeyDictionary[Case, _Kept] = WeakKeyDictionary()
@@ -38,22 +39,35 @@ def references_of(case: Case, count: int) -> list[nn.Module]:
     return kept[:count]
 
 
-def shadows_of(case: Case, done: Unlearned | None, pairs: int) -> Shadows:
+def shadows_of(case: Case, done: Unlearned | None, pairs: int, attack: tuple[str, Attack] | None = None) -> Shadows:
     """So many pairs of shadow models, made like the unlearned model, or without one like those that were only trained.
 
     Args:
         case: Its recipe trains them.
         done: What `unlearn` returned; `None` for the original and for references.
         pairs: Models of either kind.
+        attack: Label and attack that each of them goes through.
 
     Returns:
-        The same models for the same case, method, settings and budget.
+        The same models for the same case, method, settings, budget and attack.
 
     Raises:
         MissingError: There is no recipe, or the method that made the model is not known.
     """
     knew, never = (_pairs(case, kind, pairs) for kind in ("original", "reference"))
-    return Shadows(knew if done is None else _unlearned(case, done, knew), never)
+    treated = knew if done is None else _unlearned(case, done, knew)
+    if attack is None:
+        return Shadows(treated, never)
+    made = "original" if done is None else address(_made(done))
+    return Shadows(_attacked(case, made, treated, attack), _attacked(case, "reference", never, attack))
+
+
+def _attacked(case: Case, kind: str, models: list[nn.Module], attack: tuple[str, Attack]) -> list[nn.Module]:
+    label, part = attack
+    kept = _kept[case].shadows.setdefault(address([kind, label, part.fingerprint()]), [])
+    for index in range(len(kept), len(models)):
+        kept.append(part(models[index], case, derive(_seed(case, index), "attack", label)).model)
+    return kept[: len(models)]
 
 
 def _pairs(case: Case, kind: str, count: int) -> list[nn.Module]:

@@ -76,7 +76,9 @@ def seconds_per_gradient(plan: Plan) -> float:
 def gradients(plan: Plan, stage: Stage) -> float:
     """Per-example gradients that a stage is expected to take, forward passes counted as `FORWARD`."""
     train, n = plan.training.epochs * len(plan.data.train), len(plan.data.train)
-    shadow = stage.kind == "shadow"
+    attacked, shadow = stage.kind == "attack", stage.kind == "shadow"
+    if stage.attack is not None and (attacked or shadow):
+        return n * _setting(plan.attacks[stage.attack], "epochs", 1)
     if stage.kind in ("original", "reference") or (shadow and stage.model in ("original", "reference")):
         return 0 if stage.kind == "original" and plan.about_one_model else train
     if stage.kind == "measure":
@@ -87,8 +89,6 @@ def gradients(plan: Plan, stage: Stage) -> float:
             return train
         # A plain function does not say.
         return method.expected_gradients(*plan.sizes) if isinstance(method, Method) else n
-    if stage.kind == "attack":
-        return n * _setting(plan.attacks[stage.part], "epochs", 1)
     if stage.kind == "probe":
         nets = 0.0 if plan.data.cscore is not None else _setting(plan.probes[stage.part], "nets", 0)
         # A probe with a budget may take all of it.

@@ -29,7 +29,7 @@ class Stage:
     seed: int | None
     """The run's seed that it belongs to."""
     attack: str | None
-    """Label of the attack that it is, or comes after."""
+    """Label of the attack that it is, or comes after; of a shadow, that it was attacked with."""
     part: str
     """Label of the method, attack, audit or probe that it runs; a shadow's number."""
     key: str
@@ -43,7 +43,7 @@ class Stage:
     def name(self) -> str:
         """What it is, for people."""
         words = [self.kind, self.model if self.kind != self.model else "", self.part if self.part != self.model else ""]
-        first = self.attack if self.kind == "audit" else self.start
+        first = self.attack if self.kind in ("audit", "shadow") else self.start
         after = f"after {first}" if first else ""
         seed = "" if self.seed is None else f"seed {self.seed}: "
         return seed + " ".join(word for word in [*words, after] if word)
@@ -76,7 +76,7 @@ class Layout:
             yield self._gallery(first, needs)
 
     def _gallery(self, stages: list[Stage], measured: tuple[str, ...]) -> Stage:
-        models = [stage for stage in stages if stage.kind not in ("audit", "probe")]
+        models = [stage for stage in stages if stage.kind not in ("audit", "probe", "shadow")]
         # Its output names the models, so that here, unlike elsewhere, a label is part of the address.
         facts = {"format": GALLERY, "models": [(stage.model, stage.attack) for stage in models]}
         needs = (*measured, *(stage.key for stage in models))
@@ -100,14 +100,19 @@ class Layout:
         yield from models.values()
         yield from () if only_reference else self._probes(original)
         shadows = self._shadows(original.seed, measured)
-        yield from () if only_reference else chain.from_iterable(shadows.values())
+        attacked_shadows = {attack: self._attacked_shadows(attack, shadows, measured) for attack in self.parts.attacks}
+        for made_like in () if only_reference else (shadows, *attacked_shadows.values()):
+            yield from chain.from_iterable(made_like.values())
         for label, model in models.items():
             yield from self._audits(label, model, original, measured, None, shadows)
             for attack in self.parts.attacks if label != "original" else ():
-                part = {"part": self.parts.attacks[attack].fingerprint()}
+                part = self._attacking(attack)
                 attacked = self._stage("attack", label, seed, attack, attack, part, (*measured, model.key))
                 yield attacked
-                yield from self._audits(label, attacked, original, measured, attack, shadows)
+                yield from self._audits(label, attacked, original, measured, attack, attacked_shadows[attack])
+
+    def _attacking(self, attack: str) -> dict[str, Any]:
+        return {"part": self.parts.attacks[attack].fingerprint()}
 
     def _unlearning(self, entry: Entry) -> dict[str, Any]:
         facts = {"part": self.parts.methods[entry.label].fingerprint(), "budget": entry.budget}
@@ -129,6 +134,18 @@ class Layout:
             needs = [(*measured, stage.key) for stage in found[entry.after or "original"]]
             found[entry.label] = made(entry.label, self._unlearning(entry), needs)
         return found
+
+    def _attacked_shadows(
+        self, attack: str, shadows: dict[str, list[Stage]], measured: tuple[str, ...]
+    ) -> dict[str, list[Stage]]:
+        """By model, as many as an audit asks for that is repeated after attacks."""
+        count = max((audit.shadow_pairs for audit in self.parts.audits.values() if audit.after_attack), default=0)
+
+        def attacked(shadow: Stage) -> Stage:
+            facts, needs = {"index": int(shadow.part), **self._attacking(attack)}, (*measured, shadow.key)
+            return self._stage("shadow", shadow.model, shadow.seed, attack, shadow.part, facts, needs)
+
+        return {model: [attacked(shadow) for shadow in found[:count]] for model, found in shadows.items()}
 
     def _audits(
         self,

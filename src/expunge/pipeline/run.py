@@ -136,6 +136,7 @@ def _check(plan: Plan) -> None:
         needs: frozenset[str] = getattr(method, "needs", frozenset())
         refuse_unmet(unmet_needs(needs, plan.data.kind, fresh, recipe=True), where=f"method {label!r}")
     _check_shadows(plan)
+    _check_required(plan)
     _check_names(plan)
     model = plan.original(plan.data)
     if model is None:
@@ -166,6 +167,19 @@ def _check_shadows(plan: Plan) -> None:
                 f"it runs the method again on shadow models, and {fixed[0]!r} only reads a file",
                 where=f"audit {label!r}",
                 remedy="leave the audit out",
+            )
+
+
+def _check_required(plan: Plan) -> None:
+    """Nothing can be called erased where a required audit is not repeated after an attack."""
+    for entry in plan.spec.audit if plan.attacks else ():
+        audit = plan.audits[entry.label]
+        if entry.required and not audit.after_attack:
+            settable = "after_attack" in audit.settings()
+            raise SpecError(
+                "it is required, but not repeated after attacks, so that no verdict could be `erased`",
+                where=f"audit {entry.label!r}",
+                remedy=f"leave out {'required, or set after_attack = true' if settable else 'required'}",
             )
 
 

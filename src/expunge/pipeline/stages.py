@@ -132,6 +132,8 @@ def _seed_of(stage: Stage) -> int:
 
 
 def _shadow(worker: Worker, stage: Stage) -> tuple[Files, int]:
+    if stage.attack is not None:
+        return _attack(worker, stage)
     if stage.model in ("original", "reference"):
         problem = worker.problem(stage)
         return _trained(worker, stage, problem.train if stage.model == "original" else problem.reference_train)
@@ -150,12 +152,14 @@ def _unlearn(worker: Worker, stage: Stage) -> tuple[Files, int]:
 
 
 def _attack(worker: Worker, stage: Stage) -> tuple[Files, int]:
-    problem = worker.problem(stage)
-    model = worker.model(worker.needed(stage, ["original", "reference", "unlearn"]), problem)
+    problem, label = worker.problem(stage), stage.attack
+    assert label is not None
+    model = worker.model(worker.needed(stage, ["original", "reference", "unlearn", "shadow"]), problem)
     case = Case(stage.seed or 0, problem, model, worker.plan.recipe(problem.data))
-    # The same seed for every model: the same attack. A label is no part of it, nor of the stage's key.
-    seed = derive(stage.seed or 0, "attack", worker.plan.name_of("attack", stage.part))
-    done = worker.plan.attacks[stage.part](model, case, seed)
+    # The same seed for every model, and one for the shadows of a number: the same attack. A label is no part of it,
+    # nor of the stage's key.
+    seed = derive(_seed_of(stage), "attack", worker.plan.name_of("attack", label))
+    done = worker.plan.attacks[label](model, case, seed)
     curve = {"steps": torch.from_numpy(done.curve.steps), "values": torch.from_numpy(done.curve.values)}
     end = _end_of(done.curve.values, done.curve.ids, problem)
     files = {

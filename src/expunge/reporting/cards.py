@@ -16,7 +16,7 @@ MEANINGS = {
     "damaged": "Hurt: it is clearly worse on test data than a retrained model, by more than 2 points.",
     "over-forgotten": "Marked: it does clearly worse on these examples than a model that never saw them.",
     "erased": "Gone as far as this run can see: equivalent to retraining, before and after attack, and as useful.",
-    "inconclusive": "This run cannot tell: its intervals are too wide, or something needed was not measured.",
+    "inconclusive": "This run cannot tell: intervals are too wide for what was tested, or something was not measured.",
 }
 """What each flag says, for people who have not read how it is decided."""
 CONTROL = "The null control: retrained like the reference, with another seed. What is found here is not unlearning."
