@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from expunge.base import registry
 from expunge.base.part import Count, Part
+from expunge.reporting.listing import estimates
 from expunge.reporting.text import WIDTH, costs_table, describe, shown, spelled_type, verdict_table
 from expunge.reporting.verify import read_manifest, read_run
 
@@ -124,3 +126,16 @@ def test_types_are_spelled_for_people() -> None:
     assert spelled_type(Annotated[float, msgspec.Meta(ge=0, le=1)]) == "float >= 0 and <= 1"
     assert spelled_type(int | None) == "int | none"
     assert spelled_type(tuple[int, ...]) == "tuple[int, ...]"
+
+
+def test_a_choice_has_no_interval() -> None:
+    plain = {"n": 9, "unit": "steps"}
+    lines = estimates(
+        {
+            "step": {"value": 3.0, "low": math.nan, "high": math.nan, **plain},
+            "rate": {"value": 3.0, "low": 2.0, "high": math.inf, **plain},
+            "spelled": {"value": 3.0, "low": "nan", "high": "nan", **plain},
+        }
+    ).splitlines()
+    assert lines[0].split() == ["step", "3.000", "steps,", "n", "=", "9"] == ["step", *lines[2].split()[1:]]
+    assert "3.000 [2.000, inf] steps" in lines[1]

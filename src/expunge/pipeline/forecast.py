@@ -93,7 +93,7 @@ def gradients(plan: Plan, stage: Stage) -> float:
         nets = 0.0 if plan.data.cscore is not None else _setting(plan.probes[stage.part], "nets", 0)
         # A probe with a budget may take all of it.
         budget = n * _setting(plan.probes[stage.part], "epochs", 0)
-        return 0.7 * train * nets + budget + FORWARD * len(plan.data.test)
+        return 0.7 * train * nets + budget
     if stage.kind == "gallery":
         return FORWARD * PICTURES * len(stage.needs)
     audit = plan.audits[stage.part]

@@ -13,6 +13,8 @@ from expunge.core.data import Data
 
 EPOCHS = 2.0
 """Most that the default set costs, in passes over the training set, all probes together."""
+SHARES = {"sharpness": 2}
+"""Parts of that, one where nothing is said: an eigenvalue takes many products with all of a sample."""
 LEAST = 1000
 """Gradients that each of them may take on a small training set, of which its share would show nothing."""
 
@@ -34,8 +36,9 @@ def default_set(data: Data) -> DefaultSet:
         left_out["memorization"] = "the data ship no C-scores, and it would train networks for them; name it to do so"
     names = [name for name in registry.names("probe") if name not in left_out]
     dear = [name for name in names if "epochs" in _settings_of(name)]
-    epochs = max(EPOCHS / len(dear), LEAST / len(data.train))
-    return DefaultSet({name: {"epochs": epochs} if name in dear else {} for name in names}, left_out)
+    part, least = EPOCHS / sum(SHARES.get(name, 1) for name in dear), LEAST / len(data.train)
+    budgets = {name: {"epochs": max(SHARES.get(name, 1) * part, least)} for name in dear}
+    return DefaultSet({name: budgets.get(name, {}) for name in names}, left_out)
 
 
 def planned(methods: Iterable[Method]) -> dict[str, Any]:

@@ -162,9 +162,13 @@ class Recommendation(LogitProbe):
         return (
             f"For descent and ascent: neggrad_plus with sgd, learning_rate = {step:.2g}, alpha = {1 - mix:g}; the step "
             "size is a tenth of what the retain set bears, the ascent the weakest that gets there. Were the network "
-            f"linear, half would be gone in {steps:,.0f} steps, {found[PASSES].value:.0f} passes; look, and go "
+            f"linear, half would be gone in {steps:,.0f} steps, {_passes(found[PASSES].value)}; look, and go "
             "on until it is."
         )
+
+
+def _passes(count: float) -> str:
+    return f"{count:,.0f} pass" + ("" if count == 1 else "es")
 
 
 def curvature_of_logits(gram: Tensor, logits: Tensor) -> Tensor:

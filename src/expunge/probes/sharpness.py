@@ -9,7 +9,7 @@ The gradient noise scale is tr(covariance of one example's gradient) / |mean gra
 much smaller batches steps are mostly noise. Near a minimum the mean cannot be told from 0, and the scale is infinite.
 
 Cost: at most `epochs` passes over the training set, in all at most `HVP` (`limit` + `eigenvalues`) + 1 gradients per
-example. A largest eigenvalue takes 8 to 30 products.
+example. A largest eigenvalue takes about 8 products.
 """
 
 from __future__ import annotations
@@ -64,12 +64,13 @@ class Sharpness(Probe):
     """How many, the largest first."""
     retain: Count = 400
     """Retain examples looked at, fewer where the budget is short."""
-    limit: Count = 20
+    limit: Count = 12
     """Most Hessian products."""
     tolerance: Positive = 5e-2
     """Largest error of Lanczos, relative to the largest absolute eigenvalue found; that of the sample is larger."""
-    epochs: Positive = 2.0
-    """Most that this may cost, in passes over the training set."""
+    epochs: Positive = 1.4
+    """Most that this may cost, in passes over the training set; with vectors as long as ten million weights the linear
+    algebra takes as long as half a pass more."""
 
     def __call__(self, case: Case, seed: int) -> dict[str, Estimate]:
         """Eigenvalues in nats per squared unit of the weights, the step size as a share, the noise in examples.

@@ -62,7 +62,11 @@ def estimates(several: Mapping[str, Mapping[str, Any]]) -> str:
         # Rates per step are small, and not 0.
         return f"{value:.3f}" if value == 0 or not abs(value) < 1e-3 else f"{value:.2g}"
 
+    def between(low: str, high: str) -> str:
+        # A choice, or what one value alone says, has no interval.
+        return "" if low == high == "nan" else f" [{low}, {high}]"
+
     return "\n".join(
-        f"  {name:{width}}  {shown(e['value'])} [{shown(e['low'])}, {shown(e['high'])}] {e['unit']}, n = {e['n']}"
+        f"  {name:{width}}  {shown(e['value'])}{between(shown(e['low']), shown(e['high']))} {e['unit']}, n = {e['n']}"
         for name, e in several.items()
     )
