@@ -12,6 +12,7 @@ import torch
 from expunge.core.problem import Problem
 from expunge.data.fashion_mnist import FashionMNIST
 from expunge.models.cnn import CNN
+from expunge.models.mlp import MLP
 from expunge.tasks.label_swap import LabelSwap
 
 
@@ -69,3 +70,17 @@ def test_what_probes_cost(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     assert {name for name, _ in found} >= {"coherence", "hardness", "recommendation", "sharpness", "stability_limit"}
     # Two epochs are promised; noise and gradients of `sharpness` take one derivative where two are counted here.
     assert all(float(epochs) <= (2.4 if name == "sharpness" else 2.0) for name, epochs in found)
+
+
+def test_products_and_gram_matrices(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    from benchmarks import eigen, gram
+
+    monkeypatch.setattr(eigen, "MODELS", {"mlp": MLP(widths=[4])})
+    eigen.main(repeats=1)
+    found = re.findall(r"relative error (\S+): products ours (\S+), eigsh ncv 20 (\S+),", capsys.readouterr().out)
+    assert [error for error, _, _ in found] == ["1e-03", "1e-06"]
+    assert all(1 < float(ours) < float(theirs) for _, ours, theirs in found)
+    monkeypatch.setattr(gram, "COUNT", 16)
+    for name in gram.MODELS:
+        torch.testing.assert_close(gram.by_factors(name), gram.by_vmap(name), rtol=1e-4, atol=1e-4)
