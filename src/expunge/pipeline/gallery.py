@@ -24,7 +24,7 @@ from expunge.core.data import IGNORE, Data
 from expunge.core.objective import correct, knows
 from expunge.core.problem import Problem
 
-FORMAT = 1
+FORMAT = 2
 PICTURES, TEXTS = 24, 12
 SIDE = 48
 """Longest side of a picture; larger ones are averaged down."""
@@ -63,6 +63,7 @@ def gallery(problem: Problem, models: Iterable[tuple[Name, nn.Module]], seed: in
         "kind": kind,
         "seed": seed,
         "of": len(problem.forget),
+        "different": len(data.group_of(problem.forget).unique()),
         "models": names,
         "examples": examples,
     }
