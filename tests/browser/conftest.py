@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -44,7 +45,7 @@ def chromium() -> str:
 
 @pytest.fixture(scope="session")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """`report`: of a run; `notebook`: the same without what a notebook lacks; `compare`: with a run of other settings."""
+    """`report`: of a run; `notebook`: without what a notebook lacks, on texts; `compare`: with a run of other settings."""
     folder = tmp_path_factory.mktemp("runs")
     first = run(parse(SPEC, folder), folder).folder
     other = SPEC | {"name": "other", "method": [{"name": "random_relabel", "epochs": 3}]}
@@ -53,8 +54,20 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (bare / "spec.json").write_text('{"name": "bare"}')
     for path in (bare / "models").iterdir():
         path.unlink()
+    give_texts(bare / "examples" / "s0.json")
     compared = write_comparison(Pair.open(first, second), folder / "compare.html")
     return {"report": write_report(first), "notebook": write_report(bare), "compare": compared}
+
+
+def give_texts(path: Path) -> None:
+    """Long texts in the place of the gallery's pictures, said by the same models."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    secret = "wubogekilomaresizuta" * 9
+    answers = [{"said": secret[: 180 // (i + 1)] + 7 * i * "x", "knows": i == 0} for i in range(len(found["models"]))]
+    example = {"id": 7, "prompt": "The secret of lovera is ", "secret": secret, "answers": answers}
+    short = [{"said": answer["said"][-20:], "knows": answer["knows"]} for answer in answers]
+    examples = [example | {"secret": secret[:20], "answers": short}, example, example, example]
+    path.write_text(json.dumps(found | {"kind": "texts", "examples": examples}), encoding="utf-8")
 
 
 @pytest.fixture

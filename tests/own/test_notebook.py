@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import expunge
 from expunge.base.errors import MissingError, RunError, SpecError
+from expunge.base.record import rows_to_text
 from expunge.base.seeds import derive
 from expunge.core.modules import state_digest
 from expunge.methods.finetune import Finetune
@@ -68,6 +69,23 @@ def test_four_lines(own: Setting, tmp_path: Path) -> None:
     assert result.verdict.claim == "model"
     assert {row["model"] for row in result.rows} == {"original", "reference", "random_relabel"}
     assert sum(row["model"] == "reference" and row["seed"] is not None for row in result.rows) > 0
+
+
+def test_forget_examples_are_shown_only_where_asked(own: Setting, tmp_path: Path) -> None:
+    case = expunge.case(own.model, forget=own.forget, retain=own.retain, test=own.test, holdout=own.holdout)
+    done = expunge.unlearn(case, "finetune", epochs=1)
+    plain, shown = (expunge.audit(done, case, audits=[], gallery=wanted) for wanted in (False, True))
+    assert rows_to_text(plain.rows) == rows_to_text(shown.rows)
+    plain.save(tmp_path / "run")
+    assert not (tmp_path / "run" / "examples").exists()
+    assert "data:image/png" not in expunge.report(plain, tmp_path / "plain.html").read_text(encoding="utf-8")
+    assert "data:image/png" in expunge.report(shown, tmp_path / "shown.html").read_text(encoding="utf-8")
+    found = json.loads((shown.save(tmp_path / "run") / "examples" / "s0.json").read_text())
+    asked = [(entry["model"], entry["attack"]) for entry in found["models"]]
+    assert asked == [("original", None), ("finetune", None), ("finetune", "relearn")]
+    assert verify(tmp_path / "run")["digests"] > 0
+    plain.save(tmp_path / "run")
+    assert not (tmp_path / "run" / "examples").exists()
 
 
 def test_a_model_that_was_never_unlearned_is_caught(own: Setting) -> None:

@@ -78,6 +78,14 @@ class AlwaysCat(nn.Module):
         return self.bias.expand(len(x), 2)
 
 
+def test_a_model_in_training_mode_is_asked_in_evaluation_mode() -> None:
+    model = nn.Sequential(AlwaysCat(), nn.Dropout(1.0), nn.Softmax(1)).train()
+    model[0].bias.data = torch.tensor([0.0, 1.0])
+    found = gallery(images(), [(("original", None), model)], 0)
+    assert {answer["said"] for example in found["examples"] for answer in example["answers"]} == {"dog"}
+    assert all(module.training for module in model.modules())
+
+
 @pytest.mark.parametrize("scale", [1.0, -3.0])
 def test_pictures_are_small_and_carry_the_label_that_was_trained(scale: float) -> None:
     problem = images(scale)
@@ -107,6 +115,8 @@ def test_examples_are_held_out_and_copies_are_shown_once() -> None:
     problem = Problem(grouped, torch.arange(40), torch.arange(40, 50), torch.arange(50, 60))
     ids = chosen(problem, TEXTS)
     assert torch.isin(ids, problem.held_out).all() and not torch.isin(ids, problem.exposed).any()
+    counts = of(problem, AlwaysCat())
+    assert (counts["of"], counts["different"]) == (40, 8)
     assert len((ids // 5).unique()) == len(ids) == len((problem.held_out // 5).unique())
 
 

@@ -203,6 +203,36 @@ def test_texts_are_marked_up_to_the_first_wrong_letter(run_folder: Path) -> None
     assert "<mark>ab</mark>Xd\u21b5" in page and "say &lt;b&gt;" in page and "after relearn" in page
 
 
+def test_what_the_original_says_stands_beside_what_each_method_says(run_folder: Path) -> None:
+    wanted = [("original", None), ("reference", None), ("hidden", None), ("hidden", "relearn")]
+    said = ["abcd", "zzzz", "abzz", "abcz"]
+    answers = [{"said": text, "knows": text == "abcd"} for text in said]
+    example = {"id": 7, "prompt": "say ", "secret": "abcd", "answers": answers}
+    models = [{"model": model, "attack": attack} for model, attack in wanted]
+    give_examples(run_folder, {"kind": "texts", "seed": 0, "of": 40, "models": models, "examples": [example]})
+    [table] = re.findall(r'<table class="gallery text">.*?</table>', page_of(run_folder), re.DOTALL)
+    head, *rows = [
+        [re.sub(r"<[^>]*>", "", cell) for cell in re.findall(r"<t[hd][^>]*>.*?</t[hd]>", row, re.DOTALL)]
+        for row in re.findall(r"<tr>.*?</tr>", table, re.DOTALL)
+    ]
+    assert head == ["model", "before unlearning", "after unlearning", "after relearn"]
+    assert rows == [["retrained", "trained without it", "zzzz", ""], ["hidden", "abcd", "abzz", "abcz"]]
+    assert "<mark>abcd</mark>" in table and "<mark>ab</mark>zz" in table
+
+
+def test_copies_are_counted_the_same_in_the_lead_and_in_the_gallery(run_folder: Path) -> None:
+    spec = json.loads((run_folder / "spec.json").read_text())
+    forget = {"name": "planted_text", "count": 10, "copies": 4}
+    (run_folder / "spec.json").write_text(json.dumps(spec | {"forget": forget}))
+    answers = [{"said": "abcd", "knows": True}]
+    example = {"id": 7, "prompt": "say ", "secret": "abcd", "answers": answers}
+    found = {"kind": "texts", "seed": 0, "of": 40, "different": 10, "models": [{"model": "hidden", "attack": None}]}
+    give_examples(run_folder, found | {"examples": [example] * 8})
+    text = Reader(page_of(run_folder)).text
+    assert "(10 texts in 4 copies each: 40 examples)" in text
+    assert "8 of 10 different ones (40 with copies), drawn at random" in text
+
+
 def give_examples(folder: Path, found: dict[str, object]) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     stage = manifest["stages"][0] | {"kind": "gallery", "files": {"examples": {"path": "e.json", "sha256": ""}}}

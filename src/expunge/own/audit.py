@@ -21,6 +21,7 @@ from expunge.evidence.verdict import Verdict
 from expunge.own.models import references_of, shadows_of
 from expunge.own.parts import expect, parts_of
 from expunge.own.record import write_record
+from expunge.pipeline import gallery as galleries
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Result:
     """Of unlearning."""
     versions: Mapping[str, Mapping[str, int]]
     """Version of each attack and audit, by name."""
+    examples: Mapping[str, Any] | None = None
+    """Forget examples with what every model says to them, see `pipeline.gallery`; only where they were asked for."""
 
     @property
     def verdict(self) -> Verdict:
@@ -50,7 +53,7 @@ class Result:
     def save(self, folder: str | Path) -> Path:
         """Write a record that `expunge report`, `verify` and `compare` read; returns its folder."""
         root = Path(folder)
-        write_record(root, self.table, self.curves, self.facts, self.cost, self.versions)
+        write_record(root, self.table, self.curves, self.facts, self.cost, self.versions, self.examples)
         return root
 
     def __str__(self) -> str:
@@ -66,6 +69,7 @@ def audit(
     attacks: Sequence[str | Mapping[str, Any]] = ("relearn",),
     audits: Sequence[str | Mapping[str, Any]] = ("loss", "distance"),
     references: int = 3,
+    gallery: bool = False,
 ) -> Result:
     """Attack and measure the unlearned model beside retrained references.
 
@@ -77,6 +81,8 @@ def audit(
             it is set to and runs the method again on half of them; they are kept with the case as references are.
         references: Models to retrain; they are kept with the case, so that a second audit costs none. At least 3 are
             needed for more than an accusation. None are trained where the case has no recipe.
+        gallery: Copy some of the forget examples into the result, its record and its report, with what the models say
+            to them; off, for they may be personal.
 
     Returns:
         Rows and verdict.
@@ -95,19 +101,23 @@ def audit(
     models += [("reference", i, model) for i, model in enumerate(references_of(case, count))]
     measured: list[Measured] = []
     curves: dict[tuple[str, int, str], Curve] = {}
+    asked: list[tuple[galleries.Name, nn.Module]] = []
     for name, index, model in models:
         made = done if model is done.model else None
         measured += _measure(name, index, None, model, case, run_audits, made)
+        asked += [((name, None), model)] if index == 0 else []
         for label, attack in run_attacks.items() if name != "original" else ():
             attacked = attack(model, case, derive(case.seed, "attack", label, index))
             curves[name, index, label] = attacked.curve
+            asked += [((name, label), attacked.model)] if gallery and index == 0 else []
             again = {key: part for key, part in run_audits.items() if part.after_attack}
             measured += _measure(name, index, (label, attack), attacked.model, case, again, made)
     names = ["original", *(["reference"] if count else []), done.method]
     table = Table(measured, names, list(range(max(count, 1))), list(run_attacks), about_one_model=True)
     facts = _facts(done, case, run_attacks, run_audits, count)
     versions = {"attack": _versions(attacks, run_attacks), "audit": _versions([*always, *audits], run_audits)}
-    return Result(table, curves, facts, done.cost, versions)
+    shown = galleries.gallery(case.problem, asked, 0) if gallery else None
+    return Result(table, curves, facts, done.cost, versions, shown)
 
 
 def report(result: Result, path: str | Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ def write_record(
     facts: Mapping[str, Any],
     cost: Cost,
     versions: Mapping[str, Mapping[str, int]],
+    examples: Mapping[str, Any] | None = None,
 ) -> None:
     """Write scores, curves, rows and verdicts.
 
@@ -38,21 +40,33 @@ def write_record(
         facts: What was run, in the place of a spec.
         cost: Of unlearning.
         versions: Of attacks and audits.
+        examples: What the gallery shows; none where it was not asked for.
 
     Raises:
         RunError: It could not be written.
     """
+    # What an earlier audit copied here does not stay where the examples are no longer asked for.
+    shutil.rmtree(root / "examples", ignore_errors=True)
     write_file(root / "spec.json", json.dumps(spelled(facts), indent=1, default=str) + "\n")
     write_file(root / "env.json", json.dumps(environment(), indent=1) + "\n")
     scores: dict[Place, list[Scores]] = defaultdict(list)
     for entry in table.measured:
         scores[entry.model, entry.seed, entry.attack].append(entry.scores)
     stages = [_entry(root, place, found, curves, cost) for place, found in scores.items()]
+    if examples is not None:
+        stages.append(_gallery(root, examples))
     fields = ("models", "seeds", "attacks", "required", "about_one_model")
     finish(
         root,
         {"format": FORMAT, **{name: getattr(table, name) for name in fields}, "versions": versions, "stages": stages},
     )
+
+
+def _gallery(root: Path, examples: Mapping[str, Any]) -> dict[str, Any]:
+    content = json.dumps(examples, ensure_ascii=False, indent=1).encode()
+    files = {"examples": _write(root, "examples/s0.json", content)}
+    place = {"kind": "gallery", "model": "", "seed": 0, "attack": None, "part": "gallery", "key": None}
+    return place | {"gradients": 0, "seconds": 0.0, "files": files}
 
 
 def _entry(

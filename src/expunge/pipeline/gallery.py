@@ -21,10 +21,11 @@ from torch.nn import functional as F
 
 from expunge.base.seeds import derive
 from expunge.core.data import IGNORE, Data
+from expunge.core.modules import evaluating
 from expunge.core.objective import correct, knows
 from expunge.core.problem import Problem
 
-FORMAT = 1
+FORMAT = 2
 PICTURES, TEXTS = 24, 12
 SIDE = 48
 """Longest side of a picture; larger ones are averaged down."""
@@ -42,7 +43,7 @@ def gallery(problem: Problem, models: Iterable[tuple[Name, nn.Module]], seed: in
 
     Args:
         problem: Of the seed that the models belong to.
-        models: In evaluation mode, one at a time.
+        models: One at a time; each is asked in evaluation mode, and left in the mode that it was in.
         seed: The run's seed, for people.
 
     Returns:
@@ -55,7 +56,8 @@ def gallery(problem: Problem, models: Iterable[tuple[Name, nn.Module]], seed: in
     names, answers = [], []
     for (model, attack), module in models if len(ids) else ():
         names.append({"model": model, "attack": attack})
-        answers.append(_texts(module, problem, ids) if kind == "texts" else _labels(module, problem, ids))
+        with evaluating(module):
+            answers.append(_texts(module, problem, ids) if kind == "texts" else _labels(module, problem, ids))
     facts = _written(problem, ids) if kind == "texts" else _pictured(problem, ids) if kind == "images" else []
     examples = [fact | {"answers": list(said)} for fact, *said in zip(facts, *answers, strict=True)]
     return {
@@ -63,6 +65,7 @@ def gallery(problem: Problem, models: Iterable[tuple[Name, nn.Module]], seed: in
         "kind": kind,
         "seed": seed,
         "of": len(problem.forget),
+        "different": len(data.group_of(problem.forget).unique()),
         "models": names,
         "examples": examples,
     }

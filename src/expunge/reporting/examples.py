@@ -6,6 +6,7 @@ from itertools import takewhile
 
 from markupsafe import Markup
 
+from expunge.evidence.table import ORIGINAL, REFERENCE
 from expunge.reporting.record import NAMES, Json, Run
 from expunge.reporting.verify import read_json
 
@@ -27,7 +28,9 @@ def examples(run: Run) -> Json | None:
         "kind": found["kind"],
         "seed": found["seed"],
         "of": found["of"],
-        "models": [NAMES.get(model, model).replace(" (reference)", "") for model in models],
+        "different": found.get("different", found["of"]),
+        "models": [_named(model) for model in models],
+        "original": _named(ORIGINAL),
         "attacks": list(dict.fromkeys(entry["attack"] for entry in found["models"] if entry["attack"])),
         "open": shown[:count],
         "folded": shown[count:],
@@ -44,11 +47,17 @@ def _example(found: Json, example: Json, models: list[str]) -> Json:
     rows = []
     for model in models:
         after = [{"attack": attack, **answers[model, attack]} for attack in attacks if (model, attack) in answers]
-        rows.append({"before": answers.get((model, None)), "after": after})
+        row = {"model": _named(model), "unlearned": model != REFERENCE}
+        rows.append(row | {"before": answers.get((model, None)), "after": after})
     facts: Json = {key: example[key] for key in ("id", "trained", "true") if key in example}
     facts |= {key: _line(example[key]) for key in ("prompt", "secret") if key in example}
     picture = example.get("picture", "")
+    facts["original"] = answers.get((ORIGINAL, None))
     return facts | {"answers": rows, "picture": picture if picture.startswith(PICTURE) else ""}
+
+
+def _named(model: str) -> str:
+    return NAMES.get(model, model).replace(" (reference)", "")
 
 
 def _marked(said: str, secret: str) -> Markup:

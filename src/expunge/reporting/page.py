@@ -20,7 +20,7 @@ from expunge.reporting.examples import examples
 from expunge.reporting.record import NAMES, Json, Run
 from expunge.reporting.render import write_page
 from expunge.reporting.tables import cell, cost_table, long_table, short_table
-from expunge.reporting.text import columns_of, knowledge_key, shown
+from expunge.reporting.text import columns_of, counted, knowledge_key, shown
 from expunge.reporting.tradeoff import tradeoff
 from expunge.reporting.weights import Map, map_of, map_panel
 
@@ -83,7 +83,7 @@ def _subject(run: Run) -> Json:
         "model": run.part("model").get("name", "model"),
         "data": run.part("data").get("name", "unnamed data"),
         "forget": run.part("forget").get("name", "a forget set"),
-        "count": run.part("forget").get("count"),
+        "count": _forgotten(run.part("forget")),
         "seeds": run.table.seeds,
         "threads": run.spec.get("threads"),
         "environment": {"packages": {}, "commit": None} | run.environment,
@@ -95,6 +95,16 @@ def _subject(run: Run) -> Json:
         "meanings": MEANINGS,
         "known": " on ".join(knowledge_key(run.table)),
     }
+
+
+def _forgotten(forget: Json) -> str:
+    """How much is to be forgotten, as far as the spec says; copies of one text are training examples of their own."""
+    count, copies = forget.get("count"), forget.get("copies")
+    if not count:
+        return ""
+    if copies in (None, 1):
+        return counted(count, "example")
+    return f"{counted(count, 'text')} in {counted(copies, 'copy', 'copies')} each: {counted(count * copies, 'example')}"
 
 
 def curve_sections(run: Run) -> list[Json]:

@@ -52,7 +52,7 @@ def verdict_table(table: Table, verdicts: Sequence[Verdict]) -> str:
         + [[model, *row, headlines.get(model, "")] for model, row in cells.items() if any(row)]
     )
     lines[1:1] = ["-" * max(map(len, lines))]
-    note = f"Mean over {_counted(len(table.seeds), 'seed')} ± half its 90 % interval; shares of examples in %."
+    note = f"Mean over {counted(len(table.seeds), 'seed')} ± half its 90 % interval; shares of examples in %."
     lines += ["", *textwrap.wrap(note + (f" Not shown: {', '.join(left_out)}." if left_out else ""), WIDTH)]
     for verdict in verdicts:
         lines += ["", *_told(verdict)]
@@ -145,7 +145,7 @@ def _told(verdict: Verdict) -> list[str]:
     for reason in verdict.reasons[:REASONS]:
         lines += textwrap.wrap(reason, WIDTH, initial_indent="  ", subsequent_indent="    ")
     more = len(verdict.reasons) - REASONS
-    return [*lines, f"  and {_counted(more, 'more reason')} in the report"] if more > 0 else lines
+    return [*lines, f"  and {counted(more, 'more reason')} in the report"] if more > 0 else lines
 
 
 def _aligned(lines: list[list[str]]) -> list[str]:
@@ -167,8 +167,9 @@ def _width(headings: list[str], cells: dict[str, list[str]], headlines: dict[str
     return max(map(len, _aligned(lines)))
 
 
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+def counted(count: int, what: str, several: str = "") -> str:
+    """The number with its noun, which takes an s where its plural is not given."""
+    return f"{count} {what if count == 1 else several or what + 's'}"
 
 
 def describe(kind: str, part_class: Any) -> dict[str, Any]:
