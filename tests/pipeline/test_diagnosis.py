@@ -126,7 +126,7 @@ def test_probes_of_curvature_run_within_their_budget_and_say_something(tmp_path:
     assert ends and sum(not math.isfinite(float(end)) for end in ends) <= 3  # the noise scale, where there is no signal
     plan = Plan(parse(table, tmp_path))
     expected = [gradients(plan, stage) for stage in plan.stages if stage.kind == "probe"]
-    assert expected == pytest.approx([2 * 120 + 60 / 3] * 3)
+    assert expected == pytest.approx([2 * 120, 2 * 120, 1.4 * 120])
 
 
 def test_over_seeds_no_interval_is_narrower_than_within_them() -> None:
