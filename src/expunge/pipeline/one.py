@@ -46,7 +46,9 @@ def unlearn_one(spec: Spec, out: Path, label: str | None, save: Path | None, pro
     plan, store = Plan(replace(spec, seeds=spec.seeds[:1], attack=(), audit=(), probe=(), gate=())), Store(out / CACHE)
     prepare(plan, store)
     final = next(stage for stage in plan.stages if stage.kind == "unlearn" and stage.model == chosen)
-    _run(plan, store, _leading_to(final, plan), progress)
+    stages = _leading_to(final, plan)
+    _start(store, stages, progress)
+    _run(plan, store, stages, progress)
     path = save or Path(f"{chosen}.safetensors")
     write_file(path, store.path(final.key, WEIGHTS).read_bytes())
     return {"model": str(path), "method": chosen, **spent(final, plan, store)}
@@ -72,6 +74,7 @@ def diagnose_one(spec: Spec, out: Path, progress: Progress) -> list[dict[str, An
     prepare(plan, store)
     stages = [stage for stage in plan.stages if stage.kind in ("measure", "original", "probe")]
     _state_cost(plan, store, progress)
+    _start(store, stages, progress)
     if spec.probe:
         _run(plan, store, stages, progress)
         return diagnosis(plan, store)
@@ -130,11 +133,12 @@ def _leading_to(final: Stage, plan: Plan) -> list[Stage]:
     return [stage for stage in plan.stages if stage.key in needed]
 
 
+def _start(store: Store, stages: list[Stage], progress: Progress) -> None:
+    """Count the stages that will run, together or a few at a time."""
+    progress.start(len(stages), {s.key: 0.0 for s in stages if not store.has(s.key)}, 1)
+
+
 def _run(plan: Plan, store: Store, stages: list[Stage], progress: Progress) -> None:
-    if not progress.total:
-        # Probes may come one by one later; they are counted from the start.
-        counted = [s for s in plan.stages if s in stages or s.kind == "probe"]
-        progress.start(len(counted), {s.key: 0.0 for s in counted if not store.has(s.key)}, 1)
     try:
         run_stages(
             plan,
