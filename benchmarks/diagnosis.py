@@ -1,6 +1,6 @@
-"""What each probe costs on a network of ten million weights, beside one epoch of its training in the same run.
+"""What each diagnostic costs on a network of ten million weights, beside one epoch of its training in the same run.
 
-An MLP of 784-2304-2304-1280-10 on 5,000 images of Fashion-MNIST, one thread. Probes promise at most two epochs'
+An MLP of 784-2304-2304-1280-10 on 5,000 images of Fashion-MNIST, one thread. Diagnostics promise at most two epochs'
 gradients by default; seconds are what is shown here, linear algebra included. A call of autograd counts one gradient
 per example, so that a Hessian-vector product counts two.
 """
@@ -16,7 +16,7 @@ from torch import nn
 from benchmarks._ratio import compare
 from expunge.base import registry
 from expunge.core.case import Case, train_model
-from expunge.core.contracts import Probe
+from expunge.core.contracts import Diagnostic
 from expunge.data.fashion_mnist import FashionMNIST
 from expunge.models.mlp import MLP
 from expunge.tasks.hard_examples import HardExamples
@@ -26,8 +26,8 @@ WIDTHS = [2304, 2304, 1280]
 TRAIN, FORGET = 5000, 200
 
 
-def counted(model: nn.Module, probe: Probe, case: Case) -> int:
-    """Gradients: examples of the last forward pass, for every call of autograd while the probe runs."""
+def counted(model: nn.Module, diagnostic: Diagnostic, case: Case) -> int:
+    """Gradients: examples of the last forward pass, for every call of autograd while the diagnostic runs."""
     sizes, seen, grad = [0], list[int](), torch.autograd.grad
 
     def counting(*arguments: Any, **named: Any) -> Any:
@@ -36,7 +36,7 @@ def counted(model: nn.Module, probe: Probe, case: Case) -> int:
 
     hook = model.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
     with patch("torch.autograd.grad", counting):
-        probe(case, 0)
+        diagnostic(case, 0)
     hook.remove()
     return sum(seen)
 
@@ -52,10 +52,14 @@ def main(repeats: int = 1, epochs: int = 3) -> None:
     print(
         f"{sum(p.numel() for p in original.parameters()) / 1e6:.1f} M weights, {len(problem.train)} examples an epoch"
     )
-    for name in registry.names("probe"):
-        probe = registry.load("probe", name)()
-        gradients = counted(original, probe, case) / len(problem.train)
-        ratio = compare(lambda probe=probe: probe(case, 0), lambda: train_model(once, data, problem.train, 0), repeats)
+    for name in registry.names("diagnostic"):
+        diagnostic = registry.load("diagnostic", name)()
+        gradients = counted(original, diagnostic, case) / len(problem.train)
+        ratio = compare(
+            lambda diagnostic=diagnostic: diagnostic(case, 0),
+            lambda: train_model(once, data, problem.train, 0),
+            repeats,
+        )
         print(f"{name:18} {gradients:.2f} epochs' gradients, {ratio.best:.2f} of an epoch's {ratio.theirs:.1f} s")
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import click
 
 import expunge
+import expunge.api
 import expunge.numerics
-import expunge.own
 from expunge.base import registry
 from expunge.cli import cli
 from expunge.reporting.listing import paper_of

@@ -1,8 +1,8 @@
-"""Write what `probes/hardness.py` corrects by, from the steps foretold and measured in the study `stability`.
+"""Write what `diagnostics/hardness.py` corrects by, from the steps predicted and measured in the study `stability`.
 
-log(measured) = intercept + slope log(foretold) + noise by maximum likelihood over all runs; one that had not forgotten
+log(measured) = intercept + slope log(predicted) + noise by maximum likelihood over all runs; one that had not forgotten
 when its steps ran out counts as at least as many (Tobin 1958): left out, the hardest sets would make the fit too low.
-Runs that were foretold not to forget in time say nothing of either number. `spread` is the noise's standard deviation,
+Runs that were predicted not to forget in time say nothing of either number. `spread` is the noise's standard deviation,
 and `left_out` the share of runs that fell into the 90 % interval of a fit to the other seeds.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from scipy import stats
 from scipy.optimize import minimize
 
-from expunge.probes import hardness
+from expunge.diagnostics import hardness
 from expunge.reporting.study import read_study
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,7 +26,7 @@ MOST = 1000
 """Steps at which runs were stopped."""
 
 Pairs = Sequence[tuple[float, float]]
-"""Foretold and measured steps."""
+"""Predicted and measured steps."""
 
 
 def fitted(pairs: Pairs) -> tuple[float, float, float]:

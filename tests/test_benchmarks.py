@@ -58,7 +58,7 @@ def test_scores_of_nets_together(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert capsys.readouterr().out.count("in double 0 of 1200 scores differ") == 3
 
 
-def test_what_probes_cost(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_diagnostics_cost(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[1])
     from benchmarks import diagnosis
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from expunge.probes import hardness
+from expunge.diagnostics import hardness
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -17,7 +17,7 @@ import calibrate  # noqa: E402
 
 
 def runs(count: int, seed: int, spread: float = 0.5) -> list[tuple[float, float]]:
-    """measured = e^2 foretold^0.8 with noise, stopped at 1,000; some foretold not to forget in time."""
+    """measured = e^2 predicted^0.8 with noise, stopped at 1,000; some predicted not to forget in time."""
     draw = np.random.default_rng(seed)
     x = np.exp(draw.uniform(1, 7.5, count))
     y = np.exp(2 + 0.8 * np.log(x) + spread * draw.standard_normal(count))

@@ -53,8 +53,8 @@ def pool(n: int = 40, **changes: Any) -> Data:
 
 def test_a_fifth_of_the_forget_set_is_exposed_and_the_rest_held_out() -> None:
     problem = Problem(pool(), torch.arange(20), torch.arange(20, 36), torch.arange(36, 40))
-    assert len(problem.exposed) == round(EXPOSED_SHARE * 20) == 4 and len(problem.held_out) == 16
-    assert sorted(problem.exposed.tolist() + problem.held_out.tolist()) == list(range(20))
+    assert len(problem.exposed) == round(EXPOSED_SHARE * 20) == 4 and len(problem.unexposed) == 16
+    assert sorted(problem.exposed.tolist() + problem.unexposed.tolist()) == list(range(20))
     assert problem.train.tolist() == list(range(36))
     # The split belongs to the ids: another problem with the same forget set exposes the same ones.
     again = Problem(pool(), torch.arange(20), torch.arange(20, 30), torch.arange(36, 40))
@@ -65,7 +65,7 @@ def test_a_fifth_of_the_forget_set_is_exposed_and_the_rest_held_out() -> None:
 def test_groups_are_never_split(copies: int) -> None:
     groups = torch.arange(40) // copies
     problem = Problem(pool(groups=groups), torch.arange(20), torch.arange(20, 36), torch.arange(36, 40))
-    assert not set(groups[problem.exposed].tolist()) & set(groups[problem.held_out].tolist())
+    assert not set(groups[problem.exposed].tolist()) & set(groups[problem.unexposed].tolist())
     distinct = 20 // copies
     assert len(problem.exposed) == copies * min(max(round(0.2 * distinct), 1), distinct - 1)
 
@@ -73,7 +73,7 @@ def test_groups_are_never_split(copies: int) -> None:
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_small_forget_sets_keep_something_to_score(n: int) -> None:
     problem = Problem(pool(), torch.arange(n), torch.arange(20, 36), torch.arange(36, 40))
-    assert len(problem.held_out) >= 1 and len(problem.exposed) == (0 if n == 1 else 1)
+    assert len(problem.unexposed) >= 1 and len(problem.exposed) == (0 if n == 1 else 1)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_the_attacker_has_whole_groups_and_no_relative_of_a_held_out_example() -
     groups = torch.arange(40)
     groups[:12] = groups[:12] // 2 * 2
     problem = Problem(pool(groups=groups), torch.arange(12), torch.arange(12, 36), torch.arange(36, 40))
-    groups[14] = groups[problem.held_out[0]]  # a retained copy of a held-out example
+    groups[14] = groups[problem.unexposed[0]]  # a retained copy of a held-out example
     exposed = groups[problem.exposed].unique()
     assert len(exposed) == 1
     without, some = (Relearn(k=k).training_ids(problem).tolist() for k in (0, 1))
@@ -238,7 +238,7 @@ def test_copies_are_one_group_and_the_unseen_are_others(docs: Data) -> None:
     assert len(groups.unique()) == 5
     every = problem.data.group_of(torch.arange(len(problem.data)))
     assert len(every.unique()) == 60 + 5 + 5
-    assert len(problem.exposed) == 3 and len(problem.held_out) == 12
+    assert len(problem.exposed) == 3 and len(problem.unexposed) == 12
 
 
 def test_groups_that_the_text_brought_stay_apart_from_planted_ones(docs: Data) -> None:

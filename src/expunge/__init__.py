@@ -11,7 +11,7 @@ expunge.report(result, "report.html")
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from expunge.own import Diagnosis, Result, audit, case, diagnose, recipe, report, unlearn
+    from expunge.api import Diagnosis, Result, audit, case, diagnose, recipe, report, unlearn
 
 __all__ = ["Diagnosis", "Result", "audit", "case", "diagnose", "recipe", "report", "unlearn"]
 
@@ -19,7 +19,7 @@ __all__ = ["Diagnosis", "Result", "audit", "case", "diagnose", "recipe", "report
 def __getattr__(name: str) -> Any:
     # Loaded when first used: `expunge --help` and everything that reads old results do without torch.
     if name in __all__:
-        import expunge.own
+        import expunge.api
 
-        return getattr(expunge.own, name)
+        return getattr(expunge.api, name)
     raise AttributeError(f"module 'expunge' has no attribute {name!r}")

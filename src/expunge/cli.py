@@ -60,21 +60,23 @@ def diagnose(spec: Path, out: Path, overrides: tuple[str, ...], json_: bool) -> 
     from expunge.base.spec import read
 
     parsed = read(spec, overrides)
-    from expunge.pipeline.one import diagnose_one
+    from expunge.pipeline.verbs import diagnose_one
     from expunge.reporting.listing import estimates
     from expunge.reporting.progress import Progress
 
     found = diagnose_one(parsed, out, Progress())
     # One seed: what is over seeds is what is of this one.
-    several = {one["probe"]: {row["what"]: row for row in one["rows"] if row["seed"] is None} for one in found}
+    several = {one["diagnostic"]: {row["what"]: row for row in one["rows"] if row["seed"] is None} for one in found}
     if json_:
         names = ("value", "low", "high", "n", "unit", "better")
-        probes = {probe: {w: {n: row[n] for n in names} for w, row in of.items()} for probe, of in several.items()}
-        told = {one["probe"]: one["sentence"] for one in found}
-        _print_json({"run": parsed.name, "status": "done", "probes": probes, "sentences": told})
+        diagnostics = {
+            diagnostic: {w: {n: row[n] for n in names} for w, row in of.items()} for diagnostic, of in several.items()
+        }
+        told = {one["diagnostic"]: one["sentence"] for one in found}
+        _print_json({"run": parsed.name, "status": "done", "diagnostics": diagnostics, "sentences": told})
         return
     for one in found:
-        click.echo("\n".join(filter(None, [one["probe"], estimates(several[one["probe"]]), one["sentence"]])))
+        click.echo("\n".join(filter(None, [one["diagnostic"], estimates(several[one["diagnostic"]]), one["sentence"]])))
 
 
 @cli.command()
@@ -91,7 +93,7 @@ def unlearn(
     from expunge.base.spec import read
 
     parsed = read(spec, overrides)
-    from expunge.pipeline.one import unlearn_one
+    from expunge.pipeline.verbs import unlearn_one
     from expunge.reporting.progress import Progress
 
     done = unlearn_one(parsed, out, label, save, Progress())
@@ -114,7 +116,7 @@ def audit(spec: Path, model: Path, out: Path, overrides: tuple[str, ...], worker
     from expunge.base.spec import read
 
     parsed = read(spec, overrides)
-    from expunge.pipeline.one import audit_of
+    from expunge.pipeline.verbs import audit_of
 
     _finish(audit_of(parsed, model), out, workers, json_)
 
@@ -156,7 +158,7 @@ def study(name: str, preset: str, out: Path, seeds: tuple[int, ...], workers: in
 @click.argument("kind", required=False, shell_complete=complete_kind)
 @as_json
 def list_(kind: str | None, json_: bool) -> None:
-    """What there is: data, models, tasks, methods, attacks, audits, probes, studies."""
+    """What there is: data, models, tasks, methods, attacks, audits, diagnostics, studies."""
     from expunge.reporting.listing import listing, methods_table
 
     wanted = KINDS if kind is None else (kind_of(kind),)

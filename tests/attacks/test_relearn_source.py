@@ -29,13 +29,13 @@ def test_no_held_out_example_nor_a_copy_is_trained_on(seed: int, source: str, k:
         return
     p = problem(seed)
     ids = Relearn(source=source, k=k).training_ids(p)
-    assert not torch.isin(p.data.group_of(ids), p.data.group_of(p.held_out)).any()
+    assert not torch.isin(p.data.group_of(ids), p.data.group_of(p.unexposed)).any()
     own = {"retain": p.retain, "test": p.test, "forget": p.forget[:0]}[source]
     assert torch.isin(ids, torch.cat([own, p.exposed])).all()
     groups = p.data.group_of(ids[torch.isin(ids, p.exposed)]).unique()
     assert len(groups) == k
     # Everything else of the source is used.
-    related = torch.isin(p.data.group_of(own), p.data.group_of(p.held_out))
+    related = torch.isin(p.data.group_of(own), p.data.group_of(p.unexposed))
     assert set(own[~related].tolist()) <= set(ids.tolist())
 
 
@@ -54,6 +54,6 @@ def test_each_source_runs() -> None:
         attack = Relearn(source=source, k=1, epochs=2, points=2)
         done = attack(model, Case(0, p, model), 0)
         seen[source] = done.cost.gradients
-        assert done.curve.values.shape[1] == len(p.held_out)
+        assert done.curve.values.shape[1] == len(p.unexposed)
         assert seen[source] == 2 * len(attack.training_ids(p))
     assert len(set(seen.values())) == 3

@@ -21,7 +21,7 @@ REGISTERED = [(kind, name) for kind in testing.CHECKS for name in registry.names
 FILES = {("method", "checkpoint")}
 """Its result is a file that holds the weights of one architecture; the checks run several. See `tests/pipeline`."""
 STOPS_EARLY = {"gradient_ascent"}
-"""What a rule ends, so that an upper bound is foretold."""
+"""What a rule ends, so that an upper bound is predicted."""
 CHECKED = [part for part in REGISTERED if part not in FILES]
 
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
@@ -63,7 +63,7 @@ def test_a_method_foretells_what_it_charges(name: str) -> None:
     """Within a factor of two; a stopping rule may end it earlier."""
     method = registry.load("method", name)(**SETTINGS.get(("method", name), {}))
     if "recipe" in method.needs:
-        pytest.skip("is foretold as one training")
+        pytest.skip("is predicted as one training")
     setting = next(one for one in every_setting() if not method.needs - one.has)
     charged = method(setting.model(), setting.problem, None, 0).cost.gradients
     expected = method.expected_gradients(len(setting.problem.retain), len(setting.problem.forget))

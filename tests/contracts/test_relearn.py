@@ -45,7 +45,7 @@ def states_by_hand(case: Case, attack: Relearn, seed: int) -> list[nn.Module]:
 
 
 def known(model: nn.Module, problem: Problem) -> list[float]:
-    batch = problem.data.batch(problem.held_out)
+    batch = problem.data.batch(problem.unexposed)
     with torch.no_grad():
         return (model(batch.inputs.double()).argmax(1) == batch.targets).double().tolist()
 

@@ -426,7 +426,7 @@ class Quick(Relearn):
 
 class TrainsOnHeldOut(Quick):
     def training_ids(self, problem: Problem) -> Tensor:
-        return torch.cat([problem.retain, problem.held_out[:1]])
+        return torch.cat([problem.retain, problem.unexposed[:1]])
 
 
 class TrainsOnRelatives(Quick):
@@ -440,7 +440,7 @@ class LearnsStatistics(Quick):
     def __call__(self, model: nn.Module, case: Case, seed: int) -> Attacked:
         student = copy_for_training(model)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            case.problem.objective.decisions(student, case.problem.data.batch(case.problem.held_out))
+            case.problem.objective.decisions(student, case.problem.data.batch(case.problem.unexposed))
         return super().__call__(model, case, seed)
 
 

@@ -30,7 +30,7 @@ def steps(hessians: Tensor, update: Update) -> Iterator[tuple[float, Tensor]]:
     """Chance and J, or with momentum the companion matrix of (w_k, w_k-1)."""
     unit = torch.eye(hessians.shape[1]).double()
     for (p, retain), (q, forget) in itertools.product(weights(update.retain), weights(update.forget)):
-        signed = torch.cat([(1 - update.mix) * retain, -update.mix * forget])
+        signed = torch.cat([(1 - update.ascent_weight) * retain, -update.ascent_weight * forget])
         step = (1 + update.momentum) * unit - update.step * torch.einsum("i,iab->ab", signed, hessians)
         if update.momentum:
             step = torch.cat([torch.cat([step, -update.momentum * unit], 1), torch.cat([unit, 0 * unit], 1)])

@@ -100,7 +100,7 @@ def test_recalibration_equals_a_pass_by_hand() -> None:
     model[1].momentum = 0.3
     done, p = attack(model, case(model), 5), problem()
     # By hand: the plain average over batches of mean and unbiased variance of what the norm is given, and no copies.
-    related = torch.isin(p.data.group_of(p.retain), p.data.group_of(p.held_out))
+    related = torch.isin(p.data.group_of(p.retain), p.data.group_of(p.unexposed))
     assert 0 < int(related.sum()) <= 5
     generator = torch.Generator().manual_seed(derive(5, "batches"))
     with torch.no_grad():
@@ -128,10 +128,10 @@ def test_curve_has_one_point_after_the_model_as_it_came(attack: Quantise | Prune
     before, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
     done, p = attack(model, case(model), 0), problem()
     assert done.curve.steps.tolist() == [0, 1] and done.curve.peak == 1
-    assert done.curve.ids.tolist() == p.held_out.tolist() and done.cost.gradients == 0
+    assert done.curve.ids.tolist() == p.unexposed.tolist() and done.cost.gradients == 0
     for end, values in ((model, done.curve.values[0]), (done.model, done.curve.values[1])):
         with torch.no_grad():
-            right = copy.deepcopy(end).eval()(p.data.inputs[p.held_out]).argmax(1) == p.data.targets[p.held_out]
+            right = copy.deepcopy(end).eval()(p.data.inputs[p.unexposed]).argmax(1) == p.data.targets[p.unexposed]
         assert np.array_equal(right.double().numpy(), values)
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
     assert modes == [m.training for m in model.modules()]

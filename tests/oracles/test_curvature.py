@@ -53,14 +53,14 @@ def test_the_dense_hessian(make: Callable[[int], nn.Module]) -> None:
     found = measured(model, problem)
     # Lanczos is stopped at a residual of 1e-10 of the largest eigenvalue; the value's error is of second order in it.
     assert found["retain"] == pytest.approx(dense(model, problem, problem.retain), rel=1e-9)
-    assert found["forget"] == pytest.approx(dense(model, problem, problem.held_out), rel=1e-9)
+    assert found["forget"] == pytest.approx(dense(model, problem, problem.unexposed), rel=1e-9)
 
 
 def test_the_dense_hessian_of_a_language_model() -> None:
     model, problem = gpt(3), tokens()
     found = measured(model, problem)
     assert found["retain"] == pytest.approx(dense(model, problem, problem.retain), rel=1e-9)
-    assert found["forget"] == pytest.approx(dense(model, problem, problem.held_out), rel=1e-9)
+    assert found["forget"] == pytest.approx(dense(model, problem, problem.unexposed), rel=1e-9)
 
 
 def test_logistic_regression_by_hand() -> None:
@@ -70,7 +70,7 @@ def test_logistic_regression_by_hand() -> None:
     model = nn.Sequential(nn.Linear(5, 2, bias=False)).double()
     nn.init.zeros_(model[0].weight)
     found = measured(model, replace(problem, data=two, objective=None))
-    for split, ids in (("retain", problem.retain), ("forget", problem.held_out)):
+    for split, ids in (("retain", problem.retain), ("forget", problem.unexposed)):
         x = problem.data.inputs[ids].numpy()
         expected = 2 / 4 * np.linalg.eigvalsh(x.T @ x / len(x))[-1]
         assert found[split] == pytest.approx(expected, rel=1e-9)

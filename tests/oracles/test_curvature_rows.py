@@ -13,11 +13,11 @@ from _toy import classes, gpt, net, tokens
 from torch import Tensor
 
 from expunge.core.problem import Problem
+from expunge.diagnostics import _halves
+from expunge.diagnostics._halves import Part, over_halves
+from expunge.diagnostics._rows import curvature_gram, gradient_gram, rows_of
+from expunge.diagnostics._sample import Sample
 from expunge.numerics.coherence import similarities
-from expunge.probes import _halves
-from expunge.probes._halves import Part, over_halves
-from expunge.probes._rows import curvature_gram, gradient_gram, rows_of
-from expunge.probes._sample import Sample
 
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
 

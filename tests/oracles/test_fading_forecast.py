@@ -29,13 +29,13 @@ def made(c_2: float, count: int = 3000, noise: float = 0.3) -> tuple[Tensor, Ten
     return 3 * x + 1, z + c_2 * (z**2 - 1) / math.sqrt(2) + 5 + noise * torch.randn(count, generator=g)
 
 
-def foretold(x: Tensor, y: Tensor, act: Any = activation, **settings: Any) -> Forecast:
+def predicted(x: Tensor, y: Tensor, act: Any = activation, **settings: Any) -> Forecast:
     return forecast(x, y, act, torch.Generator().manual_seed(0), **{**SETTINGS, **settings})
 
 
 @pytest.mark.parametrize(("c_2", "regime"), [(-0.5, "lost"), (0.25, "part"), (1.0, "kept")])
 def test_it_is_what_the_true_coefficients_say(c_2: float, regime: str):
-    found = foretold(*made(c_2), replicates=60)
+    found = predicted(*made(c_2), replicates=60)
     path = FastSlow((0.0, 1.0, c_2), (0.0, 1.0, 0.5), 0.1).path(1.0, 1000.0)
     assert found.regime == regime and found.agreement > 0.9 and found.reasons == ()
     truth = {"kappa": 2 * c_2, "peak": path.peak, "left": float(path.alignment[-1]), "half_life": path.half_life / 0.05}
@@ -50,7 +50,7 @@ def test_it_is_what_the_true_coefficients_say(c_2: float, regime: str):
 
 
 def test_intervals_leave_out_a_twentieth_of_the_replicates_on_either_side():
-    found = foretold(*made(-0.5), replicates=40)
+    found = predicted(*made(-0.5), replicates=40)
     kappas = (
         (found.data.replicates[:, 2] / found.activation[2] / found.data.replicates[:, 1] * found.activation[1])
         .sort()
@@ -61,14 +61,14 @@ def test_intervals_leave_out_a_twentieth_of_the_replicates_on_either_side():
 
 
 def test_more_examples_narrow_it():
-    few, many = (foretold(*made(-0.5, count)).kappa for count in (1000, 9000))
+    few, many = (predicted(*made(-0.5, count)).kappa for count in (1000, 9000))
     assert 2 < (few.high - few.low) / (many.high - many.low) < 4.5
 
 
 def test_a_mirrored_activation_is_the_same_network():
     """sigma(-z) with turned rows; sigma_1 is negative, and the units go to -u."""
     x, y = made(-0.5)
-    plain, mirrored = foretold(x, y), foretold(x, y, lambda z: activation(-z))
+    plain, mirrored = predicted(x, y), predicted(x, y, lambda z: activation(-z))
     for name in ("kappa", "peak", "left", "half_life"):
         one, other = getattr(plain, name), getattr(mirrored, name)
         assert (other.value, other.low, other.high) == pytest.approx((one.value, one.low, one.high), rel=1e-4)
@@ -78,19 +78,19 @@ def test_a_mirrored_activation_is_the_same_network():
 def test_without_an_output_bias_means_play_a_part():
     """Softplus has sigma_0 = 0.8: the drift has -sigma_0^2 a, and what c_0 = 5 asks for."""
     x, y = made(-0.5)
-    bare, biased = foretold(x, y - y.mean(), F.softplus, output_bias=False), foretold(x, y, F.softplus)
+    bare, biased = predicted(x, y - y.mean(), F.softplus, output_bias=False), predicted(x, y, F.softplus)
     assert biased.activation[0] == 0 and bare.activation[0] == pytest.approx(float(hermite(F.softplus, 0).values[0]))
     assert biased.regime == "lost" != bare.regime
 
 
 def test_few_units_have_a_floor():
     x, y = made(-0.5)
-    wide, few = foretold(x, y), foretold(x, y, units=10)
+    wide, few = predicted(x, y), predicted(x, y, units=10)
     assert few.regime == "lost" and wide.end.value == 0
     floor = FastSlow((0.0, 1.0, -0.5), (0.0, 1.0, 0.5), 0.1, 10).regime(1.0)[1]
     assert few.end.value == pytest.approx(floor, rel=0.1) and few.end.low > 0.1
     with pytest.raises(SpecError, match="at most 13"):
-        foretold(x, y, units=14)
+        predicted(x, y, units=14)
 
 
 G = torch.Generator().manual_seed(2)
@@ -111,7 +111,7 @@ BLIND: dict[str, tuple[Any, ...]] = {
 @pytest.mark.parametrize("reason", BLIND)
 def test_where_it_must_not_be_used_it_says_so(reason: str):
     x, y, settings = BLIND[reason]
-    found = foretold(x, y, settings.pop("activation", activation), **settings)
+    found = predicted(x, y, settings.pop("activation", activation), **settings)
     assert any(reason in one for one in found.reasons), found.reasons
     assert f"must not be used: {found.reasons[0]}" in str(found)
 
@@ -120,7 +120,7 @@ def test_where_it_must_not_be_used_it_says_so(reason: str):
 def test_an_odd_activation_has_no_kappa(odd: Any):
     """Rounding leaves sigma_2 at 1e-17, or 1e-9 in single precision; both signs of c_2 are as blind."""
     for c_2 in (-0.5, 0.25):
-        found = foretold(*made(c_2), odd)
+        found = predicted(*made(c_2), odd)
         assert found.activation[2] == 0 and all(
             math.isnan(getattr(found.kappa, end)) for end in ("value", "low", "high")
         )
@@ -128,13 +128,13 @@ def test_an_odd_activation_has_no_kappa(odd: Any):
 
 
 def test_a_small_part_of_degree_two_has_a_kappa():
-    found = foretold(*made(-0.5), lambda z: z + 1e-3 * (z * z - 1) / math.sqrt(2))
+    found = predicted(*made(-0.5), lambda z: z + 1e-3 * (z * z - 1) / math.sqrt(2))
     assert found.kappa.value == pytest.approx(-500, rel=0.3) and not any("sigma_2" in one for one in found.reasons)
 
 
 def test_relu_by_pieces_is_relu():
     x, y = made(0.25)
-    cut = foretold(x, y, torch.relu, kinks=(0.0,))
+    cut = predicted(x, y, torch.relu, kinks=(0.0,))
     assert cut.reasons == () and cut.activation[2] == pytest.approx(1 / math.sqrt(4 * math.pi), abs=1e-12)
 
 
@@ -149,4 +149,4 @@ def test_relu_by_pieces_is_relu():
 )
 def test_what_is_refused(change: dict[str, Any], said: str):
     with pytest.raises(SpecError, match=said):
-        foretold(X, X[:, 0], **change)
+        predicted(X, X[:, 0], **change)

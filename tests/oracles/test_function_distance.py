@@ -46,10 +46,10 @@ def test_linear_softmax_models_by_hand() -> None:
     problem, one, other = classes(), linear(1), linear(2)
     found = measured(other, one, problem)
     for (metric, split), ids in {
-        ("function_distance", "forget"): problem.held_out,
+        ("function_distance", "forget"): problem.unexposed,
         ("function_distance", "retain"): problem.retain,
         ("function_distance", "test"): problem.test,
-        ("total_variation", "forget"): problem.held_out,
+        ("total_variation", "forget"): problem.unexposed,
     }.items():
         x = problem.data.inputs[ids].numpy()
         p, q = (softmax(x @ m[0].weight.detach().numpy().T + m[0].bias.detach().numpy(), 1) for m in (one, other))

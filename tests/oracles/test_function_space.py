@@ -1,4 +1,4 @@
-"""Foretold answers against training itself: exact for a model that is linear in its weights, sampled without bias."""
+"""Predicted answers against training itself: exact for a model that is linear in its weights, sampled without bias."""
 
 from __future__ import annotations
 
@@ -32,17 +32,19 @@ def gram_of(x: Tensor) -> Tensor:
     return torch.kron(x @ x.T + 1, torch.eye(CLASSES, dtype=torch.float64))
 
 
-def update(mix: float, momentum: float = 0.0, step: float = 0.2, sizes: tuple[int, int] = (RETAIN, FORGET)) -> Update:
-    return Update(step, mix, Draw(sizes[0], sizes[0]), Draw(sizes[1], sizes[1]), momentum)
+def update(
+    ascent_weight: float, momentum: float = 0.0, step: float = 0.2, sizes: tuple[int, int] = (RETAIN, FORGET)
+) -> Update:
+    return Update(step, ascent_weight, Draw(sizes[0], sizes[0]), Draw(sizes[1], sizes[1]), momentum)
 
 
-@pytest.mark.parametrize("mix", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("ascent_weight", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_a_linear_model_is_followed_exactly(mix: float, momentum: float) -> None:
+def test_a_linear_model_is_followed_exactly(ascent_weight: float, momentum: float) -> None:
     model, x, y = toy()
     with torch.no_grad():
         logits = model(x)
-    found = course(gram_of(x), logits, y, RETAIN, update(mix, momentum), 40)
+    found = course(gram_of(x), logits, y, RETAIN, update(ascent_weight, momentum), 40)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=momentum)
     seen = []
     for _ in range(41):
@@ -50,7 +52,7 @@ def test_a_linear_model_is_followed_exactly(mix: float, momentum: float) -> None
         seen.append((float(right[:RETAIN].mean()), float(right[RETAIN:].mean())))
         optimizer.zero_grad()
         losses = F.cross_entropy(model(x), y, reduction="none")
-        ((1 - mix) * losses[:RETAIN].mean() - mix * losses[RETAIN:].mean()).backward()
+        ((1 - ascent_weight) * losses[:RETAIN].mean() - ascent_weight * losses[RETAIN:].mean()).backward()
         optimizer.step()
     assert found.retain.tolist() == [a for a, _ in seen] and found.forget.tolist() == [b for _, b in seen]
     assert len(set(seen)) > 1
@@ -94,7 +96,7 @@ def test_the_others_of_a_sample_stand_for_the_rest_of_the_set() -> None:
     """Copies of one example: a sample of some of them says what all of them say."""
     x = torch.ones(1, 2, dtype=torch.float64)
 
-    def foretold(retain: int, forget: int) -> list[float]:
+    def predicted(retain: int, forget: int) -> list[float]:
         rows = torch.cat([x.repeat(retain, 1), torch.tensor([[1.0, -1.0]]).double().repeat(forget, 1)])
         gram = torch.kron(rows @ rows.T, torch.eye(2, dtype=torch.float64))
         logits = torch.tensor([[1.0, 0.0]]).double().repeat(retain + forget, 1)
@@ -102,7 +104,7 @@ def test_the_others_of_a_sample_stand_for_the_rest_of_the_set() -> None:
         found = course(gram, logits, targets, retain, update(0.4, sizes=(40, 20)), 60)
         return found.forget.tolist()
 
-    assert foretold(40, 20) == foretold(8, 5) and min(foretold(8, 5)) == 0
+    assert predicted(40, 20) == predicted(8, 5) and min(predicted(8, 5)) == 0
 
 
 def test_it_stops_where_it_is_told_to() -> None:

@@ -1,4 +1,4 @@
-"""Steps that a plan is foretold to take against training itself, and what the probe costs and refuses."""
+"""Steps that a plan is predicted to take against training itself, and what the diagnostic costs and refuses."""
 
 from __future__ import annotations
 
@@ -14,65 +14,65 @@ from torch import nn
 from expunge.base.errors import MissingError, RunError, SpecError
 from expunge.core.case import Case
 from expunge.core.modules import state_digest
+from expunge.diagnostics.hardness import DAMAGE, HARDNESS, PREDICTED, Calibration, Hardness
 from expunge.evidence.estimate import Estimate
 from expunge.methods._measure import known_share
-from expunge.probes.hardness import DAMAGE, FORETOLD, HARDNESS, Calibration, Hardness
 
-ALL = Hardness(learning_rate=0.05, mix=0.6, epochs=1000.0)
+ALL = Hardness(learning_rate=0.05, ascent_weight=0.6, epochs=1000.0)
 
 
 def case(model: nn.Module) -> Case:
     return Case(0, classes(), model)
 
 
-def trained_away(model: nn.Module, probe: Hardness) -> tuple[int, float]:
+def trained_away(model: nn.Module, diagnostic: Hardness) -> tuple[int, float]:
     """Steps of the plan in whole batches until half of what is known is gone, and the retained share lost by then."""
     problem, student = classes(), copy.deepcopy(model)
     start = known_share(student, problem, problem.forget), known_share(student, problem, problem.retain)
-    optimizer = torch.optim.SGD(student.parameters(), lr=probe.learning_rate, momentum=probe.momentum)
-    for step in range(probe.steps):
+    optimizer = torch.optim.SGD(student.parameters(), lr=diagnostic.learning_rate, momentum=diagnostic.momentum)
+    for step in range(diagnostic.steps):
         if known_share(student, problem, problem.forget) <= 0.5 * start[0]:
             return step, start[1] - known_share(student, problem, problem.retain)
         optimizer.zero_grad()
         kept, gone = (cross_entropy(problem, student, ids) for ids in (problem.retain, problem.forget))
-        ((1 - probe.mix) * kept - probe.mix * gone).backward()
+        ((1 - diagnostic.ascent_weight) * kept - diagnostic.ascent_weight * gone).backward()
         optimizer.step()
-    return probe.steps, math.nan
+    return diagnostic.steps, math.nan
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_softmax_regression_takes_as_many_steps_as_foretold(momentum: float) -> None:
-    model, probe = knowing(linear(), classes()), replace(ALL, momentum=momentum)
-    steps, lost = trained_away(model, probe)
-    assert 3 < steps < probe.steps
-    found = probe(case(model), 0)
+    model, diagnostic = knowing(linear(), classes()), replace(ALL, momentum=momentum)
+    steps, lost = trained_away(model, diagnostic)
+    assert 3 < steps < diagnostic.steps
+    found = diagnostic(case(model), 0)
     # The whole set: no error of sampling.
-    assert found[FORETOLD].value == found[FORETOLD].low == found[FORETOLD].high == pytest.approx(steps)
+    assert found[PREDICTED].value == found[PREDICTED].low == found[PREDICTED].high == pytest.approx(steps)
     assert found[DAMAGE].value == pytest.approx(max(lost, 0.0))
 
 
 def test_of_a_network_it_is_near() -> None:
-    model, probe = knowing(net(), classes()), replace(ALL, momentum=0.0)
-    steps, _ = trained_away(model, probe)
-    assert steps / 2 < probe(case(model), 0)[FORETOLD].value < 2 * steps
+    model, diagnostic = knowing(net(), classes()), replace(ALL, momentum=0.0)
+    steps, _ = trained_away(model, diagnostic)
+    assert steps / 2 < diagnostic(case(model), 0)[PREDICTED].value < 2 * steps
 
 
 def test_what_is_shown_is_calibrated() -> None:
     found = Calibration.load()
     shown = ALL(case(knowing(linear(), classes())), 0)
-    expected = math.exp(found.intercept + found.slope * math.log(shown[FORETOLD].value))
+    expected = math.exp(found.intercept + found.slope * math.log(shown[PREDICTED].value))
     assert shown[HARDNESS].value == pytest.approx(expected)
     assert shown[HARDNESS].low < expected < shown[HARDNESS].high
-    text = ALL.told(shown)
+    text = ALL.summary(shown)
     assert f"{expected:,.0f} steps" in text and "retained" not in text and DAMAGE in shown
 
 
 def test_a_set_that_does_not_go_has_no_number() -> None:
-    still = replace(ALL, mix=0.0, steps=20)
+    still = replace(ALL, ascent_weight=0.0, steps=20)
     found = still(case(knowing(linear(), classes())), 0)
-    for what in (HARDNESS, FORETOLD):
+    for what in (HARDNESS, PREDICTED):
         assert found[what].value == math.inf and math.isnan(found[what].low)
-    assert "within 20 steps" in still.told(found) and "raise" in still.told(found)
+    assert "within 20 steps" in still.summary(found) and "raise" in still.summary(found)
 
 
 def test_nothing_is_foretold_beyond_the_steps_that_are_followed() -> None:
@@ -95,7 +95,7 @@ def test_a_part_of_the_sets_has_an_interval_and_nothing_is_changed() -> None:
     first, again, other = (repr(some(case(model), seed)) for seed in (0, 0, 1))
     assert first == again != other
     assert state_digest(model) == before and torch.equal(torch.get_rng_state(), state)
-    found = some(case(model), 0)[FORETOLD]
+    found = some(case(model), 0)[PREDICTED]
     assert found.low < found.high
 
 

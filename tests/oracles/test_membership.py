@@ -131,7 +131,7 @@ def test_rates_of_members_and_others_are_described(memorised: list[Case]) -> Non
     forget, retain, test = Membership(attack="loss", count=300)(case.original, case, 0)
     assert (retain.split, test.split, retain.role, test.role) == ("retain", "test", "description", "description")
     assert retain.values.size == test.values.size == 300
-    assert forget.ids.tolist() == case.problem.held_out.tolist()
+    assert forget.ids.tolist() == case.problem.unexposed.tolist()
     assert retain.values.mean() > test.values.mean()
 
 

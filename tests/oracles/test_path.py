@@ -128,7 +128,7 @@ def test_the_loss_at_the_ends_is_that_of_the_two_models() -> None:
     start, end = net(1), net(4)
     found = by_split(Path(points=3)(end, case_of(start), 0))
     pool = case_of(start).problem
-    batch = pool.data.batch(pool.held_out)
+    batch = pool.data.batch(pool.unexposed)
     for model, value in ((start, found["forget"].values[0]), (end, found["forget"].values[-1])):
         with torch.no_grad():
             by_hand = nn.functional.cross_entropy(model(batch.inputs), batch.targets)

@@ -14,12 +14,12 @@ from _toy import classes, gpt, knowing, linear, net, tokens
 from expunge.base.errors import MissingError, SpecError
 from expunge.core.case import Case
 from expunge.core.problem import Problem
+from expunge.diagnostics import recommendation as what
+from expunge.diagnostics import stability_limit
+from expunge.diagnostics.recommendation import Recommendation, curvature_of_logits
 from expunge.evidence.estimate import Estimate
 from expunge.numerics.linearised import Draw, Update, of_hessians
 from expunge.numerics.stability import mean_square_limit
-from expunge.probes import recommendation as what
-from expunge.probes import stability_limit
-from expunge.probes.recommendation import Recommendation, curvature_of_logits
 
 ALL = Recommendation(epochs=1000.0, batch_size=6)
 
@@ -63,15 +63,19 @@ def test_the_weakest_ascent_that_gets_there_is_chosen() -> None:
     assert chosen.learning_rate == pytest.approx(what.SHARE * limit)
     soon = what.SHARE * ALL.steps
     assert chosen.steps <= soon
-    for mix in what.MIXES:
-        steps, damage = ALL.foretold(found, one.problem, chosen.learning_rate, mix)
-        assert steps > soon if mix < chosen.mix else mix > chosen.mix or (steps, damage) == chosen[2:]
+    for ascent_weight in what.MIXES:
+        steps, damage = ALL.predicted(found, one.problem, chosen.learning_rate, ascent_weight)
+        assert (
+            steps > soon
+            if ascent_weight < chosen.ascent_weight
+            else ascent_weight > chosen.ascent_weight or (steps, damage) == chosen[2:]
+        )
 
 
 def test_what_is_said_is_what_was_found() -> None:
     one = case(cscore=0.2)
     found = ALL(one, 0)
-    text = ALL.told(found)
+    text = ALL.summary(found)
     assert f"alpha = {1 - found[what.MIX].value:g};" in text and f"{found[what.STEPS].value:,.0f} steps" in text
     assert found[what.PASSES].value == math.ceil(found[what.STEPS].value / 3)  # 18 retained, batches of 6
     assert "noisy_distillation" in text and "known by heart" in text
@@ -84,11 +88,13 @@ def test_where_little_is_known_by_heart_the_cheapest_will_do() -> None:
     estimate = Estimate(0.02, 0.0, 0.05, 9, "share", "reference")
     found = ALL(case(), 0)
     assert (
-        "ship no C-scores" in ALL.told(found) and "noisy_distillation" in ALL.told(found) and what.BY_HEART not in found
+        "ship no C-scores" in ALL.summary(found)
+        and "noisy_distillation" in ALL.summary(found)
+        and what.BY_HEART not in found
     )
-    text = ALL.told(found | {what.BY_HEART: estimate})
+    text = ALL.summary(found | {what.BY_HEART: estimate})
     assert "finetune" in text and "membership" in text
-    assert "noisy_distillation" in ALL.told(found | {what.BY_HEART: replace(estimate, high=0.2)})
+    assert "noisy_distillation" in ALL.summary(found | {what.BY_HEART: replace(estimate, high=0.2)})
 
 
 def test_of_an_original_that_knows_little_it_warns() -> None:
@@ -101,12 +107,12 @@ def test_of_an_original_that_knows_little_it_warns() -> None:
     shares = {name: (problem.data.targets[ids] == 2).double().mean() for name, ids in known_sets(problem).items()}
     for name, share in shares.items():
         assert found[what.KNOWN[name]].value == pytest.approx(float(share))
-    assert "knows only 33 % of the forget set and 33 % of the retain set" in ALL.told(found)
+    assert "knows only 33 % of the forget set and 33 % of the retain set" in ALL.summary(found)
     well = Estimate(0.9, 0.8, 1.0, 9, "share", "reference")
     for name in what.KNOWN:
         others = {label: well for key, label in what.KNOWN.items() if key != name}
-        assert "knows only" in ALL.told(found | others)
-    assert "knows only" not in ALL.told(found | dict.fromkeys(what.KNOWN.values(), well))
+        assert "knows only" in ALL.summary(found | others)
+    assert "knows only" not in ALL.summary(found | dict.fromkeys(what.KNOWN.values(), well))
 
 
 def known_sets(problem: Problem) -> dict[str, torch.Tensor]:
@@ -120,7 +126,7 @@ def test_its_limit_is_not_named_as_another_of_stability_limit() -> None:
 def test_where_nothing_gets_there_it_says_so() -> None:
     hurried = replace(ALL, steps=1)
     found = hurried(case(), 0)
-    assert "do not get there soon" in hurried.told(found) and found[what.MIX].value == max(what.MIXES)
+    assert "do not get there soon" in hurried.summary(found) and found[what.MIX].value == max(what.MIXES)
 
 
 def test_what_it_cannot_do_is_said() -> None:

@@ -64,11 +64,11 @@ def test_intervals_are_as_wide_as_estimates_scatter():
 
 def test_scales_shifts_and_mixtures_of_inputs_do_not_matter():
     x, y = made(1, 400, 8)
-    mix = torch.randn(8, 8, generator=generator(5), dtype=torch.float64) + 2 * torch.eye(8)
-    plain, mixed = (single_index(z, y, generator(), replicates=20) for z in (x, 100 * x @ mix - 3))
+    ascent_weight = torch.randn(8, 8, generator=generator(5), dtype=torch.float64) + 2 * torch.eye(8)
+    plain, mixed = (single_index(z, y, generator(), replicates=20) for z in (x, 100 * x @ ascent_weight - 3))
     torch.testing.assert_close(mixed.teacher, plain.teacher, rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(mixed.replicates, plain.replicates, rtol=1e-8, atol=1e-10)
-    torch.testing.assert_close(100 * mix @ mixed.direction, plain.direction, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(100 * ascent_weight @ mixed.direction, plain.direction, rtol=1e-8, atol=1e-10)
     assert mixed.second == pytest.approx(plain.second, rel=1e-8) and mixed.overlap == pytest.approx(plain.overlap)
     scaled = single_index(x, -2 * y, generator(), replicates=20)
     signs = torch.tensor([-2, 2, -2, 2, -2]).double()  # u turns around with c_1

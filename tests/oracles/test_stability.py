@@ -34,9 +34,9 @@ from expunge.numerics.stability import (
 EXACT = {"rtol": 1e-9, "atol": 1e-11}
 
 
-def update(step: float = 0.05, mix: float = 0.3, *, bernoulli: bool = False, momentum: float = 0.0) -> Update:
+def update(step: float = 0.05, ascent_weight: float = 0.3, *, bernoulli: bool = False, momentum: float = 0.0) -> Update:
     """4 retained examples in batches of 2, 3 forgotten ones one by one."""
-    return Update(step, mix, Draw(4, 2, bernoulli), Draw(3, 1, bernoulli), momentum)
+    return Update(step, ascent_weight, Draw(4, 2, bernoulli), Draw(3, 1, bernoulli), momentum)
 
 
 BOTH = pytest.mark.parametrize("bernoulli", [False, True])
@@ -95,7 +95,7 @@ def test_simulated_weights_have_that_second_moment(bernoulli: bool, momentum: fl
     w = previous = torch.ones(chains, 3).double()
     for _ in range(6):
         retain, forget = (table[torch.multinomial(p, chains, True, generator=generator)] for p, table in tables)
-        signed = torch.cat([(1 - plan.mix) * retain, -plan.mix * forget], 1)
+        signed = torch.cat([(1 - plan.ascent_weight) * retain, -plan.ascent_weight * forget], 1)
         moved = torch.einsum("ci,iab,cb->ca", signed, hessians, w)
         w, previous = w - plan.step * moved + momentum * (w - previous), w
     products = w[:, :, None] * w[:, None]
@@ -158,8 +158,11 @@ def test_the_radius_lies_between_its_parts_and_one_step(seed: int):
     """T2, on forty draws of eight weights and 28 examples."""
     generator = seeded(seed)
     _, hessians = positive(28, 8, 1 + seed % 3, generator)
-    mix, step = float(torch.rand((), generator=generator)), 10 ** float(torch.rand((), generator=generator) * 2 - 3)
-    plan = Update(step, mix, Draw(20, 3, bool(seed % 2)), Draw(8, 2, bool(seed % 2)))
+    ascent_weight, step = (
+        float(torch.rand((), generator=generator)),
+        10 ** float(torch.rand((), generator=generator) * 2 - 3),
+    )
+    plan = Update(step, ascent_weight, Draw(20, 3, bool(seed % 2)), Draw(8, 2, bool(seed % 2)))
     curvatures = of_hessians(hessians, 20)
     found = mean_square_radius(curvatures, plan)
     assert found.high >= mean_radius(curvatures, plan) ** 2 * (1 - 1e-9)
@@ -171,9 +174,9 @@ def test_more_weights_than_examples_bend_down_once_per_forgotten_one():
     """T5: as many negative eigenvalues as forget gradients, at any mix; the mean then leaves at every step size."""
     factors, _ = positive(40, 60, 1, seeded())
     curvatures = of_gram(gram_of(factors), 30)
-    for mix in (1e-4, 0.1, 0.5):
-        plan = Update(1e-3, mix, Draw(30, 3), Draw(10, 2))
-        assert int((torch.linalg.eigvalsh(curvatures.average(mix)) < 0).sum()) == 10
+    for ascent_weight in (1e-4, 0.1, 0.5):
+        plan = Update(1e-3, ascent_weight, Draw(30, 3), Draw(10, 2))
+        assert int((torch.linalg.eigvalsh(curvatures.average(ascent_weight)) < 0).sum()) == 10
         assert mean_limit(curvatures, plan) == mean_square_limit(curvatures, plan) == 0
         assert mean_radius(curvatures, plan) > 1
     assert critical_mix(curvatures) == 0
@@ -207,10 +210,10 @@ def test_the_mean_leaves_above_its_limit(momentum: float):
 
 @BOTH
 @MOMENTA
-@pytest.mark.parametrize("mix", [0.0, 0.05])
-def test_the_second_moment_leaves_above_its_limit(bernoulli: bool, momentum: float, mix: float):
+@pytest.mark.parametrize("ascent_weight", [0.0, 0.05])
+def test_the_second_moment_leaves_above_its_limit(bernoulli: bool, momentum: float, ascent_weight: float):
     factors, hessians = positive(7, 3, 2, seeded(1))
-    plan = update(mix=mix, bernoulli=bernoulli, momentum=momentum)
+    plan = update(ascent_weight=ascent_weight, bernoulli=bernoulli, momentum=momentum)
     curvatures = of_gram(gram_of(factors), 4, rows=2)
     limit = mean_square_limit(curvatures, plan)
     assert 0 < limit < mean_limit(curvatures, plan)
@@ -274,7 +277,7 @@ def test_a_map_that_ends_at_zero_and_one_that_has_no_end():
 
 
 def plan_with(**changes: Any) -> Callable[[], object]:
-    given = {"step": 0.1, "mix": 0.5, "retain": Draw(4, 2), "forget": Draw(3, 1)}
+    given = {"step": 0.1, "ascent_weight": 0.5, "retain": Draw(4, 2), "forget": Draw(3, 1)}
     return lambda: Update(**(given | changes))
 
 
@@ -287,9 +290,9 @@ def gram(matrix: Tensor, retained: int = 1, rows: int = 1) -> Callable[[], objec
     [
         (lambda: Draw(4, 5), "batch: found 5; allowed: 1 to the 4 examples"),
         (lambda: Draw(4, 0), "batch: found 0"),
-        (plan_with(mix=1.01), "mix: found 1.01; allowed: 0 to 1"),
-        (plan_with(mix=-0.1), "mix: found -0.1"),
-        (plan_with(mix=math.nan), "mix: found nan"),
+        (plan_with(ascent_weight=1.01), "ascent_weight: found 1.01; allowed: 0 to 1"),
+        (plan_with(ascent_weight=-0.1), "ascent_weight: found -0.1"),
+        (plan_with(ascent_weight=math.nan), "ascent_weight: found nan"),
         (plan_with(step=0.0), "step: found 0.0"),
         (plan_with(step=math.inf), "step: found inf"),
         (plan_with(momentum=1.0), "momentum: found 1.0"),

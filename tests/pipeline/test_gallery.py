@@ -114,10 +114,10 @@ def test_examples_are_held_out_and_copies_are_shown_once() -> None:
     grouped = Data(data.inputs, data.targets, data.train, data.test, data.labels, groups=torch.arange(60) // 5)
     problem = Problem(grouped, torch.arange(40), torch.arange(40, 50), torch.arange(50, 60))
     ids = chosen(problem, TEXTS)
-    assert torch.isin(ids, problem.held_out).all() and not torch.isin(ids, problem.exposed).any()
+    assert torch.isin(ids, problem.unexposed).all() and not torch.isin(ids, problem.exposed).any()
     counts = of(problem, AlwaysCat())
     assert (counts["of"], counts["different"]) == (40, 8)
-    assert len((ids // 5).unique()) == len(ids) == len((problem.held_out // 5).unique())
+    assert len((ids // 5).unique()) == len(ids) == len((problem.unexposed // 5).unique())
 
 
 def test_vectors_have_nothing_to_show() -> None:

@@ -91,42 +91,43 @@ def test_diagnose_foretells_what_retrained_models_will_know(tmp_path: Path) -> N
     data, train = {"name": "digits", "train": 400, "test": 200}, {"epochs": 100, "learning_rate": 0.01}
     model = {"name": "mlp", "widths": [64]}
     table = tiny(name="deep", data=data, model=model, train=train, forget=forget, method=[], attack=[], audit=[])
-    (tmp_path / "deep.toml").write_text(toml(table | {"probe": [{"name": "memorization"}]}))
+    (tmp_path / "deep.toml").write_text(toml(table | {"diagnostic": [{"name": "memorization"}]}))
     found = json.loads(finished(cli("diagnose", tmp_path / "deep.toml", "--out", tmp_path / "runs", "--json")).out)
-    estimates = list(found["probes"]["memorization"].values())
-    known, foretold, expected, retain, seldom, mostly = (entry["value"] for entry in estimates)
+    estimates = list(found["diagnostics"]["memorization"].values())
+    known, predicted, expected, retain, seldom, mostly = (entry["value"] for entry in estimates)
     # A share below a bound and one above another, of a mean between.
-    assert 0.75 * mostly <= foretold <= 1 - 0.75 * seldom
+    assert 0.75 * mostly <= predicted <= 1 - 0.75 * seldom
     assert known > 0.5
     assert retain > 0.6
-    assert expected == pytest.approx(known - foretold)
+    assert expected == pytest.approx(known - predicted)
 
     ran = finished(cli("run", tmp_path / "deep.toml", "--out", tmp_path / "runs", "--workers", "1", "--json"))
     rows = [row for row in json.loads(ran.out)["rows"] if (row["model"], row["metric"]) == ("reference", "accuracy")]
     measured = next(row["value"] for row in rows if row["split"] == "forget" and row["seed"] is None)
     # Both are near 0; 32 held-out examples and two seeds leave an error of about 0.05.
-    assert abs(foretold - measured) < 0.12
+    assert abs(predicted - measured) < 0.12
 
 
 def test_diagnose_runs_what_the_spec_names(tmp_path: Path) -> None:
-    table = tiny(probe=[{"name": "memorization", "label": "few", "nets": 2}, {"name": "memorization", "nets": 3}])
+    table = tiny(diagnostic=[{"name": "memorization", "label": "few", "nets": 2}, {"name": "memorization", "nets": 3}])
     (tmp_path / "named.toml").write_text(toml(table))
     done = finished(cli("diagnose", tmp_path / "named.toml", "--out", tmp_path / "runs", "--json"))
     found = json.loads(done.out)
-    assert list(found["probes"]) == ["few", "memorization"] == list(found["sentences"])
+    assert list(found["diagnostics"]) == ["few", "memorization"] == list(found["sentences"])
     shares = [
-        probe["C-score of the forget set (what a retrained model should know)"] for probe in found["probes"].values()
+        diagnostic["C-score of the forget set (what a retrained model should know)"]
+        for diagnostic in found["diagnostics"].values()
     ]
     assert shares[0] != shares[1]
     assert all(sentence.startswith("The original knows ") for sentence in found["sentences"].values())
 
 
-def test_a_probe_that_is_not_there_is_named(tmp_path: Path) -> None:
-    (tmp_path / "bad.toml").write_text(toml(tiny(probe=[{"name": "memorisation"}])))
+def test_a_diagnostic_that_is_not_there_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text(toml(tiny(diagnostic=[{"name": "memorisation"}])))
     for verb in ("diagnose", "run"):
         result = cli(verb, tmp_path / "bad.toml", "--out", tmp_path / "runs")
         assert result.code == 2
-        assert "probe[0]" in result.message() and "did you mean 'memorization'?" in result.message()
+        assert "diagnostic[0]" in result.message() and "did you mean 'memorization'?" in result.message()
 
 
 def test_diagnosis_is_kept(folder: Path) -> None:
@@ -146,27 +147,27 @@ def test_what_is_not_for_this_case_is_left_out_unless_it_is_asked_for(tmp_path: 
     bare = tiny(name="text", data=data, model=model, train={"epochs": 1}, forget=forget, method=[], attack=[], audit=[])
     (tmp_path / "bare.toml").write_text(toml(bare))
     done = finished(cli("diagnose", tmp_path / "bare.toml", "--out", tmp_path / "runs", "--json"))
-    assert "coherence" in json.loads(done.out)["probes"]
-    assert not {"hardness", "memorization"} & json.loads(done.out)["probes"].keys()
-    assert "left out: memorization: the data ship no C-scores" in done.err and "5 probes: up to " in done.err
-    assert done.err.index("5 probes: up to ") < done.err.index("left out: seed 0: probe original hardness")
+    assert "coherence" in json.loads(done.out)["diagnostics"]
+    assert not {"hardness", "memorization"} & json.loads(done.out)["diagnostics"].keys()
+    assert "left out: memorization: the data ship no C-scores" in done.err and "5 diagnostics: up to " in done.err
+    assert done.err.index("5 diagnostics: up to ") < done.err.index("left out: seed 0: diagnostic original hardness")
     assert "[1/6] seed 0: original" in done.err and "[2/6] " in done.err and "/1]" not in done.err
     assert "vocabulary" in done.err
-    (tmp_path / "named.toml").write_text(toml(bare | {"probe": [{"name": "hardness"}]}))
+    (tmp_path / "named.toml").write_text(toml(bare | {"diagnostic": [{"name": "hardness"}]}))
     result = cli("diagnose", tmp_path / "named.toml", "--out", tmp_path / "runs")
     assert result.code == 3 and "vocabulary" in result.message()
 
 
-def test_probes_look_at_the_plan_of_the_spec(tmp_path: Path) -> None:
-    """Descent with ascent by SGD is the plan; what a probe's own table says of it stays, and Adam is none."""
+def test_diagnostics_look_at_the_plan_of_the_spec(tmp_path: Path) -> None:
+    """Descent with ascent by SGD is the plan; what a diagnostic's own table says of it stays, and Adam is none."""
     ascent = {"name": "neggrad_plus", "optimizer": "sgd", "learning_rate": 0.3, "alpha": 0.75}
-    probes = [{"name": "hardness"}, {"name": "stability_limit", "learning_rate": 0.125}]
-    (tmp_path / "plan.toml").write_text(toml(tiny(method=[{"name": "npo"}, ascent], probe=probes)))
+    diagnostics = [{"name": "hardness"}, {"name": "stability_limit", "learning_rate": 0.125}]
+    (tmp_path / "plan.toml").write_text(toml(tiny(method=[{"name": "npo"}, ascent], diagnostic=diagnostics)))
     done = finished(cli("diagnose", tmp_path / "plan.toml", "--out", tmp_path / "runs", "--json"))
     told = json.loads(done.out)["sentences"]
     assert "alpha = 0.75, learning_rate = 0.3" in told["hardness"]
     assert "alpha = 0.75, learning_rate = 0.125" in told["stability_limit"]
-    (tmp_path / "adam.toml").write_text(toml(tiny(method=[{"name": "npo"}], probe=probes[:1])))
+    (tmp_path / "adam.toml").write_text(toml(tiny(method=[{"name": "npo"}], diagnostic=diagnostics[:1])))
     other = finished(cli("diagnose", tmp_path / "adam.toml", "--out", tmp_path / "runs", "--json"))
     assert "a plan of their own" in other.err and "learning_rate = 0.3" not in other.out
 

@@ -36,7 +36,7 @@ METHODS = st.one_of(
     table("json:dumps", indent=counts),
 )
 ATTACKS = table("relearn", k=st.integers(0, 5), epochs=counts, points=counts)
-PROBES = table("memorization", nets=counts)
+DIAGNOSTICS = table("memorization", nets=counts)
 AUDITS = st.one_of(table("loss", required=st.booleans()), table("path"), table("distance"))
 
 
@@ -61,7 +61,7 @@ def specs(draw: st.DrawFn) -> Table:
         ),
         "method": [m | {"label": "m-" + next(names)} for m in draw(st.lists(METHODS, max_size=3))],
         "attack": [a | {"label": "t-" + next(names)} for a in draw(st.lists(ATTACKS, max_size=2))],
-        "probe": [p | {"label": "p-" + next(names)} for p in draw(st.lists(PROBES, max_size=2))],
+        "diagnostic": [p | {"label": "p-" + next(names)} for p in draw(st.lists(DIAGNOSTICS, max_size=2))],
         "audit": [a | {"label": "u-" + next(names)} for a in draw(st.lists(AUDITS, max_size=2))],
     }
     found |= draw(

@@ -84,17 +84,17 @@ def test_the_order_of_the_page(run_folder: Path) -> None:
     ]
 
 
-def test_what_a_probe_foretold_stands_beside_what_was_measured(run_folder: Path) -> None:
-    def row(what: str, value: float | str, foretells: str | None, seed: int | None = None) -> dict[str, Any]:
-        facts = {"n": 3, "unit": "share", "better": "reference", "foretells": foretells}
+def test_what_a_diagnostic_foretold_stands_beside_what_was_measured(run_folder: Path) -> None:
+    def row(what: str, value: float | str, predicts: str | None, seed: int | None = None) -> dict[str, Any]:
+        facts = {"n": 3, "unit": "share", "better": "reference", "predicts": predicts}
         return {"what": what, "seed": seed, "value": value, "low": "NaN", "high": "NaN"} | facts
 
     rows = [row("knows <b>", 0.97, "original"), row("should know", 0.12, "reference"), row("to forget", 0.85, "range")]
     rows += [row("alone", 0.5, None), row("lost", "NaN", None), row("to forget", 0.1, "range", seed=0)]
-    found = [{"probe": "depth", "name": "memorization", "sentence": "Deep <i>down</i>.", "rows": rows}]
+    found = [{"diagnostic": "depth", "name": "memorization", "sentence": "Deep <i>down</i>.", "rows": rows}]
     (run_folder / "diagnosis.json").write_text(json.dumps(found))
     # A file that the manifest does not name is none of this record's.
-    assert "No probe ran" in Reader(page_of(run_folder)).text
+    assert "No diagnostic ran" in Reader(page_of(run_folder)).text
     manifest = json.loads((run_folder / "manifest.json").read_text())
     manifest["results"]["diagnosis.json"] = ""
     (run_folder / "manifest.json").write_text(json.dumps(manifest))

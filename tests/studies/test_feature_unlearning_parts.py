@@ -50,9 +50,9 @@ def test_errors_are_of_the_model_that_is_named() -> None:
 
 
 def test_the_criterion_is_not_the_solver() -> None:
-    assert [nets.foretold_end(k) for k in (2, 0.5, 0, -1)] == [1, 0.5, 0, 0]
+    assert [nets.predicted_end(k) for k in (2, 0.5, 0, -1)] == [1, 0.5, 0, 0]
     # Of another kappa the integration ends elsewhere, so that the table could be wrong.
-    assert abs(_end(0.3, 1.0) - nets.foretold_end(0.5)) > 0.05
+    assert abs(_end(0.3, 1.0) - nets.predicted_end(0.5)) > 0.05
 
 
 def test_the_slope_of_a_power_is_its_exponent() -> None:

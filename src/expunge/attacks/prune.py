@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from expunge.attacks._held_out import edited
+from expunge.attacks._unexposed import edited
 from expunge.base.part import Share
 from expunge.core.case import Attacked, Case
 from expunge.core.contracts import Attack

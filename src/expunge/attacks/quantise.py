@@ -18,7 +18,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from expunge.attacks._held_out import edited
+from expunge.attacks._unexposed import edited
 from expunge.core.case import Attacked, Case
 from expunge.core.contracts import Attack
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from expunge.attacks._held_out import allowed, edited
+from expunge.attacks._unexposed import allowed, edited
 from expunge.base.errors import MissingError
 from expunge.base.part import Count
 from expunge.base.seeds import derive

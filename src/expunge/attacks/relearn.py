@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from expunge.attacks._held_out import allowed, known
+from expunge.attacks._unexposed import allowed, known
 from expunge.base.errors import SpecError
 from expunge.base.part import Count, Natural, Positive
 from expunge.base.seeds import derive
@@ -70,7 +70,7 @@ class Relearn(Attack):
             torch.manual_seed(seed)
             watch.look(0)
             self._train(student, problem, ids, seed, meter, watch)
-        curve = Curve(np.array(watch.steps), np.stack(watch.values), problem.held_out.numpy())
+        curve = Curve(np.array(watch.steps), np.stack(watch.values), problem.unexposed.numpy())
         student.load_state_dict(watch.best)
         return Attacked(student.eval(), curve, Cost(meter.gradients, time.perf_counter() - start))
 

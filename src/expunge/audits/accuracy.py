@@ -35,7 +35,7 @@ class Accuracy(Audit):
         problem = case.problem
         forget_role: Role = "knowledge" if problem.data.kind == "classes" else "description"
         splits: list[tuple[str, Tensor, Role, Better]] = [
-            ("forget", problem.held_out, forget_role, "reference"),
+            ("forget", problem.unexposed, forget_role, "reference"),
             ("retain", sample(problem.retain, self.retain, "retain"), "description", "higher"),
             ("test", problem.test, "utility", "higher"),
         ]

@@ -55,7 +55,7 @@ class Curvature(Audit):
             RunError: A module of the model has no second derivative; names it.
         """
         problem = case.problem
-        splits = {"retain": sample(problem.retain, self.retain, "curvature"), "forget": problem.held_out}
+        splits = {"retain": sample(problem.retain, self.retain, "curvature"), "forget": problem.unexposed}
         whole = np.zeros(1, dtype=np.int64)
         return [
             Scores(

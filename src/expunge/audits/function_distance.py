@@ -1,7 +1,7 @@
 """How far the outputs moved: divergence from the original in function space, whatever the weights are.
 
 KL(original || model) = sum_c p_original(c) log(p_original(c) / p_model(c)) in nats for each decision, then the mean
-over an example's decisions: on a sample of retain, on the held-out forget set and on the test set. On the forget set
+over an example's decisions: on a sample of retain, on the unexposed forget set and on the test set. On the forget set
 also the total variation, half the sum over classes of |p_original - p_model|: the most by which the two differ on any
 set of answers. It is at most 1 where the divergence has no bound and follows single examples.
 
@@ -45,10 +45,10 @@ class FunctionDistance(Audit):
         problem, original = case.problem, frozen_copy(case.original)
         kept = sample(problem.retain, self.retain, "retain")
         entries: list[tuple[str, Compare, str, Tensor, str]] = [
-            ("function_distance", divergence, "forget", problem.held_out, "nats"),
+            ("function_distance", divergence, "forget", problem.unexposed, "nats"),
             ("function_distance", divergence, "retain", kept, "nats"),
             ("function_distance", divergence, "test", problem.test, "nats"),
-            ("total_variation", total_variation, "forget", problem.held_out, "share"),
+            ("total_variation", total_variation, "forget", problem.unexposed, "share"),
         ]
         return [
             per_example_scores(

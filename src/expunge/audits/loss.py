@@ -29,7 +29,7 @@ class Loss(Audit):
         """Per example the mean loss of its decisions."""
         problem = case.problem
         splits: list[tuple[str, Tensor, Better]] = [
-            ("forget", problem.held_out, "reference"),
+            ("forget", problem.unexposed, "reference"),
             ("retain", sample(problem.retain, self.retain, "retain"), "lower"),
             ("test", problem.test, "lower"),
         ]

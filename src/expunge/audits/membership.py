@@ -2,7 +2,7 @@
 
 Retained examples are members, unseen ones are not. From as many of each an attack is fitted on one number per example,
 its mean cross-entropy l over decisions (for a classifier -log of the true class' probability), and then asked about the
-held-out forget set:
+unexposed forget set:
 
     loss         a member where l < t, with the threshold t of best balanced accuracy         (after 1709.01604)
     confidence   a member where a support vector machine (RBF, C = 3, gamma = 1) on exp(-l) says so   (2304.04934)
@@ -82,14 +82,14 @@ class Membership(Audit):
         problem, attack = case.problem, ATTACKS[self.attack]
         members, others, split = self._known(problem)
         seen, unseen, forget = (
-            evaluate(model, problem, ids, _mean_loss) for ids in (members, others, problem.held_out)
+            evaluate(model, problem, ids, _mean_loss) for ids in (members, others, problem.unexposed)
         )
         if not np.isfinite(np.concatenate([seen, unseen, forget])).all():
             attack = _undefined
         groups = [problem.data.group_of(ids).numpy() for ids in (members, others)]
         rates = crossfitted(attack, seen, unseen, self.folds, groups[0], groups[1])
         entries: list[tuple[str, Tensor, Floats, Role]] = [
-            ("forget", problem.held_out, attack(seen, unseen)(forget), "knowledge"),
+            ("forget", problem.unexposed, attack(seen, unseen)(forget), "knowledge"),
             ("retain", members, rates[0], "description"),
             (split, others, rates[1], "description"),
         ]
@@ -106,7 +106,7 @@ class Membership(Audit):
         others: Tensor = getattr(problem, split)
         # Not to fit on a copy of what is asked later; and who has a copy that was trained on counts as a member.
         members = problem.reference_train
-        members = members[~torch.isin(group_of(members), group_of(problem.held_out))]
+        members = members[~torch.isin(group_of(members), group_of(problem.unexposed))]
         others = others[~torch.isin(group_of(others), group_of(problem.train))]
         size = min(self.count, len(members), len(others))
         if size < 2:

@@ -38,15 +38,15 @@ class Path(Audit):
     """Retain examples to evaluate on, a fixed random part."""
 
     def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
-        """Mean cross-entropy at each point, on retain and on the held-out forget set."""
+        """Mean cross-entropy at each point, on retain and on the unexposed forget set."""
         return barriers("barrier", case.original, model, case.problem, self.points, self.sample)
 
 
 def barriers(
     metric: str, start: nn.Module, end: nn.Module, problem: Problem, points: int, retained: int
 ) -> list[Scores]:
-    """Mean cross-entropy at each point between two models, on a sample of retain and on the held-out forget set."""
-    splits = {"retain": sample(problem.retain, retained, "path"), "forget": problem.held_out}
+    """Mean cross-entropy at each point between two models, on a sample of retain and on the unexposed forget set."""
+    splits = {"retain": sample(problem.retain, retained, "path"), "forget": problem.unexposed}
     losses: dict[str, list[float]] = {split: [] for split in splits}
     for between in interpolate(start, end, points):
         for split, ids in splits.items():

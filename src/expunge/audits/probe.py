@@ -1,7 +1,7 @@
 """Can the answer still be read from a hidden layer, whatever the output says? A linear probe (1610.01644).
 
 Logistic regression from the layer's features, standardised, to labels is fitted on retained examples and asked about
-the held-out forget set. The value is 1 where it reads the label that the original was trained on (for a language model
+the unexposed forget set. The value is 1 where it reads the label that the original was trained on (for a language model
 the share of an example's tokens): an output layer that was only turned away leaves the features as they were, and the
 probe finds its way back. More means *knows more*, judged against retrained models, whose features also tell something
 about examples that they never saw.
@@ -89,15 +89,15 @@ class Probe(Audit):
             facts = {"metric": "recoverability", "better": "reference"} | facts
             return per_example_scores(model, asked, ids, right, split=split, role=role, unit="share", **facts)
 
-        found = [score("forget", "knowledge", problem.held_out)]
+        found = [score("forget", "knowledge", problem.unexposed)]
         found += [score("holdout", "description", problem.holdout)] if len(problem.holdout) else []
         found += [score("test", "description", problem.test)]
         if problem.true_targets is not None:
-            true = problem.data.relabelled(problem.held_out, problem.true_targets[problem.held_out])
+            true = problem.data.relabelled(problem.unexposed, problem.true_targets[problem.unexposed])
             better: Better = "higher"
             asked = replace(problem, data=true)
             facts = {"metric": "recoverability_of_truth", "better": better}
-            found += [score("forget", "description", problem.held_out, asked, **facts)]
+            found += [score("forget", "description", problem.unexposed, asked, **facts)]
         return found
 
     def _examples(self, model: nn.Module, problem: Problem) -> tuple[Floats, Ints]:
@@ -105,7 +105,7 @@ class Probe(Audit):
         group_of = problem.data.group_of
         # Not on corruption that nobody discovered, and not on a copy of what is asked later.
         ids = problem.reference_train
-        ids = ids[~torch.isin(group_of(ids), group_of(problem.held_out))]
+        ids = ids[~torch.isin(group_of(ids), group_of(problem.unexposed))]
         features, labels = _collected(model, problem, sample(ids, self.count, "probe"))
         # An example of a language model makes many decisions; evenly spaced ones stand for all.
         chosen = np.linspace(0, len(labels) - 1, min(self.count, len(labels))).astype(np.int64)

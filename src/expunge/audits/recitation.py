@@ -25,10 +25,10 @@ class Recitation(Audit):
     kinds: ClassVar[frozenset[str]] = frozenset({"tokens"})
 
     def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
-        """Per example 0 or 1, on the held-out forget set and on unseen sequences where the task has some."""
+        """Per example 0 or 1, on the unexposed forget set and on unseen sequences where the task has some."""
         problem = case.problem
 
-        splits: list[tuple[str, Tensor, Role]] = [("forget", problem.held_out, "knowledge")]
+        splits: list[tuple[str, Tensor, Role]] = [("forget", problem.unexposed, "knowledge")]
         if len(problem.holdout):
             splits.append(("holdout", problem.holdout, "description"))
         return [

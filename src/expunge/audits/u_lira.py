@@ -1,6 +1,6 @@
 """Per-example membership inference by somebody who could rerun the method: U-LiRA (2403.01218).
 
-Can the unlearned model be told from a retrained one? For every held-out forget example, models of two kinds are made
+Can the unlearned model be told from a retrained one? For every unexposed forget example, models of two kinds are made
 from seeds of their own, `shadows` in all: half are trained with the forget set and unlearned by the very method that is
 audited, half never saw the forget set. Each gives the example a logit-scaled confidence, phi = log p - log(1 - p) of
 its label, and each kind a Gaussian of it. The audited model's phi is judged by the likelihood ratio of these two:
@@ -92,12 +92,12 @@ class ULira(Audit):
         problem = case.problem
 
         def phi(models: Sequence[nn.Module]) -> Floats:
-            return np.stack([evaluate(each, problem, problem.held_out, scaled_confidence) for each in models])
+            return np.stack([evaluate(each, problem, problem.unexposed, scaled_confidence) for each in models])
 
         pairs = self.shadow_pairs
         values = ranks(phi([model])[0], phi(case.shadows.knew[:pairs]), phi(case.shadows.never[:pairs]))
-        group = None if problem.data.groups is None else problem.data.group_of(problem.held_out).numpy()
-        name, ids = f"u_lira_{self.shadows}", problem.held_out.numpy()
+        group = None if problem.data.groups is None else problem.data.group_of(problem.unexposed).numpy()
+        name, ids = f"u_lira_{self.shadows}", problem.unexposed.numpy()
         return [Scores(name, "forget", values, ids, "knowledge", "share", "reference", group=group)]
 
 

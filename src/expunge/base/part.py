@@ -54,7 +54,7 @@ def _hints(part: type) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Part(abc.ABC):  # noqa: B024 - what is abstract differs by kind
-    """Base of everything registered: data sets, models, tasks, methods, attacks, audits, probes.
+    """Base of everything registered: data sets, models, tasks, methods, attacks, audits, diagnostics.
 
     Raises:
         SpecError: A field has the wrong type or lies outside its range; names field, finding and allowed values.

@@ -28,7 +28,7 @@ FOLDERS = {
     "method": "methods",
     "attack": "attacks",
     "audit": "audits",
-    "probe": "probes",
+    "diagnostic": "diagnostics",
     "study": "studies",
 }
 """Kind of part to the folder of the package that holds it; entry points use the group `expunge.<folder>`."""

@@ -61,7 +61,7 @@ class Spec:
     """The user's own weights (`model.weights`), instead of training the original."""
     attack: tuple[Entry, ...] = ()
     audit: tuple[Entry, ...] = ()
-    probe: tuple[Entry, ...] = ()
+    diagnostic: tuple[Entry, ...] = ()
     gate: tuple[Gate, ...] = ()
     threads: int = 1
     gallery: bool = False
@@ -82,7 +82,7 @@ class Spec:
 
 KEYS = (
     "name", "seeds", "threads", "gallery", "data", "model", "train", "forget",
-    "method", "attack", "audit", "probe", "gate",
+    "method", "attack", "audit", "diagnostic", "gate",
 )  # fmt: skip
 
 
@@ -150,7 +150,7 @@ def parse(table: Mapping[str, Any], folder: Path) -> Spec:
         method=methods,
         attack=_entries(table, "attack"),
         audit=_entries(table, "audit", extra=("required",)),
-        probe=_entries(table, "probe"),
+        diagnostic=_entries(table, "diagnostic"),
         gate=_gates(table, methods),
         folder=folder,
     )

@@ -78,7 +78,7 @@ class Unlearned:
 
 @dataclass(frozen=True)
 class Curve:
-    """What an attack saw on the held-out forget set: steps `[p]` and values `[p, n]` in [0, 1], with the ids `[n]`."""
+    """What an attack saw on the unexposed forget set: steps `[p]` and values `[p, n]` in [0, 1], with the ids `[n]`."""
 
     steps: np.ndarray
     values: np.ndarray

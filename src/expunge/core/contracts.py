@@ -97,7 +97,7 @@ class Method(Part):
     def ascent(self) -> float | None:
         """Weight of the forget set's ascent, where plain descent on the retain set with it is all that the method does.
 
-        Probes of stability foretell what such a plan does; none by default.
+        Diagnostics of stability predict what such a plan does; none by default.
         """
         return None
 
@@ -171,7 +171,7 @@ class Method(Part):
 
 @dataclass(frozen=True)
 class Attack(Part):
-    """A way to bring forgotten knowledge back; may use `problem.retain` and `problem.exposed`, never `held_out`."""
+    """A way to bring forgotten knowledge back; may use `problem.retain` and `problem.exposed`, never `unexposed`."""
 
     def check(self, problem: Problem) -> None:
         """Refuse a problem that the settings do not fit, before anything is trained.
@@ -226,18 +226,18 @@ class Audit(Part):
 
 
 @dataclass(frozen=True)
-class Probe(Part):
+class Diagnostic(Part):
     """Something that can be said of a case before anything is unlearned."""
 
-    foretells: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    predicts: ClassVar[Mapping[str, str]] = MappingProxyType({})
     """Estimate -> what of the run it should be near, shown beside it: `original` or `reference`, what these models know
     of the forget set, or `range`, what there is to forget."""
 
     def repeats(self, data: Data) -> bool:
-        """Whether it is run on every seed's original; where it is dear and hardly differs, the first is enough."""
+        """Whether it is run on every seed's original; where it is expensive and hardly differs, the first is enough."""
         return True
 
-    def told(self, found: Mapping[str, Estimate]) -> str:
+    def summary(self, found: Mapping[str, Estimate]) -> str:
         """What its estimates mean for whoever is about to unlearn, in a sentence or two; nothing by default.
 
         Args:

@@ -80,7 +80,7 @@ class Problem:
         return self.forget[self._is_exposed]
 
     @cached_property
-    def held_out(self) -> Tensor:
+    def unexposed(self) -> Tensor:
         """The other part of the forget set, which no attack sees and every audit scores."""
         return self.forget[~self._is_exposed]
 

@@ -85,7 +85,7 @@ def noise_matrix(similarity: Tensor, retained: int, update: Update) -> Tensor:
     if not 0 < retained < len(similarity):
         raise SpecError(f"{retained} of {len(similarity)}", where="retained", allowed="examples of both sets")
     counts = (retained, len(similarity) - retained)
-    sides = zip(counts, (1 - update.mix, update.mix), (update.retain, update.forget), strict=True)
+    sides = zip(counts, (1 - update.ascent_weight, update.ascent_weight), (update.retain, update.forget), strict=True)
     scale = torch.cat([similarity.new_full((n,), update.step * u * math.sqrt(d.noise / n)) for n, u, d in sides])
     return scale[:, None] * scale * similarity.square()
 

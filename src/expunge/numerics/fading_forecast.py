@@ -1,4 +1,4 @@
-"""Whether long training loses the main feature of one's own data, foretold from examples and the activation.
+"""Whether long training loses the main feature of one's own data, predicted from examples and the activation.
 
 The targets' coefficients come from `single_index`, the activation's from `hermite`, and `fading` says what follows,
 once for the estimate and once for every bootstrap replicate: kappa, where the alignment ends, its peak, its half-life,
@@ -84,7 +84,7 @@ def forecast(
     degree: int = 4,
     replicates: int = 200,
 ) -> Forecast:
-    """Foretell what becomes of the direction that targets depend on most simply.
+    """Predict what becomes of the direction that targets depend on most simply.
 
     Args:
         inputs: `[n, ...]`, 4 n examples for each entry or more; they are centred and whitened here.

@@ -92,7 +92,10 @@ def course(
 def _weighted(gram: Tensor, count: int, retained: int, update: Update) -> tuple[Tensor, Tensor]:
     """K with the weights of the examples that pull, own blocks left out, and these, `[m, c, c]`."""
     classes = len(gram) // count
-    sides = ((retained, update.retain.size, 1 - update.mix), (count - retained, update.forget.size, -update.mix))
+    sides = (
+        (retained, update.retain.size, 1 - update.ascent_weight),
+        (count - retained, update.forget.size, -update.ascent_weight),
+    )
     weights, first = torch.zeros(count, count).to(gram), 0
     own = torch.zeros(count).to(gram)
     for here, whole, weight in sides:

@@ -64,7 +64,7 @@ class Update:
 
     step: float
     """Step size."""
-    mix: float
+    ascent_weight: float
     """Weight of the forget set's gradients, 0 to 1; the retain set has the rest."""
     retain: Draw
     forget: Draw
@@ -72,7 +72,10 @@ class Update:
     """Of the heavy ball, 0 to below 1."""
 
     def __post_init__(self) -> None:
-        allowed = {"mix": (0 <= self.mix <= 1, "0 to 1"), "step": (0 < self.step < math.inf, "a positive number")}
+        allowed = {
+            "ascent_weight": (0 <= self.ascent_weight <= 1, "0 to 1"),
+            "step": (0 < self.step < math.inf, "a positive number"),
+        }
         allowed["momentum"] = (0 <= self.momentum < 1, "0 to below 1")
         for name, (holds, what) in allowed.items():
             if not holds:
@@ -104,14 +107,14 @@ class Curvatures:
         """Factors of either set."""
         return self.factors[: self.retained], self.factors[self.retained :]
 
-    def average(self, mix: float) -> Tensor:
+    def average(self, ascent_weight: float) -> Tensor:
         """A, `[r, r]`."""
-        return (1 - mix) * self.means[0] - mix * self.means[1]
+        return (1 - ascent_weight) * self.means[0] - ascent_weight * self.means[1]
 
     def noise(self, matrix: Tensor, update: Update) -> Tensor:
         """V of a matrix `[r, r]`, without the squared step size."""
         total = torch.zeros_like(matrix)
-        weights, draws = (1 - update.mix, update.mix), (update.retain, update.forget)
+        weights, draws = (1 - update.ascent_weight, update.ascent_weight), (update.retain, update.forget)
         for weight, draw, side, mean in zip(weights, draws, self.sides, self.means, strict=True):
             middle = side.mT @ (matrix @ side)
             each = (side @ middle).transpose(0, 1).flatten(1) @ side.transpose(0, 1).flatten(1).T / len(side)

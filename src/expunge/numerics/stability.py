@@ -31,12 +31,12 @@ PRODUCTS = 200
 
 def mean_radius(curvatures: Curvatures, update: Update) -> float:
     """Largest growth per step of E[w]: above 1, it leaves."""
-    return max(_root(float(a), update) for a in torch.linalg.eigvalsh(curvatures.average(update.mix)))
+    return max(_root(float(a), update) for a in torch.linalg.eigvalsh(curvatures.average(update.ascent_weight)))
 
 
 def mean_limit(curvatures: Curvatures, update: Update) -> float:
     """Step size below which E[w] stays: 2 (1 + momentum) / lambda_max(A), or 0 where A has a negative eigenvalue."""
-    values = torch.linalg.eigvalsh(curvatures.average(update.mix))
+    values = torch.linalg.eigvalsh(curvatures.average(update.ascent_weight))
     least, most = float(values[0]), float(values[-1])
     if least < -_rounding(values):
         return 0.0
@@ -61,7 +61,7 @@ def critical_mix(curvatures: Curvatures) -> float:
 
 def mean_square(curvatures: Curvatures, update: Update) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     """T as a function of symmetric matrices, and a matrix like those: `[r, r]`, with momentum `[2 r, 2 r]`."""
-    average, size = curvatures.average(update.mix), curvatures.factors.shape[1]
+    average, size = curvatures.average(update.ascent_weight), curvatures.factors.shape[1]
     unit = torch.eye(size).to(average)
     mean = (1 + update.momentum) * unit - update.step * average
     if update.momentum:
@@ -163,7 +163,7 @@ def growth_steps(rate: float, factor: float) -> float:
 
 def _turned(curvatures: Curvatures, update: Update) -> tuple[Curvatures, Tensor]:
     """In the eigenbasis of A, with its eigenvalues."""
-    values, vectors = torch.linalg.eigh(curvatures.average(update.mix))
+    values, vectors = torch.linalg.eigh(curvatures.average(update.ascent_weight))
     return Curvatures(vectors.T @ curvatures.factors, curvatures.retained), values
 
 

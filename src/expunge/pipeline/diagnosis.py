@@ -1,4 +1,4 @@
-"""What a run's probes said: estimates seed by seed and over seeds, with the words that the probes have for them."""
+"""What a run's diagnostics estimated, by seed and over seeds, with the sentence that each diagnostic makes of it."""
 
 from __future__ import annotations
 
@@ -19,28 +19,33 @@ def diagnosis(plan: Plan, store: Store, labels: Collection[str | None] | None = 
     """Read what is in the store.
 
     Args:
-        plan: Whose probes have run.
+        plan: Whose diagnostics have run.
         store: Where their outputs are.
-        labels: Of the probes to read; all by default.
+        labels: Of the diagnostics to read; all by default.
 
     Returns:
-        Per probe `probe` (its label), `name`, `sentence`, and `rows` of `what`, `seed` (null over seeds), value, low,
-        high, n, unit, better and `foretells`, as `Probe.foretells` or null.
+        Per diagnostic its label as `diagnostic`, `name`, `sentence`, and `rows` of `what`, `seed` (null over seeds),
+        value, low, high, n, unit, better and `predicts`, as `Diagnostic.predicts` or null.
     """
-    return [_of_probe(plan, store, label) for label in plan.probes if labels is None or label in labels]
+    return [_of_diagnostic(plan, store, label) for label in plan.diagnostics if labels is None or label in labels]
 
 
-def _of_probe(plan: Plan, store: Store, label: str) -> dict[str, Any]:
-    probe = plan.probes[label]
-    stages = [stage for stage in plan.stages if stage.kind == "probe" and stage.part == label]
+def _of_diagnostic(plan: Plan, store: Store, label: str) -> dict[str, Any]:
+    diagnostic = plan.diagnostics[label]
+    stages = [stage for stage in plan.stages if stage.kind == "diagnostic" and stage.part == label]
     found = {stage.seed: _read(store, stage.key) for stage in stages}
     over = {what: together([seed[what] for seed in found.values()]) for what in next(iter(found.values()))}
     rows = [
-        {"what": what, "seed": seed, **estimate.as_json(), "foretells": probe.foretells.get(what)}
+        {"what": what, "seed": seed, **estimate.as_json(), "predicts": diagnostic.predicts.get(what)}
         for seed, estimates in (*found.items(), (None, over))
         for what, estimate in estimates.items()
     ]
-    return {"probe": label, "name": plan.name_of("probe", label), "sentence": probe.told(over), "rows": rows}
+    return {
+        "diagnostic": label,
+        "name": plan.name_of("diagnostic", label),
+        "sentence": diagnostic.summary(over),
+        "rows": rows,
+    }
 
 
 def _read(store: Store, key: str) -> dict[str, Estimate]:

@@ -112,7 +112,7 @@ class RunFolder:
         return finish(self.root, index)
 
     def _keep_diagnosis(self, found: list[dict[str, Any]]) -> None:
-        """Write what the probes said, or remove what those of an earlier run into this folder did."""
+        """Write what the diagnostics said, or remove what those of an earlier run into this folder did."""
         shutil.rmtree(self.root / "diagnosis", ignore_errors=True)
         (self.root / DIAGNOSIS).unlink(missing_ok=True)
         if found:
@@ -184,7 +184,7 @@ def finish(root: Path, index: dict[str, Any]) -> Table:
 
 def file_name(stage: Stage) -> str:
     """A readable name that is unique within the run."""
-    if stage.kind == "probe":
+    if stage.kind == "diagnostic":
         return f"s{stage.seed}-{stage.part}"
     part = {"audit": stage.part, "shadow": f"shadow-{stage.part}"}.get(stage.kind)
     words = [stage.model, f"s{stage.seed}", stage.attack, part]

@@ -89,10 +89,10 @@ def gradients(plan: Plan, stage: Stage) -> float:
             return train
         # A plain function does not say.
         return method.expected_gradients(*plan.sizes) if isinstance(method, Method) else n
-    if stage.kind == "probe":
-        nets = 0.0 if plan.data.cscore is not None else _setting(plan.probes[stage.part], "nets", 0)
-        # A probe with a budget may take all of it.
-        budget = n * _setting(plan.probes[stage.part], "epochs", 0)
+    if stage.kind == "diagnostic":
+        nets = 0.0 if plan.data.cscore is not None else _setting(plan.diagnostics[stage.part], "nets", 0)
+        # A diagnostic with a budget may take all of it.
+        budget = n * _setting(plan.diagnostics[stage.part], "epochs", 0)
         return 0.7 * train * nets + budget
     if stage.kind == "gallery":
         return FORWARD * PICTURES * len(stage.needs)

@@ -72,8 +72,8 @@ def gallery(problem: Problem, models: Iterable[tuple[Name, nn.Module]], seed: in
 
 
 def chosen(problem: Problem, count: int) -> Tensor:
-    """Up to `count` different examples of the held-out forget set, at random, in increasing order."""
-    ids = problem.held_out
+    """Up to `count` different examples of the unexposed forget set, at random, in increasing order."""
+    ids = problem.unexposed
     _, first = np.unique(problem.data.group_of(ids).numpy(), return_index=True)
     different = ids[torch.from_numpy(first)]
     order = torch.randperm(len(different), generator=torch.Generator().manual_seed(derive(0, "gallery")))

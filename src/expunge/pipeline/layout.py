@@ -23,7 +23,7 @@ class Stage:
     """One computation of a run."""
 
     kind: str
-    """`measure`, `original`, `reference`, `unlearn`, `shadow`, `attack`, `audit`, `probe` or `gallery`."""
+    """`measure`, `original`, `reference`, `unlearn`, `shadow`, `attack`, `audit`, `diagnostic` or `gallery`."""
     model: str
     """`original`, `reference` or a method's label; empty for `measure` and `gallery`."""
     seed: int | None
@@ -31,7 +31,7 @@ class Stage:
     attack: str | None
     """Label of the attack that it is, or comes after; of a shadow, that it was attacked with."""
     part: str
-    """Label of the method, attack, audit or probe that it runs; a shadow's number."""
+    """Label of the method, attack, audit or diagnostic that it runs; a shadow's number."""
     key: str
     """Content address of the output."""
     needs: tuple[str, ...] = field(default=(), repr=False)
@@ -76,7 +76,7 @@ class Layout:
             yield self._gallery(first, needs)
 
     def _gallery(self, stages: list[Stage], measured: tuple[str, ...]) -> Stage:
-        models = [stage for stage in stages if stage.kind not in ("audit", "probe", "shadow")]
+        models = [stage for stage in stages if stage.kind not in ("audit", "diagnostic", "shadow")]
         # Its output names the models, so that here, unlike elsewhere, a label is part of the address.
         facts = {"format": GALLERY, "models": [(stage.model, stage.attack) for stage in models]}
         needs = (*measured, *(stage.key for stage in models))
@@ -98,7 +98,7 @@ class Layout:
             made = self._stage("unlearn", label, seed, None, label, self._unlearning(entry), needs)
             models[label] = replace(made, start=entry.after)
         yield from models.values()
-        yield from () if only_reference else self._probes(original)
+        yield from () if only_reference else self._diagnostics(original)
         shadows = self._shadows(original.seed, measured)
         attacked_shadows = {attack: self._attacked_shadows(attack, shadows, measured) for attack in self.parts.attacks}
         for made_like in () if only_reference else (shadows, *attacked_shadows.values()):
@@ -165,12 +165,12 @@ class Layout:
             needs = tuple(dict.fromkeys((*measured, model.key, *keys, basis.key)))
             yield self._stage("audit", label, model.seed, attack, name, {"part": audit.fingerprint()}, needs)
 
-    def _probes(self, original: Stage) -> Iterator[Stage]:
+    def _diagnostics(self, original: Stage) -> Iterator[Stage]:
         needs, first = (*original.needs, original.key), original.seed == self.parts.spec.seeds[0]
-        for label, probe in self.parts.probes.items():
-            if first or probe.repeats(self.parts.data):
-                facts = {"part": probe.fingerprint(), "training": self.parts.training.fingerprint()}
-                yield self._stage("probe", "original", original.seed, None, label, facts, needs)
+        for label, diagnostic in self.parts.diagnostics.items():
+            if first or diagnostic.repeats(self.parts.data):
+                facts = {"part": diagnostic.fingerprint(), "training": self.parts.training.fingerprint()}
+                yield self._stage("diagnostic", "original", original.seed, None, label, facts, needs)
 
     def _stage(
         self,

@@ -17,10 +17,10 @@ from expunge.base.record import file_digest
 from expunge.base.seeds import derive
 from expunge.base.spec import Entry, Spec
 from expunge.core import checkpoint
-from expunge.core.contracts import Architecture, Attack, Audit, Method, Probe, Source, Task
+from expunge.core.contracts import Architecture, Attack, Audit, Diagnostic, Method, Source, Task
 from expunge.core.data import Data
 from expunge.core.problem import Problem
-from expunge.probes._plan import planned, with_plan
+from expunge.diagnostics._plan import planned, with_plan
 from expunge.train.training import TrainedRecipe, Training
 
 
@@ -33,7 +33,7 @@ class Parts:
     def __post_init__(self) -> None:
         # Parts are made at once, so that a bad setting is reported before anything is computed.
         _ = self.source, self.architecture, self.training, self.task
-        _ = self.methods, self.attacks, self.audits, self.probes
+        _ = self.methods, self.attacks, self.audits, self.diagnostics
 
     def _build(self, kind: str, entry: Entry, where: str) -> Part:
         return registry.build(kind, entry.name, entry.settings, where=where, folder=self.spec.folder)
@@ -83,15 +83,17 @@ class Parts:
         return audits
 
     @cached_property
-    def probes(self) -> dict[str, Probe]:
-        """By label, in the spec's order; what a probe's table leaves open of the plan is that of the spec's methods."""
+    def diagnostics(self) -> dict[str, Diagnostic]:
+        """By label, in the spec's order; settings left open come from the spec's first suitable method."""
         plan = planned(self.methods.values())
-        entries = [replace(e, settings=with_plan(e.name, e.settings, plan)) for e in self.spec.probe]
-        return {e.label: cast(Probe, self._build("probe", e, f"probe[{i}]")) for i, e in enumerate(entries)}
+        entries = [replace(e, settings=with_plan(e.name, e.settings, plan)) for e in self.spec.diagnostic]
+        return {
+            e.label: cast(Diagnostic, self._build("diagnostic", e, f"diagnostic[{i}]")) for i, e in enumerate(entries)
+        }
 
     def name_of(self, kind: str, label: str) -> str:
-        """The registered name behind a label of an attack, audit or probe; audits that always run have only that."""
-        entries = {"attack": self.spec.attack, "audit": self.spec.audit, "probe": self.spec.probe}[kind]
+        """The registered name behind a label of an attack, audit or diagnostic."""
+        entries = {"attack": self.spec.attack, "audit": self.spec.audit, "diagnostic": self.spec.diagnostic}[kind]
         return next((entry.name for entry in entries if entry.label == label), label)
 
     @cached_property
@@ -166,8 +168,10 @@ class Parts:
             found = {"budget": entry.budget, "after": entry.after}
             return {key: value for key, value in found.items() if value is not None}
 
-        # A record of before there were probes must not differ from one without any.
-        probes = {"probe": [labelled(e, self.probes[e.label]) for e in spec.probe]} if spec.probe else {}
+        # A record of before there were diagnostics must not differ from one without any.
+        diagnostics = (
+            {"diagnostic": [labelled(e, self.diagnostics[e.label]) for e in spec.diagnostic]} if spec.diagnostic else {}
+        )
         return {
             "name": spec.name,
             "seeds": list(spec.seeds),
@@ -180,7 +184,7 @@ class Parts:
             "method": [labelled(e, self.methods[e.label], **extras(e)) for e in spec.method],
             "attack": [labelled(e, self.attacks[e.label]) for e in spec.attack],
             "audit": [labelled(e, self.audits[e.label], required=e.required) for e in spec.audit],
-            **probes,
+            **diagnostics,
             "gate": [{"method": g.method, "verdict": g.verdict} for g in spec.gate],
         }
 

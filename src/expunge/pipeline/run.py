@@ -37,7 +37,7 @@ class Outcome:
     costs: dict[str, dict[str, float]]
     """Kind of stage -> stages, seconds and per-example gradients, what is reused included."""
     diagnosis: list[dict[str, Any]]
-    """What each probe said, as `pipeline.diagnosis` puts it; empty without probes."""
+    """What each diagnostic said, as `pipeline.diagnosis` puts it; empty without diagnostics."""
 
     def as_json(self) -> dict[str, Any]:
         """What `run --json` prints."""

@@ -188,12 +188,12 @@ def _audit(worker: Worker, stage: Stage) -> tuple[Files, int]:
     return {SCORES: score_files.dumps(found)}, 0
 
 
-def _probe(worker: Worker, stage: Stage) -> tuple[Files, int]:
+def _diagnostic(worker: Worker, stage: Stage) -> tuple[Files, int]:
     problem = worker.problem(stage)
     original = worker.model(worker.needed(stage, ["original"]), problem)
     case = Case(stage.seed or 0, problem, original, worker.plan.recipe(problem.data))
     # C-scores belong to the data, not to a seed of the run.
-    found = worker.plan.probes[stage.part](case, derive(0, "probe", worker.plan.name_of("probe", stage.part)))
+    found = worker.plan.diagnostics[stage.part](case, derive(0, "probe", worker.plan.name_of("diagnostic", stage.part)))
     estimates = {name: spelled(estimate.as_json()) for name, estimate in found.items()}
     return {ESTIMATES: json.dumps(estimates, indent=1, allow_nan=False).encode()}, 0
 
@@ -223,6 +223,6 @@ _KINDS: dict[str, Callable[[Worker, Stage], tuple[Files, int]]] = {
     "shadow": _shadow,
     "attack": _attack,
     "audit": _audit,
-    "probe": _probe,
+    "diagnostic": _diagnostic,
     "gallery": _gallery,
 }

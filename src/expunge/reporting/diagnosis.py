@@ -1,4 +1,4 @@
-"""The page's diagnosis: what probes foretold before anything was unlearned, beside what the run then measured."""
+"""The page's diagnosis: what diagnostics predicted before anything was unlearned, beside what the run then measured."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from expunge.reporting.tables import cell, unit_sign
 from expunge.reporting.text import knowledge_key
 
 MEASURED = {ORIGINAL: NAMES[ORIGINAL], REFERENCE: NAMES[REFERENCE], "range": "range: original minus retrained"}
-"""What a probe can foretell, see `Probe.foretells`, as people read it."""
+"""What a diagnostic can predict, see `Diagnostic.predicts`, as people read it."""
 
 
 def diagnosis(run: Run) -> list[Json]:
-    """Per probe its label, its sentence and a line per estimate; empty where no probe ran."""
-    return [_of_probe(run, found) for found in run.diagnosis]
+    """Per diagnostic its label, its sentence and a line per estimate; empty where no diagnostic ran."""
+    return [_of_diagnostic(run, found) for found in run.diagnosis]
 
 
-def _of_probe(run: Run, found: Json) -> Json:
+def _of_diagnostic(run: Run, found: Json) -> Json:
     over = [row for row in found["rows"] if row["seed"] is None]
     seeds = {row["seed"] for row in found["rows"]} - {None}
     lines = [{"what": row["what"], "unit": unit_sign(row["unit"])} | _beside(run, row) for row in over]
-    return {"probe": found["probe"], "sentence": found["sentence"], "seeds": len(seeds), "lines": lines}
+    return {"diagnostic": found["diagnostic"], "sentence": found["sentence"], "seeds": len(seeds), "lines": lines}
 
 
 def _beside(run: Run, row: Json) -> Json:
-    foretells = row["foretells"]
-    measured = _measured(run, foretells) if foretells else None
-    of = MEASURED.get(foretells, "") if measured else ""
-    return {"foretold": cell(_numbers(row)), "measured": cell(measured), "of": of}
+    predicts = row["predicts"]
+    measured = _measured(run, predicts) if predicts else None
+    of = MEASURED.get(predicts, "") if measured else ""
+    return {"predicted": cell(_numbers(row)), "measured": cell(measured), "of": of}
 
 
 def _measured(run: Run, what: str) -> Json | None:
-    """What of the run a probe foretold, as a row; none where the run did not measure it."""
+    """What of the run a diagnostic predicted, as a row; none where the run did not measure it."""
     key = knowledge_key(run.table)
     if what in (ORIGINAL, REFERENCE):
         return run.rows.get((what, None, key))

@@ -74,10 +74,10 @@ class Run:
 
     @cached_property
     def diagnosis(self) -> list[Json]:
-        """What each probe said, see `pipeline.diagnosis`; empty where none ran."""
+        """What each diagnostic said, see `pipeline.diagnosis`; empty where none ran."""
         name = "diagnosis.json"
-        found: list[Json] = read_json(self.folder / name) if name in self.manifest["results"] else []
-        return found
+        read: list[Json] = read_json(self.folder / name) if name in self.manifest["results"] else []
+        return [_current_names(entry) for entry in read]
 
     def part(self, key: str) -> Json:
         """The settings of `data`, `model` or `forget`, empty where they are not known."""
@@ -119,3 +119,15 @@ def mean(stages: list[Json], what: str) -> float | None:
     """Mean of a cost over stages, none without stages or where one is not known."""
     values = [stage[what] for stage in stages]
     return sum(values) / len(values) if values and None not in values else None
+
+
+def _current_names(entry: Json) -> Json:
+    """An entry of `diagnosis.json` under today's keys; format 1 had `probe` and `foretells`."""
+    if "diagnostic" in entry:
+        return entry
+    rows = [{("predicts" if key == "foretells" else key): value for key, value in row.items()} for row in entry["rows"]]
+    return {
+        **{key: value for key, value in entry.items() if key != "probe"},
+        "diagnostic": entry["probe"],
+        "rows": rows,
+    }

@@ -61,7 +61,7 @@ def cost_table(run: Run) -> Json:
             "count": sum(s["kind"] == kind for s in stages),
             "seconds": sum(s["seconds"] for s in stages if s["kind"] == kind),
         }
-        for kind in ("measure", "probe", "shadow", "attack", "audit")
+        for kind in ("measure", "diagnostic", "shadow", "attack", "audit")
     }
     timed = {kind: entry for kind, entry in others.items() if entry["seconds"] >= 0.05}
     return {"lines": lines, "others": timed}

@@ -176,7 +176,7 @@ def describe(kind: str, part_class: Any) -> dict[str, Any]:
     """What there is to know about one part.
 
     Args:
-        kind: `data`, `model`, `task`, `method`, `attack`, `audit`, `probe` or `study`.
+        kind: `data`, `model`, `task`, `method`, `attack`, `audit`, `diagnostic` or `study`.
         part_class: The class, or a plain function.
 
     Returns:

@@ -80,8 +80,8 @@ def tradeoff(run: Run) -> Drawing | None:
         (x, *xs), (y, *ys) = choice.utility, choice.residual
         axes.plot(xs, [y, y], color=METHOD, linewidth=0.9, alpha=0.5, zorder=3)
         axes.plot([x, x], ys, color=METHOD, linewidth=0.9, alpha=0.5, zorder=3)
-        dear = min(0.2 if choice.cost is None else choice.cost, 1.5)
-        area = SMALLEST + (WHOLE - SMALLEST) * dear
+        expensive = min(0.2 if choice.cost is None else choice.cost, 1.5)
+        area = SMALLEST + (WHOLE - SMALLEST) * expensive
         axes.scatter([x], [y], area, METHOD, alpha=0.8, linewidths=0, zorder=4)
     axes.scatter([0], [0], 45, REFERENCE, marker="D", zorder=5, linewidths=0)
     points = [(c.utility[0], c.residual[0], c.model) for c in found] + [(0.0, 0.0, against)]

@@ -42,11 +42,20 @@ def unlearned(
     """Every step size with every mix, from the same model, until the forget set is gone or the steps run out."""
     order = torch.randperm(batch.size, generator=generator)
     forget, retain = (batch.at(ids) for ids in (order[: batch.size // SHARE], order[batch.size // SHARE :]))
-    return [_one(model, retain, forget, rate, factor, mix, most) for factor, mix in product(FACTORS, MIXES)]
+    return [
+        _one(model, retain, forget, rate, factor, ascent_weight, most)
+        for factor, ascent_weight in product(FACTORS, MIXES)
+    ]
 
 
 def _one(
-    model: nn.Sequential, retain: Examples, forget: Examples, rate: float, factor: float, mix: float, most: int
+    model: nn.Sequential,
+    retain: Examples,
+    forget: Examples,
+    rate: float,
+    factor: float,
+    ascent_weight: float,
+    most: int,
 ) -> Outcome:
     student = copy.deepcopy(model)
     optimizer = torch.optim.SGD(student.parameters(), lr=factor * rate)
@@ -54,7 +63,7 @@ def _one(
     monitor(0, student)
 
     def loss(pair: Pair) -> torch.Tensor:
-        return (1 - mix) * squared(student, pair.retain) - mix * squared(student, pair.forget)  # type: ignore[arg-type]
+        return (1 - ascent_weight) * squared(student, pair.retain) - ascent_weight * squared(student, pair.forget)  # type: ignore[arg-type]
 
     def until_gone() -> Iterator[Pair]:
         for pair in repeat(Pair(retain, forget), most):  # type: ignore[arg-type]
@@ -69,5 +78,7 @@ def _one(
     with torch.no_grad():
         end = float(squared(student, retain))
     losses = [value for value in (*monitor.losses, end) if math.isfinite(value)]
-    ratios = [(1 - mix) * s / e for s, e in zip(monitor.sharpness, monitor.edges, strict=True) if math.isfinite(s)]
+    ratios = [
+        (1 - ascent_weight) * s / e for s, e in zip(monitor.sharpness, monitor.edges, strict=True) if math.isfinite(s)
+    ]
     return Outcome(factor, max(ratios), losses[-1] - losses[0])

@@ -139,7 +139,7 @@ def errors(way: Way, second: float, setting: Setting, *, corrected: bool = False
     return float(np.sqrt(np.mean(off[0] ** 2))), float(np.sqrt(np.mean(off[1] ** 2)))
 
 
-def foretold_end(kappa: float) -> float:
+def predicted_end(kappa: float) -> float:
     """Where the alignment ends by the closed criterion, from a_0 below C / kappa or above it alike."""
     return min(max(kappa, 0.0), 1.0)
 

@@ -31,7 +31,7 @@ DEXTER_COHERENCES = (1, 2, 3, 5, 8, 12, 18, 25, 35, 50)
 
 @dataclass(frozen=True)
 class Cell:
-    """One place of a plane, with what happened there and what was foretold."""
+    """One place of a plane, with what happened there and what was predicted."""
 
     plane: str
     across: float
@@ -54,12 +54,12 @@ def gradients(count: int, coherence: float, generator: torch.Generator) -> Tenso
 def planes(steps: int, chains: int, across: int, up: int, seed: int) -> Iterator[Cell]:
     """Both planes: step size against mix with small batches, and batch against coherence at a fixed step and mix."""
     generator = torch.Generator().manual_seed(seed)
-    for mix in np.linspace(0.0, 0.3, up):
+    for ascent_weight in np.linspace(0.0, 0.3, up):
         vectors = gradients(RETAIN + FORGET, 0.0, generator)
         limit = _limit(vectors)
         for factor in np.geomspace(0.05, 3.0, across):
-            update = Update(factor * limit, float(mix), Draw(RETAIN, 3), Draw(FORGET, 2))
-            yield _cell("step and mix", float(factor), float(mix), vectors, update, steps, chains, generator)
+            update = Update(factor * limit, float(ascent_weight), Draw(RETAIN, 3), Draw(FORGET, 2))
+            yield _cell("step and mix", float(factor), float(ascent_weight), vectors, update, steps, chains, generator)
     batches = np.unique(np.geomspace(1, RETAIN, across).round().astype(int))
     for coherence in np.linspace(0.0, 0.95, up):
         vectors = gradients(RETAIN + FORGET, float(coherence), generator)
@@ -115,8 +115,8 @@ def chains_diverge(
     w = torch.randn(chains, vectors.shape[1], generator=generator, dtype=torch.float64)
     start, far = w.square().sum(1), torch.zeros(chains, dtype=torch.bool)
     sides = (
-        (retained, update.retain.batch, 1 - update.mix),
-        (len(vectors) - retained, update.forget.batch, -update.mix),
+        (retained, update.retain.batch, 1 - update.ascent_weight),
+        (len(vectors) - retained, update.forget.batch, -update.ascent_weight),
     )
     for _ in range(steps):
         weights = torch.cat([u / b * _chosen(chains, n, b, generator) for n, b, u in sides], 1)

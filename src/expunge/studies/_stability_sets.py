@@ -1,8 +1,8 @@
-"""Real forget sets: what linear stability foretells of each, beside what descent and ascent then take and leave.
+"""Real forget sets: what linear stability predicts of each, beside what descent and ascent then take and leave.
 
 An MLP on Fashion-MNIST is trained with Adam; then SGD with momentum descends on the retain set and ascends on the
 forget set until half of what is known of the latter is gone. Of the plans the first is what claims rank; all of them
-calibrate `probes.hardness`.
+calibrate `diagnostics.hardness`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from expunge.core.modules import trainable
 from expunge.core.objective import loss
 from expunge.core.problem import Problem
 from expunge.data.fashion_mnist import FashionMNIST
+from expunge.diagnostics._logit_diagnostic import GONE
+from expunge.diagnostics.hardness import Hardness
+from expunge.diagnostics.recommendation import MIX, STEP, STEPS, Recommendation
+from expunge.diagnostics.stability_limit import RATE_SQUARE, StabilityLimit
 from expunge.models.mlp import MLP
-from expunge.probes._logit_probe import GONE
-from expunge.probes.hardness import Hardness
-from expunge.probes.recommendation import MIX, STEP, STEPS, Recommendation
-from expunge.probes.stability_limit import RATE_SQUARE, StabilityLimit
 from expunge.tasks.easy_examples import EasyExamples
 from expunge.tasks.hard_examples import HardExamples
 from expunge.tasks.label_swap import LabelSwap
@@ -60,24 +60,24 @@ def tasks(count: int, seed: int) -> dict[str, Task]:
 
 @dataclass(frozen=True)
 class Found:
-    """One forget set: what is foretold, and what was measured."""
+    """One forget set: what is predicted, and what was measured."""
 
-    foretold: Mapping[str, float]
+    predicted: Mapping[str, float]
     """`rate` of growth in mean square per step, `course` in steps, `cosine` of both sets' mean gradients, `loss` on the
     forget set, and `lost`, the share of retained examples lost by then."""
     measured: Mapping[str, float]
     """`steps` to forget, `membership` and `distance` at the exit as gaps to the retrained model, `damage` to retained
     accuracy."""
     plans: list[tuple[float, float]]
-    """Foretold and measured steps of every plan; as many as were allowed where the set was not gone by then."""
+    """Predicted and measured steps of every plan; as many as were allowed where the set was not gone by then."""
     methods: dict[str, dict[str, float]]
     """Of every method `rate` and `course`, `steps`, `membership` and `distance`."""
     recommended: tuple[float, float]
-    """Of the plan that `probes.recommendation` names: steps taken over those foretold, at most 2, and damage."""
+    """Of the plan that `diagnostics.recommendation` names: steps taken over those predicted, at most 2, and damage."""
 
 
 def look(task: Task, train: int, epochs: int, most: int, seed: int) -> Found:
-    """Train, foretell, unlearn in so many steps at most, measure."""
+    """Train, predict, unlearn in so many steps at most, measure."""
     data = FashionMNIST(train=train)()
     recipe = TrainedRecipe(MLP(widths=[128, 64]), Training(epochs=epochs), data)
     measured = task.measure(data, recipe, seed) if task.measures else {}
@@ -85,8 +85,8 @@ def look(task: Task, train: int, epochs: int, most: int, seed: int) -> Found:
     original = train_model(recipe, problem.data, problem.train, seed)
     case = Case(seed, problem, original, recipe)
     kept, gone = (_mean_gradient(original, problem, ids) for ids in (problem.retain, problem.forget))
-    courses = _foretold(case, (*PLANS, *METHODS.values()), most, seed)
-    foretold = {
+    courses = _predicted(case, (*PLANS, *METHODS.values()), most, seed)
+    predicted = {
         "rate": _rate(case, *PLANS[0], seed),
         "course": courses[0][0],
         "cosine": float(kept @ gone / (kept.norm() * gone.norm()).clamp(min=1e-30)),
@@ -105,7 +105,7 @@ def look(task: Task, train: int, epochs: int, most: int, seed: int) -> Found:
         }
         for (course, _), (name, plan) in zip(courses[len(PLANS) :], METHODS.items(), strict=True)
     }
-    return Found(foretold, outcome, plans, methods, _recommended(case, seed))
+    return Found(predicted, outcome, plans, methods, _recommended(case, seed))
 
 
 def _outcome(case: Case, student: nn.Module, steps: int, seed: int) -> dict[str, float]:
@@ -118,35 +118,35 @@ def _outcome(case: Case, student: nn.Module, steps: int, seed: int) -> dict[str,
 
 def _recommended(case: Case, seed: int) -> tuple[float, float]:
     found = Recommendation(batch_size=BATCH)(case, seed)
-    foretold = found[STEPS].value
-    limit = 2 * math.ceil(foretold)
+    predicted = found[STEPS].value
+    limit = 2 * math.ceil(predicted)
     student, steps = _forgotten(case.original, case.problem, found[STEP].value, found[MIX].value, limit, seed)
     retain = case.problem.retain
-    return steps / foretold, _accuracy(case.original, case.problem, retain) - _accuracy(student, case.problem, retain)
+    return steps / predicted, _accuracy(case.original, case.problem, retain) - _accuracy(student, case.problem, retain)
 
 
-def _rate(case: Case, rate: float, mix: float, seed: int) -> float:
-    """Foretold growth per step; descent alone leaves no minimum that its step size holds."""
-    probe = StabilityLimit(
+def _rate(case: Case, rate: float, ascent_weight: float, seed: int) -> float:
+    """Predicted growth per step; descent alone leaves no minimum that its step size holds."""
+    diagnostic = StabilityLimit(
         learning_rate=rate,
-        mix=mix,
+        ascent_weight=ascent_weight,
         batch_size=BATCH,
         forget_batch_size=FORGET_BATCH,
         retain=LOOKED_AT,
         forget=LOOKED_AT,
     )
-    return probe(case, seed)[RATE_SQUARE].value if mix > 0 else 0.0
+    return diagnostic(case, seed)[RATE_SQUARE].value if ascent_weight > 0 else 0.0
 
 
-def _foretold(case: Case, plans: Sequence[tuple[float, float]], most: int, seed: int) -> list[tuple[float, float]]:
+def _predicted(case: Case, plans: Sequence[tuple[float, float]], most: int, seed: int) -> list[tuple[float, float]]:
     """Steps that every plan takes as linearised and the retained share lost by then, from one sample."""
-    probe = Hardness(steps=most)
-    sampled = probe.look(case, torch.Generator().manual_seed(derive(seed, "sample")))
-    return [probe.foretold(sampled, case.problem, *plan) for plan in plans]
+    diagnostic = Hardness(steps=most)
+    sampled = diagnostic.look(case, torch.Generator().manual_seed(derive(seed, "sample")))
+    return [diagnostic.predicted(sampled, case.problem, *plan) for plan in plans]
 
 
 def _forgotten(
-    original: nn.Module, problem: Problem, rate: float, mix: float, most: int, seed: int
+    original: nn.Module, problem: Problem, rate: float, ascent_weight: float, most: int, seed: int
 ) -> tuple[nn.Module, int]:
     """Descent and ascent until half of what is known of the forget set is gone; the steps that it took."""
     student = copy.deepcopy(original).train()
@@ -163,7 +163,7 @@ def _forgotten(
 
     def mixed(pair: Pair) -> Tensor:
         kept, left = (loss(objective.decisions(student, batch)) for batch in (pair.retain, pair.forget))
-        return (1 - mix) * kept - mix * left
+        return (1 - ascent_weight) * kept - ascent_weight * left
 
     done = fit(parameters, mixed, until_gone(), make_optimizer("sgd", parameters, rate))
     return student.eval(), done.steps

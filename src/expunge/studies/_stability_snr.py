@@ -72,7 +72,7 @@ class Found:
     damage: dict[str, float]
     """Retained loss then."""
     rate: float
-    """Foretold growth per step at the normalised step size."""
+    """Predicted growth per step at the normalised step size."""
 
 
 def sample(mu: float, noise: float, scale: Scale, generator: torch.Generator) -> tuple[Tensor, Tensor]:

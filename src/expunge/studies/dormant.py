@@ -1,4 +1,4 @@
-"""Unlearning that only puts knowledge to sleep, and what foretells it (From Dormant to Deleted, 2505.22310).
+"""Unlearning that only puts knowledge to sleep, and what predicts it (From Dormant to Deleted, 2505.22310).
 
 The forget set are the examples that models know by heart only, the attack is fine-tuning on retained data; what is
 scored is the part of the forget set that no attack may use, at the peak of the attack, beside models that were

@@ -5,7 +5,7 @@ classes, which take long to fit. The step size is chosen on another seed by what
 its edge lies three quarters of the way from the initial sharpness to the highest that small steps reach, so that
 training takes long to come there, as in the papers, and would go on. With the edge half of the way the same is read
 again: large steps are another regime. Beyond the papers: is the edge
-crossed by *unlearning*, and does that foretell the damage?
+crossed by *unlearning*, and does that predict the damage?
 """
 
 from __future__ import annotations

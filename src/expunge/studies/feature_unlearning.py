@@ -71,7 +71,7 @@ class FeatureUnlearning(Study):
     def prepare(self, seeds: Sequence[int], work: Work) -> Mapping[str, Any]:
         """What no seed changes: everything that follows from the equations alone."""
         table = {
-            f"c2 {second:g}, a0 {scale:g}": abs(_end(second, scale) - nets.foretold_end(2 * second))
+            f"c2 {second:g}, a0 {scale:g}": abs(_end(second, scale) - nets.predicted_end(2 * second))
             for second in nets.STRENGTHS
             for scale in nets.SCALES
         }
@@ -150,11 +150,11 @@ def _end(second: float, scale: float) -> float:
 
 
 def _exponents() -> dict[str, float]:
-    """Fitted late slopes of log s, minus the foretold ones."""
-    foretold = {0.0: -1 / 4, -0.5: -1 / 3, -1.0: -1 / 3}
+    """Fitted late slopes of log s, minus the predicted ones."""
+    predicted = {0.0: -1 / 4, -0.5: -1 / 3, -1.0: -1 / 3}
     late = np.geomspace(1e9, END, 30)
     found = {}
-    for second, exponent in foretold.items():
+    for second, exponent in predicted.items():
         states = nets.model(second, 0.01).solve(1.0, np.append(0.0, late)).states[1:]
         found[f"c2 {second:g}"] = nets.slope(late, np.tanh(states[:, 0])) - exponent
     return found
@@ -172,7 +172,7 @@ def _peak(scale: float) -> float:
 
 
 def _half_lives() -> dict[str, float]:
-    """Slopes of the logarithm of the half-life, minus the foretold 3 and -1."""
+    """Slopes of the logarithm of the half-life, minus the predicted 3 and -1."""
 
     def half_life(second: float, scale: float) -> float:
         return nets.model(second, 0.01).path(scale, 1e13).half_life

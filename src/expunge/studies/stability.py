@@ -143,13 +143,13 @@ class Stability(Study):
             n: sets.look(t, self.images, self.epochs, self.most, derive(seed, f"set {n}")) for n, t in tasks.items()
         }
 
-        def rank(foretold: str, measured: str) -> float:
-            pairs = [(one.foretold[foretold], one.measured[measured]) for one in seen.values()]
+        def rank(predicted: str, measured: str) -> float:
+            pairs = [(one.predicted[predicted], one.measured[measured]) for one in seen.values()]
             return spearman(*zip(*pairs, strict=True))
 
-        def gains(foretold: str) -> dict[str, float]:
+        def gains(predicted: str) -> dict[str, float]:
             return {
-                what: abs(rank(foretold, what)) - max(abs(rank(simple, what)) for simple in ("cosine", "loss"))
+                what: abs(rank(predicted, what)) - max(abs(rank(simple, what)) for simple in ("cosine", "loss"))
                 for what in ("steps", "membership", "distance")
             }
 
@@ -168,7 +168,7 @@ class Stability(Study):
         found["damage_ranks_sets"] = rank("lost", "damage")
         steps, damage = zip(*(one.recommended for one in seen.values()), strict=True)
         found |= {"recommended_plan_forgets": float(np.mean(steps)), "recommended_plan_spares": float(np.mean(damage))}
-        told = {n: [*one.foretold.values(), *one.measured.values()] for n, one in seen.items()}
+        told = {n: [*one.predicted.values(), *one.measured.values()] for n, one in seen.items()}
         return found | {"sets": told, "plans": plans}
 
     def figures(self, seeds: Mapping[int, Measured], basis: Mapping[str, Any]) -> list[Figure]:
@@ -194,15 +194,15 @@ class Stability(Study):
         return [
             Chart("Forgetting at the normalised step", "signal-to-noise ratio", "log steps", tuple(ways), log_x=True),
             map_,
-            Grid("Real forget sets: foretold and measured", "", "", columns, tuple(first), numbers),
+            Grid("Real forget sets: predicted and measured", "", "", columns, tuple(first), numbers),
         ]
 
 
 def _of_methods(seen: Sequence[sets.Found]) -> dict[str, Any]:
     """How methods are ranked on one forget set, mean over the sets."""
 
-    def rank(foretold: str, measured: str) -> float:
-        pairs = [[(m[foretold], m[measured]) for m in one.methods.values()] for one in seen]
+    def rank(predicted: str, measured: str) -> float:
+        pairs = [[(m[predicted], m[measured]) for m in one.methods.values()] for one in seen]
         return float(np.mean([spearman(*zip(*several, strict=True)) for several in pairs]))
 
     found = {"course_ranks_methods": rank("course", "steps"), "rate_ranks_methods": -rank("rate", "steps")}

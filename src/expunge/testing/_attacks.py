@@ -25,7 +25,7 @@ from expunge.train.loop import in_order
 def check_attack(attack: Attack) -> None:
     """Hold an attack against its contract, on a classifier and on a small language model, both with groups.
 
-    Model, problem and global random state stay untouched; it is deterministic; no held-out forget example, nor one of
+    Model, problem and global random state stay untouched; it is deterministic; no unexposed forget example, nor one of
     a held-out example's group, is trained on or run in training mode; the curve begins with the model as it came, has
     its shape and values in [0, 1]; and the returned model is the one at the curve's peak.
 
@@ -77,9 +77,9 @@ def _attack(attack: Attack, setting: Setting, model: nn.Module, fail: Fail, star
 
 
 def _forbidden(problem: Problem) -> Tensor:
-    """Ids of held-out forget examples and of everything in their groups."""
+    """Ids of unexposed forget examples and of everything in their groups."""
     every = torch.arange(len(problem.data))
-    return every[torch.isin(problem.data.group_of(every), problem.data.group_of(problem.held_out))]
+    return every[torch.isin(problem.data.group_of(every), problem.data.group_of(problem.unexposed))]
 
 
 def _check_watched(watch: Watch, fail: Fail) -> None:
@@ -87,7 +87,7 @@ def _check_watched(watch: Watch, fail: Fail) -> None:
         raise fail(
             "held-out examples are not trained on",
             f"{watch.trained_on_watched} times a gradient came from a held-out example or one of its group",
-            "train on problem.retain and problem.exposed without the groups of problem.held_out",
+            "train on problem.retain and problem.exposed without the groups of problem.unexposed",
         )
     if watch.watched_in_training:
         raise fail(
@@ -98,14 +98,14 @@ def _check_watched(watch: Watch, fail: Fail) -> None:
 
 
 def _check_curve(curve: Curve, problem: Problem, fail: Fail) -> None:
-    count, remedy = len(problem.held_out), "see expunge.core.case.Curve"
+    count, remedy = len(problem.unexposed), "see expunge.core.case.Curve"
     if curve.values.ndim != 2 or curve.values.shape != (len(curve.steps), count) or len(curve.steps) < 2:
         shapes = f"steps {curve.steps.shape} and values {curve.values.shape} for {count} held-out examples"
         raise fail("shape of the curve", shapes, "record at least one point after the first, on every example")
     if curve.steps[0] != 0 or (np.diff(curve.steps) <= 0).any():
         raise fail("steps of the curve", f"found {curve.steps.tolist()}", "begin with 0 and increase")
-    if sorted(curve.ids.tolist()) != sorted(problem.held_out.tolist()):
-        raise fail("ids of the curve", "they are not those of problem.held_out", remedy)
+    if sorted(curve.ids.tolist()) != sorted(problem.unexposed.tolist()):
+        raise fail("ids of the curve", "they are not those of problem.unexposed", remedy)
     if not ((curve.values >= 0) & (curve.values <= 1)).all():
         raise fail("values of the curve", "some lie outside [0, 1]", remedy)
 

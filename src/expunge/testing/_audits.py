@@ -77,7 +77,7 @@ def _check_scores(found: list[Scores], problem: Problem, fail: Fail) -> None:
 
 def _check_ids(scores: Scores, where: str, problem: Problem, fail: Fail) -> None:
     splits = {
-        "forget": ("problem.held_out", problem.held_out),
+        "forget": ("problem.unexposed", problem.unexposed),
         "retain": ("problem.retain", problem.retain),
         "test": ("problem.test", problem.test),
         "holdout": ("problem.holdout", problem.holdout),

@@ -22,7 +22,7 @@ def check_task(task: Task, data: Data | None = None) -> None:
 
     Data and global random state stay untouched; it is deterministic, measuring included; forget and retain set have no
     example in common and together are what the original trains on; hold-out and test set are trained on by nobody;
-    and no copy of a held-out forget example is exposed.
+    and no copy of a unexposed forget example is exposed.
 
     Args:
         task: The task.
@@ -77,7 +77,7 @@ def _check_sets(problem: Problem, fail: Fail) -> None:
 
 
 def _check_forget_set(problem: Problem, fail: Fail) -> None:
-    held, exposed = problem.held_out, problem.exposed
+    held, exposed = problem.unexposed, problem.exposed
     if set(held.tolist()) | set(exposed.tolist()) != set(problem.forget.tolist()) or torch.isin(held, exposed).any():
         raise fail("exposed and held-out split the forget set", "they do not", "leave the split to Problem")
     # Nothing but content can tell that copies were given no group.

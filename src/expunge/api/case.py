@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
+from expunge.api.parts import expect
 from expunge.base import registry
 from expunge.base.errors import SpecError
 from expunge.base.seeds import derive
@@ -20,7 +21,6 @@ from expunge.core.data import Batch, Data
 from expunge.core.modules import first_parameter
 from expunge.core.objective import Objective
 from expunge.core.problem import Problem
-from expunge.own.parts import expect
 
 
 @dataclass(frozen=True)

@@ -192,14 +192,16 @@ def test_looking_first(own: Setting) -> None:
     before = state_digest(own.model)
     seen = expunge.diagnose(case)
     assert state_digest(own.model) == before
-    assert {"hardness", "sharpness", "coherence", "recommendation"} <= seen.found.keys() == seen.told.keys()
+    assert {"hardness", "sharpness", "coherence", "recommendation"} <= seen.found.keys() == seen.summary.keys()
     # C-scores take networks of their own, which nobody asked to train.
     assert "name it" in seen.left_out["memorization"] and "memorization, left out" in str(seen)
     assert "neggrad_plus" in str(seen)
-    named = expunge.diagnose(case, [{"name": "hardness", "mix": 0.5, "label": "half"}])
-    assert named.found.keys() == {"half"} and "alpha = 0.5" in named.told["half"]
-    assert repr(named.found) == repr(expunge.diagnose(case, [{"name": "hardness", "mix": 0.5, "label": "half"}]).found)
-    with pytest.raises(MissingError, match="probe 'memorization'"):
+    named = expunge.diagnose(case, [{"name": "hardness", "ascent_weight": 0.5, "label": "half"}])
+    assert named.found.keys() == {"half"} and "alpha = 0.5" in named.summary["half"]
+    assert repr(named.found) == repr(
+        expunge.diagnose(case, [{"name": "hardness", "ascent_weight": 0.5, "label": "half"}]).found
+    )
+    with pytest.raises(MissingError, match="diagnostic 'memorization'"):
         expunge.diagnose(case, ["memorization"])
     with pytest.raises(SpecError, match="did you mean 'hardness'"):
         expunge.diagnose(case, ["hardnes"])
@@ -214,9 +216,9 @@ def test_a_model_that_cannot_be_differentiated_is_said_by_its_layer(own: Setting
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Sigmoid(), Shifted(), nn.Linear(8, 10))
     case = expunge.case(model, forget=own.forget, retain=own.retain, test=own.test)
     seen = expunge.diagnose(case)
-    for probe in ("coherence", "hardness", "recommendation", "sharpness", "stability_limit"):
-        assert seen.left_out[probe].startswith("original (Sequential).3 (Shifted): a tensor"), probe
-    with pytest.raises(RunError, match=r"^probe 'hardness'.original \(Sequential\)\.3 \(Shifted\): "):
+    for diagnostic in ("coherence", "hardness", "recommendation", "sharpness", "stability_limit"):
+        assert seen.left_out[diagnostic].startswith("original (Sequential).3 (Shifted): a tensor"), diagnostic
+    with pytest.raises(RunError, match=r"^diagnostic 'hardness'.original \(Sequential\)\.3 \(Shifted\): "):
         expunge.diagnose(case, ["hardness"])
 
 
@@ -227,5 +229,5 @@ def test_the_place_of_an_error_is_said_once(own: Setting) -> None:
     model = Frozen(nn.Flatten(), nn.Linear(64, 10)).requires_grad_(False)
     case = expunge.case(model, forget=own.forget, retain=own.retain, test=own.test)
     seen = expunge.diagnose(case)
-    for probe in ("coherence", "hardness", "recommendation", "sharpness", "stability_limit"):
-        assert seen.left_out[probe].startswith("original (Frozen): no parameter takes a gradient"), probe
+    for diagnostic in ("coherence", "hardness", "recommendation", "sharpness", "stability_limit"):
+        assert seen.left_out[diagnostic].startswith("original (Frozen): no parameter takes a gradient"), diagnostic

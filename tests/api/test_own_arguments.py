@@ -37,8 +37,8 @@ def test_two_attacks_of_one_label_are_refused_as_in_a_spec(case: Case, done: Unl
         expunge.audit(done, case, attacks=["relearn", {"name": "relearn", "k": 2}])
     with pytest.raises(SpecError, match=r"audits\[1\]: 'loss' is there twice"):
         expunge.audit(done, case, attacks=[], audits=["loss", "loss"])
-    with pytest.raises(SpecError, match=r"probes\[1\]: 'hardness' is there twice"):
-        expunge.diagnose(case, ["hardness", {"name": "hardness", "mix": 0.5}])
+    with pytest.raises(SpecError, match=r"diagnostics\[1\]: 'hardness' is there twice"):
+        expunge.diagnose(case, ["hardness", {"name": "hardness", "ascent_weight": 0.5}])
 
 
 def test_with_labels_both_run(case: Case, done: Unlearned) -> None:

@@ -1,8 +1,8 @@
 """How far the planned step can be taken: largest stable step sizes, and how fast the plan leaves the minimum.
 
-The plan is descent on the retain set with ascent on the forget set, w <- w - step ((1 - mix) g_r - mix g_f) with
-heavy-ball momentum: `neggrad_plus` with optimizer = "sgd" and alpha = 1 - mix; with mix = 1 it is `gradient_ascent`,
-with mix = 0 `finetune`. Adam's steps are scaled weight by weight, and none of this is about them.
+The plan is descent on the retain set with ascent on the forget set, w <- w - step ((1 - a) g_r - a g_f) with
+heavy-ball momentum and ascent weight a: `neggrad_plus` with optimizer = "sgd" and alpha = 1 - a; with a = 1 it is
+`gradient_ascent`, with a = 0 `finetune`. Adam's steps are scaled weight by weight, and none of this is about them.
 
 Linear stability (`numerics.stability`) assumes per-example gradients of zero at the trained weights, and takes each
 example's Gauss-Newton matrix for its curvature, J^T (diag p - p p^T) J under cross-entropy. Where a net has more
@@ -35,14 +35,14 @@ from expunge.base.part import Count, Positive, Share
 from expunge.base.seeds import derive
 from expunge.core.case import Case
 from expunge.core.problem import Problem
+from expunge.diagnostics._gram_diagnostic import GramDiagnostic
+from expunge.diagnostics._halves import Part, over_halves
+from expunge.diagnostics._rows import curvature_gram, gradient_gram
+from expunge.diagnostics._sample import Momentum, about
+from expunge.diagnostics.coherence import one_by_one, parts_of
 from expunge.evidence.estimate import Estimate
 from expunge.numerics.linearised import Curvatures, Draw, Update, of_gram
 from expunge.numerics.stability import growth_rate, growth_steps, mean_limit, mean_radius, mean_square_limit
-from expunge.probes._gram_probe import GramProbe
-from expunge.probes._halves import Part, over_halves
-from expunge.probes._rows import curvature_gram, gradient_gram
-from expunge.probes._sample import Momentum, about
-from expunge.probes.coherence import one_by_one, parts_of
 
 RETAIN_MEAN = "largest stable step size on the retain set, on average"
 RETAIN_SQUARE = "largest stable step size on the retain set, in mean square"
@@ -56,12 +56,12 @@ FLAT = 5e-3
 
 
 @dataclass(frozen=True)
-class StabilityLimit(GramProbe):
+class StabilityLimit(GramDiagnostic):
     """Largest stable step size of descent and ascent, and how fast the planned one leaves the minimum."""
 
     learning_rate: Positive = 2e-4
     """Planned step size."""
-    mix: Share = 0.05
+    ascent_weight: Share = 0.05
     """Weight of the ascent on the forget set; the descent on the retain set has what is left to 1."""
     momentum: Momentum = 0.9
     """Of the heavy ball, as that of the library's `sgd`."""
@@ -105,27 +105,27 @@ class StabilityLimit(GramProbe):
         """The plan on this problem."""
         sets = ((self.batch_size, problem.retain), (self.forget_batch_size, problem.forget))
         retain, forget = (Draw(len(ids), min(size, len(ids))) for size, ids in sets)
-        return Update(self.learning_rate, self.mix, retain, forget, self.momentum)
+        return Update(self.learning_rate, self.ascent_weight, retain, forget, self.momentum)
 
     def _estimates(
         self, curvatures: Curvatures, problem: Problem, parts: list[Part], generator: torch.Generator
     ) -> dict[str, Estimate]:
         plan = self.update(problem)
-        descent = replace(plan, mix=0.0)
+        descent = replace(plan, ascent_weight=0.0)
         limit = partial(over_halves, parts=parts[:1], generator=generator, unit="step size", inverse=True)
         rate = partial(over_halves, parts=parts, generator=generator, unit="per step")
         found = {}
-        # Weighted by 1 - mix, the descent takes so much longer steps; with mix = 1 there is none.
-        if self.mix < 1:
-            share = 1 - self.mix
+        # Weighted by 1 - ascent_weight, the descent takes so much longer steps; with ascent_weight = 1 there is none.
+        if self.ascent_weight < 1:
+            share = 1 - self.ascent_weight
             for what, of in ((RETAIN_MEAN, mean_limit), (RETAIN_SQUARE, mean_square_limit)):
                 found[what] = limit(_picked(curvatures, lambda c, of=of: share / of(c, descent)))  # type: ignore[misc]
-        if self.mix > 0:
+        if self.ascent_weight > 0:
             found[RATE_MEAN] = rate(_picked(curvatures, lambda c: math.log(mean_radius(c, plan))))
             found[RATE_SQUARE] = rate(_picked(curvatures, lambda c: growth_rate(c, plan)))
         return found
 
-    def told(self, found: Mapping[str, Estimate]) -> str:
+    def summary(self, found: Mapping[str, Estimate]) -> str:
         """Which method this is, whether the retained part holds, how fast the rest leaves, and on what assumption."""
         text = f"As {self._method()}: "
         if RETAIN_SQUARE in found:
@@ -142,11 +142,11 @@ class StabilityLimit(GramProbe):
         settings = f"learning_rate = {self.learning_rate:g}"
         if self.momentum != 0.9:
             settings += f" and momentum {self.momentum:g}, which is not that of the library"
-        if self.mix == 0:
+        if self.ascent_weight == 0:
             return f"finetune with sgd, {settings}"
-        if self.mix == 1:
+        if self.ascent_weight == 1:
             return f"gradient_ascent with sgd, {settings}"
-        return f"neggrad_plus with sgd, alpha = {1 - self.mix:g}, {settings}"
+        return f"neggrad_plus with sgd, alpha = {1 - self.ascent_weight:g}, {settings}"
 
     def _held(self, limit: Estimate) -> str:
         if self.learning_rate < limit.low:

@@ -1,4 +1,4 @@
-"""What probes of a classifier's logits have in common: a sample whose answers are followed without taking a step."""
+"""What diagnostics of a classifier's logits share: a sample whose logits are followed without taking a step."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 from expunge.base.errors import MissingError
 from expunge.base.part import Count, Positive
 from expunge.core.case import Case
-from expunge.core.contracts import Probe
+from expunge.core.contracts import Diagnostic
 from expunge.core.problem import Problem
+from expunge.diagnostics._halves import Part
+from expunge.diagnostics._rows import logit_gram, sampled_within
+from expunge.diagnostics._sample import Momentum, about
+from expunge.diagnostics.coherence import one_by_one, parts_of
 from expunge.evidence.estimate import Estimate
 from expunge.numerics.function_space import Course, course
 from expunge.numerics.linearised import Draw, Update
-from expunge.probes._halves import Part
-from expunge.probes._rows import logit_gram, sampled_within
-from expunge.probes._sample import Momentum, about
-from expunge.probes.coherence import one_by_one, parts_of
 
 GONE = 0.5
 """Share of what the original knows of the forget set at which it counts as gone."""
@@ -49,8 +49,8 @@ class Sampled:
 
 
 @dataclass(frozen=True)
-class LogitProbe(Probe):
-    """Base of the probes that follow the answers of a sample under descent on retain and ascent on forget."""
+class LogitDiagnostic(Diagnostic):
+    """Base of the diagnostics that follow the answers of a sample under descent on retain and ascent on forget."""
 
     momentum: Momentum = 0.9
     """Of the heavy ball, as that of the library's `sgd`."""
@@ -73,7 +73,7 @@ class LogitProbe(Probe):
         """
         data = case.problem.data
         if data.kind != "classes":
-            where, remedy = type(self).__name__.lower(), "leave this probe out"
+            where, remedy = type(self).__name__.lower(), "leave this diagnostic out"
             raise MissingError("follows every logit, and a vocabulary is too many", where=where, remedy=remedy)
         sample = sampled_within(case, (self.retain, self.forget), len(data.labels), self.epochs, generator)
         with about(case):
@@ -81,12 +81,12 @@ class LogitProbe(Probe):
         matrix, named = gram.matrix.double().cpu(), one_by_one(sample, gram.unsupported)
         return Sampled(matrix, logits.cpu(), targets.cpu(), len(sample.retain), parts_of(sample), named)
 
-    def foretold(
+    def predicted(
         self,
         sampled: Sampled,
         problem: Problem,
         learning_rate: float,
-        mix: float,
+        ascent_weight: float,
         places: Sequence[Tensor] | None = None,
     ) -> tuple[float, float]:
         """As linearised: steps until half of what is known is gone, at least 1, and the share of retained ones lost.
@@ -95,14 +95,14 @@ class LogitProbe(Probe):
             sampled: What `look` returned.
             problem: Whose sets the sample is of.
             learning_rate: Step size.
-            mix: Weight of the ascent.
+            ascent_weight: Weight of the ascent.
             places: Positions in the sample of either set; all by default.
 
         Returns:
             `steps` itself where the set is still known then.
         """
         retain, forget = (Draw(len(ids), len(ids)) for ids in (problem.retain, problem.forget))
-        plan = Update(learning_rate, mix, retain, forget, self.momentum)
+        plan = Update(learning_rate, ascent_weight, retain, forget, self.momentum)
         found = sampled.course(plan, self.steps, places)
         lost = max(float(found.retain[0] - found.retain[-1]), 0.0)
         return float(max(len(found.forget) - 1, 1)), lost

@@ -10,9 +10,9 @@ The plan is found without a step being taken. Its step size is a tenth of the la
 bears in mean square (`numerics.stability`): in trials larger ones forgot in fewer steps and up to there cost the retain
 set no more. Its mix is the smallest of `MIXES` with which half of what is known of the forget set is gone within a
 tenth of the steps, as followed in function space (`numerics.function_space`): what ascent costs grew with its weight,
-not with the steps that it took, and beyond a fifth it was dear. One Gram matrix of logits serves both: an example's
-curvature J^T (diag p - p p^T) J is made of its logits' gradients. How many steps it takes is foretold too low, several
-times for examples known by heart: look at what is left of the forget set, and go on.
+not with the steps that it took, and beyond a fifth it was expensive. One Gram matrix of logits serves both: an
+example's curvature J^T (diag p - p p^T) J is made of its logits' gradients. The predicted number of steps is too low,
+several times for examples known by heart: look at what is left of the forget set, and go on.
 
 Cost: that of `hardness`, and a few courses in function space.
 """
@@ -32,11 +32,11 @@ from expunge.base.seeds import derive
 from expunge.core.case import Case
 from expunge.core.data import Data
 from expunge.core.problem import Problem
+from expunge.diagnostics._halves import over_halves
+from expunge.diagnostics._logit_diagnostic import LogitDiagnostic, Sampled
 from expunge.evidence.estimate import Estimate, over_examples
 from expunge.numerics.linearised import Curvatures, Draw, Update, of_gram
 from expunge.numerics.stability import mean_square_limit
-from expunge.probes._halves import over_halves
-from expunge.probes._logit_probe import LogitProbe, Sampled
 from expunge.train.cscore import known
 from expunge.train.loop import batch_count
 
@@ -48,7 +48,7 @@ LIMIT = "largest stable step size of descent on the retain set alone, in mean sq
 KNOWN = {"forget": "known of the forget examples looked at", "retain": "known of the retained examples looked at"}
 
 SHARE = 0.1
-"""Of the largest stable step size, and of the steps that may be taken those within which a plan must be foretold."""
+"""Of the largest stable step size, and of the steps that may be taken those within which a plan must be predicted."""
 MIXES = (0.05, 0.1, 0.2)
 LEAST = 0.5
 """Share of either set that an original must know for a plan to mean much."""
@@ -59,17 +59,17 @@ FLAT = 5e-3
 
 
 class Plan(NamedTuple):
-    """A setting of descent and ascent, with what it is foretold to do."""
+    """A setting of descent and ascent, with what it is predicted to do."""
 
     learning_rate: float
-    mix: float
+    ascent_weight: float
     steps: float
     damage: float
 
 
 @dataclass(frozen=True)
-class Recommendation(LogitProbe):
-    """A family of methods, and step size, mix and steps of descent and ascent, with the reason."""
+class Recommendation(LogitDiagnostic):
+    """A family of methods, and step size, weight of the ascent and steps of descent and ascent, with the reason."""
 
     version: ClassVar[int] = 2
 
@@ -77,7 +77,7 @@ class Recommendation(LogitProbe):
     """Retain examples per step, or all where there are fewer; their noise bounds the step size."""
 
     def __call__(self, case: Case, seed: int) -> dict[str, Estimate]:
-        """The plan and what it is foretold to do, a choice and so without intervals, and the limit that bounds it.
+        """The plan and what it is predicted to do, a choice and so without intervals, and the limit that bounds it.
 
         Raises:
             MissingError: The model answers with tokens.
@@ -91,7 +91,7 @@ class Recommendation(LogitProbe):
         passes = math.ceil(plan.steps / batch_count(len(case.problem.retain), self.batch_size))
         values = {
             STEP: (plan.learning_rate, "step size"),
-            MIX: (plan.mix, "share"),
+            MIX: (plan.ascent_weight, "share"),
             STEPS: (plan.steps, "steps"),
             PASSES: (float(passes), "passes"),
             DAMAGE: (plan.damage, "share"),
@@ -124,14 +124,14 @@ class Recommendation(LogitProbe):
         """The plan with the smallest mix that forgets soon enough; where none does, that with the largest."""
         # Without any curvature no step size is too large, and the loss has nothing to say.
         rate = SHARE * limit if math.isfinite(limit) else SHARE
-        for mix in MIXES:
-            plan = Plan(rate, mix, *self.foretold(sampled, problem, rate, mix))
+        for ascent_weight in MIXES:
+            plan = Plan(rate, ascent_weight, *self.predicted(sampled, problem, rate, ascent_weight))
             if plan.steps <= SHARE * self.steps:
                 break
         return plan
 
-    def told(self, found: Mapping[str, Estimate]) -> str:
-        """The family with its reason, then the plan; the foretold damage, which misled, is left to the estimates."""
+    def summary(self, found: Mapping[str, Estimate]) -> str:
+        """The family with its reason, then the plan; the predicted damage, which misled, is left to the estimates."""
         return f"{_warning(found)}{self._family(found)} {self._plan(found)}"
 
     def _family(self, found: Mapping[str, Estimate]) -> str:
@@ -153,17 +153,17 @@ class Recommendation(LogitProbe):
         )
 
     def _plan(self, found: Mapping[str, Estimate]) -> str:
-        step, mix, steps = (found[what].value for what in (STEP, MIX, STEPS))
+        step, ascent_weight, steps = (found[what].value for what in (STEP, MIX, STEPS))
         if steps > SHARE * self.steps:
             return (
                 "Descent and ascent do not get there soon with a mix that spares the retain set: others know what "
                 "these examples know."
             )
         return (
-            f"For descent and ascent: neggrad_plus with sgd, learning_rate = {step:.2g}, alpha = {1 - mix:g}; the step "
-            "size is a tenth of what the retain set bears, the ascent the weakest that gets there. Were the network "
-            f"linear, half would be gone in {steps:,.0f} steps, {_passes(found[PASSES].value)}; look, and go "
-            "on until it is."
+            f"For descent and ascent: neggrad_plus with sgd, learning_rate = {step:.2g}, "
+            f"alpha = {1 - ascent_weight:g}; the step size is a tenth of the largest that is stable on the retain set, "
+            f"the ascent the weakest that gets there. In a linear network half would be gone in {steps:,.0f} steps, "
+            f"{_passes(found[PASSES].value)}; look, and go on until it is."
         )
 
 

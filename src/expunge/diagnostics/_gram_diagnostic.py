@@ -1,4 +1,4 @@
-"""What probes of the curvature of single examples have in common: four settings, and what their budget affords."""
+"""What diagnostics of the curvature of single examples have in common: four settings, and what their budget affords."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 
 from expunge.base.part import Count, Positive
 from expunge.core.case import Case
-from expunge.core.contracts import Probe
-from expunge.probes._rows import rows_of, sampled_within
-from expunge.probes._sample import Sample
+from expunge.core.contracts import Diagnostic
+from expunge.diagnostics._rows import rows_of, sampled_within
+from expunge.diagnostics._sample import Sample
 
 
 @dataclass(frozen=True)
-class GramProbe(Probe):
-    """Base of the probes that look at the curvature of single examples of both sets."""
+class GramDiagnostic(Diagnostic):
+    """Base of the diagnostics that look at the curvature of single examples of both sets."""
 
     retain: Count = 64
     """Retain examples looked at, fewer where the budget is short."""

@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import expunge
+from expunge.api.audit import parts_of
+from expunge.api.models import shadows_of
 from expunge.base.errors import MissingError, SpecError
 from expunge.core.case import Case, Meter
 from expunge.core.data import Data
@@ -20,8 +22,6 @@ from expunge.core.modules import state_digest
 from expunge.data.arrays import Arrays
 from expunge.evidence.scores import load
 from expunge.models.mlp import MLP
-from expunge.own.audit import parts_of
-from expunge.own.models import shadows_of
 from expunge.train.training import TrainedRecipe, Training
 from helpers import finished, run, wrong_digits
 

@@ -6,7 +6,7 @@ the loss is not, and no gradient is taken to be zero. So the number knows how su
 share weights with what stays, and how much of each is its own.
 
 It is *calibrated*: networks move away from their linearisation, so that the steps measured over many runs, on hard,
-easy and random examples, whole classes and wrong labels, were fitted by a power of the foretold ones (`hardness.json`,
+easy and random examples, whole classes and wrong labels, were fitted by a power of the predicted ones (`hardness.json`,
 made by `scripts/calibrate.py` from the study `stability`, runs that were stopped counted as at least so long). The
 interval is for a new run: it holds the scatter of these runs, which is a factor of several, and the error of the
 sample. What was calibrated is SGD on small MLPs; for other models the order of forget sets is what to rely on.
@@ -31,19 +31,19 @@ from torch import Tensor
 from expunge.base.part import Positive, Share
 from expunge.base.seeds import derive
 from expunge.core.case import Case
+from expunge.diagnostics._halves import over_halves
+from expunge.diagnostics._logit_diagnostic import LogitDiagnostic
 from expunge.evidence.estimate import Estimate
-from expunge.probes._halves import over_halves
-from expunge.probes._logit_probe import LogitProbe
 
 HARDNESS = "hardness: steps until half of what is known is gone"
-FORETOLD = "the same, as linearised"
+PREDICTED = "the same, as linearised"
 NINE_OF_TEN = 1.645
 """Half the width of the 90 % interval of a normal number, in standard deviations."""
 DAMAGE = "retained examples lost by then, as linearised"
 
 
 class Calibration(NamedTuple):
-    """log(measured) = intercept + slope log(foretold) + noise."""
+    """log(measured) = intercept + slope log(predicted) + noise."""
 
     intercept: float
     slope: float
@@ -61,14 +61,14 @@ class Calibration(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Hardness(LogitProbe):
+class Hardness(LogitDiagnostic):
     """Steps of a plan of descent and ascent until half of the forget set is no longer known."""
 
     version: ClassVar[int] = 2
 
     learning_rate: Positive = 2e-3
     """Planned step size."""
-    mix: Share = 0.2
+    ascent_weight: Share = 0.2
     """Weight of the ascent on the forget set; the descent on the retain set has what is left to 1."""
 
     def __call__(self, case: Case, seed: int) -> dict[str, Estimate]:
@@ -80,16 +80,16 @@ class Hardness(LogitProbe):
             RunError: A loss is not finite.
         """
         generator = torch.Generator().manual_seed(derive(seed, "hardness"))
-        sampled, plan = self.look(case, generator), (self.learning_rate, self.mix)
+        sampled, plan = self.look(case, generator), (self.learning_rate, self.ascent_weight)
 
         def log_steps(places: Sequence[Tensor]) -> float:
-            return math.log(self.foretold(sampled, case.problem, *plan, places)[0])
+            return math.log(self.predicted(sampled, case.problem, *plan, places)[0])
 
         logs = over_halves(log_steps, sampled.parts, generator, unit="log steps")
-        lost = self.foretold(sampled, case.problem, *plan)[1]
+        lost = self.predicted(sampled, case.problem, *plan)[1]
         return {
             HARDNESS: self._expected(logs),
-            FORETOLD: self._followed(logs),
+            PREDICTED: self._followed(logs),
             DAMAGE: Estimate(lost, math.nan, math.nan, sampled.retained, "share", "lower"),
             **sampled.one_by_one,
         }
@@ -114,12 +114,13 @@ class Hardness(LogitProbe):
         low, value, high = (math.exp(end) for end in (centre - half, centre, centre + half))
         return Estimate(value, low, high, logs.n, "steps", "reference")
 
-    def told(self, found: Mapping[str, Estimate]) -> str:
-        """How long the plan takes; the foretold damage is no sentence, since what is measured did not follow it."""
+    def summary(self, found: Mapping[str, Estimate]) -> str:
+        """How long the plan takes; the predicted damage is no sentence, since what is measured did not follow it."""
         hard = found[HARDNESS]
-        plan = f"neggrad_plus with sgd, alpha = {1 - self.mix:g}, learning_rate = {self.learning_rate:g}"
+        plan = f"neggrad_plus with sgd, alpha = {1 - self.ascent_weight:g}, learning_rate = {self.learning_rate:g}"
         if math.isinf(hard.value):
-            return f"As {plan}: within {self.steps} steps the forget set does not go; raise learning_rate or mix."
+            more = "raise learning_rate or ascent_weight"
+            return f"As {plan}: within {self.steps} steps the forget set does not go; {more}."
         return (
             f"As {plan}: about {hard.value:,.0f} steps until half of what is known of the forget set is gone, from "
             f"{hard.low:,.0f} to {hard.high:,.0f} in nine runs of ten like those that this was calibrated on."

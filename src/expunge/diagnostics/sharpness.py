@@ -26,14 +26,14 @@ from expunge.base.errors import SpecError
 from expunge.base.part import Count, Positive
 from expunge.base.seeds import derive
 from expunge.core.case import Case
-from expunge.core.contracts import Probe
+from expunge.core.contracts import Diagnostic
 from expunge.core.data import Batch
 from expunge.core.objective import decision_losses, per_example
+from expunge.diagnostics._sample import Momentum, Sample, about, sampled
 from expunge.evidence.estimate import Estimate
 from expunge.evidence.intervals import t_quantile
 from expunge.numerics.lanczos import Eigenpairs, lanczos
 from expunge.numerics.linops import bends, differentiable, hessian
-from expunge.probes._sample import Momentum, Sample, about, sampled
 from expunge.train.loop import in_order
 
 TOP = "largest eigenvalue of the retain loss's Hessian"
@@ -51,7 +51,7 @@ PART = 65536
 
 
 @dataclass(frozen=True)
-class Sharpness(Probe):
+class Sharpness(Diagnostic):
     """Top eigenvalues of the retain loss against 2 / step size, and the gradient noise scale."""
 
     version: ClassVar[int] = 3
@@ -114,7 +114,7 @@ class Sharpness(Probe):
         edge = Estimate(value, low, high, draws, "ratio", "lower")
         return {TOP: top, EDGE: edge, **found}
 
-    def told(self, found: Mapping[str, Estimate]) -> str:
+    def summary(self, found: Mapping[str, Estimate]) -> str:
         """Whether the planned step holds the retained minimum."""
         edge, text = found[EDGE], f"The planned step size is {100 * found[EDGE].value:.2g} % of the largest with which "
         text += "gradient descent holds what is retained. "

@@ -1,4 +1,4 @@
-"""How much of the forget set is known by heart only: C-scores foretell what retrained models will know of it.
+"""How much of the forget set is known by heart only: C-scores predict what retrained models will know of it.
 
 An example's C-score is the rate at which nets that did not see it get it right (Jiang et al., 2002.03206). Its mean
 over the forget set predicts the accuracy of a retrained model there, so that original minus C-score predicts the range,
@@ -19,7 +19,7 @@ from expunge.base.errors import MissingError
 from expunge.base.part import Count
 from expunge.base.seeds import derive
 from expunge.core.case import Case
-from expunge.core.contracts import Probe
+from expunge.core.contracts import Diagnostic
 from expunge.core.data import Data
 from expunge.evidence.estimate import Estimate, over_examples
 from expunge.train.cscore import cscores, known
@@ -32,7 +32,7 @@ MOSTLY = "forget examples that more than three quarters of nets get right"
 
 
 @dataclass(frozen=True)
-class Memorization(Probe):
+class Memorization(Diagnostic):
     """C-scores of forget and retain set beside what the original knows."""
 
     cite: ClassVar[str] = (
@@ -43,7 +43,7 @@ class Memorization(Probe):
 
     version: ClassVar[int] = 2
 
-    foretells: ClassVar[Mapping[str, str]] = MappingProxyType({KNOWS: "original", GENERAL: "reference", RANGE: "range"})
+    predicts: ClassVar[Mapping[str, str]] = MappingProxyType({KNOWS: "original", GENERAL: "reference", RANGE: "range"})
 
     nets: Count = 12
     """Nets to compute C-scores from, where the data ship none."""
@@ -74,10 +74,10 @@ class Memorization(Probe):
         }
 
     def repeats(self, data: Data) -> bool:
-        """Where the data ship C-scores. To compute them is dear, and they belong to the data, not to a seed."""
+        """Where the data ship C-scores. To compute them is expensive, and they belong to the data, not to a seed."""
         return data.cscore is not None
 
-    def told(self, found: Mapping[str, Estimate]) -> str:
+    def summary(self, found: Mapping[str, Estimate]) -> str:
         """How much of what is known is known by heart only, and whether that can be told from nothing."""
         knows, general, expected = (found[what] for what in (KNOWS, GENERAL, RANGE))
         text = (

@@ -9,6 +9,7 @@ from typing import Any
 from expunge.base.errors import ExpungeError, SpecError, unknown
 from expunge.base.record import Store, write_file
 from expunge.base.spec import CACHE, Entry, Spec
+from expunge.diagnostics._plan import default_set, planned, with_plan
 from expunge.pipeline.diagnosis import diagnosis
 from expunge.pipeline.folder import spent
 from expunge.pipeline.forecast import forecast, gradients
@@ -17,7 +18,6 @@ from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.run import prepare
 from expunge.pipeline.schedule import run_stages
 from expunge.pipeline.stages import WEIGHTS
-from expunge.probes._plan import default_set, planned, with_plan
 from expunge.reporting.progress import Progress, clock_text
 
 
@@ -43,7 +43,10 @@ def unlearn_one(spec: Spec, out: Path, label: str | None, save: Path | None, pro
     chosen = label or labels[0]
     if chosen not in labels:
         raise unknown("method", chosen, labels, where="--method")
-    plan, store = Plan(replace(spec, seeds=spec.seeds[:1], attack=(), audit=(), probe=(), gate=())), Store(out / CACHE)
+    plan, store = (
+        Plan(replace(spec, seeds=spec.seeds[:1], attack=(), audit=(), diagnostic=(), gate=())),
+        Store(out / CACHE),
+    )
     prepare(plan, store)
     final = next(stage for stage in plan.stages if stage.kind == "unlearn" and stage.model == chosen)
     stages = _leading_to(final, plan)
@@ -55,38 +58,40 @@ def unlearn_one(spec: Spec, out: Path, label: str | None, save: Path | None, pro
 
 
 def diagnose_one(spec: Spec, out: Path, progress: Progress) -> list[dict[str, Any]]:
-    """Run the spec's probes on the first seed's original, or the default set where the spec names none.
+    """Run the spec's diagnostics on the first seed's original, or the default set where the spec names none.
 
     Args:
         spec: Whose original is trained, or loaded, where it is not there yet. Of its methods the first that is descent
-            with ascent by SGD is the plan that probes look at.
+            with ascent by SGD is the plan that diagnostics look at.
         out: Folder for runs; outputs of stages go to its cache and are reused by `run`.
         progress: Told of each stage.
 
     Returns:
-        What each probe said, see `pipeline.diagnosis`.
+        What each diagnostic said, see `pipeline.diagnosis`.
 
     Raises:
-        ExpungeError: A bad spec, or a stage failed; of probes that the spec does not name, all of them.
+        ExpungeError: A bad spec, or a stage failed; of diagnostics that the spec does not name, all of them.
     """
-    bare = replace(spec, seeds=spec.seeds[:1], method=(), attack=(), audit=(), gate=(), probe=_probes(spec, progress))
+    bare = replace(
+        spec, seeds=spec.seeds[:1], method=(), attack=(), audit=(), gate=(), diagnostic=_diagnostics(spec, progress)
+    )
     plan, store = Plan(bare), Store(out / CACHE)
     prepare(plan, store)
-    stages = [stage for stage in plan.stages if stage.kind in ("measure", "original", "probe")]
+    stages = [stage for stage in plan.stages if stage.kind in ("measure", "original", "diagnostic")]
     _state_cost(plan, store, progress)
     _start(store, stages, progress)
-    if spec.probe:
+    if spec.diagnostic:
         _run(plan, store, stages, progress)
         return diagnosis(plan, store)
     return diagnosis(plan, store, _what_can(plan, store, stages, progress))
 
 
-def _probes(spec: Spec, progress: Progress) -> tuple[Entry, ...]:
-    """The spec's probes or the default set, with the plan of the spec's methods; says what is left out, and why."""
+def _diagnostics(spec: Spec, progress: Progress) -> tuple[Entry, ...]:
+    """The spec's diagnostics or the default set, with the plan of the spec's methods; reports what is left out."""
     parts = Parts(spec)
-    plan, entries = planned(parts.methods.values()), spec.probe
+    plan, entries = planned(parts.methods.values()), spec.diagnostic
     if spec.method and not plan:
-        progress.say("no method of the spec is descent with ascent by sgd, so probes look at a plan of their own")
+        progress.say("no method of the spec is descent with ascent by sgd, so diagnostics look at a plan of their own")
     if not entries:
         chosen = default_set(parts.data)
         entries = tuple(Entry(name, name, settings) for name, settings in chosen.settings.items())
@@ -96,12 +101,12 @@ def _probes(spec: Spec, progress: Progress) -> tuple[Entry, ...]:
 
 
 def _state_cost(plan: Plan, store: Store, progress: Progress) -> None:
-    """Say what the probes that are missing may cost, before any of them runs."""
-    found = [one for one in forecast(plan, store) if one.stage.kind == "probe" and not one.done]
+    """Say what the diagnostics that are missing may cost, before any of them runs."""
+    found = [one for one in forecast(plan, store) if one.stage.kind == "diagnostic" and not one.done]
     if found:
         passes = sum(gradients(plan, one.stage) for one in found) / len(plan.data.train)
         seconds = clock_text(sum(one.seconds for one in found))
-        several = "1 probe" if len(found) == 1 else f"{len(found)} probes"
+        several = "1 diagnostic" if len(found) == 1 else f"{len(found)} diagnostics"
         progress.say(
             f"{several}: up to {passes:.1f} passes over the training set, which take about {seconds}, "
             "and up to a minute of linear algebra"
@@ -109,11 +114,11 @@ def _state_cost(plan: Plan, store: Store, progress: Progress) -> None:
 
 
 def _what_can(plan: Plan, store: Store, stages: list[Stage], progress: Progress) -> list[str | None]:
-    """Run what the probes need, then each probe by itself; the labels of those that this case is for."""
-    _run(plan, store, [stage for stage in stages if stage.kind != "probe"], progress)
+    """Run what the diagnostics need, then each diagnostic by itself; the labels of those that this case is for."""
+    _run(plan, store, [stage for stage in stages if stage.kind != "diagnostic"], progress)
     done: list[str | None] = []
     failure = None
-    for stage in (stage for stage in stages if stage.kind == "probe"):
+    for stage in (stage for stage in stages if stage.kind == "diagnostic"):
         try:
             _run(plan, store, [stage], progress)
             done.append(stage.part)

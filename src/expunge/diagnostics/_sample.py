@@ -1,4 +1,4 @@
-"""What a probe of curvature looks at: a random part of both sets that its budget affords, and the model made ready.
+"""What a diagnostic of curvature reads: a random part of both sets that its budget affords, and the prepared model.
 
 Budgets are in passes over the training set. A Gram matrix of R columns takes R (R / BLOCK + 1) / 2 gradients, and a
 block and two more to compare; three times as many where some parameter has no product form and its gradients cannot be

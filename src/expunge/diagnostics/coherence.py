@@ -29,12 +29,12 @@ from torch import Tensor
 
 from expunge.base.seeds import derive
 from expunge.core.case import Case
+from expunge.diagnostics._gram_diagnostic import GramDiagnostic
+from expunge.diagnostics._halves import Part, over_halves
+from expunge.diagnostics._rows import curvature_gram
+from expunge.diagnostics._sample import Sample, about
 from expunge.evidence.estimate import Estimate
 from expunge.numerics import coherence as sigma
-from expunge.probes._gram_probe import GramProbe
-from expunge.probes._halves import Part, over_halves
-from expunge.probes._rows import curvature_gram
-from expunge.probes._sample import Sample, about
 
 WITHIN_RETAIN = "coherence within the retain set"
 WITHIN_FORGET = "coherence within the forget set"
@@ -45,7 +45,7 @@ ONE_BY_ONE = "weights whose gradients went one by one, in"
 
 
 @dataclass(frozen=True)
-class Coherence(GramProbe):
+class Coherence(GramDiagnostic):
     """How far examples share the weights that they depend on, within and between both sets."""
 
     cite: ClassVar[str] = (
@@ -76,7 +76,7 @@ class Coherence(GramProbe):
             **one_by_one(sample, found.unsupported),
         }
 
-    def told(self, found: Mapping[str, Estimate]) -> str:
+    def summary(self, found: Mapping[str, Estimate]) -> str:
         """How much the sets share, beside what each has in common within itself."""
         retain, forget, between = (found[what] for what in (WITHIN_RETAIN, WITHIN_FORGET, BETWEEN))
         text = (
@@ -90,7 +90,7 @@ class Coherence(GramProbe):
         if between.low > 0.5 * inside:
             return (
                 f"{text} What is to go shares weights with what stays much as each set does within itself; whether "
-                "that foretells damage or resistance has not been measured here."
+                "that predicts damage or resistance has not been measured here."
             )
         if between.high < 0.5 * inside:
             return text + " What is to go sits largely in weights of its own."

@@ -24,9 +24,9 @@ from expunge.core.case import Case
 from expunge.core.data import Batch
 from expunge.core.objective import Decisions, decision_losses, per_example
 from expunge.core.problem import Problem
+from expunge.diagnostics._sample import BLOCK, Sample, about, affordable, gram_cost, sampled
 from expunge.numerics.gram import Gram, gram
 from expunge.numerics.linops import differentiable
-from expunge.probes._sample import BLOCK, Sample, about, affordable, gram_cost, sampled
 from expunge.train.loop import in_order
 
 NOTHING = -1

@@ -1,4 +1,4 @@
-"""What probes say of curvature against dense matrices and closed forms, their cost, and what they refuse."""
+"""What diagnostics say of curvature against dense matrices and closed forms, their cost, and what they refuse."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from torch import Tensor, nn
 
 from expunge.base.errors import RunError, SpecError
 from expunge.core.case import Case
-from expunge.core.contracts import Probe
+from expunge.core.contracts import Diagnostic
 from expunge.core.data import Data
 from expunge.core.modules import state_digest
 from expunge.core.problem import Problem
+from expunge.diagnostics import coherence, sharpness, stability_limit
+from expunge.diagnostics._sample import affordable, gram_cost
+from expunge.diagnostics.coherence import Coherence
+from expunge.diagnostics.sharpness import Sharpness, noise_scale
+from expunge.diagnostics.stability_limit import StabilityLimit
 from expunge.evidence.estimate import Estimate
 from expunge.numerics.linearised import Draw, Update, of_hessians
 from expunge.numerics.stability import growth_rate, mean_limit, mean_square_limit
-from expunge.probes import coherence, sharpness, stability_limit
-from expunge.probes._sample import affordable, gram_cost
-from expunge.probes.coherence import Coherence
-from expunge.probes.sharpness import Sharpness, noise_scale
-from expunge.probes.stability_limit import StabilityLimit
 
 ALL: dict[str, Any] = {"epochs": 1000.0}
-PROBES = [Coherence(**ALL), StabilityLimit(**ALL), Sharpness(**ALL)]
+DIAGNOSTICS = [Coherence(**ALL), StabilityLimit(**ALL), Sharpness(**ALL)]
 NAMES = ["coherence", "stability_limit", "sharpness"]
 
 
@@ -83,12 +83,12 @@ def test_examples_that_share_nothing_and_examples_that_share_all():
     found = Coherence(retain=9, forget=6, **ALL)(case, 0)
     values = [estimate.value for estimate in found.values()]
     assert values == pytest.approx([1 / 28, 1 / 12, 0, 28, 12], rel=1e-9, abs=1e-12)
-    assert "largely in weights of its own" in Coherence().told(found)
+    assert "largely in weights of its own" in Coherence().summary(found)
     same = one_hot(41, 12, same=True)
     nn.init.zeros_(same.original.weight)
     found = Coherence(retain=9, forget=6, **ALL)(same, 0)
     assert [estimate.value for estimate in found.values()] == pytest.approx([1, 1, 1, 1, 1])
-    assert "much as each set does within itself" in Coherence().told(found)
+    assert "much as each set does within itself" in Coherence().summary(found)
 
 
 # Stability.
@@ -98,15 +98,17 @@ def test_examples_that_share_nothing_and_examples_that_share_all():
 def test_limits_and_rates_are_those_of_dense_curvatures(momentum: float, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(stability_limit, "FLAT", 1e-12)
     case = case_of(classes())
-    probe = StabilityLimit(learning_rate=0.3, mix=0.2, momentum=momentum, batch_size=5, forget_batch_size=2, **ALL)
-    found = probe(case, 0)
+    diagnostic = StabilityLimit(
+        learning_rate=0.3, ascent_weight=0.2, momentum=momentum, batch_size=5, forget_batch_size=2, **ALL
+    )
+    found = diagnostic(case, 0)
     dense = of_hessians(both(case), 18)
     plan = Update(0.3, 0.2, Draw(18, 5), Draw(6, 2), momentum)
     top = float(torch.linalg.eigvalsh(both(case)[:18].mean(0))[-1])
     assert found[stability_limit.RETAIN_MEAN].value == pytest.approx(2 * (1 + momentum) / (0.8 * top), rel=1e-7)
-    squared = mean_square_limit(dense, replace(plan, mix=0.0)) / 0.8
+    squared = mean_square_limit(dense, replace(plan, ascent_weight=0.0)) / 0.8
     assert found[stability_limit.RETAIN_SQUARE].value == pytest.approx(squared, rel=1e-6)
-    assert squared < 0.99 * mean_limit(dense, replace(plan, mix=0.0)) / 0.8
+    assert squared < 0.99 * mean_limit(dense, replace(plan, ascent_weight=0.0)) / 0.8
     least = torch.linalg.eigvalsh(0.8 * both(case)[:18].mean(0) - 0.2 * both(case)[18:].mean(0))[0]
     trace = 1 + momentum - 0.3 * float(least)
     growth = (trace + math.sqrt(trace**2 - 4 * momentum)) / 2
@@ -134,23 +136,23 @@ def test_gradients_are_measured_in_those_of_the_models_own_labels(problem: Probl
 def test_batches_are_no_larger_than_their_sets_as_in_training():
     plan = StabilityLimit().update(classes())
     assert (plan.retain, plan.forget) == (Draw(18, 18), Draw(6, 6))
-    assert (plan.step, plan.mix, plan.momentum) == (2e-4, 0.05, 0.9)
+    assert (plan.step, plan.ascent_weight, plan.momentum) == (2e-4, 0.05, 0.9)
 
 
 @pytest.mark.parametrize(
-    ("mix", "method", "there"),
+    ("ascent_weight", "method", "there"),
     [
         (0.0, "finetune with sgd", "descent"),
         (1.0, "gradient_ascent with sgd", "leaves"),
         (0.25, "alpha = 0.75", "both"),
     ],
 )
-def test_the_plan_names_its_method_and_only_what_it_does(mix: float, method: str, there: str):
-    probe = StabilityLimit(mix=mix, **ALL)
-    found = probe(case_of(classes()), 0)
+def test_the_plan_names_its_method_and_only_what_it_does(ascent_weight: float, method: str, there: str):
+    diagnostic = StabilityLimit(ascent_weight=ascent_weight, **ALL)
+    found = diagnostic(case_of(classes()), 0)
     assert (stability_limit.RETAIN_MEAN in found) == (there != "leaves")
     assert (stability_limit.RATE_SQUARE in found) == (there != "descent")
-    told = probe.told(found)
+    told = diagnostic.summary(found)
     assert told.startswith("As ") and method in told
     assert ("descent on the retain set" in told) == (there != "leaves")
     assert ("the minimum" in told or "plan leaves" in told) == (there != "descent")
@@ -162,7 +164,7 @@ def told_of(limit: tuple[float, float, float], rate: tuple[float, float, float])
 
     found = {stability_limit.RETAIN_SQUARE: one(*limit), stability_limit.RATE_SQUARE: one(*rate)}
     left = {stability_limit.RETAIN_GRADIENT: one(0.1, 0, 1), stability_limit.FORGET_GRADIENT: one(0.3, 0, 1)}
-    return StabilityLimit(learning_rate=0.1, momentum=0.5).told(found | left)
+    return StabilityLimit(learning_rate=0.1, momentum=0.5).summary(found | left)
 
 
 def test_what_is_undecided_is_said_to_be():
@@ -232,27 +234,27 @@ def test_no_signal_is_an_infinite_noise_scale():
     found = noise_scale(batches @ batches.T, 3, 1.0)
     assert found.value == math.inf and math.isnan(found.low)
     edge = Estimate(0.1, 0.05, 0.2, 9, "share", "lower")
-    assert "cannot be told from 0" in Sharpness().told({sharpness.EDGE: edge, sharpness.NOISE: found})
+    assert "cannot be told from 0" in Sharpness().summary({sharpness.EDGE: edge, sharpness.NOISE: found})
     beyond = replace(edge, value=1.5, low=1.2, high=1.9)
-    assert "damaged" in Sharpness().told({sharpness.EDGE: beyond, sharpness.NOISE: found})
+    assert "damaged" in Sharpness().summary({sharpness.EDGE: beyond, sharpness.NOISE: found})
 
 
 # All of them.
 
 
-@pytest.mark.parametrize("probe", PROBES, ids=NAMES)
+@pytest.mark.parametrize("diagnostic", DIAGNOSTICS, ids=NAMES)
 @pytest.mark.parametrize("problem", [classes(), tokens()], ids=["classes", "tokens"])
-def test_the_same_seed_says_the_same_and_nothing_is_changed(probe: Probe, problem: Problem):
+def test_the_same_seed_says_the_same_and_nothing_is_changed(diagnostic: Diagnostic, problem: Problem):
     case = case_of(problem)
     before, state = state_digest(case.original), torch.get_rng_state()
-    some = replace(probe, **({"retain": 8, "forget": 4} if hasattr(probe, "forget") else {"retain": 8}))
+    some = replace(diagnostic, **({"retain": 8, "forget": 4} if hasattr(diagnostic, "forget") else {"retain": 8}))
     first, again, other = some(case, 0), some(case, 0), some(case, 1)
     assert first == again or repr(first) == repr(again)
     assert repr(first) != repr(other)
     assert state_digest(case.original) == before and torch.equal(torch.get_rng_state(), state)
     finite = [what for what, estimate in first.items() if math.isfinite(estimate.value)]
     assert set(first) - set(finite) <= {sharpness.NOISE}
-    assert some.told(first)
+    assert some.summary(first)
 
 
 class Scaled(nn.Module):
@@ -266,16 +268,16 @@ class Scaled(nn.Module):
         return self.body(inputs) * self.scale
 
 
-@pytest.mark.parametrize("probe", PROBES, ids=NAMES)
+@pytest.mark.parametrize("diagnostic", DIAGNOSTICS, ids=NAMES)
 @pytest.mark.parametrize("model", [net(), Scaled()], ids=["products", "one by one"])
 @pytest.mark.parametrize("epochs", [2.0, 10.0])
-def test_no_more_gradients_than_the_budget(probe: Probe, model: nn.Module, epochs: float):
+def test_no_more_gradients_than_the_budget(diagnostic: Diagnostic, model: nn.Module, epochs: float):
     """Every example of a pass that keeps its graph counts once, in a Hessian product twice."""
     model, passes = copy.deepcopy(model), list[int]()
     model.register_forward_hook(lambda _, inputs, __: passes.append(len(inputs[0]) if torch.is_grad_enabled() else 0))
     problem = classes()
-    times = 2 if isinstance(probe, Sharpness) else 1
-    some = replace(probe, epochs=epochs, **({"rows": 2} if times == 1 else {"limit": 4, "eigenvalues": 1}))
+    times = 2 if isinstance(diagnostic, Sharpness) else 1
+    some = replace(diagnostic, epochs=epochs, **({"rows": 2} if times == 1 else {"limit": 4, "eigenvalues": 1}))
     some(case_of(problem, model), 0)
     spent = times * sum(passes)
     # Sharpness takes noise and gradients once each where twice is counted here.
@@ -296,15 +298,15 @@ def test_a_budget_cuts_the_larger_part_first():
 
 
 def test_what_has_no_product_form_is_named():
-    for probe in PROBES[:2]:
-        found = probe(case_of(classes(), Scaled()), 0)
+    for diagnostic in DIAGNOSTICS[:2]:
+        found = diagnostic(case_of(classes(), Scaled()), 0)
         what, share = list(found.items())[-1]
         assert what == f"{coherence.ONE_BY_ONE} scale"
         assert share.value == pytest.approx(3 / (5 * 7 + 7 + 7 * 3 + 3 + 3))
         # The same numbers as where it does not move: the scale is frozen, and nothing is named.
         still = Scaled()
         still.scale.requires_grad_(False)
-        assert coherence.ONE_BY_ONE not in " ".join(probe(case_of(classes(), still), 0))
+        assert coherence.ONE_BY_ONE not in " ".join(diagnostic(case_of(classes(), still), 0))
 
 
 class Scale(nn.Module):
@@ -335,20 +337,20 @@ class OnceOnly(nn.Module):
         return self.Double.apply(inputs)  # type: ignore[no-any-return,no-untyped-call]
 
 
-@pytest.mark.parametrize("probe", PROBES, ids=NAMES)
-def test_bad_models_are_said(probe: Probe):
+@pytest.mark.parametrize("diagnostic", DIAGNOSTICS, ids=NAMES)
+def test_bad_models_are_said(diagnostic: Diagnostic):
     frozen = linear().requires_grad_(False)
     with pytest.raises(SpecError, match=r"^original \(Sequential\): no parameter takes a gradient"):
-        probe(case_of(classes(), frozen), 0)
+        diagnostic(case_of(classes(), frozen), 0)
     lost = linear()
     with torch.no_grad():
         lost[0].weight[0, 0] = math.nan
     with pytest.raises(RunError, match=r"the loss of example \d+ is not finite"):
-        probe(case_of(classes(), lost), 0)
+        diagnostic(case_of(classes(), lost), 0)
     mixed = nn.Sequential(net(), Scale())
     with pytest.raises(SpecError, match=r"original \(Sequential\)\.parameters"):
-        probe(case_of(classes(), mixed), 0)
-    tiny = replace(probe, epochs=0.1)
+        diagnostic(case_of(classes(), mixed), 0)
+    tiny = replace(diagnostic, epochs=0.1)
     with pytest.raises(SpecError, match="epochs"):
         tiny(case_of(classes()), 0)
 
@@ -356,17 +358,19 @@ def test_bad_models_are_said(probe: Probe):
 def test_a_function_without_second_derivative_is_named_by_sharpness_only():
     model = nn.Sequential(nn.Linear(5, 7), OnceOnly(), nn.Linear(7, 3)).double()
     with pytest.raises(RunError, match=r"original \(Sequential\)\.1 \(OnceOnly\)"):
-        PROBES[2](case_of(classes(), model), 0)
-    assert PROBES[0](case_of(classes(), model), 0)
+        DIAGNOSTICS[2](case_of(classes(), model), 0)
+    assert DIAGNOSTICS[0](case_of(classes(), model), 0)
 
 
-def test_no_forget_examples_are_refused_before_any_probe():
+def test_no_forget_examples_are_refused_before_any_diagnostic():
     problem = classes()
     with pytest.raises(SpecError, match="the forget set is empty"):
         Problem(problem.data, problem.forget[:0], problem.retain, problem.test)
 
 
-@pytest.mark.parametrize("settings", [{"mix": 1.1}, {"momentum": 1.0}, {"learning_rate": 0.0}, {"batch_size": 0}])
+@pytest.mark.parametrize(
+    "settings", [{"ascent_weight": 1.1}, {"momentum": 1.0}, {"learning_rate": 0.0}, {"batch_size": 0}]
+)
 def test_bad_settings_are_refused(settings: Mapping[str, Any]):
     with pytest.raises(SpecError, match=next(iter(settings))):
         StabilityLimit(**settings)

@@ -1,4 +1,4 @@
-"""What every attack owes the held-out part of the forget set: never to train on it, nor on a copy, and to score it."""
+"""What every attack owes the unexposed part of the forget set: never to train on it, nor on a copy, and to score it."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from expunge.train.loop import in_order
 def allowed(problem: Problem, ids: Tensor) -> Tensor:
     """Those of the ids that an attack may train on: no held-out example, nor one of a held-out example's group."""
     groups = problem.data.group_of
-    return ids[~torch.isin(groups(ids), groups(problem.held_out))]
+    return ids[~torch.isin(groups(ids), groups(problem.unexposed))]
 
 
 def known(model: nn.Module, problem: Problem) -> np.ndarray:
-    """Whether the model, in evaluation mode, knows each held-out forget example: `[n]` of 0 and 1."""
+    """Whether the model, in evaluation mode, knows each unexposed forget example: `[n]` of 0 and 1."""
     with torch.no_grad():
         found = [
             knows(problem.objective.decisions(model, batch), batch.size)
-            for batch in in_order(problem.data, problem.held_out)
+            for batch in in_order(problem.data, problem.unexposed)
         ]
     return torch.cat(found).double().cpu().numpy()
 
@@ -47,5 +47,5 @@ def edited(model: nn.Module, case: Case, edit: Callable[[nn.Module], None]) -> A
     before = known(student, case.problem)
     edit(student)
     values = np.stack([before, known(student.eval(), case.problem)])
-    curve = Curve(np.array([0, 1]), values, case.problem.held_out.numpy())
+    curve = Curve(np.array([0, 1]), values, case.problem.unexposed.numpy())
     return Attacked(student, curve, Cost(0, time.perf_counter() - start))

@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from expunge.api.models import references_of, shadows_of
+from expunge.api.parts import expect, parts_of
+from expunge.api.record import write_record
 from expunge.base.errors import SpecError
 from expunge.base.record import write_file
 from expunge.base.seeds import derive
@@ -18,9 +21,6 @@ from expunge.core.case import Case, Cost, Curve, Unlearned
 from expunge.core.contracts import Attack, Audit, refuse_model
 from expunge.evidence.table import Measured, Table
 from expunge.evidence.verdict import Verdict
-from expunge.own.models import references_of, shadows_of
-from expunge.own.parts import expect, parts_of
-from expunge.own.record import write_record
 from expunge.pipeline import gallery as galleries
 
 

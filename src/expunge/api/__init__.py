@@ -10,8 +10,8 @@ retrained references; without one, held-out data stands in their place and the v
 `inconclusive`.
 """
 
-from expunge.own.audit import Result, audit, report
-from expunge.own.case import FunctionRecipe, case, recipe, unlearn
-from expunge.own.diagnosis import Diagnosis, diagnose
+from expunge.api.audit import Result, audit, report
+from expunge.api.case import FunctionRecipe, case, recipe, unlearn
+from expunge.api.diagnosis import Diagnosis, diagnose
 
 __all__ = ["Diagnosis", "FunctionRecipe", "Result", "audit", "case", "diagnose", "recipe", "report", "unlearn"]

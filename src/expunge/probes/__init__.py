@@ -1,1 +1,0 @@
-"""Probes: what can be said of a problem before anything is unlearned, one a file."""
