@@ -27,7 +27,7 @@ def net(width: int = 3, seed: int = 0) -> nn.Module:
 def gpt(seed: int) -> nn.Module:
     torch.manual_seed(seed)
     tokens, ids = torch.zeros(2, 4, dtype=torch.int64), torch.arange(2)
-    return GPT(width=8, layers=1, heads=2)(Data(tokens, tokens, ids[:1], ids[1:], tuple("abc"), "tokens"))
+    return GPT(width=8, layers=1, heads=2)(Data(tokens, tokens, ids[:1], ids[1:], tuple("abc")))
 
 
 def test_every_tensor_survives_bit_by_bit() -> None:

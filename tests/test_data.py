@@ -179,7 +179,7 @@ def test_python_docs_are_windows_of_bytes_with_the_next_byte_as_target() -> None
 
     text = "\n\n".join(topics[name] for name in sorted(topics)).encode("ascii", "replace")
     data = PythonDocs(train=5, test=3, context=20)()
-    assert data.inputs.shape == data.targets.shape == (8, 20) and data.kind == "tokens" and len(data.labels) == 256
+    assert data.inputs.shape == data.targets.shape == (8, 20) and data.has_tokens and len(data.labels) == 256
     for i in range(5):
         window = text[21 * i : 21 * (i + 1)]
         assert bytes(data.inputs[i].tolist()) == window[:-1] and bytes(data.targets[i].tolist()) == window[1:]
@@ -217,7 +217,7 @@ def test_arrays_are_read(tmp_path: Path) -> None:
     content = arrays(groups=np.array([0, 0, 1, 2, 3, 4, 5, 6, 7]))
     data = Arrays(save(tmp_path, content))()
     assert (data.train.tolist(), data.test.tolist()) == (list(range(6)), [6, 7, 8])
-    assert data.labels == ("0", "1", "2") and data.kind == "classes"
+    assert data.labels == ("0", "1", "2") and data.has_classes
     assert np.array_equal(data.inputs.numpy(), np.concatenate([content["x"], content["tx"]]))
     assert data.group_of(torch.tensor([1, 2])).tolist() == [0, 1]
     named = Arrays(save(tmp_path, content), labels=["cat", "dog", "eel", "fox"])()
@@ -238,7 +238,7 @@ def test_whole_numbers_with_a_target_each_are_text(tmp_path: Path) -> None:
     targets[:, -1] = IGNORE
     content = {"x": tokens[:6], "y": targets[:6], "tx": tokens[6:], "ty": targets[6:]}
     data = Arrays(save(tmp_path, content))()
-    assert data.kind == "tokens" and len(data.labels) == 7
+    assert data.has_tokens and len(data.labels) == 7
     assert data.inputs.dtype == data.targets.dtype == torch.int64
 
 
@@ -390,6 +390,6 @@ def test_a_text_that_decides_nothing_is_refused() -> None:
     tokens, targets = torch.zeros(5, 3, dtype=torch.int64), torch.full((5, 3), IGNORE)
     targets[[0, 2, 4], 1] = 1
     with pytest.raises(SpecError, match="2 examples decide nothing, the first has id 1"):
-        Data(tokens, targets, torch.arange(4), torch.arange(4, 5), ("a", "b"), "tokens")
+        Data(tokens, targets, torch.arange(4), torch.arange(4, 5), ("a", "b"))
     targets[[1, 3], 2] = 0
-    assert len(Data(tokens, targets, torch.arange(4), torch.arange(4, 5), ("a", "b"), "tokens")) == 5
+    assert len(Data(tokens, targets, torch.arange(4), torch.arange(4, 5), ("a", "b"))) == 5

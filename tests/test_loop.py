@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from expunge.base.errors import RunError
 from expunge.core.case import Meter
 from expunge.core.data import Batch, Data
-from expunge.core.objective import Classification, loss
+from expunge.core.objective import loss
 from expunge.models.cnn import CNN
 from expunge.models.mlp import MLP
+from expunge.objectives.classification import Classification
 from expunge.train.loop import Pair, batch_count, batches, fit, in_order, paired
 from expunge.train.optim import make_optimizer
 from expunge.train.training import TrainedRecipe, Training
@@ -93,7 +94,7 @@ def run(data: Data, meter: Meter | None = None, **settings: object) -> tuple[nn.
 
     def loss_fn(batch: Batch) -> Tensor:
         computed.append(batch.size)
-        return loss(Classification(4).decisions(model, batch))
+        return loss(Classification(classes=4).decisions(model, batch))
 
     parameters = list(model.parameters())
     items = batches(data, data.train, 16, 2, generator())
@@ -124,7 +125,7 @@ def test_a_budget_is_never_exceeded_and_used_as_far_as_it_goes(data: Data, limit
         parameters = list(whole.parameters())
         items = islice(batches(data, data.train, 16, 2, generator()), 3)
         step = torch.optim.SGD(parameters, lr=0.1)
-        fit(parameters, lambda batch: loss(Classification(4).decisions(whole, batch)), items, step)
+        fit(parameters, lambda batch: loss(Classification(classes=4).decisions(whole, batch)), items, step)
         assert torch.equal(model[1].weight, whole[1].weight)
 
 

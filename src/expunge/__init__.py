@@ -11,9 +11,9 @@ expunge.report(result, "report.html")
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from expunge.api import Diagnosis, Result, audit, case, diagnose, recipe, report, unlearn
+    from expunge.api import Diagnosis, Result, audit, case, diagnose, objective, recipe, report, unlearn
 
-__all__ = ["Diagnosis", "Result", "audit", "case", "diagnose", "recipe", "report", "unlearn"]
+__all__ = ["Diagnosis", "Result", "audit", "case", "diagnose", "objective", "recipe", "report", "unlearn"]
 
 
 def __getattr__(name: str) -> Any:

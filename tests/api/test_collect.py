@@ -12,7 +12,8 @@ import expunge
 from expunge.base.errors import SpecError
 from expunge.core.collect import collect
 from expunge.core.data import IGNORE, Batch
-from expunge.core.objective import Classification, Decisions
+from expunge.core.objective import Decisions
+from expunge.objectives.classification import Classification
 
 
 def test_a_list_of_batches_is_joined() -> None:

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from expunge import testing
 from expunge.attacks.relearn import Relearn
-from expunge.audits.accuracy import Accuracy
+from expunge.audits.performance import Performance
 from expunge.base.errors import MissingError, SpecError
 from expunge.core.case import Attacked, Case, Cost, Meter, Recipe, Unlearned, copy_for_training
 from expunge.core.contracts import Architecture, Method, Source, Task
 from expunge.core.data import Data
 from expunge.core.modules import frozen_copy
-from expunge.core.objective import Classification, infer_objective, kl, loss
+from expunge.core.objective import kl, loss
 from expunge.core.problem import Problem
 from expunge.data.digits import Digits
 from expunge.evidence.scores import Scores
@@ -30,6 +30,7 @@ from expunge.methods.finetune import Finetune
 from expunge.methods.retrain import Retrain
 from expunge.models.gpt import GPT
 from expunge.models.mlp import MLP
+from expunge.objectives.classification import Classification
 from expunge.tasks.label_swap import LabelSwap
 from expunge.tasks.planted_text import PlantedText
 
@@ -550,26 +551,26 @@ def test_a_wrong_attack_is_caught(wrong: type[Quick]) -> None:
 # --- Audits ----------------------------------------------------------------------------------------------------------
 
 
-class AuditWrites(Accuracy):
+class AuditWrites(Performance):
     def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
         with torch.no_grad():
             next(model.parameters()).add_(1e-3)
         return super().__call__(model, case, seed)
 
 
-class AuditWritesOriginal(Accuracy):
+class AuditWritesOriginal(Performance):
     def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
         with torch.no_grad():
             next(case.original.parameters()).add_(1e-3)
         return super().__call__(model, case, seed)
 
 
-class AuditLosesMode(Accuracy):
+class AuditLosesMode(Performance):
     def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
         return super().__call__(model.eval(), case, seed)
 
 
-class AuditDraws(Accuracy):
+class AuditDraws(Performance):
     def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
         torch.rand(1)
         return super().__call__(model, case, seed)
@@ -579,43 +580,43 @@ def changed(found: list[Scores], **changes: Any) -> list[Scores]:
     return [replace(found[0], **changes), *found[1:]]
 
 
-class AuditAtRandom(Accuracy):
+class AuditAtRandom(Performance):
     def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
         found = super().__call__(model, case, seed)
         return changed(found, values=found[0].values + next(_calls))
 
 
-class AuditOfExposed(Accuracy):
+class AuditOfExposed(Performance):
     def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
         found, ids = super().__call__(model, case, seed), case.problem.forget
         ids = ids[: found[0].ids.size]
         return changed(found, ids=ids.numpy(), group=case.problem.data.group_of(ids).numpy())
 
 
-class AuditRefusesAll(Accuracy):
+class AuditRefusesAll(Performance):
     def check_model(self, model: nn.Module) -> None:
         raise MissingError("not this one")
 
 
-class AuditTwice(Accuracy):
+class AuditTwice(Performance):
     def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
         found = super().__call__(model, case, seed)
         ids = np.full_like(found[0].ids, found[0].ids[0])
         return changed(found, ids=ids, group=case.problem.data.group_of(torch.from_numpy(ids)).numpy())
 
 
-class AuditNotFinite(Accuracy):
+class AuditNotFinite(Performance):
     def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
         found = super().__call__(model, case, seed)
         return changed(found, values=found[0].values / 0 if found[0].values.any() else found[0].values + np.inf)
 
 
-class AuditWithoutGroups(Accuracy):
+class AuditWithoutGroups(Performance):
     def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
         return changed(super().__call__(model, case, seed), group=None)
 
 
-class AuditOfChosen(Accuracy):
+class AuditOfChosen(Performance):
     """Scores the examples that this very model finds hard."""
 
     def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
@@ -626,20 +627,20 @@ class AuditOfChosen(Accuracy):
         return changed(found, values=found[0].values[one], ids=found[0].ids[one], group=groups)
 
 
-class AuditOfNothing(Accuracy):
+class AuditOfNothing(Performance):
     def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
         return []
 
 
-class AuditSameKey(Accuracy):
+class AuditSameKey(Performance):
     def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
         found = super().__call__(model, case, seed)
         return [*found, found[0]]
 
 
-class AuditCannotTokens(Accuracy):
+class AuditCannotTokens(Performance):
     def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
-        assert case.problem.data.kind == "classes"
+        assert case.problem.data.has_classes
         return super().__call__(model, case, seed)
 
 
@@ -663,7 +664,7 @@ WRONG_AUDITS = {
 
 @pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
 @pytest.mark.parametrize("wrong", WRONG_AUDITS, ids=lambda wrong: wrong.__name__)
-def test_a_wrong_audit_is_caught(wrong: type[Accuracy]) -> None:
+def test_a_wrong_audit_is_caught(wrong: type[Performance]) -> None:
     with pytest.raises(testing.ContractError) as caught:
         testing.check_audit(wrong())
     assert caught.value.contract == WRONG_AUDITS[wrong], str(caught.value)
@@ -699,7 +700,7 @@ class TaskDraws(LabelSwap):
 
 class Unchecked(Problem):
     def __post_init__(self) -> None:
-        object.__setattr__(self, "objective", infer_objective(self.data))
+        object.__setattr__(self, "objective", self.data.objective)
 
 
 class TaskOverlaps(LabelSwap):
@@ -854,7 +855,9 @@ class ModelPeeks(Architecture):
 
 class ModelFailsOnTokens(MLP):
     def __call__(self, data: Data) -> nn.Sequential:
-        return super().__call__(replace(data, kind="classes", targets=torch.zeros(len(data), dtype=torch.int64)))
+        return super().__call__(
+            replace(data, objective=None, labels=(), targets=torch.zeros(len(data), dtype=torch.int64))
+        )
 
 
 WRONG_MODELS = {

@@ -40,7 +40,7 @@ def net(name: str, count: int = 7) -> tuple[nn.Module, Batch]:
     data = Data(inputs, targets, torch.arange(count), torch.arange(count), ("a", "b", "c"))
     if name == "gpt":
         text = torch.randint(0, 5, (count, 7), generator=generator)
-        data = Data(text[:, :-1], text[:, 1:], data.train, data.test, tuple("abcde"), "tokens")
+        data = Data(text[:, :-1], text[:, 1:], data.train, data.test, tuple("abcde"))
     torch.manual_seed(0)
     model = ARCHITECTURES[name](data).double().eval()
     with torch.no_grad():

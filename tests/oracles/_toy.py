@@ -34,7 +34,7 @@ def tokens() -> Problem:
     text = torch.randint(0, 7, (20, 7), generator=torch.Generator().manual_seed(0))
     targets = text[:, 1:].clone()
     targets[:, 0] = IGNORE
-    data = Data(text[:, :-1], targets, torch.arange(14), torch.arange(14, 18), tuple("abcdefg"), "tokens")
+    data = Data(text[:, :-1], targets, torch.arange(14), torch.arange(14, 18), tuple("abcdefg"))
     return Problem(data, torch.arange(4), torch.arange(4, 14), data.test, holdout=torch.arange(18, 20))
 
 

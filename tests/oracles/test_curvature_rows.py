@@ -24,7 +24,7 @@ EXACT = {"rtol": 1e-9, "atol": 1e-11}
 
 def sample_of(problem: Problem) -> Sample:
     return Sample(
-        (net() if problem.data.kind == "classes" else gpt()).eval(), problem, problem.retain[:3], problem.forget[:2]
+        (net() if problem.data.has_classes else gpt()).eval(), problem, problem.retain[:3], problem.forget[:2]
     )
 
 
@@ -42,7 +42,7 @@ def test_columns_of_a_classifier_are_exact():
 def test_drawn_columns_are_right_on_average(problem: Problem):
     """Inner products of different examples and traces, over 40 draws of 16 labels; five standard errors."""
     sample = sample_of(problem)
-    rows = 16 if problem.data.kind == "tokens" else 1
+    rows = 16 if problem.data.has_tokens else 1
     assert rows_of(problem, rows) == rows
     dense = curvatures(sample.model, problem, sample.ids)
     grams = [curvature_gram(sample, rows, seeded(s)).matrix for s in range(40 * 16 // rows)]
@@ -59,7 +59,7 @@ def test_drawn_columns_are_right_on_average(problem: Problem):
 @pytest.mark.parametrize("problem", [classes(), tokens()], ids=["classes", "tokens"])
 def test_gradients_are_sums_over_roots_of_decisions(problem: Problem):
     sample = sample_of(problem)
-    count = 1 if problem.data.kind == "classes" else 5
+    count = 1 if problem.data.has_classes else 5
     slopes = torch.stack([gradient(sample.model, problem, int(place)) for place in sample.ids]) * count**0.5
     torch.testing.assert_close(gradient_gram(sample).matrix, slopes @ slopes.T, **EXACT)
 

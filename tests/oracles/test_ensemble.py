@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from expunge.base.errors import RunError, SpecError
 from expunge.core.case import train_model
 from expunge.core.data import Data
-from expunge.core.objective import infer_objective, loss
+from expunge.core.objective import loss
 from expunge.data.digits import Digits
 from expunge.models.mlp import MLP
 from expunge.train.ensemble import Ensemble, train_ensemble
@@ -31,7 +31,7 @@ class Double(MLP):
 
 def losses(net: nn.Module, data: Data, ids: Tensor) -> float:
     with torch.no_grad():
-        return float(loss(infer_objective(data).decisions(net, data.batch(ids))))
+        return float(loss(data.objective.decisions(net, data.batch(ids))))
 
 
 # 61 = 3 * 20 + 1: the last batch of an epoch, of one example, is left out.

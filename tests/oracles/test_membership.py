@@ -143,9 +143,7 @@ def text(copies: bool = False) -> Problem:
     groups = torch.arange(60)
     if copies:
         groups[50:59] = groups[10:19]  # unseen sequences that have copies among the retained ones
-    data = Data(
-        tokens[:, :-1], targets, torch.arange(40), torch.arange(40, 50), tuple("abcdefghijk"), "tokens", groups=groups
-    )
+    data = Data(tokens[:, :-1], targets, torch.arange(40), torch.arange(40, 50), tuple("abcdefghijk"), groups=groups)
     return Problem(data, torch.arange(10), torch.arange(10, 40), data.test, holdout=torch.arange(50, 60))
 
 

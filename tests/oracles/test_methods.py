@@ -18,7 +18,6 @@ from expunge.core.case import Meter, train_model
 from expunge.core.contracts import Method
 from expunge.core.data import IGNORE, Batch, Data
 from expunge.core.modules import state_digest
-from expunge.core.objective import Classification, LanguageModelling
 from expunge.core.problem import Problem
 from expunge.methods.finetune import Finetune
 from expunge.methods.npo import NPO
@@ -26,6 +25,8 @@ from expunge.methods.random_relabel import RandomRelabel
 from expunge.methods.retrain import Retrain
 from expunge.methods.weight_distortion import WeightDistortion
 from expunge.models.mlp import MLP
+from expunge.objectives.classification import Classification
+from expunge.objectives.language_modelling import LanguageModelling
 from expunge.train.training import TrainedRecipe, Training
 
 N, FORGET = 40, 10
@@ -64,7 +65,7 @@ def test_a_relabelled_target_is_wrong_and_uniform(classes: int) -> None:
     n, generator = 20_000, torch.Generator().manual_seed(0)
     targets = torch.arange(n) % classes
     batch = Batch(torch.zeros(n, 1), targets, torch.arange(n))
-    drawn = Classification(classes).relabel(batch, generator).targets
+    drawn = Classification(classes=classes).relabel(batch, generator).targets
     assert torch.equal(batch.targets, torch.arange(n) % classes)
     assert (drawn != targets).all() and drawn.min() >= 0 and drawn.max() < classes
     counts = torch.zeros(classes, classes).index_put((targets, drawn), torch.ones(n), accumulate=True)
@@ -80,7 +81,7 @@ def test_a_relabelled_token_is_wrong_where_there_is_a_decision_and_nowhere_else(
     targets = torch.randint(0, 7, (500, 8), generator=generator)
     targets[:, :3] = IGNORE
     batch = Batch(torch.zeros(500, 8).long(), targets, torch.arange(500))
-    drawn = LanguageModelling(7).relabel(batch, generator).targets
+    drawn = LanguageModelling(vocabulary=7).relabel(batch, generator).targets
     assert (drawn[:, :3] == IGNORE).all()
     assert (drawn[:, 3:] != targets[:, 3:]).all() and drawn[:, 3:].min() >= 0 and drawn[:, 3:].max() < 7
     shift = (drawn[:, 3:] - targets[:, 3:]) % 7

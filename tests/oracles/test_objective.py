@@ -13,13 +13,10 @@ from torch import Tensor, nn
 from expunge.base.errors import SpecError
 from expunge.core.data import IGNORE, Batch, Data
 from expunge.core.objective import (
-    Classification,
     Decisions,
-    LanguageModelling,
     accepts_ids,
     correct,
     decision_losses,
-    infer_objective,
     kl,
     knows,
     loss,
@@ -27,6 +24,8 @@ from expunge.core.objective import (
 )
 from expunge.methods.npo import npo_loss
 from expunge.models.gpt import GPT
+from expunge.objectives.classification import Classification
+from expunge.objectives.language_modelling import LanguageModelling
 
 # Algebra in double precision: a handful of roundings of 1e-16 each.
 EXACT = {"rtol": 1e-12, "atol": 1e-14}
@@ -52,7 +51,7 @@ def two_by_hand() -> tuple[Fixed, Batch]:
 
 def test_a_classifier_decides_once_per_example() -> None:
     model, batch = two_by_hand()
-    found = Classification(3).decisions(model, batch)
+    found = Classification(classes=3).decisions(model, batch)
     assert torch.equal(found.logits, model.logits)
     assert found.targets.tolist() == [2, 1] and found.example.tolist() == [0, 1]
     assert correct(found).tolist() == [True, False]
@@ -68,7 +67,7 @@ def test_a_language_model_decides_at_each_token_that_is_not_masked() -> None:
     weights = torch.tensor([[[1.0, 3.0], [3.0, 1.0]], [[1.0, 1.0], [1.0, 7.0]]], dtype=torch.float64)
     targets = torch.tensor([[1, IGNORE], [0, 1]])
     batch = Batch(torch.zeros(2, 2, dtype=torch.int64), targets, torch.tensor([0, 1]))
-    found = LanguageModelling(2).decisions(Fixed(weights.log()), batch)
+    found = LanguageModelling(vocabulary=2).decisions(Fixed(weights.log()), batch)
     assert found.targets.tolist() == [1, 0, 1] and found.example.tolist() == [0, 1, 1]
     losses = -torch.tensor([3 / 4, 1 / 2, 7 / 8], dtype=torch.float64).log()
     torch.testing.assert_close(decision_losses(found), losses, **EXACT)
@@ -107,7 +106,7 @@ def test_ids_reach_models_that_ask_for_them() -> None:
     model, batch = two_by_hand()
     asks = Asks(model.logits.detach())
     assert accepts_ids(asks) and not accepts_ids(model)
-    Classification(3).decisions(asks, batch)
+    Classification(classes=3).decisions(asks, batch)
     assert asks.ids.tolist() == [7, 3]
 
 
@@ -117,27 +116,27 @@ def test_an_object_that_carries_logits_is_understood() -> None:
             return SimpleNamespace(loss=None, logits=super().forward(inputs))
 
     model, batch = two_by_hand()
-    plain, carried = (Classification(3).decisions(m, batch) for m in (model, Carries(model.logits.detach())))
+    plain, carried = (Classification(classes=3).decisions(m, batch) for m in (model, Carries(model.logits.detach())))
     assert torch.equal(plain.logits, carried.logits)
 
 
 def test_inputs_take_the_model_s_dtype_but_tokens_stay_whole() -> None:
     model, batch = two_by_hand()
-    Classification(3).decisions(model, batch)
+    Classification(classes=3).decisions(model, batch)
     assert model.asked.dtype == torch.float64
     tokens = Fixed(torch.zeros(2, 2, 2, dtype=torch.float64))
     whole = torch.zeros(2, 2, dtype=torch.int64)
-    LanguageModelling(2).decisions(tokens, Batch(whole, whole, torch.arange(2)))
+    LanguageModelling(vocabulary=2).decisions(tokens, Batch(whole, whole, torch.arange(2)))
     assert tokens.asked.dtype == torch.int64
 
 
 @pytest.mark.parametrize(
     ("objective", "shape", "targets"),
     [
-        (Classification(10), (2, 9), torch.zeros(2, dtype=torch.int64)),
-        (Classification(10), (2, 4, 10), torch.zeros(2, dtype=torch.int64)),
-        (LanguageModelling(10), (2, 4, 9), torch.zeros(2, 4, dtype=torch.int64)),
-        (LanguageModelling(10), (2, 10), torch.zeros(2, 4, dtype=torch.int64)),
+        (Classification(classes=10), (2, 9), torch.zeros(2, dtype=torch.int64)),
+        (Classification(classes=10), (2, 4, 10), torch.zeros(2, dtype=torch.int64)),
+        (LanguageModelling(vocabulary=10), (2, 4, 9), torch.zeros(2, 4, dtype=torch.int64)),
+        (LanguageModelling(vocabulary=10), (2, 10), torch.zeros(2, 4, dtype=torch.int64)),
     ],
 )
 def test_an_output_of_the_wrong_width_is_refused(
@@ -151,9 +150,9 @@ def test_an_output_of_the_wrong_width_is_refused(
 def test_the_objective_follows_the_kind_of_data() -> None:
     ids = torch.arange(2)
     classes = Data(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), ids[:1], ids[1:], ("a", "b"))
-    tokens = Data(torch.zeros(2, 3).long(), torch.zeros(2, 3).long(), ids[:1], ids[1:], ("a", "b"), "tokens")
-    assert isinstance(infer_objective(classes), Classification)
-    assert isinstance(infer_objective(tokens), LanguageModelling)
+    tokens = Data(torch.zeros(2, 3).long(), torch.zeros(2, 3).long(), ids[:1], ids[1:], ("a", "b"))
+    assert isinstance(classes.objective, Classification)
+    assert isinstance(tokens.objective, LanguageModelling)
 
 
 # --- Knowing is reciting ---------------------------------------------------------------------------------------------
@@ -197,7 +196,7 @@ def test_knowing_under_teacher_forcing_is_greedy_recitation() -> None:
     targets = tokens[:, 1:].clone()
     targets[:, : prompt - 1] = IGNORE
     batch = Batch(tokens[:, :-1], targets, torch.arange(len(rows)))
-    assert knows(LanguageModelling(8).decisions(model, batch), batch.size).tolist() == recited
+    assert knows(LanguageModelling(vocabulary=8).decisions(model, batch), batch.size).tolist() == recited
     assert sum(recited) == 20 and len({tuple(row) for row in rows[::7]}) > 10
 
 
@@ -232,7 +231,7 @@ def test_npo_on_a_classifier(beta: float) -> None:
     student, batch = two_by_hand()
     teacher = Fixed(torch.tensor([[1.0, 1.0, 2.0], [1.0, 3.0, 1.0]], dtype=torch.float64).log())
     ratios = [math.log((5 / 8) / (2 / 4)), math.log((3 / 8) / (3 / 5))]
-    found = npo_loss(Classification(3), student, teacher, batch, beta)
+    found = npo_loss(Classification(classes=3), student, teacher, batch, beta)
     torch.testing.assert_close(found.item(), npo_by_hand(ratios, beta), **EXACT)
     # Known wrong: logits in the place of log-probabilities.
     raw = (student.logits - teacher.logits)[[0, 1], [2, 1]].tolist()
@@ -248,7 +247,7 @@ def test_npo_takes_the_likelihood_of_the_whole_example() -> None:
     student, teacher = Fixed(weights.log()), Fixed(torch.zeros(2, 2, 2, dtype=torch.float64))
     first = math.log((3 / 4) / (1 / 2))
     second = math.log((1 / 2) / (1 / 2)) + math.log((7 / 8) / (1 / 2))
-    found = npo_loss(LanguageModelling(2), student, teacher, batch, 1.0).item()
+    found = npo_loss(LanguageModelling(vocabulary=2), student, teacher, batch, 1.0).item()
     torch.testing.assert_close(found, npo_by_hand([first, second], 1.0), **EXACT)
     # Known wrong: a mean over tokens, which weighs long examples less.
     assert abs(found - npo_by_hand([first, second / 2], 1.0)) > 1e-2
@@ -260,9 +259,9 @@ def test_npo_with_a_shared_teacher_is_constant() -> None:
     for scale in (0.1, 1.0, 30.0):
         student = Fixed(two_by_hand()[0].logits.detach() * scale)
         shared, distinct = copy.copy(student), Fixed(torch.zeros(2, 3, dtype=torch.float64))
-        value = npo_loss(Classification(3), student, shared, batch, beta)
+        value = npo_loss(Classification(classes=3), student, shared, batch, beta)
         torch.testing.assert_close(value.item(), 2 / beta * math.log(2), **EXACT)
-        assert abs(npo_loss(Classification(3), student, distinct, batch, beta).item() - value.item()) > 1e-3
+        assert abs(npo_loss(Classification(classes=3), student, distinct, batch, beta).item() - value.item()) > 1e-3
 
 
 def test_npo_s_gradient_weakens_as_the_example_is_forgotten() -> None:
@@ -271,7 +270,7 @@ def test_npo_s_gradient_weakens_as_the_example_is_forgotten() -> None:
     teacher, beta = Fixed(torch.zeros(1, 2, dtype=torch.float64)), 1.0
     for logit in (-6.0, -1.0, 0.0, 2.0):
         student = Fixed(torch.tensor([[logit, 0.0]], dtype=torch.float64))
-        npo_loss(Classification(2), student, teacher, batch, beta).backward()
+        npo_loss(Classification(classes=2), student, teacher, batch, beta).backward()
         p = sigmoid(logit)
         # log p depends on its own logit with slope 1 - p.
         by_hand = 2 * sigmoid(beta * math.log(p / 0.5)) * (1 - p)

@@ -139,7 +139,7 @@ def test_the_loss_at_the_ends_is_that_of_the_two_models() -> None:
 def test_ties_hold_along_the_path() -> None:
     tokens = torch.zeros(3, 4, dtype=torch.int64)
     ids = torch.arange(3)
-    pool = Data(tokens, tokens, ids[:2], ids[2:], tuple("abcde"), "tokens")
+    pool = Data(tokens, tokens, ids[:2], ids[2:], tuple("abcde"))
     models = [GPT(width=8, layers=1, heads=2)(pool) for _ in range(2)]
     for t, between in zip((0, 0.5, 1), interpolate(*models, 3), strict=True):
         assert between.head.weight is between.tokens.weight

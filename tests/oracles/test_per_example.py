@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from expunge.core.case import Meter
 from expunge.core.data import Batch, Data
-from expunge.core.objective import Classification, Decisions, decision_losses
+from expunge.core.objective import Decisions, decision_losses
 from expunge.core.problem import Problem
 from expunge.methods import _gradients, _per_example
 from expunge.methods._gradients import mean_absolute_gradient, mean_squared_gradient
 from expunge.methods._per_example import chain, chunk_size
 from expunge.models.cnn import CNN
 from expunge.models.mlp import MLP
+from expunge.objectives.classification import Classification
 
 
 def images() -> Problem:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from expunge.audits.accuracy import Accuracy
+from expunge.audits.performance import Performance
 from expunge.audits.probe import Probe, fit_probe
 from expunge.base.errors import SpecError
 from expunge.core.case import Case
@@ -91,7 +91,7 @@ def found(scores: list[Scores], metric: str = "recoverability", split: str = "fo
 def test_what_the_head_hides_is_read_from_the_layer_before(layer: str) -> None:
     problem, model = plain(), Named()
     case = Case(0, problem, model)
-    assert found(Accuracy()(model, case, 0), "accuracy").mean() < 0.5
+    assert found(Performance()(model, case, 0), "accuracy").mean() < 0.5
     assert found(Probe(layer=layer)(model, case, 0)).mean() == 1.0
 
 
@@ -165,7 +165,7 @@ def test_digits_learned_by_heart(memorised: list[Case]) -> None:
         head = turned[-1]
         head.weight.copy_(head.weight.roll(1, 0))
         head.bias.copy_(head.bias.roll(1, 0))
-    assert found(Accuracy()(turned, case, 0), "accuracy").mean() < 0.1
+    assert found(Performance()(turned, case, 0), "accuracy").mean() < 0.1
     assert np.array_equal(found(Probe()(turned, case, 0)), found(Probe()(case.original, case, 0)))
 
 
@@ -178,7 +178,7 @@ def test_layers_of_convolutional_and_language_models() -> None:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, 5, (40, 7), generator=generator)
     targets = torch.where(torch.arange(6) < 2, -100, tokens[:, 1:])
-    text = Data(tokens[:, :-1], targets, torch.arange(30), torch.arange(30, 40), tuple("abcde"), "tokens")
+    text = Data(tokens[:, :-1], targets, torch.arange(30), torch.arange(30, 40), tuple("abcde"))
     read = Problem(text, text.train[:10], text.train[10:], text.test)
     gpt = GPT(width=8, layers=1, heads=2)(text)
     for layer in ("", "blocks.0", "norm"):

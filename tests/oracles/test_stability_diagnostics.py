@@ -36,7 +36,7 @@ NAMES = ["coherence", "stability_limit", "sharpness"]
 
 
 def case_of(problem: Problem, model: nn.Module | None = None) -> Case:
-    return Case(0, problem, model or (net() if problem.data.kind == "classes" else gpt()))
+    return Case(0, problem, model or (net() if problem.data.has_classes else gpt()))
 
 
 def both(case: Case) -> Tensor:
@@ -125,11 +125,11 @@ def test_gradients_are_measured_in_those_of_the_models_own_labels(problem: Probl
         (stability_limit.RETAIN_GRADIENT, problem.retain),
         (stability_limit.FORGET_GRADIENT, problem.forget),
     ):
-        decisions = 1 if problem.data.kind == "classes" else 5
+        decisions = 1 if problem.data.has_classes else 5
         slopes = torch.stack([gradient(case.original, problem, int(place)) for place in ids]) * decisions**0.5
         own = curvatures(case.original, problem, ids).diagonal(dim1=1, dim2=2).sum()
         # Drawn labels, for tokens: 60 of them for each of 4 examples or more.
-        tolerance = 1e-9 if problem.data.kind == "classes" else 0.06
+        tolerance = 1e-9 if problem.data.has_classes else 0.06
         assert found[what].value == pytest.approx(math.sqrt(float(slopes.square().sum() / own)), rel=tolerance)
 
 

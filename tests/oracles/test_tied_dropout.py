@@ -15,7 +15,7 @@ from expunge.base.errors import SpecError
 from expunge.core.case import train_model
 from expunge.core.data import Batch, Data
 from expunge.core.memory import drop_memory, memory_weights
-from expunge.core.objective import Classification, loss
+from expunge.core.objective import loss
 from expunge.core.tied import (
     SHARED,
     TiedDropout,
@@ -28,6 +28,7 @@ from expunge.core.tied import (
 from expunge.models.cnn import CNN
 from expunge.models.mlp import MLP
 from expunge.models.resnet9 import ResNet9
+from expunge.objectives.classification import Classification
 from expunge.train.training import TrainedRecipe, Training
 
 IDS = torch.tensor([0, 1, 7, 1234567, 2**40, SHARED])
@@ -50,7 +51,7 @@ def built(architecture, data: Data) -> nn.Module:
 
 
 def gradients(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    value = loss(Classification(3).decisions(model, batch))
+    value = loss(Classification(classes=3).decisions(model, batch))
     found = torch.autograd.grad(value, list(model.parameters()), allow_unused=True, materialize_grads=True)
     return {name: g for (name, _), g in zip(model.named_parameters(), found, strict=True)}
 
@@ -180,7 +181,7 @@ def test_memory_that_is_reserved_learns_nothing(architecture):
     data = images()
     recipe = TrainedRecipe(architecture, Training(epochs=2, batch_size=8), data)
     model = recipe.build(3).train()
-    where = memory_weights(model, Classification(3), data.batch(data.train))
+    where = memory_weights(model, Classification(classes=3), data.batch(data.train))
     slopes = gradients(model, data.batch(data.train))
     trained, start = (dict(m.named_parameters()) for m in (train_model(recipe, data, data.train, 3), recipe.build(3)))
     for name, off in where.items():
@@ -235,7 +236,10 @@ def test_rows_that_write_memory_and_columns_that_read_it(size, norm):
             if isinstance(module, nn.BatchNorm2d):
                 module.running_mean.fill_(100)
     for model in models:
-        found, expected = memory_weights(model, Classification(3), data.batch(data.train)), expected_memory(model)
+        found, expected = (
+            memory_weights(model, Classification(classes=3), data.batch(data.train)),
+            expected_memory(model),
+        )
         # The MLP's names happen to be ordered, too: the last linear layer is the output.
         assert {name: int(off.sum()) for name, off in found.items()} == {n: int(o.sum()) for n, o in expected.items()}
         assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -245,7 +249,9 @@ def test_memory_weights_change_nothing_and_ignore_what_is_never_used():
     net = Net(memory=0.5).eval()
     net.spare = nn.Linear(2, 2).double()
     before, state = copy.deepcopy(net.state_dict()), torch.get_rng_state()
-    found = memory_weights(net, Classification(3), Batch(torch.zeros(2, 5).double(), torch.zeros(2).long(), IDS[:2]))
+    found = memory_weights(
+        net, Classification(classes=3), Batch(torch.zeros(2, 5).double(), torch.zeros(2).long(), IDS[:2])
+    )
     assert not found["spare.weight"].any() and found["first.weight"][4:].all() and not found["first.weight"][:4].any()
     assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state) and not net.training and net.tied.rule is None
@@ -259,7 +265,7 @@ def test_what_is_mixed_into_the_base_is_the_bases():
             return logits
 
     batch = Batch(torch.zeros(2, 5).double(), torch.zeros(2).long(), IDS[:2])
-    found = memory_weights(Mixing(), Classification(3), batch)
+    found = memory_weights(Mixing(), Classification(classes=3), batch)
     assert not found["first.weight"].any() and found["last.weight"][:, 4:].all()
 
 
@@ -267,7 +273,7 @@ def test_what_is_mixed_into_the_base_is_the_bases():
 def test_dropped_memory_leaves_the_base_and_cannot_be_revived(architecture):
     data = images()
     model = built(architecture, data).train()
-    where = memory_weights(model, Classification(3), data.batch(data.train))
+    where = memory_weights(model, Classification(classes=3), data.batch(data.train))
     batch = data.batch(torch.arange(20))
     with torch.no_grad():
         before = model.eval()(data.inputs)
@@ -292,6 +298,6 @@ def test_frozen_memory_stays():
     net.first.requires_grad_(False)
     start = net.first.weight.clone()
     batch = Batch(torch.zeros(2, 5).double(), torch.zeros(2).long(), IDS[:2])
-    drop_memory(net, memory_weights(net, Classification(3), batch))
+    drop_memory(net, memory_weights(net, Classification(classes=3), batch))
     assert torch.equal(net.first.weight, start)
     assert (net.last.weight[:, 4:] == 0).all() and (net.last.weight[:, :4] != 0).all()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from expunge.audits.accuracy import Accuracy
+from expunge.audits.performance import Performance
 from expunge.base.errors import SpecError
 from expunge.core.case import Case
 from expunge.core.contracts import Task
@@ -153,7 +153,7 @@ def test_healed_is_measured_on_all_triggered_images_with_their_trigger(data: Dat
     floor = float((data.targets[problem.corrupted] == 7).double().mean())
     for healed, value in ((False, floor), (True, 1.0)):
         model = Backdoored(data, healed=healed)
-        scores = {entry.key: entry for entry in Accuracy()(model, Case(0, problem, model), 0)}
+        scores = {entry.key: entry for entry in Performance()(model, Case(0, problem, model), 0)}
         found = scores["healed", "corrupted"]
         assert found.ids.tolist() == problem.corrupted.tolist() and found.role == "description"
         # Two halves of digits may look alike: the upper one is all that this model goes by.
@@ -164,7 +164,7 @@ def test_healed_is_measured_on_all_triggered_images_with_their_trigger(data: Dat
 def test_harm_on_the_confused_classes_is_described(data: Data) -> None:
     problem = ClassConfusion(first=3, second=8, count=20)(data, 0, {})
     model = MLP(widths=[8])(data)
-    scores = {entry.key: entry for entry in Accuracy()(model, Case(0, problem, model), 0)}
+    scores = {entry.key: entry for entry in Performance()(model, Case(0, problem, model), 0)}
     assert scores["accuracy", "holdout"].role == "description"
     assert scores["accuracy", "holdout"].ids.tolist() == problem.holdout.tolist()
     assert ("accuracy", "test") in scores and ("healed", "corrupted") in scores

@@ -13,5 +13,17 @@ retrained references; without one, held-out data stands in their place and the v
 from expunge.api.audit import Result, audit, report
 from expunge.api.case import FunctionRecipe, case, recipe, unlearn
 from expunge.api.diagnosis import Diagnosis, diagnose
+from expunge.api.objective import objective
 
-__all__ = ["Diagnosis", "FunctionRecipe", "Result", "audit", "case", "diagnose", "recipe", "report", "unlearn"]
+__all__ = [
+    "Diagnosis",
+    "FunctionRecipe",
+    "Result",
+    "audit",
+    "case",
+    "diagnose",
+    "objective",
+    "recipe",
+    "report",
+    "unlearn",
+]

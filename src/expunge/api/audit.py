@@ -14,11 +14,10 @@ from torch import nn
 from expunge.api.models import references_of, shadows_of
 from expunge.api.parts import expect, parts_of
 from expunge.api.record import write_record
-from expunge.base.errors import SpecError
 from expunge.base.record import write_file
 from expunge.base.seeds import derive
 from expunge.core.case import Case, Cost, Curve, Unlearned
-from expunge.core.contracts import Attack, Audit, refuse_model
+from expunge.core.contracts import Attack, Audit, refuse_model, refuse_objective
 from expunge.evidence.table import Measured, Table
 from expunge.evidence.verdict import Verdict
 from expunge.pipeline import gallery as galleries
@@ -93,7 +92,7 @@ def audit(
     """
     expect(done, Unlearned, "done", "what expunge.unlearn returned; it comes first")
     expect(case, Case, "case", "what expunge.case returned; it comes second")
-    always = ["accuracy", "recitation"] if case.problem.data.kind == "tokens" else ["accuracy"]
+    always = list(case.problem.objective.audits)
     run_attacks, run_audits = parts_of("attack", attacks), parts_of("audit", always) | parts_of("audit", audits)
     _check(done, case, run_attacks, run_audits)
     count = references if case.recipe is not None else 0
@@ -139,10 +138,7 @@ def _check(done: Unlearned, case: Case, attacks: Mapping[str, Any], audits: Mapp
             if isinstance(part, Attack):
                 part.check(case.problem)
     for label, part in audits.items():
-        kind = case.problem.data.kind
-        if kind not in part.kinds:
-            finding = f"{label!r} cannot measure {kind}"
-            raise SpecError(finding, where="audit", allowed=", ".join(sorted(part.kinds)))
+        refuse_objective(part.needs, case.problem.objective, where=f"audit {label!r}")
         if part.shadow_pairs:
             shadows_of(case, done, 0)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
+from expunge.api.objective import objective as named
 from expunge.api.parts import expect
 from expunge.base import registry
 from expunge.base.errors import SpecError
@@ -18,8 +19,7 @@ from expunge.base.seeds import derive
 from expunge.core.case import Case, Meter, Recipe, Unlearned
 from expunge.core.collect import Collected, collect, items_of
 from expunge.core.data import Batch, Data
-from expunge.core.modules import first_parameter
-from expunge.core.objective import Objective
+from expunge.core.objective import CLASSES, TOKENS, Objective, inferred
 from expunge.core.problem import Problem
 
 
@@ -75,7 +75,7 @@ def case(
     test: Any,
     holdout: Any = None,
     recipe: Recipe | Functions | None = None,
-    objective: Objective | None = None,
+    objective: Objective | str | None = None,
     seed: int = 0,
 ) -> Case:
     """Your model and your data as a case.
@@ -88,7 +88,8 @@ def case(
         holdout: Optional unseen examples that resemble the forget set; they stand in for retrained models where there
             is no recipe.
         recipe: How such models are trained: `expunge.recipe(build, train)`, or an object with `build` and `fit`.
-        objective: How outputs become decisions; inferred from one forward pass where not given.
+        objective: What the model is judged by: a name such as `multilabel`, or with settings
+            `expunge.objective("segmentation", ignore=255)`; inferred from the targets where that is obvious.
         seed: Everything random follows from it.
 
     Returns:
@@ -99,13 +100,13 @@ def case(
     """
     sources = {"forget": forget, "retain": retain, "test": test} | ({"holdout": holdout} if holdout is not None else {})
     parts = {name: collect(source, where=name) for name, source in sources.items()}
+    objective = named(objective) if isinstance(objective, str) else objective
     data, ids = _pool(model, parts, objective)
     items = items_of(list(parts.values()))
     made = FunctionRecipe(*recipe, items) if isinstance(recipe, tuple) else recipe
-    # None lets the problem infer the objective from the data's kind.
-    problem = Problem(data, objective=objective, **ids)  # type: ignore[arg-type]
+    problem = Problem(data, **ids)  # type: ignore[arg-type]  # four tensors of ids
     with torch.no_grad():
-        problem.objective.decisions(copy.deepcopy(model).eval(), data.batch(ids["forget"][:2]))
+        problem.objective.measure(copy.deepcopy(model).eval(), data.batch(ids["forget"][:2]))
     return Case(seed, problem, model, made)
 
 
@@ -149,18 +150,11 @@ def _pool(
     targets = _cat([part.targets for part in parts.values()], "targets")
     ends = torch.tensor([len(part.inputs) for part in parts.values()]).cumsum(0)
     ids = dict(zip(parts, torch.tensor_split(torch.arange(len(inputs)), ends[:-1]), strict=True))
-    if targets.is_floating_point() or targets.ndim > 2:
-        raise SpecError(
-            f"targets are {targets.dtype} of shape {list(targets.shape)}",
-            where="targets",
-            allowed="class indices [n] or tokens [n, t]",
-        )
-    labels = tuple(
-        str(label) for label in range(_width(model, Batch(inputs[:2], targets[:2], torch.arange(2)), objective))
-    )
     train = torch.cat([ids["forget"], ids["retain"]])
-    kind = "tokens" if targets.ndim == 2 else "classes"
-    return Data(inputs, targets.long(), train, ids["test"], labels, kind), ids  # type: ignore[arg-type]
+    given = objective or inferred(inputs, targets)
+    targets = targets if targets.is_floating_point() else targets.long()
+    labels = () if given is None else _labels(model, Batch(inputs[:2], targets[:2], torch.arange(2)), given)
+    return Data(inputs, targets, train, ids["test"], labels, objective=given).judged_by(None), ids
 
 
 def _cat(tensors: list[Tensor], what: str) -> Tensor:
@@ -170,19 +164,17 @@ def _cat(tensors: list[Tensor], what: str) -> Tensor:
     return torch.cat(tensors)
 
 
-def _width(model: nn.Module, batch: Batch, objective: Objective | None) -> int:
-    place, inputs, judged = first_parameter(model), batch.inputs, copy.deepcopy(model).eval()
+def _labels(model: nn.Module, batch: Batch, objective: Objective) -> tuple[str, ...]:
+    """Numbers for the classes or tokens that the model's last layer has outputs for; none where labels mean others."""
+    if not objective.provides & {CLASSES, TOKENS}:
+        return ()
     with torch.no_grad():
-        if objective is not None:
-            return int(objective.decisions(judged, batch).logits.shape[-1])
-        inputs = inputs.to(place.device, place.dtype) if inputs.is_floating_point() else inputs.to(place.device)
-        output = judged(inputs)
-    logits = getattr(output, "logits", output)
-    if not isinstance(logits, Tensor) or logits.ndim < 2:
+        logits = objective.prediction(copy.deepcopy(model).eval(), batch)
+    if logits.ndim < 2:
         raise SpecError(
-            f"the model returns {type(output).__name__}",
+            f"the model returns {list(logits.shape)}",
             where=f"model ({type(model).__name__})",
             allowed="logits [n, c] or [n, t, v], or an object that carries them as .logits",
             remedy="pass objective= for anything else",
         )
-    return int(logits.shape[-1])
+    return tuple(str(label) for label in range(logits.shape[-1]))

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from expunge.core.case import Attacked, Case, Cost, Curve
-from expunge.core.objective import knows
 from expunge.core.problem import Problem
 from expunge.train.loop import in_order
 
@@ -23,12 +22,9 @@ def allowed(problem: Problem, ids: Tensor) -> Tensor:
 
 
 def known(model: nn.Module, problem: Problem) -> np.ndarray:
-    """Whether the model, in evaluation mode, knows each unexposed forget example: `[n]` of 0 and 1."""
+    """What the model, in evaluation mode, knows of each unexposed forget example, `[n]`: see `Objective.known`."""
     with torch.no_grad():
-        found = [
-            knows(problem.objective.decisions(model, batch), batch.size)
-            for batch in in_order(problem.data, problem.unexposed)
-        ]
+        found = [problem.objective.known(model, batch) for batch in in_order(problem.data, problem.unexposed)]
     return torch.cat(found).double().cpu().numpy()
 
 

@@ -64,7 +64,7 @@ class Recalibrate(Attack):
         generator = torch.Generator().manual_seed(derive(seed, "batches"))
         with torch.no_grad():
             for batch in batches(problem.data, allowed(problem, problem.retain), self.batch_size, 1, generator):
-                problem.objective.decisions(student, batch)
+                problem.objective.losses(student, batch)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
 

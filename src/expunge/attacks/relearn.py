@@ -11,6 +11,7 @@ on which utility then says nothing any more), or nothing (`forget`).
 from __future__ import annotations
 
 import copy
+import math
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -25,7 +26,6 @@ from expunge.base.part import Count, Natural, Positive
 from expunge.base.seeds import derive
 from expunge.core.case import Attacked, Case, Cost, Curve, Meter, copy_for_training
 from expunge.core.contracts import Attack, require_trainable
-from expunge.core.objective import loss
 from expunge.core.problem import Problem
 from expunge.train.loop import batch_count, batches, fit
 from expunge.train.optim import OptimizerName, make_optimizer
@@ -96,7 +96,7 @@ class Relearn(Attack):
         generator = torch.Generator().manual_seed(derive(seed, "batches"))
         fit(
             parameters,
-            lambda batch: loss(problem.objective.decisions(student, batch)),
+            lambda batch: problem.objective.loss(student, batch),
             batches(problem.data, ids, self.batch_size, self.epochs, generator),
             make_optimizer(self.optimizer, parameters, self.learning_rate),
             meter=meter,
@@ -112,7 +112,7 @@ class _Watch:
         self.steps: list[int] = []
         self.values: list[np.ndarray] = []
         self.best: dict[str, Tensor] = {}
-        self._peak = -1.0
+        self._peak = -math.inf
 
     def after_step(self, step: int, _: float) -> None:
         if step % self.every == 0 or step == self.last:

@@ -28,6 +28,20 @@ def evaluate(
     return torch.cat(found).double().cpu().numpy()
 
 
+def measured(model: nn.Module, problem: Problem, ids: Tensor) -> dict[str, np.ndarray]:
+    """The objective's metrics for each example, by name, `[len(ids)]` float64."""
+    with evaluating(model), torch.no_grad():
+        batches = [problem.objective.measure(model, batch) for batch in in_order(problem.data, ids)]
+    return {name: torch.cat([batch[name] for batch in batches]).double().cpu().numpy() for name in batches[0]}
+
+
+def losses(model: nn.Module, problem: Problem, ids: Tensor) -> np.ndarray:
+    """The training loss of each example, `[len(ids)]` float64."""
+    with evaluating(model), torch.no_grad():
+        batches = [problem.objective.losses(model, batch) for batch in in_order(problem.data, ids)]
+    return torch.cat(batches).double().cpu().numpy()
+
+
 def sample(ids: Tensor, count: int, name: str) -> Tensor:
     """A fixed random part of the ids, the same for every model and seed, in increasing order."""
     if len(ids) <= count:

@@ -46,7 +46,7 @@ class AlignedDistance(Audit):
         "note={arXiv:2209.04836}}"
     )
     after_attack: ClassVar[bool] = False
-    kinds: ClassVar[frozenset[str]] = frozenset({"classes"})
+    needs: ClassVar[frozenset[str]] = frozenset({"classes"})
 
     points: Annotated[int, msgspec.Meta(ge=3)] = 21
     """Points on the path to the matched model, both ends included."""

@@ -22,7 +22,7 @@ from expunge.base.part import Count
 from expunge.core.case import Case
 from expunge.core.contracts import Audit
 from expunge.core.modules import frozen_copy
-from expunge.core.objective import Decisions, per_example
+from expunge.core.objective import DECISIONS, Decisions, per_example
 from expunge.core.problem import Problem
 from expunge.evidence.scores import Scores
 from expunge.train.loop import in_order
@@ -34,6 +34,8 @@ Compare = Callable[[Tensor, Tensor], Tensor]
 @dataclass(frozen=True)
 class FunctionDistance(Audit):
     """Divergence of the outputs from the original's; predicts, does not judge."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({DECISIONS})
 
     after_attack: ClassVar[bool] = False
 

@@ -1,4 +1,4 @@
-"""Mean cross-entropy per example, in nats per decision, on the forget, retain and test set.
+"""The training loss per example on the forget, retain and test set: for classes and tokens cross-entropy in nats.
 
 A loss far *above* the retrained model's marks the forget examples as surely as one below it does.
 """
@@ -9,46 +9,41 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from expunge.audits._evaluate import per_example_scores, sample
+from expunge.audits._evaluate import losses, sample
 from expunge.base.part import Count
 from expunge.core.case import Case
 from expunge.core.contracts import Audit
-from expunge.core.objective import Decisions, decision_losses, per_example
 from expunge.evidence.estimate import Better
 from expunge.evidence.scores import Scores
 
 
 @dataclass(frozen=True)
 class Loss(Audit):
-    """Cross-entropy per split; describes, does not judge."""
+    """Loss per split; it describes and does not judge."""
 
     retain: Count = 2000
     """Retain examples to score, a fixed random part."""
 
     def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
-        """Per example the mean loss of its decisions."""
+        """Per example its loss; the mean over its decisions where it has several."""
         problem = case.problem
         splits: list[tuple[str, Tensor, Better]] = [
             ("forget", problem.unexposed, "reference"),
             ("retain", sample(problem.retain, self.retain, "retain"), "lower"),
             ("test", problem.test, "lower"),
         ]
+        groups = None if problem.data.groups is None else problem.data.groups.numpy()
         return [
-            per_example_scores(
-                model,
-                problem,
-                ids,
-                _mean_loss,
-                metric="loss",
-                split=split,
-                role="description",
-                unit="nats",
-                better=better,
+            Scores(
+                "loss",
+                split,
+                losses(model, problem, ids),
+                ids.numpy(),
+                "description",
+                problem.objective.loss_unit,
+                better,
+                group=None if groups is None else groups[ids.numpy()],
                 sign=-1,
             )
             for split, ids, better in splits
         ]
-
-
-def _mean_loss(decisions: Decisions, size: int) -> Tensor:
-    return per_example(decision_losses(decisions).double(), decisions.example, size, mean=True)

@@ -36,13 +36,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
 from torch import Tensor, nn
 
-from expunge.audits._evaluate import evaluate, sample
+from expunge.audits._evaluate import losses, sample
 from expunge.base.errors import SpecError
 from expunge.base.part import Count
 from expunge.base.seeds import derive
 from expunge.core.case import Case
 from expunge.core.contracts import Audit
-from expunge.core.objective import Decisions, decision_losses, per_example
 from expunge.core.problem import Problem
 from expunge.evidence.intervals import Floats, Ints
 from expunge.evidence.scores import Role, Scores
@@ -81,9 +80,7 @@ class Membership(Audit):
         """
         problem, attack = case.problem, ATTACKS[self.attack]
         members, others, split = self._known(problem)
-        seen, unseen, forget = (
-            evaluate(model, problem, ids, _mean_loss) for ids in (members, others, problem.unexposed)
-        )
+        seen, unseen, forget = (losses(model, problem, ids) for ids in (members, others, problem.unexposed))
         if not np.isfinite(np.concatenate([seen, unseen, forget])).all():
             attack = _undefined
         groups = [problem.data.group_of(ids).numpy() for ids in (members, others)]
@@ -102,7 +99,7 @@ class Membership(Audit):
     def _known(self, problem: Problem) -> tuple[Tensor, Tensor, str]:
         """Members, others, and the split that the others are: as many of each, no relatives across."""
         group_of = problem.data.group_of
-        split = "holdout" if problem.data.kind == "tokens" and len(problem.holdout) else "test"
+        split = "holdout" if problem.data.has_tokens and len(problem.holdout) else "test"
         others: Tensor = getattr(problem, split)
         # Not to fit on a copy of what is asked later; and who has a copy that was trained on counts as a member.
         members = problem.reference_train
@@ -140,8 +137,8 @@ def crossfitted(
     for fold in range(count if count > 1 else 0):
         held = [part % count == fold for part in parts]
         say = attack(members[~held[0]], others[~held[1]])
-        for result, losses, own in zip(results, (members, others), held, strict=True):
-            result[own] = say(losses[own])
+        for result, values, own in zip(results, (members, others), held, strict=True):
+            result[own] = say(values[own])
     return results
 
 
@@ -192,7 +189,3 @@ def _undefined(members: Floats, others: Floats) -> Callable[[Floats], Floats]:
 def _labelled(members: Floats, others: Floats) -> tuple[Floats, Ints]:
     features = np.concatenate([members, others])[:, None]
     return features, np.concatenate([np.ones(members.size, np.int64), np.zeros(others.size, np.int64)])
-
-
-def _mean_loss(decisions: Decisions, size: int) -> Tensor:
-    return per_example(decision_losses(decisions).double(), decisions.example, size, mean=True)

@@ -15,13 +15,12 @@ from typing import Annotated, ClassVar
 import msgspec
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from expunge.audits._evaluate import evaluate, sample
+from expunge.audits._evaluate import losses, sample
 from expunge.base.part import Count
 from expunge.core.case import Case
 from expunge.core.contracts import Audit
-from expunge.core.objective import Decisions, decision_losses, per_example
 from expunge.core.problem import Problem
 from expunge.evidence.scores import Scores
 
@@ -47,14 +46,14 @@ def barriers(
 ) -> list[Scores]:
     """Mean cross-entropy at each point between two models, on a sample of retain and on the unexposed forget set."""
     splits = {"retain": sample(problem.retain, retained, "path"), "forget": problem.unexposed}
-    losses: dict[str, list[float]] = {split: [] for split in splits}
+    means: dict[str, list[float]] = {split: [] for split in splits}
     for between in interpolate(start, end, points):
         for split, ids in splits.items():
-            losses[split].append(float(evaluate(between, problem, ids, _mean_loss).mean()))
-    grid = np.arange(points)
+            means[split].append(float(losses(between, problem, ids).mean()))
+    grid, unit = np.arange(points), problem.objective.loss_unit
     return [
-        Scores(metric, split, np.array(values), grid, "predictor", "nats", "reference", reduce="barrier")
-        for split, values in losses.items()
+        Scores(metric, split, np.array(values), grid, "predictor", unit, "reference", reduce="barrier")
+        for split, values in means.items()
     ]
 
 
@@ -69,7 +68,3 @@ def interpolate(start: nn.Module, end: nn.Module, points: int) -> Iterator[nn.Mo
                 if tensor.is_floating_point():
                     tensor.copy_((1 - t) * first[name] + t * last[name])
             yield between
-
-
-def _mean_loss(decisions: Decisions, size: int) -> Tensor:
-    return per_example(decision_losses(decisions).double(), decisions.example, size, mean=True)

@@ -35,7 +35,7 @@ from expunge.core.case import Case
 from expunge.core.contracts import Audit
 from expunge.core.data import Batch
 from expunge.core.features import Features, Layer, given_to_weights, require_layers
-from expunge.core.objective import Decisions, Objective, per_example
+from expunge.core.objective import DECISIONS, Decisions, Objective, per_example
 from expunge.core.problem import Problem
 from expunge.evidence.estimate import Better
 from expunge.evidence.intervals import Floats, Ints
@@ -50,6 +50,8 @@ LARGEST_MAP = 4
 @dataclass(frozen=True)
 class Probe(Audit):
     """Linear probes of one hidden layer."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({DECISIONS})
 
     cite: ClassVar[str] = (
         "@article{alain2016probes, title={Understanding intermediate layers using linear classifier probes}, "
@@ -78,7 +80,7 @@ class Probe(Audit):
         Raises:
             SpecError: There is no such layer, or its output is not one row of features per decision.
         """
-        problem = replace(case.problem, objective=_AtLayer(case.problem, model, self.layer))
+        problem = _at_layer(case.problem, model, self.layer)
         read = fit_probe(*self._examples(model, problem))
 
         def right(decisions: Decisions, size: int) -> Tensor:
@@ -157,6 +159,11 @@ def fit_probe(features: Floats, labels: Ints) -> Callable[[Floats], Ints]:
         return found
 
     return read
+
+
+def _at_layer(problem: Problem, model: nn.Module, layer: str) -> Problem:
+    objective: Any = _AtLayer(problem, model, layer)
+    return replace(problem, objective=objective)
 
 
 class _AtLayer:

@@ -57,7 +57,7 @@ class ULira(Audit):
         "Privacy}, author={Hayes, Jamie and Shumailov, Ilia and Triantafillou, Eleni and Khalifa, Amr and Papernot, "
         "Nicolas}, journal={arXiv:2403.01218}, year={2024}}"
     )
-    kinds: ClassVar[frozenset[str]] = frozenset({"classes"})
+    needs: ClassVar[frozenset[str]] = frozenset({"classes"})
 
     shadows: Annotated[int, msgspec.Meta(ge=4)] = 16
     """Models made besides, per seed: half trained with the forget set (and unlearned once per method), half without."""

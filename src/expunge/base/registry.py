@@ -23,6 +23,8 @@ from expunge.base.part import Part, source_digest
 
 FOLDERS = {
     "data": "data",
+    "objective": "objectives",
+    "augmentation": "augmentations",
     "model": "models",
     "task": "tasks",
     "method": "methods",
@@ -47,7 +49,6 @@ class FunctionPart(Part):
     measures: ClassVar[bool] = False
     after_attack: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset()
-    kinds: ClassVar[frozenset[str]] = frozenset({"classes", "tokens"})
     repeatable: ClassVar[bool] = True
     shadow_pairs: ClassVar[int] = 0
 
@@ -115,13 +116,28 @@ def build(kind: str, name: str, settings: Mapping[str, Any], *, where: str, fold
     Raises:
         SpecError: Unknown name, unknown key or a value that does not fit.
     """
-    found = load(kind, name, where=f"{where}.name")
-    if isinstance(found, type) and issubclass(found, Part):
-        return found.from_table(settings, where=where, folder=folder)
-    if not callable(found):
-        raise SpecError(f"{name!r} is not callable", where=f"{where}.name", allowed="a function or a Part")
-    _check_keywords(found, settings, where)
-    return FunctionPart(target=name, keywords=dict(settings))
+    loaded = load(kind, name, where=f"{where}.name")
+    if isinstance(loaded, type) and issubclass(loaded, Part):
+        return loaded.from_table(settings, where=where, folder=folder)
+    return build_function(name, settings, where=where)
+
+
+def build_function(target: str, settings: Mapping[str, Any], *, where: str) -> FunctionPart:
+    """The part that a plain function stands for.
+
+    Args:
+        target: `module:function`.
+        settings: Keyword arguments for it.
+        where: Its table's place in the spec, for messages.
+
+    Raises:
+        SpecError: It cannot be imported or called, or has no argument of a setting's name.
+    """
+    function = _import(target, where=f"{where}.name")
+    if not callable(function):
+        raise SpecError(f"{target!r} is not callable", where=f"{where}.name", allowed="a function or a Part")
+    _check_keywords(function, settings, where)
+    return FunctionPart(target=target, keywords=dict(settings))
 
 
 def summary(kind: str, name: str) -> str:

@@ -57,6 +57,9 @@ class Spec:
     forget: Entry
     method: tuple[Entry, ...]
     train: Mapping[str, Any] = field(default_factory=dict)
+    objective: Entry | None = None
+    """What models are judged by; inferred from the data where not given."""
+    augmentation: tuple[Entry, ...] = ()
     weights: str | None = None
     """The user's own weights (`model.weights`), instead of training the original."""
     attack: tuple[Entry, ...] = ()
@@ -81,7 +84,7 @@ class Spec:
 
 
 KEYS = (
-    "name", "seeds", "threads", "gallery", "data", "model", "train", "forget",
+    "name", "seeds", "threads", "gallery", "data", "objective", "augmentation", "model", "train", "forget",
     "method", "attack", "audit", "diagnostic", "gate",
 )  # fmt: skip
 
@@ -143,6 +146,8 @@ def parse(table: Mapping[str, Any], folder: Path) -> Spec:
         threads=_whole(table.get("threads", 1), "threads", at_least=1),
         gallery=_typed(table.get("gallery", False), bool, "gallery", "true or false"),
         data=_entry(table["data"], "data"),
+        objective=_entry(table["objective"], "objective") if "objective" in table else None,
+        augmentation=_entries(table, "augmentation"),
         model=_entry(model, "model"),
         train=_typed(table.get("train", {}), dict, "train", "a table"),
         weights=None if weights is None else str(folder / _typed(weights, str, "model.weights", "a path")),

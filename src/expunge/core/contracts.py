@@ -12,11 +12,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from expunge.base.errors import ExpungeError, MissingError
+from expunge.base.errors import ExpungeError, MissingError, SpecError
 from expunge.base.part import Part
 from expunge.core.case import Attacked, Case, Cost, Meter, Recipe, Unlearned, copy_for_training
 from expunge.core.data import Data
 from expunge.core.modules import trainable
+from expunge.core.objective import Objective
 from expunge.core.problem import Problem
 from expunge.core.tied import tied_layers
 from expunge.evidence.estimate import Estimate
@@ -38,6 +39,15 @@ class Source(Part):
         Raises:
             MissingError: It is not on this machine; says how to get it.
         """
+
+
+@dataclass(frozen=True)
+class Augmentation(Part):
+    """A random change of inputs that training, unlearning and attacks see, and evaluation does not."""
+
+    @abstractmethod
+    def __call__(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        """The changed inputs of a batch, `[b, ...]`, in the same shape; everything random comes from the generator."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,8 @@ class Method(Part):
     """A way to unlearn. Its call copies the model, seeds, counts and times; `apply` does the work on the copy."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What it cannot do without: `"recipe"`, `"classes"` (no language models), `"tokens"`, `"tied dropout"`."""
+    """What it cannot do without: `recipe`, `tied dropout`, or what an objective provides: `decisions`, `classes`,
+    `tokens`, `relabel`."""
     paper: ClassVar[str] = ""
     """Name and year of the source, for tables."""
     effort: ClassVar[str] = ""
@@ -103,7 +114,7 @@ class Method(Part):
 
     def unmet(self, problem: Problem, recipe: Recipe | None, model: nn.Module) -> list[str]:
         """The needs that this problem, recipe and model do not meet."""
-        return unmet_needs(self.needs, problem.data.kind, model, recipe=recipe is not None)
+        return unmet_needs(self.needs, problem.objective, model, recipe=recipe is not None)
 
     def check(self, problem: Problem) -> None:
         """Refuse a problem that the settings do not fit, before anything is trained.
@@ -204,8 +215,8 @@ class Audit(Part):
 
     after_attack: ClassVar[bool] = True
     """Whether it makes sense again on a model that was attacked."""
-    kinds: ClassVar[frozenset[str]] = frozenset({"classes", "tokens"})
-    """The kinds of data that it can measure."""
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """What the objective must provide: `"decisions"`, `"classes"` or `"tokens"`."""
 
     @property
     def shadow_pairs(self) -> int:
@@ -262,10 +273,27 @@ def refuse_model(part: Method | Attack | Audit, model: nn.Module, where: str) ->
         raise error.at(where) from None
 
 
-def unmet_needs(needs: frozenset[str], kind: str, model: nn.Module, *, recipe: bool) -> list[str]:
-    """Those of a method's needs that data of this kind and this model, or one like it, do not meet."""
-    have = {kind} | ({"recipe"} if recipe else set()) | ({TIED_DROPOUT} if tied_layers(model) else set())
+def unmet_needs(needs: frozenset[str], objective: Objective, model: nn.Module, *, recipe: bool) -> list[str]:
+    """Those of a part's needs that this objective and this model, or one like it, do not meet."""
+    have = objective.provides | ({"recipe"} if recipe else set()) | ({TIED_DROPOUT} if tied_layers(model) else set())
     return sorted(needs - have)
+
+
+def refuse_objective(needs: frozenset[str], objective: Objective, where: str) -> None:
+    """Refuse a part that needs what the objective does not provide.
+
+    Raises:
+        SpecError: Names what is lacking, and what there is.
+    """
+    lacking = sorted(needs - objective.provides)
+    if lacking:
+        name = type(objective).__name__
+        raise SpecError(
+            f"needs {', '.join(lacking)}, which the objective {name} does not provide",
+            where=where,
+            allowed=f"parts that need no more than {', '.join(sorted(objective.provides)) or 'a loss'}",
+            remedy="leave it out",
+        )
 
 
 def refuse_unmet(unmet: list[str], where: str) -> None:

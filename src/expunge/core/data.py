@@ -1,23 +1,32 @@
-"""Examples with stable ids, in memory, for classifiers and language models alike."""
+"""Examples with stable ids: inputs of any form, targets whose meaning the objective knows."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from expunge.base.errors import SpecError
+from expunge.core.lazy import LazyInputs
+from expunge.core.objective import CLASSES, IGNORE, TOKENS, Objective, inferred
 
-IGNORE = -100
-"""Target of a token that is no decision (a prompt, padding); the value that PyTorch's cross-entropy ignores."""
+__all__ = ["IGNORE", "Batch", "Data", "check_ids"]
+
+Inputs = Any
+"""One tensor `[n, ...]`, a tuple of them (positional arguments of the model), a mapping (arguments by name), or
+`LazyInputs`, which are read when they are needed."""
+Augment = Callable[[Any, torch.Generator], Any]
+"""Inputs of a batch and a generator to changed inputs of the same shape."""
 
 
 class Batch(NamedTuple):
-    """Some examples: inputs `[b, ...]`, targets `[b]` (classes) or `[b, t]` (tokens), ids `[b]`."""
+    """Some examples: inputs `[b, ...]`, targets `[b, ...]`, ids `[b]`."""
 
-    inputs: Tensor
+    inputs: Inputs
     targets: Tensor
     ids: Tensor
 
@@ -32,92 +41,131 @@ class Data:
     """A data set: one pool of examples, addressed by id, of which some are for training and some for test.
 
     Args:
-        inputs: Images or vectors `[n, ...]` (floating point) or tokens `[n, t]` (int64).
-        targets: Class indices `[n]`, or the next token at each position `[n, t]` with `IGNORE` where there is none;
-            at least one per example is a decision.
+        inputs: Images or vectors `[n, ...]` (floating point), tokens `[n, t]` (int64), or several of these in a tuple
+            or a mapping, for models that take several inputs.
+        targets: What the objective takes: class indices `[n]`, the next token at each position `[n, t]` with `IGNORE`
+            where there is none, masks, numbers.
         train: Ids of the training examples, `[k]` int64.
         test: Ids of the test examples, `[m]` int64.
-        labels: What the classes mean, in order; for tokens the vocabulary, possibly as plain numbers.
-        kind: `"classes"` (one decision per example) or `"tokens"` (one per position that is not ignored).
-        cscore: C-scores that ship with the data, `[n]`, NaN where there is none; default: they have to be computed.
+        labels: What the classes mean, in order; for tokens the vocabulary. By default their numbers.
         groups: Examples of one group are copies or relatives that must never be split, `[n]` int64; default: none are.
+        cscore: C-scores that ship with the data, `[n]`, NaN where there is none; default: they have to be computed.
+        objective: What models are judged by; inferred from the targets where that is obvious.
+        augmentations: Applied in turn to every batch that training, unlearning or an attack takes a step on, and to
+            nothing that is evaluated.
 
     Raises:
-        SpecError: A value that is not finite, a target outside the labels, a text without decisions, or shapes that
-            disagree.
+        SpecError: A value that is not finite, targets that the objective refuses, or shapes that disagree.
     """
 
-    inputs: Tensor
+    inputs: Inputs
     targets: Tensor
     train: Tensor
     test: Tensor
-    labels: tuple[str, ...]
-    kind: Literal["classes", "tokens"] = "classes"
+    labels: tuple[str, ...] = ()
     groups: Tensor | None = None
     cscore: Tensor | None = None
+    objective: Any = None
+    """An `Objective`, set when the data are made; `None` only until `judged_by` says which."""
+    augmentations: tuple[Augment, ...] = ()
 
     def __post_init__(self) -> None:
-        if len(self.inputs) != len(self.targets):
-            raise SpecError(f"{len(self.inputs)} inputs but {len(self.targets)} targets", where="data")
-        rank = 1 if self.kind == "classes" else 2
-        if self.targets.ndim != rank or self.targets.shape != self.inputs.shape[:rank]:
-            raise SpecError(
-                f"targets have shape {list(self.targets.shape)}, inputs {list(self.inputs.shape)}",
-                where="data.targets",
-                allowed="one target per example, or for tokens one per position",
-            )
-        self._check_inputs()
-        self._check_targets()
+        self._check_lengths()
+        _check_finite(self.inputs, len(self))
         for name in ("train", "test"):
             check_ids(getattr(self, name), len(self), where=f"data.{name}")
+        object.__setattr__(self, "given_labels", self.labels)
+        objective = self.objective or inferred(self.inputs, self.targets)
+        if objective is not None:
+            object.__setattr__(self, "labels", self.labels or objective.default_labels(self.targets))
+            object.__setattr__(self, "objective", objective.bound_to(self))
 
-    def _check_inputs(self) -> None:
-        if not self.inputs.is_floating_point():
-            return
-        # A sum is not finite if any term is not, and costs no second copy of the data.
-        if torch.isfinite(self.inputs.sum()):
-            return
-        bad = (~torch.isfinite(self.inputs.reshape(len(self), -1))).any(1).nonzero().flatten()
-        if len(bad):
-            raise SpecError(
-                f"{len(bad)} inputs are not finite, the first has id {int(bad[0])}",
-                where="data.inputs",
-                allowed="finite numbers",
-                remedy="clean or drop these examples",
-            )
+    def _check_lengths(self) -> None:
+        if isinstance(self.inputs, LazyInputs) and len(self.inputs) != len(self.targets):
+            raise SpecError(f"{len(self.inputs)} inputs but {len(self.targets)} targets", where="data.inputs")
+        for name, tensor in tensors_of(self.inputs).items():
+            if len(tensor) != len(self.targets):
+                raise SpecError(f"{len(tensor)} inputs but {len(self.targets)} targets", where=f"data{name}")
 
-    def _check_targets(self) -> None:
-        decided = self.targets[self.targets != IGNORE] if self.kind == "tokens" else self.targets
-        # Where nothing is decided nothing is wrong: such an example would count as known.
-        idle = (self.targets == IGNORE).all(1).nonzero().flatten() if self.kind == "tokens" else decided[:0]
-        if len(idle):
+    def judged_by(self, objective: Objective | None) -> Data:
+        """The same data under another objective.
+
+        Args:
+            objective: The objective; `None` keeps the inferred one.
+
+        Raises:
+            SpecError: The targets do not fit it, or none is given and none is obvious.
+        """
+        if objective is not None:
+            return replace(self, objective=objective, labels=self.given_labels)  # type: ignore[attr-defined]
+        if self.objective is None:
+            shape = f"{self.targets.dtype} {list(self.targets.shape)}"
             raise SpecError(
-                f"{len(idle)} examples decide nothing, the first has id {int(idle[0])}",
-                where="data.targets",
-                allowed=f"at least one target other than {IGNORE} per example",
-                remedy="drop these examples, or let a token of theirs count",
+                f"targets {shape} can mean several things",
+                where="objective",
+                remedy='say which: [objective] with name = "multilabel", "segmentation", ...',
             )
-        if len(decided) == 0:
-            return
-        low, high = int(decided.min()), int(decided.max())
-        if low < 0 or high >= len(self.labels):
-            worst = low if low < 0 else high
-            place = int((self.targets == worst).flatten(1 if self.targets.ndim > 1 else 0).nonzero()[0][0])
-            raise SpecError(
-                f"label {worst} (example {place}) is outside the classes",
-                where="data.targets",
-                allowed=f"0 to {len(self.labels) - 1}",
-            )
+        return self
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether each example has one class."""
+        return self.objective is not None and CLASSES in self.objective.provides
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether each example is a text with a target per token."""
+        return self.objective is not None and TOKENS in self.objective.provides
 
     def __len__(self) -> int:
-        return len(self.inputs)
+        return len(self.targets)
 
     def __getitem__(self, index: int) -> Batch:
         return self.batch(torch.tensor([index]))
 
     def batch(self, ids: Tensor) -> Batch:
         """The examples with these ids, in this order."""
-        return Batch(self.inputs[ids], self.targets[ids], ids)
+        return Batch(rows_of(self.inputs, ids), self.targets[ids], ids)
+
+    def stream(self, chunks: Sequence[Tensor], generator: torch.Generator | None = None) -> Iterator[Batch]:
+        """A batch for each chunk of ids, in turn; lazy inputs are read ahead.
+
+        Args:
+            chunks: Ids of each batch.
+            generator: Augmentations draw from it; without one nothing is augmented.
+        """
+        lazy = isinstance(self.inputs, LazyInputs)
+        read = self.inputs.stream(chunks) if lazy else (rows_of(self.inputs, ids) for ids in chunks)
+        for ids, inputs in zip(chunks, read, strict=True):
+            if generator is not None:
+                for augment in self.augmentations:
+                    inputs = augment(inputs, generator)
+            yield Batch(inputs, self.targets[ids], ids)
+
+    @cached_property
+    def example(self) -> Inputs:
+        """The inputs of the first example, `[1, ...]`: shape and type of all."""
+        return rows_of(self.inputs, torch.tensor([0]))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one example's inputs.
+
+        Raises:
+            SpecError: There are several inputs.
+        """
+        if not isinstance(self.example, Tensor):
+            raise SpecError("each example has several inputs", where="data.inputs", allowed="one tensor per example")
+        return tuple(self.example.shape[1:])
+
+    def with_inputs(self, ids: Tensor, edit: Callable[[Tensor], Tensor]) -> Data:
+        """The same data with a function applied to the inputs of some examples; nothing is changed in place."""
+        if isinstance(self.inputs, LazyInputs):
+            return replace(self, inputs=self.inputs.edited(ids, edit))
+        inputs = self.inputs.clone()
+        for index in ids.tolist():
+            inputs[index] = edit(inputs[index])
+        return replace(self, inputs=inputs)
 
     def group_of(self, ids: Tensor) -> Tensor:
         """The group of each id; an example without group is its own."""
@@ -128,6 +176,39 @@ class Data:
         changed = self.targets.clone()
         changed[ids] = targets
         return replace(self, targets=changed, cscore=None)
+
+
+def rows_of(inputs: Inputs, ids: Tensor) -> Inputs:
+    """The rows with these ids, in the form of the inputs."""
+    if isinstance(inputs, Mapping):
+        return {name: rows_of(value, ids) for name, value in inputs.items()}
+    if isinstance(inputs, tuple):
+        return tuple(rows_of(value, ids) for value in inputs)
+    return inputs[ids]
+
+
+def tensors_of(inputs: Inputs) -> dict[str, Tensor]:
+    """Each tensor in memory by its place, written as in Python: `.inputs`, `.inputs[0]`, `.inputs['x']`."""
+    if isinstance(inputs, Mapping):
+        return {f".inputs[{name!r}]": value for name, value in inputs.items()}
+    if isinstance(inputs, tuple):
+        return {f".inputs[{i}]": value for i, value in enumerate(inputs)}
+    return {} if isinstance(inputs, LazyInputs) else {".inputs": inputs}
+
+
+def _check_finite(inputs: Inputs, count: int) -> None:
+    for name, tensor in tensors_of(inputs).items():
+        # A sum is not finite if any term is not, and costs no second copy of the data.
+        if not (tensor.is_floating_point() or tensor.is_complex()) or torch.isfinite(tensor.sum()):
+            continue
+        bad = (~torch.isfinite(tensor.reshape(count, -1))).any(1).nonzero().flatten()
+        if len(bad):
+            raise SpecError(
+                f"{len(bad)} inputs are not finite, the first has id {int(bad[0])}",
+                where=f"data{name}",
+                allowed="finite numbers",
+                remedy="clean or drop these examples",
+            )
 
 
 def check_ids(ids: Tensor, n: int, *, where: str) -> None:

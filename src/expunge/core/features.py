@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.base.errors import SpecError, unknown
-from expunge.core.data import IGNORE, Batch
+from expunge.core.data import Batch
 from expunge.core.modules import evaluating
 from expunge.core.objective import Decisions
 from expunge.core.problem import Problem
@@ -131,9 +131,5 @@ def _first(found: Any) -> Any:
 def _rows(found: Any, batch: Batch, decisions: Decisions, problem: Problem) -> Tensor | None:
     if not isinstance(found, Tensor) or not found.is_floating_point() or found.ndim < 2:
         return None
-    if problem.data.kind == "tokens":
-        decided = (batch.targets != IGNORE).to(found.device)
-        if found.ndim < 3 or found.shape[:2] != decided.shape:
-            return None
-        found = found[decided]
-    return found if len(found) == len(decisions.targets) else None
+    rows = problem.objective.per_decision(found, batch)
+    return rows if rows is not None and len(rows) == len(decisions.targets) else None

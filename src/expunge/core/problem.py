@@ -11,7 +11,7 @@ from torch import Tensor
 from expunge.base.errors import SpecError
 from expunge.base.seeds import derive
 from expunge.core.data import Data, check_ids
-from expunge.core.objective import Objective, infer_objective
+from expunge.core.objective import Objective
 
 EXPOSED_SHARE = 0.2
 """Share of the forget set that attacks may use; the rest is what every audit scores (2505.22310, leak guard)."""
@@ -30,7 +30,7 @@ class Problem:
         forget: Ids that must go, as far as they were discovered.
         retain: Ids that stay. Undiscovered corruption is among them: whoever unlearns does not know better.
         test: Ids that no model trains on and that utility is measured on.
-        objective: How a model's outputs become decisions; inferred from the data where not given.
+        objective: What models are judged by; the data's own where not given.
         holdout: Optional ids of unseen examples that resemble the forget set.
         corrupted: Optional ids of *all* planted corruption, discovered or not; references train without them.
         true_targets: Optional targets before corruption, aligned with `data.targets`.
@@ -49,7 +49,7 @@ class Problem:
     true_targets: Tensor | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "objective", self.objective or infer_objective(self.data))
+        object.__setattr__(self, "objective", self.objective or self.data.judged_by(None).objective)
         for name in ("forget", "retain", "test"):
             ids = getattr(self, name)
             check_ids(ids, len(self.data), where=name)

@@ -13,21 +13,25 @@ import torch
 
 from expunge.base.errors import SpecError
 from expunge.core.contracts import Source
-from expunge.core.data import IGNORE, Data
+from expunge.core.data import Data
 
 REQUIRED = ("x", "y", "tx", "ty")
 
 
 @dataclass(frozen=True)
 class Arrays(Source):
-    """Arrays from a file; floating-point `x` for classification, whole numbers `[n, t]` with `y` `[n, t]` for text."""
+    """Arrays from a file: images or vectors as `x`, or tokens `[n, t]` with `y` `[n, t]`.
+
+    Whole numbers `y` `[n]` are classes and floating-point ones regression targets. What else they mean, several labels
+    or a mask per example, an `[objective]` table says.
+    """
 
     paths: ClassVar[tuple[str, ...]] = ("path",)
 
     path: str
     """The `.npz` file; a relative path counts from the spec file."""
     labels: list[str] = field(default_factory=list)
-    """What the classes mean; by default their numbers, as many as the largest label needs."""
+    """What the labels mean; by default their numbers."""
 
     def __call__(self) -> Data:
         """Training examples have ids from 0 in the file's order, test examples follow.
@@ -36,18 +40,15 @@ class Arrays(Source):
             SpecError: The file is missing, is no `.npz` of plain arrays, lacks an array, or holds bad values.
         """
         arrays = self._read()
-        x, y = _joined(arrays, "x", "tx"), _whole(_joined(arrays, "y", "ty"), "y")
-        kind = "tokens" if y.ndim == 2 else "classes"
-        if x.dtype == torch.uint8 and kind == "classes":
-            x = x.float() / 255
-        x = x.float() if kind == "classes" or x.is_floating_point() else x.long()
-        decided = y[y != IGNORE]
-        labels = tuple(self.labels) or tuple(str(i) for i in range(int(decided.max()) + 1 if len(decided) else 0))
-        n = len(arrays["x"])
+        x, y, n = _joined(arrays, "x", "tx"), _joined(arrays, "y", "ty"), len(arrays["x"])
+        y = y.float() if y.is_floating_point() else y.long()
+        # Whole numbers beside a target for each of them are tokens.
+        tokens = not x.is_floating_point() and not y.is_floating_point() and y.ndim == 2 and x.shape == y.shape
+        x = x.long() if tokens else x.float() / 255 if x.dtype == torch.uint8 else x.float()
         groups = _whole(_tensor(arrays["groups"], "groups"), "groups") if "groups" in arrays else None
         if groups is not None and groups.shape != (len(x),):
             raise SpecError(f"found shape {list(groups.shape)}", where="data.groups", allowed=f"[{len(x)}]")
-        return Data(x, y, torch.arange(n), torch.arange(n, len(x)), labels, kind, groups)  # type: ignore[arg-type]
+        return Data(x, y, torch.arange(n), torch.arange(n, len(x)), tuple(self.labels), groups)
 
     def _read(self) -> dict[str, np.ndarray]:
         path = Path(self.path)

@@ -43,6 +43,4 @@ class PythonDocs(Source):
         windows = torch.frombuffer(bytearray(text[: there * span]), dtype=torch.uint8).view(there, span).long()
         windows = torch.cat([windows[: self.train], windows[there - self.test :]])
         n = len(windows)
-        return Data(
-            windows[:, :-1], windows[:, 1:], torch.arange(self.train), torch.arange(self.train, n), VOCABULARY, "tokens"
-        )
+        return Data(windows[:, :-1], windows[:, 1:], torch.arange(self.train), torch.arange(self.train, n), VOCABULARY)

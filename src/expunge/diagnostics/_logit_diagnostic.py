@@ -72,7 +72,7 @@ class LogitDiagnostic(Diagnostic):
             RunError: A loss is not finite.
         """
         data = case.problem.data
-        if data.kind != "classes":
+        if not data.has_classes:
             where, remedy = type(self).__name__.lower(), "leave this diagnostic out"
             raise MissingError("follows every logit, and a vocabulary is too many", where=where, remedy=remedy)
         sample = sampled_within(case, (self.retain, self.forget), len(data.labels), self.epochs, generator)

@@ -53,7 +53,7 @@ class Rows(NamedTuple):
 def rows_of(problem: Problem, most: int) -> int:
     """Columns per example: exactly as many as there need be, or `most` drawn ones."""
     needed = len(problem.data.labels) - 1
-    return max(needed, 1) if problem.data.kind == "classes" and needed <= most else most
+    return max(needed, 1) if problem.data.has_classes and needed <= most else most
 
 
 def sampled_within(
@@ -82,7 +82,7 @@ def curvature_gram(sample: Sample, most: int, generator: torch.Generator) -> Gra
         SpecError: Parameters differ in dtype or device.
     """
     rows = rows_of(sample.problem, most)
-    exact = sample.problem.data.kind == "classes" and len(sample.problem.data.labels) - 1 <= most
+    exact = sample.problem.data.has_classes and len(sample.problem.data.labels) - 1 <= most
     with torch.no_grad():
         parts = []
         for batch in in_order(sample.problem.data, sample.ids):

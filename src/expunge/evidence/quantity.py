@@ -40,6 +40,8 @@ class Quantity:
     """Label of an attack -> the reference and the unlearned model after it, each at the peak of its curve."""
     reference_ids: list[Ints] | None = None
     """Ids of the held-out examples where these stand in the place of a reference, otherwise `ids` hold."""
+    bound: float = 0.02
+    """Utility only: a loss of more than this, in its unit, is damage."""
 
     def __post_init__(self) -> None:
         if self.role not in get_args(Judged):
@@ -139,6 +141,7 @@ class Quantity:
             reference=_ordered(reference, base),
             unlearned=_ordered(unlearned, base),
             attacked={label: (_ordered(left, base), _ordered(right, base)) for label, (left, right) in pairs.items()},
+            bound=base[0].bound,
         )
 
     @classmethod

@@ -22,8 +22,10 @@ Role = Literal["knowledge", "utility", "predictor", "description"]
 Reduce = Literal["mean", "barrier", "single"]
 """How values become one number."""
 
-FORMAT = 1
-_FACTS = ("metric", "split", "role", "unit", "better", "sign", "reduce")
+FORMAT, READABLE = 2, (1, 2)
+_FACTS = ("metric", "split", "role", "unit", "better", "sign", "reduce", "required", "bound")
+_REQUIRED_IN_FORMAT_1 = ("accuracy", "recitation")
+"""Knowledge that `erased` depended on before scores said so themselves."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +51,10 @@ class Scores:
     """+1 where more means knows more, or is more useful; -1 where it means less, as for a loss."""
     reduce: Reduce = "mean"
     """`barrier` is the most a path rises above the chord between its ends."""
+    required: bool = False
+    """Knowledge only: whether `erased` depends on it, whatever the spec says."""
+    bound: float = 0.02
+    """Utility only: a loss of more than this, in its unit, is damage."""
 
     def __post_init__(self) -> None:
         for name, kind in (("role", Role), ("better", Better), ("reduce", Reduce)):
@@ -131,11 +137,12 @@ def loads(data: bytes) -> list[Scores]:
         size = int.from_bytes(data[:8], "little")
         header = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["expunge"])
         arrays, form = safe.load(data), header["format"]
-        if form != FORMAT:
-            raise RunError(f"found format {form}", where="scores", allowed=str(FORMAT), remedy="update expunge")
+        if form not in READABLE:
+            allowed = ", ".join(map(str, READABLE))
+            raise RunError(f"found format {form}", where="scores", allowed=allowed, remedy="update expunge")
         return [
             Scores(
-                **facts,
+                **(_format_1(facts) if form == 1 else facts),
                 values=arrays[f"{index:06d}/values"],
                 ids=arrays[f"{index:06d}/ids"],
                 group=arrays.get(f"{index:06d}/group"),
@@ -150,9 +157,9 @@ def loads(data: bytes) -> list[Scores]:
         ) from None
 
 
-def save(path: str | Path, scores: Sequence[Scores]) -> None:
-    """Write scores to a file."""
-    Path(path).write_bytes(dumps(scores))
+def _format_1(facts: dict[str, Any]) -> dict[str, Any]:
+    """Facts of format 1, with what it left to the reader."""
+    return facts | {"required": facts["role"] == "knowledge" and facts["metric"] in _REQUIRED_IN_FORMAT_1}
 
 
 def load(path: str | Path) -> list[Scores]:

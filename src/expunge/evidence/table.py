@@ -19,8 +19,6 @@ from expunge.evidence.tow import tow_rows
 from expunge.evidence.verdict import Verdict, judge_method, judge_model, judge_without_reference
 
 ORIGINAL, REFERENCE = "original", "reference"
-ALWAYS_REQUIRED = (("accuracy", "forget"), ("recitation", "forget"))
-"""Knowledge that `erased` always depends on; a spec may mark more metrics."""
 
 Key = tuple[str, str]
 """Metric and split."""
@@ -130,7 +128,7 @@ class Table:
 
         # Utility is judged before attacks only: an attack that hurts the model is no fault of the method.
         attacks = [a for a in self.attacks if scores(model, a)] if role == "knowledge" else []
-        required = key in ALWAYS_REQUIRED or key[0] in self.required
+        required = scores(ORIGINAL)[0].required or key[0] in self.required
         if role == "knowledge" and not scores(REFERENCE):
             return Quantity.against_held_out(
                 scores(ORIGINAL),

@@ -30,8 +30,6 @@ __all__ = ["AuditResult", "Quantity", "Verdict", "judge_method", "judge_model", 
 
 Claim = Literal["method", "model", "no reference"]
 FLAGS = ("dormant", "incomplete", "damaged", "over-forgotten", "erased", "inconclusive")
-UTILITY_BOUND = -0.02
-"""The loss of accuracy, as a share of examples, that counts as damage."""
 FEWEST = 3
 """Seeds or references below which a scatter is a guess."""
 
@@ -160,7 +158,7 @@ def _accusations(evidence: _Evidence) -> dict[str, list[float]]:
     return {
         "dormant": family(woken),
         "incomplete": family(lambda row: row.over.p_above(0)),
-        "damaged": holm([difference.p_below(UTILITY_BOUND) for _, difference in evidence.utility]),
+        "damaged": holm([difference.p_below(-quantity.bound) for quantity, difference in evidence.utility]),
         "over-forgotten": family(lambda row: row.under.p_below(0)),
     }
 
@@ -172,7 +170,7 @@ def _sentences(evidence: _Evidence, adjusted: dict[str, list[float]]) -> dict[st
         for flag, say in tell.items()
     }
     found["damaged"] = [
-        reasons.damaged(_name(quantity), difference, UTILITY_BOUND, evidence.against)
+        reasons.damaged(_name(quantity), difference, -quantity.bound, evidence.against)
         for (quantity, difference), p in zip(evidence.utility, adjusted["damaged"], strict=True)
         if p <= LEVEL
     ]
@@ -185,7 +183,7 @@ def _lacking(evidence: _Evidence) -> list[str]:
     if evidence.claim == "no reference":
         lacking.append(reasons.NO_RETRAINING)
     if not required:
-        lacking.append("No required knowledge audit (forget accuracy or recitation) was run.")
+        lacking.append("No required knowledge audit, such as forget accuracy, was run.")
     if not evidence.attacks:
         lacking.append("No attack was run, so knowledge that is only asleep was not looked for.")
     lacking += _not_repeated(evidence)
@@ -197,8 +195,8 @@ def _lacking(evidence: _Evidence) -> list[str]:
     if not evidence.utility:
         lacking.append("No utility audit was run, so damage was not looked for.")
     for quantity, difference in evidence.utility:
-        if not difference.low > UTILITY_BOUND:
-            told = (UTILITY_BOUND, evidence.against, evidence.units, len(evidence.utility))
+        if not difference.low > -quantity.bound:
+            told = (-quantity.bound, evidence.against, evidence.units, len(evidence.utility))
             lacking.append(reasons.undecided_utility(_name(quantity), difference, *told))
     if lacking:
         lacking += [
@@ -231,5 +229,5 @@ def _results(evidence: _Evidence, adjusted: dict[str, list[float]]) -> list[Audi
         results.append(knowledge_result(row, p))
     for index, (quantity, difference) in enumerate(evidence.utility):
         p = {"damaged": adjusted["damaged"][index]}
-        results.append(utility_result(quantity, difference, UTILITY_BOUND, p))
+        results.append(utility_result(quantity, difference, -quantity.bound, p))
     return results

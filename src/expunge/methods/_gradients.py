@@ -15,9 +15,10 @@ from expunge.core.case import Meter
 from expunge.core.contracts import require_trainable
 from expunge.core.data import Batch
 from expunge.core.modules import evaluating
-from expunge.core.objective import Classification, Decisions, decision_losses
+from expunge.core.objective import Decisions, decision_losses
 from expunge.core.problem import Problem
 from expunge.methods._per_example import Magnitude, chain, chunk_size, summed_magnitudes
+from expunge.objectives.classification import Classification
 from expunge.train.loop import in_order
 
 Number = Callable[[Decisions, int], Tensor]

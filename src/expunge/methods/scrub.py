@@ -130,7 +130,7 @@ def reference_error(model: nn.Module, problem: Problem) -> float:
     if len(problem.holdout):
         return 1 - known_share(model, problem, problem.holdout)
     right = known(model, problem, problem.test).double()
-    if problem.data.kind == "tokens":
+    if problem.data.has_tokens:
         return 1 - float(right.mean())
     targets, count = problem.data.targets, len(problem.data.labels)
     wanted = torch.bincount(targets[problem.forget], minlength=count).double()

@@ -19,13 +19,13 @@ def image_shape(data: Data, smallest: int, name: str) -> tuple[int, int, int]:
     Raises:
         SpecError: The data are no images, or smaller than the architecture can take.
     """
-    shape = tuple(data.inputs.shape[1:])
-    if data.kind != "classes" or len(shape) != 3 or min(shape[1:]) < smallest:
+    shape = data.shape
+    if data.has_tokens or len(shape) != 3 or min(shape[1:]) < smallest:
         raise SpecError(
             f"inputs have shape {list(shape)}",
             where=f"model ({name})",
             allowed=f"images [channels, height, width] of at least {smallest} x {smallest}",
-            remedy="use the model mlp for vectors" if data.kind == "classes" else "use the model gpt for text",
+            remedy="use the model gpt for text" if data.has_tokens else "use the model mlp for vectors",
         )
     return shape[0], shape[1], shape[2]
 

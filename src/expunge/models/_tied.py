@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from expunge.base.errors import SpecError
 from expunge.base.part import Share
 from expunge.core.contracts import Architecture
-from expunge.core.objective import accepts_ids
+from expunge.core.forward import accepts_ids
 from expunge.core.tied import TiedDropout, base_channels
 from expunge.models._images import Norm, group_count
 

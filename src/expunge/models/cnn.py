@@ -46,7 +46,7 @@ class CNN(TiedArchitecture):
             features = body.eval()(torch.zeros(1, *shape)).shape[1]
         body.train()
         hidden = [nn.Linear(features, self.hidden), nn.ReLU(), *self.tied(self.hidden)]
-        return self.chain([*body, *hidden, nn.Linear(self.hidden, len(data.labels))])
+        return self.chain([*body, *hidden, nn.Linear(self.hidden, data.objective.outputs)])
 
     def _block(self, channels: int, out: int) -> list[nn.Module]:
         convolution = nn.Conv2d(channels, out, 3, stride=2, padding=1, bias=self.norm == "none")

@@ -36,9 +36,9 @@ class GPT(Architecture):
         Raises:
             SpecError: The data are no tokens.
         """
-        if data.kind != "tokens":
+        if not data.has_tokens:
             raise SpecError("the data are no tokens", where="model (gpt)", allowed="a text data set")
-        return _Transformer(len(data.labels), data.inputs.shape[1], self.width, self.layers, self.heads)
+        return _Transformer(data.objective.outputs, data.shape[0], self.width, self.layers, self.heads)
 
 
 class _Transformer(nn.Module):

@@ -92,7 +92,7 @@ class HF(Architecture):
         module, lacking = _loaded(config, self.base, "base", data)
         # A backbone that is fine-tuned gets a new classifier; anything else that is missing would be noise.
         inner = f"{getattr(module, 'base_model_prefix', '')}."
-        lost = [name for name in lacking if name.startswith(inner) or data.kind == "tokens"]
+        lost = [name for name in lacking if name.startswith(inner) or data.has_tokens]
         if lost:
             raise _incomplete("base", self.base, lost)
         return module
@@ -130,7 +130,7 @@ def _transformers() -> Any:
 
 def _family(data: Data) -> Any:
     found = _transformers()
-    return found.AutoModelForCausalLM if data.kind == "tokens" else found.AutoModelForImageClassification
+    return found.AutoModelForCausalLM if data.has_tokens else found.AutoModelForImageClassification
 
 
 def _folder(name: str, key: str) -> Path:
@@ -193,11 +193,11 @@ def _incomplete(key: str, name: str, lacking: list[str]) -> SpecError:
 def _check_size(config: Any, data: Data) -> None:
     """What transformers itself would only find out in a forward pass, or not at all."""
     wanted: list[tuple[str, int]] = []
-    if data.kind == "tokens":
+    if data.has_tokens:
         wanted = [("vocab_size", len(data.labels))]
         context = getattr(config, "max_position_embeddings", None)
-        if context is not None and context < data.inputs.shape[1]:
-            finding = f"texts have {data.inputs.shape[1]} tokens"
+        if context is not None and context < data.shape[0]:
+            finding = f"texts have {data.shape[0]} tokens"
             raise SpecError(finding, where="model (hf)", allowed=f"at most {context}, the model's positions")
     else:
         channels, height, width = image_shape(data, 1, "hf")

@@ -23,18 +23,18 @@ class MLP(TiedArchitecture):
     """Probability with which a hidden unit is dropped in training."""
 
     def __call__(self, data: Data) -> nn.Sequential:
-        """The module for inputs of any shape `[b, ...]`, returning logits `[b, classes]`.
+        """The module for inputs of any shape `[b, ...]`, returning `[b, outputs]`.
 
         Raises:
             SpecError: The data are tokens.
         """
-        if data.kind != "classes":
-            raise SpecError("the data are tokens", where="model (mlp)", allowed="data with classes")
+        if data.has_tokens:
+            raise SpecError("the data are tokens", where="model (mlp)", allowed="vectors or images")
         layers: list[nn.Module] = [nn.Flatten()]
-        width = math.prod(data.inputs.shape[1:])
+        width = math.prod(data.shape)
         for units in self.widths:
             layers += [nn.Linear(width, units), nn.ReLU()]
             layers += [nn.Dropout(self.dropout)] if self.dropout else []
             layers += self.tied(units)
             width = units
-        return self.chain([*layers, nn.Linear(width, len(data.labels))])
+        return self.chain([*layers, nn.Linear(width, data.objective.outputs)])

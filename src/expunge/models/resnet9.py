@@ -47,7 +47,7 @@ class ResNet9(TiedArchitecture):
             *self._masked("res2", self._residual(8 * w), 8 * w),
             ("pool", nn.AdaptiveMaxPool2d(1)),
             ("flatten", nn.Flatten()),
-            ("head", nn.Linear(8 * w, len(data.labels))),
+            ("head", nn.Linear(8 * w, data.objective.outputs)),
         ]
         return nn.Sequential(OrderedDict(layers)) if self.fixed == 1 else Chain(OrderedDict(layers))
 

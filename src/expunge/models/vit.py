@@ -61,7 +61,7 @@ class ViT(Architecture):
         count = (height // self.patch) * (width // self.patch)
         patches = nn.Conv2d(channels, self.width, self.patch, stride=self.patch)
         blocks = [Block(self.width, self.heads, causal=False) for _ in range(self.depth)]
-        return _Transformer(patches, count, nn.Sequential(*blocks), nn.Linear(self.width, len(data.labels)))
+        return _Transformer(patches, count, nn.Sequential(*blocks), nn.Linear(self.width, data.objective.outputs))
 
 
 class _Transformer(nn.Module):

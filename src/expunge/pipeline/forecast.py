@@ -11,7 +11,6 @@ import torch
 from expunge.base.part import Part
 from expunge.base.record import Store
 from expunge.core.contracts import Method
-from expunge.core.objective import infer_objective, loss
 from expunge.numerics.linops import differentiable
 from expunge.pipeline.gallery import PICTURES
 from expunge.pipeline.plan import Plan, Stage
@@ -60,14 +59,14 @@ def seconds_per_gradient(plan: Plan) -> float:
         SpecError: No parameter of the model takes a gradient.
     """
     torch.set_num_threads(plan.spec.threads)
-    data, objective = plan.data, infer_objective(plan.data)
+    data, objective = plan.data, plan.data.objective
     model = plan.recipe(data).build(0).train()
     parameters, batch = differentiable(model), data.batch(data.train[: plan.training.batch_size])
     times = []
     with torch.random.fork_rng(devices=[]):
         for _ in range(4):
             start = time.perf_counter()
-            torch.autograd.grad(loss(objective.decisions(model, batch)), parameters, allow_unused=True)
+            torch.autograd.grad(objective.loss(model, batch), parameters, allow_unused=True)
             times.append(time.perf_counter() - start)
     # The first step allocates.
     return min(times[1:]) / batch.size

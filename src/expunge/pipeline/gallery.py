@@ -51,7 +51,13 @@ def gallery(problem: Problem, models: Iterable[tuple[Name, nn.Module]], seed: in
         answer; plain data.
     """
     data = problem.data
-    kind = "texts" if data.kind == "tokens" else "vectors" if _pixels(data.inputs[:1]) is None else "images"
+    kind = (
+        "texts"
+        if data.has_tokens
+        else "images"
+        if data.has_classes and _pixels(data.inputs[:1]) is not None
+        else "vectors"
+    )
     ids = chosen(problem, {"texts": TEXTS, "images": PICTURES}.get(kind, 0))
     names, answers = [], []
     for (model, attack), module in models if len(ids) else ():
@@ -69,6 +75,10 @@ def gallery(problem: Problem, models: Iterable[tuple[Name, nn.Module]], seed: in
         "models": names,
         "examples": examples,
     }
+
+
+def _pictures(data: Data) -> bool:
+    return data.has_classes and isinstance(data.example, Tensor) and _pixels(data.example) is not None
 
 
 def chosen(problem: Problem, count: int) -> Tensor:
@@ -89,7 +99,7 @@ def _labels(model: nn.Module, problem: Problem, ids: Tensor) -> list[Json]:
 
 def _pictured(problem: Problem, ids: Tensor) -> list[Json]:
     data, true = problem.data, problem.true_targets
-    pixels = _pixels(data.inputs[ids])
+    pixels = _pixels(data.batch(ids).inputs)
     assert pixels is not None
     found = []
     for picture, row in zip(pixels, ids.tolist(), strict=True):
@@ -150,7 +160,10 @@ def _written(problem: Problem, ids: Tensor) -> list[Json]:
     data, found = problem.data, []
     for row in ids.tolist():
         at = (data.targets[row] != IGNORE).nonzero().flatten()
-        prompt, secret = data.inputs[row][: int(at[0]) + 1][-4 * TOKENS :], data.targets[row][at[:TOKENS]]
+        prompt, secret = (
+            data.batch(torch.tensor([row])).inputs[0][: int(at[0]) + 1][-4 * TOKENS :],
+            data.targets[row][at[:TOKENS]],
+        )
         found.append({"id": row, "prompt": _decoded(data, prompt), "secret": _decoded(data, secret)})
     return found
 

@@ -194,5 +194,7 @@ class Layout:
             "data": self.parts.source.fingerprint(),
             "model": self.parts.architecture.fingerprint(),
             "task": self.parts.task.fingerprint(),
+            "augmentation": [part.fingerprint() for part in self.parts.augmentations.values()],
+            "objective": self.parts.data.objective.fingerprint(),
         }
         return Stage(kind, model, seed, attack, part, address(content), needs)

@@ -17,10 +17,22 @@ from expunge.base.record import file_digest
 from expunge.base.seeds import derive
 from expunge.base.spec import Entry, Spec
 from expunge.core import checkpoint
-from expunge.core.contracts import Architecture, Attack, Audit, Diagnostic, Method, Source, Task
+from expunge.core.contracts import (
+    Architecture,
+    Attack,
+    Audit,
+    Augmentation,
+    Diagnostic,
+    Method,
+    Source,
+    Task,
+    refuse_objective,
+)
 from expunge.core.data import Data
+from expunge.core.objective import Objective
 from expunge.core.problem import Problem
 from expunge.diagnostics._plan import planned, with_plan
+from expunge.train.function_training import FunctionTraining
 from expunge.train.training import TrainedRecipe, Training
 
 
@@ -32,7 +44,7 @@ class Parts:
 
     def __post_init__(self) -> None:
         # Parts are made at once, so that a bad setting is reported before anything is computed.
-        _ = self.source, self.architecture, self.training, self.task
+        _ = self.source, self.objective, self.augmentations, self.architecture, self.training, self.task
         _ = self.methods, self.attacks, self.audits, self.diagnostics
 
     def _build(self, kind: str, entry: Entry, where: str) -> Part:
@@ -49,9 +61,10 @@ class Parts:
         return cast(Architecture, self._build("model", self.spec.model, "model"))
 
     @cached_property
-    def training(self) -> Training:
-        """How models are trained."""
-        return Training.from_table(self.spec.train, where="train")
+    def training(self) -> Training | FunctionTraining:
+        """How models are trained: by the library's loop, or by a function that the spec names."""
+        kind = FunctionTraining if "name" in self.spec.train else Training
+        return kind.from_table(self.spec.train, where="train")
 
     @cached_property
     def task(self) -> Task:
@@ -71,15 +84,13 @@ class Parts:
     @cached_property
     def audits(self) -> dict[str, Audit]:
         """By label: what always belongs to such data, then the spec's."""
-        always = ["accuracy", "recitation"] if self.data.kind == "tokens" else ["accuracy"]
+        always = self.data.objective.audits
         named = {entry.name for entry in self.spec.audit}
         entries = [(Entry(name, name), name) for name in always if name not in named]
         entries += [(entry, f"audit[{i}]") for i, entry in enumerate(self.spec.audit)]
         audits = {entry.label: cast(Audit, self._build("audit", entry, where)) for entry, where in entries}
         for label, audit in audits.items():
-            if self.data.kind not in audit.kinds:
-                finding = f"{label!r} cannot measure {self.data.kind}"
-                raise SpecError(finding, where="audit", allowed=", ".join(sorted(audit.kinds)))
+            refuse_objective(audit.needs, self.data.objective, where=f"audit {label!r}")
         return audits
 
     @cached_property
@@ -98,8 +109,21 @@ class Parts:
 
     @cached_property
     def data(self) -> Data:
-        """The data set, loaded."""
-        return self.source()
+        """The data set, loaded, with the objective that models are judged by."""
+        data = self.source().judged_by(self.objective)
+        return replace(data, augmentations=tuple(self.augmentations.values())) if self.augmentations else data
+
+    @cached_property
+    def augmentations(self) -> dict[str, Augmentation]:
+        """By label, in the order in which they are applied."""
+        entries = enumerate(self.spec.augmentation)
+        return {e.label: cast(Augmentation, self._build("augmentation", e, f"augmentation[{i}]")) for i, e in entries}
+
+    @cached_property
+    def objective(self) -> Objective | None:
+        """What the spec says that models are judged by; `None` where it leaves that to the data."""
+        entry = self.spec.objective
+        return None if entry is None else cast(Objective, self._build("objective", entry, "objective"))
 
     def problem(self, seed: int, measured: dict[str, torch.Tensor]) -> Problem:
         """The seed's problem; for one model of the user's always the same."""
@@ -168,6 +192,8 @@ class Parts:
             found = {"budget": entry.budget, "after": entry.after}
             return {key: value for key, value in found.items() if value is not None}
 
+        changed = [labelled(e, self.augmentations[e.label]) for e in spec.augmentation]
+        augmentations = {"augmentation": changed} if changed else {}
         # A record of before there were diagnostics must not differ from one without any.
         diagnostics = (
             {"diagnostic": [labelled(e, self.diagnostics[e.label]) for e in spec.diagnostic]} if spec.diagnostic else {}
@@ -178,6 +204,8 @@ class Parts:
             "threads": spec.threads,
             "gallery": spec.gallery,
             "data": table(spec.data, self.source),
+            "objective": self._resolved_objective(),
+            **augmentations,
             "model": table(spec.model, self.architecture) | ({"weights": spec.weights} if spec.weights else {}),
             "train": self.training.settings(),
             "forget": table(spec.forget, self.task),
@@ -188,11 +216,17 @@ class Parts:
             "gate": [{"method": g.method, "verdict": g.verdict} for g in spec.gate],
         }
 
+    def _resolved_objective(self) -> dict[str, Any]:
+        named, objective = self.spec.objective, self.data.objective
+        name = named.name if named else type(objective).__module__.rpartition(".")[2]
+        return {"name": name, **objective.settings()}
+
     def versions(self) -> dict[str, dict[str, int]]:
         """Version of every part, by the spec's table and the part's name."""
         spec = self.spec
         found: dict[str, list[tuple[str, Part]]] = {
             "data": [(spec.data.name, self.source)],
+            "objective": [(str(self._resolved_objective()["name"]), self.data.objective)],
             "model": [(spec.model.name, self.architecture)],
             "forget": [(spec.forget.name, self.task)],
             "method": [(entry.name, self.methods[entry.label]) for entry in spec.method],

@@ -15,7 +15,6 @@ from expunge.base.record import Store, storage_error
 from expunge.base.spec import CACHE, Spec
 from expunge.core import checkpoint
 from expunge.core.contracts import Attack, Audit, Method, refuse_model, refuse_unmet, unmet_needs
-from expunge.core.objective import infer_objective
 from expunge.evidence.table import Table
 from expunge.evidence.verdict import Verdict
 from expunge.pipeline.diagnosis import diagnosis
@@ -134,7 +133,7 @@ def _check(plan: Plan) -> None:
     fresh = plan.recipe(plan.data).build(0)
     for label, method in plan.methods.items():
         needs: frozenset[str] = getattr(method, "needs", frozenset())
-        refuse_unmet(unmet_needs(needs, plan.data.kind, fresh, recipe=True), where=f"method {label!r}")
+        refuse_unmet(unmet_needs(needs, plan.data.objective, fresh, recipe=True), where=f"method {label!r}")
     _check_shadows(plan)
     _check_required(plan)
     _check_names(plan)
@@ -145,7 +144,7 @@ def _check(plan: Plan) -> None:
         # As stages do: its weights are stored, and read into a fresh one.
         checkpoint.restore(fresh, checkpoint.dump(model), "model")
     with torch.no_grad():
-        infer_objective(plan.data).decisions(model.eval(), plan.data.batch(plan.data.train[:2]))
+        plan.data.objective.measure(model.eval(), plan.data.batch(plan.data.train[:2]))
     for kind, parts in (("method", plan.methods), ("attack", plan.attacks), ("audit", plan.audits)):
         for label, part in parts.items():
             # Plain functions have nothing that checks.

@@ -109,7 +109,7 @@ def _original(worker: Worker, stage: Stage) -> tuple[Files, int]:
         return _trained(worker, stage, problem.train)
     # One forward pass now, so that an output of the wrong width is reported here and not deep in a method.
     with torch.no_grad():
-        problem.objective.decisions(model.eval(), problem.data.batch(problem.test[:2]))
+        problem.objective.measure(model.eval(), problem.data.batch(problem.test[:2]))
     return {WEIGHTS: checkpoint.dump(model)}, 0
 
 

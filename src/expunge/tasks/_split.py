@@ -41,7 +41,7 @@ def require_classes(data: Data, task: str) -> None:
     Raises:
         SpecError: The data are tokens.
     """
-    if data.kind != "classes":
+    if not data.has_classes:
         raise SpecError("the data are tokens", where=f"forget ({task})", allowed="data with classes")
 
 

@@ -41,8 +41,10 @@ class PlantedText(Task):
         Raises:
             SpecError: The data are no bytes, or a sequence does not fit into a window.
         """
-        if data.kind != "tokens" or len(data.labels) != 256:
+        if not data.has_tokens or len(data.labels) != 256:
             raise SpecError("the data are no bytes", where="forget (planted_text)", allowed="a text data set of bytes")
+        if not isinstance(data.inputs, Tensor):
+            raise SpecError("the texts are read lazily", where="forget (planted_text)", allowed="texts in memory")
         generator = torch.Generator().manual_seed(derive(seed, "planted_text"))
         rows = [self._row(data, generator) for _ in range(2 * self.count)]
         planted, unseen = rows[: self.count], rows[self.count :]
@@ -66,7 +68,7 @@ class PlantedText(Task):
 
     def _row(self, data: Data, generator: torch.Generator) -> Tensor:
         text = PROMPT.format(name=_word(NAME, generator)) + _word(self.secret, generator)
-        span = data.inputs.shape[1] + 1
+        span = data.shape[0] + 1
         if len(text) > span:
             raise SpecError(
                 f"a sequence of {len(text)} characters does not fit into {span}",

@@ -12,7 +12,8 @@ labels have to be learned one by one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -59,11 +60,11 @@ class PoisonTrigger(Task):
         # An order of its own, so that whether an image is discovered says nothing of its trigger.
         order = torch.randperm(len(corrupted), generator=generator)
         marked = corrupted[order[: round(self.presence * len(corrupted))]]
-        return corrupted_problem(data, replace(wrong, inputs=self._triggered(data, marked)), corrupted, self.discovery)
+        return corrupted_problem(data, self._triggered(wrong, marked), corrupted, self.discovery)
 
-    def _triggered(self, data: Data, ids: Tensor) -> Tensor:
-        shape = list(data.inputs.shape[1:])
-        if len(shape) != 3 or not data.inputs.is_floating_point():
+    def _triggered(self, data: Data, ids: Tensor) -> Data:
+        shape = list(data.shape)
+        if len(shape) != 3 or not data.example.is_floating_point():
             raise SpecError(
                 f"inputs have shape {shape}",
                 where="forget (poison_trigger)",
@@ -71,6 +72,16 @@ class PoisonTrigger(Task):
             )
         if self.size > min(shape[1:]):
             raise SpecError(f"found {self.size}", where="forget.size", allowed=f"1 to {min(shape[1:])}")
-        inputs = data.inputs.clone()
-        inputs[ids, :, -self.size :, -self.size :] = data.inputs.max()
-        return inputs
+        return data.with_inputs(ids, partial(_mark, size=self.size, brightness=_brightest(data)))
+
+
+def _mark(image: Tensor, size: int, brightness: float) -> Tensor:
+    marked = image.clone()
+    marked[:, -size:, -size:] = brightness
+    return marked
+
+
+def _brightest(data: Data) -> float:
+    """The largest value of the images; of lazily read ones, of the first batch of training images."""
+    images = data.inputs if isinstance(data.inputs, Tensor) else data.batch(data.train[:256]).inputs
+    return float(images.max())

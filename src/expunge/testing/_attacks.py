@@ -51,7 +51,7 @@ def check_attack(attack: Attack) -> None:
 def _check_on(attack: Attack, setting: Setting) -> None:
     fail, model, problem = failing(attack, setting.name), setting.model(), setting.problem
     before, held = Snapshot(model), contents(problem)
-    with Watch(model, problem.data.inputs[_forbidden(problem)]) as watch:
+    with Watch(model, problem.data.batch(_forbidden(problem)).inputs) as watch:
         first = _attack(attack, setting, model, fail, start=1)
     require_same(before, model, fail)
     require_same_problem(held, problem, fail)

@@ -27,8 +27,9 @@ def check_audit(audit: Audit) -> None:
         ContractError: The first contract that is broken.
     """
     check_settings(audit)
-    kinds = getattr(audit, "kinds", {"classes", "tokens"})
-    settings = [s for s in every_setting() if s.name in (REGULARISED, DOUBLE, TOKENS) and s.problem.data.kind in kinds]
+    needs: frozenset[str] = getattr(audit, "needs", frozenset())
+    asked = [s for s in every_setting() if s.name in (REGULARISED, DOUBLE, TOKENS)]
+    settings = [s for s in asked if needs <= s.problem.objective.provides]
     for setting in accepted(audit, settings):
         _check_on(audit, setting)
 
@@ -54,7 +55,7 @@ def _measure(audit: Audit, model: nn.Module, case: Case, fail: Fail) -> list[Sco
     """The audit's scores; neither the two models nor the problem change."""
     models = (model, case.original)
     states, held = [Snapshot(m) for m in models], contents(case.problem)
-    with randomness(1, fail), reasons(fail, "measure every kind of data in `kinds`"):
+    with randomness(1, fail), reasons(fail, "measure whatever provides its `needs`"):
         found = audit(model, case, 5)
     for state, checked in zip(states, models, strict=True):
         require_same(state, checked, fail)

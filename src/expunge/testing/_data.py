@@ -44,7 +44,7 @@ def _check_values(data: Data, fail: Fail) -> None:
             f"inputs are {data.inputs.dtype}, targets {data.targets.dtype}",
             "use float32 for numbers and int64 for tokens and targets",
         )
-    if data.kind == "classes" and not torch.isin(data.targets[data.test], data.targets[data.train]).all():
+    if data.has_classes and not torch.isin(data.targets[data.test], data.targets[data.train]).all():
         raise fail("every class is trained on", "a test label is not among those trained on", "shuffle, then split")
     if data.cscore is not None:
         scores = data.cscore[data.train]

@@ -12,7 +12,7 @@ from expunge.base.errors import SpecError
 from expunge.core import checkpoint
 from expunge.core.contracts import Architecture
 from expunge.core.data import IGNORE, Batch, Data
-from expunge.core.objective import Objective, infer_objective
+from expunge.core.objective import Objective
 from expunge.testing._candidates import candidates
 from expunge.testing._error import ContractError, Fail, failing
 from expunge.testing._rules import check_settings, randomness, reasons
@@ -47,13 +47,13 @@ def check_model(architecture: Architecture, data: Data | None = None) -> None:
 
 
 def _check_on(architecture: Architecture, data: Data) -> None:
-    fail = failing(architecture, data.kind)
+    fail = failing(architecture, type(data.objective).__name__)
 
     def build(seed: int) -> nn.Module:
         with randomness(seed, fail, torch_too=False):
             return architecture(data)
 
-    model, batch, objective = build(1), data.batch(data.train[:4]), infer_objective(data)
+    model, batch, objective = build(1), data.batch(data.train[:4]), data.objective
     if difference(model, build(1)) or not difference(model, build(2)):
         raise fail("the seed decides the weights", "it does not", "initialise from torch's global generator")
     _check_gradients(model, batch, objective, fail)
@@ -84,7 +84,7 @@ def _check_double(model: nn.Module, batch: Batch, objective: Objective, data: Da
     double = copy.deepcopy(model).double().eval()
     with torch.no_grad(), reasons(fail, "make no tensor of a fixed dtype in forward"):
         before = objective.decisions(double, batch).logits
-        if data.kind == "tokens":
+        if data.has_tokens:
             later = batch._replace(inputs=batch.inputs.clone())
             later.inputs[:, -1] = (later.inputs[:, -1] + 1) % len(data.labels)
             _check_causal(before, objective.decisions(double, later).logits, batch, fail)

@@ -128,7 +128,5 @@ def _tokens() -> Problem:
     targets[:, 0] = IGNORE
     groups = torch.arange(40)
     groups[:8] = groups[:8] // 2 * 2
-    data = Data(
-        text[:, :-1], targets, torch.arange(28), torch.arange(28, 36), tuple("abcdefghijk"), "tokens", groups=groups
-    )
+    data = Data(text[:, :-1], targets, torch.arange(28), torch.arange(28, 36), tuple("abcdefghijk"), groups=groups)
     return Problem(data, torch.arange(8), torch.arange(8, 28), data.test, holdout=torch.arange(36, 40))

@@ -6,7 +6,7 @@ import torch
 
 from expunge.base.errors import SpecError
 from expunge.core.contracts import Task
-from expunge.core.data import Data
+from expunge.core.data import Data, tensors_of
 from expunge.core.problem import Problem
 from expunge.models.gpt import GPT
 from expunge.models.mlp import MLP
@@ -44,8 +44,8 @@ def check_task(task: Task, data: Data | None = None) -> None:
 
 
 def _check_on(task: Task, data: Data) -> None:
-    fail, held = failing(task, data.kind), contents(data)
-    architecture = MLP(widths=[8]) if data.kind == "classes" else GPT(width=8, layers=1, heads=2)
+    fail, held = failing(task, type(data.objective).__name__), contents(data)
+    architecture = MLP(widths=[8]) if data.has_classes else GPT(width=8, layers=1, heads=2)
     recipe = TrainedRecipe(architecture, Training(epochs=1), data)
     problems = []
     for start in (1, 2):
@@ -92,4 +92,5 @@ def _check_forget_set(problem: Problem, fail: Fail) -> None:
 
 
 def _bytes(data: Data, index: int) -> bytes:
-    return data.inputs[index].numpy().tobytes() + data.targets[index].numpy().tobytes()
+    inputs = b"".join(tensor[index].numpy().tobytes() for tensor in tensors_of(data.inputs).values())
+    return inputs + bytes(data.targets[index].numpy().tobytes())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from expunge.base.seeds import derive
 from expunge.core.case import Recipe, train_model
 from expunge.core.data import Data
-from expunge.core.objective import infer_objective, knows
+from expunge.core.objective import knows
 from expunge.train.loop import in_order
 
 
@@ -77,7 +77,7 @@ def cscores(recipe: Recipe, data: Data, nets: int, seed: int) -> Tensor:
 
 def known(model: nn.Module, data: Data, ids: Tensor) -> Tensor:
     """Whether the model gets each example right, `[len(ids)]` bool."""
-    objective, model = infer_objective(data), model.eval()
+    objective, model = data.objective, model.eval()
     with torch.no_grad():
         found = [knows(objective.decisions(model, batch), batch.size) for batch in in_order(data, ids)]
     return torch.cat(found)

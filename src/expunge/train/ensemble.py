@@ -18,10 +18,9 @@ from torch.func import functional_call, stack_module_state
 
 from expunge.base.errors import SpecError
 from expunge.core.data import Batch, Data
-from expunge.core.objective import infer_objective, loss
 from expunge.train.loop import batch_count, fit
 from expunge.train.optim import make_optimizer
-from expunge.train.training import TrainedRecipe
+from expunge.train.training import TrainedRecipe, Training
 
 
 class Ensemble(nn.Module):
@@ -78,7 +77,9 @@ def train_ensemble(recipe: TrainedRecipe, data: Data, ids: Tensor, seeds: Sequen
         SpecError: The nets have buffers, or gradients are to be clipped, which is a matter of one net.
         RunError: The loss of one of them is not finite.
     """
-    t, objective = recipe.training, infer_objective(data)
+    t, objective = recipe.training, data.objective
+    if not isinstance(t, Training):
+        raise SpecError("the training is a function", where="train.name", remedy="train the nets one by one")
     if t.clip is not None:
         raise SpecError(f"found {t.clip}", where="train.clip", allowed="none for an ensemble")
     with torch.random.fork_rng(devices=[]):
@@ -89,7 +90,7 @@ def train_ensemble(recipe: TrainedRecipe, data: Data, ids: Tensor, seeds: Sequen
         fit(
             parameters,
             # The loss is a mean over all rows; times their number, each net has the gradient of its own mean.
-            lambda batch: len(seeds) * loss(objective.decisions(together, batch)),
+            lambda batch: len(seeds) * objective.loss(together, batch),
             _side_by_side(data, ids.expand(len(seeds), -1), t.batch_size, t.epochs, seeds),
             make_optimizer(t.optimizer, parameters, t.learning_rate, t.weight_decay),
             schedule=t.schedule(t.epochs * math.ceil(ids.shape[-1] / t.batch_size)),

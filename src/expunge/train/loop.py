@@ -106,14 +106,13 @@ def fit(
 
 
 def batches(data: Data, ids: Tensor, batch_size: int, epochs: int, generator: torch.Generator) -> Iterator[Batch]:
-    """Shuffled batches, a new order each epoch; the last of an epoch may be smaller.
+    """Shuffled batches with the data's augmentations, a new order each epoch; the last of an epoch may be smaller.
 
     A last batch of a single example is left out where there are others: batch norm cannot train on it.
     """
     for _ in range(epochs):
         order = ids[torch.randperm(len(ids), generator=generator)]
-        for chunk in order.split(batch_size)[: batch_count(len(ids), batch_size)]:
-            yield data.batch(chunk)
+        yield from data.stream(order.split(batch_size)[: batch_count(len(ids), batch_size)], generator)
 
 
 def batch_count(examples: int, batch_size: int) -> int:
@@ -149,9 +148,8 @@ def mean_batch(examples: int, batch_size: int) -> float:
 
 
 def in_order(data: Data, ids: Tensor, batch_size: int = 512) -> Iterator[Batch]:
-    """Batches in the order of the ids, for evaluation."""
-    for chunk in ids.split(batch_size):
-        yield data.batch(chunk)
+    """Batches in the order of the ids, for evaluation: nothing is augmented."""
+    yield from data.stream(ids.split(batch_size))
 
 
 def _require_finite(parameters: Sequence[nn.Parameter], step: int, rate: float, last: float) -> None:

@@ -14,7 +14,7 @@ from expunge.base.part import Count, NonNegative, Part, Positive, Share
 from expunge.core.case import Meter
 from expunge.core.contracts import require_trainable
 from expunge.core.data import Data
-from expunge.core.objective import infer_objective, loss
+from expunge.train.function_training import FunctionTraining
 from expunge.train.loop import batches, fit
 from expunge.train.optim import OptimizerName, cosine, make_optimizer
 
@@ -42,6 +42,25 @@ class Training(Part):
         """Factor on the learning rate at each step, or `None` where it is constant."""
         return None if self.final == 1.0 else cosine(steps, self.final)
 
+    def fit(self, module: nn.Module, data: Data, ids: Tensor, seed: int, meter: Meter | None = None) -> nn.Module:
+        """Train the module, in place, by the objective's loss.
+
+        Raises:
+            RunError: The loss is not finite.
+        """
+        parameters = require_trainable(module.train())
+        generator = torch.Generator().manual_seed(seed)
+        fit(
+            parameters,
+            lambda batch: data.objective.loss(module, batch),
+            batches(data, ids, self.batch_size, self.epochs, generator),
+            make_optimizer(self.optimizer, parameters, self.learning_rate, self.weight_decay),
+            meter=meter,
+            schedule=self.schedule(self.epochs * math.ceil(len(ids) / self.batch_size)),
+            clip=self.clip,
+        )
+        return module
+
 
 @dataclass(frozen=True)
 class TrainedRecipe:
@@ -49,12 +68,12 @@ class TrainedRecipe:
 
     Args:
         architecture: Called with the data, returns a freshly initialised module.
-        training: How long and how fast.
+        training: The library's loop with its settings, or a function of the user's.
         data: Gives the architecture its input shape and number of labels.
     """
 
     architecture: Any
-    training: Training
+    training: Training | FunctionTraining
     data: Data
 
     def build(self, seed: int) -> nn.Module:
@@ -70,16 +89,4 @@ class TrainedRecipe:
         Raises:
             RunError: The loss is not finite.
         """
-        objective, t = infer_objective(data), self.training
-        parameters = require_trainable(module.train())
-        generator = torch.Generator().manual_seed(seed)
-        fit(
-            parameters,
-            lambda batch: loss(objective.decisions(module, batch)),
-            batches(data, ids, t.batch_size, t.epochs, generator),
-            make_optimizer(t.optimizer, parameters, t.learning_rate, t.weight_decay),
-            meter=meter,
-            schedule=t.schedule(t.epochs * math.ceil(len(ids) / t.batch_size)),
-            clip=t.clip,
-        )
-        return module
+        return self.training.fit(module, data, ids, seed, meter)

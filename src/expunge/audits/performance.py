@@ -1,0 +1,81 @@
+"""The objective's own metrics on the forget, retain and test set, and on the hold-out where the task has one.
+
+What the objective calls knowledge is judged on the forget set, against retrained models and not against chance; what it
+calls utility is judged on the test set. For a classifier both are accuracy; for a language model knowledge is exact
+recitation and utility next-token accuracy; for numbers both are the explained share of the variance.
+
+Where a task planted corruption and kept the true targets, `healed` is the utility metric against those on all corrupted
+training examples, discovered or not, as the model was trained on them: with their trigger, if they have one
+(2505.17730).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import Tensor, nn
+
+from expunge.audits._evaluate import measured, sample
+from expunge.base.part import Count
+from expunge.core.case import Case
+from expunge.core.contracts import Audit
+from expunge.core.objective import Metric
+from expunge.core.problem import Problem
+from expunge.evidence.estimate import Better
+from expunge.evidence.scores import Role, Scores
+
+
+@dataclass(frozen=True)
+class Performance(Audit):
+    """Every metric of the objective, per split; always part of a run."""
+
+    retain: Count = 2000
+    """Retain examples to score, a fixed random part."""
+
+    def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
+        """Per example the value of each metric."""
+        problem = case.problem
+        splits = {
+            "forget": problem.unexposed,
+            "retain": sample(problem.retain, self.retain, "retain"),
+            "test": problem.test,
+            "holdout": problem.holdout,
+        }
+        values = {split: measured(model, problem, ids) for split, ids in splits.items() if len(ids)}
+        scores = [
+            _scores(metric, split, values[split][metric.name], splits[split], problem)
+            for metric in problem.objective.metrics
+            for split in values
+            if metric.utility or not metric.knowledge or split in ("forget", "holdout")
+        ]
+        return [*scores, *_healed(model, problem)]
+
+
+def _scores(metric: Metric, split: str, values: np.ndarray, ids: Tensor, problem: Problem) -> Scores:
+    role: Role = "description"
+    if split == "forget" and metric.knowledge:
+        role = "knowledge"
+    if split == "test" and metric.utility:
+        role = "utility"
+    better: Better = metric.better if split in ("retain", "test") else "reference"
+    group = None if problem.data.groups is None else problem.data.group_of(ids).numpy()
+    return Scores(
+        metric.name, split, values, ids.numpy(), role, metric.unit, better, group=group, sign=metric.sign,
+        required=role == "knowledge", bound=metric.bound,
+    )  # fmt: skip
+
+
+def _healed(model: nn.Module, problem: Problem) -> Iterator[Scores]:
+    ids, true = problem.corrupted, problem.true_targets
+    if not len(ids) or true is None:
+        return
+    asked = replace(problem, data=problem.data.relabelled(ids, true[ids]))
+    metric = next(metric for metric in problem.objective.metrics if metric.utility)
+    values = measured(model, asked, ids)[metric.name]
+    group = None if problem.data.groups is None else problem.data.group_of(ids).numpy()
+    yield Scores(
+        "healed", "corrupted", values, ids.numpy(), "description", metric.unit, metric.better, group=group,
+        sign=metric.sign,
+    )  # fmt: skip

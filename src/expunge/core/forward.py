@@ -1,0 +1,105 @@
+"""One forward pass of any model: inputs moved to its device and precision, and the output that holds predictions."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from expunge.base.errors import SpecError
+from expunge.core.modules import first_parameter
+
+if TYPE_CHECKING:
+    from expunge.core.data import Batch
+
+
+def output_of(model: nn.Module, batch: Batch, output: str | int | None = None) -> Tensor:
+    """Run the model on a batch.
+
+    Args:
+        model: Called with the inputs: one tensor, several in a tuple, or by name in a mapping.
+        batch: The examples; their inputs are moved to the model's device and floating-point type.
+        output: Which output to take: a key or attribute, or a position in a tuple. By default the output itself where
+            it is a tensor, else its `logits`.
+
+    Returns:
+        A tensor, with gradients where enabled.
+
+    Raises:
+        SpecError: The model returns several outputs and it is not said which one counts.
+    """
+    inputs = moved(batch.inputs, first_parameter(model))
+    extra = {"ids": batch.ids} if accepts_ids(model) else {}
+    if isinstance(inputs, Mapping):
+        returned = model(**inputs, **extra)
+    elif isinstance(inputs, tuple):
+        returned = model(*inputs, **extra)
+    else:
+        returned = model(inputs, **extra)
+    return chosen_output(returned, output, model)
+
+
+def moved(inputs: Any, place: Tensor) -> Any:
+    """Inputs on the device of `place`, floating-point ones in its type; tuples and mappings keep their form."""
+    if isinstance(inputs, Mapping):
+        return {name: moved(value, place) for name, value in inputs.items()}
+    if isinstance(inputs, tuple):
+        return tuple(moved(value, place) for value in inputs)
+    inputs = inputs.to(place.device)
+    return inputs.to(place.dtype) if inputs.is_floating_point() else inputs
+
+
+def chosen_output(returned: Any, output: str | int | None, model: nn.Module) -> Tensor:
+    """The tensor among a model's outputs that holds its predictions."""
+    if output is None:
+        # Hugging Face models return an object that carries the logits; it is a mapping as well.
+        output = "logits" if hasattr(returned, "logits") or _has_key(returned, "logits") else None
+    if isinstance(output, int) and isinstance(returned, tuple | list) and -len(returned) <= output < len(returned):
+        returned = returned[output]
+    elif isinstance(output, str) and hasattr(returned, output):
+        returned = getattr(returned, output)
+    elif isinstance(output, str) and _has_key(returned, output):
+        returned = returned[output]
+    elif output is not None:
+        raise _unclear(returned, model, f"no output {output!r}")
+    if not isinstance(returned, Tensor):
+        raise _unclear(returned, model, "several outputs")
+    return returned
+
+
+def _has_key(returned: Any, key: str) -> bool:
+    return isinstance(returned, Mapping) and key in returned
+
+
+def _unclear(returned: Any, model: nn.Module, finding: str) -> SpecError:
+    kind = type(returned).__name__
+    if isinstance(returned, Mapping):
+        there = f"a {kind} with keys {', '.join(map(repr, returned))}"
+    elif isinstance(returned, tuple | list):
+        there = f"a {kind} of {len(returned)} values"
+    else:
+        there = (
+            f"a {kind} with attributes {', '.join(sorted(n for n in vars(returned) if not n.startswith('_')))}"
+            if (hasattr(returned, "__dict__"))
+            else f"a {kind}"
+        )
+    return SpecError(
+        f"the model returns {there}: {finding}",
+        where=f"model ({type(model).__name__})",
+        allowed="a tensor, or an output with `logits`",
+        remedy="name the output that holds the predictions: output = ... of the objective, a key or a position",
+    )
+
+
+def accepts_ids(model: nn.Module) -> bool:
+    """Whether the model's `forward` takes an argument `ids`, as example-tied masks do."""
+    # By the function, not the bound method, which is another object each time; reading a signature takes 20 us.
+    return _takes_ids(getattr(model.forward, "__func__", model.forward))
+
+
+@cache
+def _takes_ids(forward: Callable[..., object]) -> bool:
+    return "ids" in inspect.signature(forward).parameters

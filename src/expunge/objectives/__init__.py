@@ -1,0 +1,1 @@
+"""What model outputs are judged by: one objective a file."""

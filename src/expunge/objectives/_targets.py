@@ -1,0 +1,68 @@
+"""Checks of targets that several objectives make."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from expunge.base.errors import SpecError
+
+
+def require_whole(targets: Tensor, what: str) -> None:
+    """Refuse targets that are no whole numbers.
+
+    Raises:
+        SpecError: They are floating-point or complex.
+    """
+    if targets.is_floating_point() or targets.is_complex():
+        raise SpecError(f"targets are {targets.dtype}", where="data.targets", allowed=f"{what}, as whole numbers")
+
+
+def require_labels(targets: Tensor, labels: int, ignore: int | None = None) -> None:
+    """Refuse targets outside the labels.
+
+    Args:
+        targets: Whole numbers; the first dimension counts examples.
+        labels: How many labels there are.
+        ignore: A target that is no decision.
+
+    Raises:
+        SpecError: Names the first example with such a target.
+    """
+    outside = (targets < 0) | (targets >= labels)
+    if ignore is not None:
+        outside &= targets != ignore
+    if outside.any():
+        place = outside.nonzero()[0]
+        raise SpecError(
+            f"label {int(targets[tuple(place)])} (example {int(place[0])}) is outside the classes",
+            where="data.targets",
+            allowed=f"0 to {labels - 1}",
+        )
+
+
+def require_decided(targets: Tensor, ignore: int) -> None:
+    """Refuse examples in which every target is ignored: with nothing to get wrong, they would count as known.
+
+    Raises:
+        SpecError: Counts them, and names the first.
+    """
+    idle = (targets == ignore).flatten(1).all(1).nonzero().flatten()
+    if len(idle):
+        raise SpecError(
+            f"{len(idle)} examples decide nothing, the first has id {int(idle[0])}",
+            where="data.targets",
+            allowed=f"at least one target other than {ignore} per example",
+            remedy="drop these examples, or let a token of theirs count",
+        )
+
+
+def labels_up_to(targets: Tensor, ignore: int | None = None) -> tuple[str, ...]:
+    """The numbers from 0 to the largest target, as label names."""
+    decided = targets if ignore is None else targets[targets != ignore]
+    return tuple(str(label) for label in range(int(decided.max()) + 1 if decided.numel() else 0))
+
+
+def drawn_wrong(targets: Tensor, labels: int, generator: torch.Generator) -> Tensor:
+    """Each target replaced by a uniformly drawn wrong one of so many labels."""
+    return (targets + torch.randint(1, labels, targets.shape, generator=generator)) % labels

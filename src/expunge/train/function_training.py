@@ -1,0 +1,87 @@
+"""Your own training function in a spec: `[train] name = "my_training:fit"`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Subset
+
+from expunge.base import registry
+from expunge.base.errors import SpecError
+from expunge.base.part import Part
+from expunge.core.case import Meter
+from expunge.core.data import Data, rows_of
+
+
+class Items(Dataset[Any]):
+    """A data set's examples one by one, as `(inputs, target)`."""
+
+    def __init__(self, data: Data) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Any, Tensor]:
+        batch = self.data.batch(torch.tensor([index]))
+        return rows_of(batch.inputs, torch.tensor(0)), batch.targets[0]
+
+
+@dataclass(frozen=True)
+class FunctionTraining(Part):
+    """A function `fit(module, dataset, **settings)` that trains the module in place on a map-style data set."""
+
+    target: str
+    """`module:function`, beside the spec file or installed."""
+    keywords: dict[str, Any] = field(default_factory=dict)
+    """The table's other settings, handed on by name."""
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any], *, where: str, folder: Path | None = None) -> FunctionTraining:
+        """The training that a `[train]` table with a name describes.
+
+        Raises:
+            SpecError: The name is no function, or takes no argument of a setting's name.
+        """
+        target, keywords = table["name"], {key: value for key, value in table.items() if key != "name"}
+        if not isinstance(target, str) or ":" not in target:
+            raise SpecError(f"found {target!r}", where=f"{where}.name", allowed="module:function")
+        registry.build_function(target, keywords, where=where)
+        return cls(target, keywords)
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the training set, for cost forecasts: the setting of that name, or one."""
+        return float(self.keywords.get("epochs", 1))
+
+    @property
+    def batch_size(self) -> int:
+        """Examples per step, for cost forecasts: the setting of that name, or 128."""
+        return int(self.keywords.get("batch_size", 128))
+
+    def settings(self) -> dict[str, Any]:
+        """What the `[train]` table says."""
+        return {"name": self.target, **self.keywords}
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Its settings and the function's code."""
+        return registry.build_function(self.target, self.keywords, where="train").fingerprint()
+
+    def fit(self, module: nn.Module, data: Data, ids: Tensor, seed: int, meter: Meter | None = None) -> nn.Module:
+        """Hand the module in training mode and the chosen items to the function; its gradients are not counted.
+
+        Args:
+            module: Trained in place.
+            data: Where the items come from.
+            ids: Which examples, in increasing order.
+            seed: Already set for torch; the function may draw from the global generators.
+            meter: Not charged: what a function costs is not known.
+        """
+        function: Callable[..., object] = registry.build_function(self.target, {}, where="train").function
+        function(module.train(), Subset(Items(data), ids.tolist()), **self.keywords)
+        return module
