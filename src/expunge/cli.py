@@ -139,7 +139,7 @@ def study(name: str, preset: str, out: Path, seeds: tuple[int, ...], workers: in
     from expunge.pipeline.run import default_workers
     from expunge.reporting.progress import Progress
     from expunge.reporting.study import read_study, study_table
-    from expunge.studies._run import run_study
+    from expunge.study.run import run_study
 
     registry.add_search_path(Path.cwd())
     folder = run_study(

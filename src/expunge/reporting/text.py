@@ -195,9 +195,11 @@ def describe(kind: str, part_class: Any) -> dict[str, Any]:
 def _summary(part_class: Any) -> str:
     """The docstring of the file that holds nothing but this part, otherwise the part's own."""
     module = inspect.getmodule(part_class)
-    file = (module.__name__ if module else "").rpartition(".")[2].replace("_", "")
+    *_, folder, file = ["", *(module.__name__ if module else "").replace("_", "").split(".")]
     own = inspect.getdoc(part_class) or ""
-    return (inspect.getdoc(module) or own) if module and file == part_class.__name__.lower() else own
+    # `methods/scrub.py` holds `Scrub`, `studies/rem/study.py` holds `RemStudy`.
+    alone = part_class.__name__.lower() in (file, folder + file)
+    return (inspect.getdoc(module) or own) if module and alone else own
 
 
 def _settings(part_class: Any) -> list[dict[str, Any]]:

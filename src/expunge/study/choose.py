@@ -9,7 +9,7 @@ import numpy as np
 
 from expunge.base.errors import RunError
 from expunge.evidence.table import Table
-from expunge.studies._study import Work
+from expunge.study.study import Work
 
 Entry = dict[str, Any]
 """A method's table in a spec, without its label."""
@@ -47,7 +47,7 @@ def choose(
         if names <= failed.keys():
             raise failed[min(names)].at(f"every candidate of {label!r} failed")
     entries = {label: found[_best(means, label, len(found))] for label, found in grid.items()}
-    return {"entries": entries, "tried": {f"{name}: {_told(tried[name])}": round(means[name], 4) for name in tried}}
+    return {"entries": entries, "tried": {f"{name}: {_spelled(tried[name])}": round(means[name], 4) for name in tried}}
 
 
 def _numbers(
@@ -98,5 +98,5 @@ def kept_and_forgotten(table: Table) -> dict[str, float]:
     return {model: mean(model, "retain") * (1 - max(mean(model, "forget"), 0.2)) for model in table.models}
 
 
-def _told(entry: Entry) -> str:
+def _spelled(entry: Entry) -> str:
     return ", ".join(f"{key}={value}" for key, value in entry.items())

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from expunge.numerics.linops import differentiable, hessian
-from expunge.studies._edge_of_stability import Examples, minibatches, squared
+from expunge.studies.edge_of_stability.setup import Examples, minibatches, squared
 from expunge.train.loop import fit
 from expunge.train.monitors import SharpnessMonitor
 

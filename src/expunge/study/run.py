@@ -23,7 +23,7 @@ from expunge.evidence.claim import decide
 from expunge.pipeline.folder import environment
 from expunge.reporting.progress import Progress
 from expunge.reporting.study import write_study_page
-from expunge.studies._study import Study, Work, at_preset
+from expunge.study.study import Study, Work, at_preset
 
 FOLDER = "studies"
 RESULT = "study.json"

@@ -1,4 +1,4 @@
-"""The model of `fading` where second-layer weights differ from the beginning, as those of both signs do.
+"""The model of `numerics.fading` where second-layer weights differ from the beginning, as those of both signs do.
 
 In the limit of many units, each group i of share p_i has its own alignment s_i and scale a_i, and all see the same
 residual rho_k = c_k - sigma_k sum_j p_j a_j s_j^k:
@@ -6,7 +6,7 @@ residual rho_k = c_k - sigma_k sum_j p_j a_j s_j^k:
     ds_i/dt = a_i (1 - s_i^2) sum_k k sigma_k s_i^(k - 1) rho_k,    da_i/dt = epsilon sum_k sigma_k s_i^k rho_k
 
 A unit with a_i below 0 turns to -u. From equal shares of a and -a the even degrees cancel at first, and the two groups
-part ways; kappa then tells nothing. Like `fading`, a derived model; of finitely many units it knows no floor.
+part ways; kappa then tells nothing. Like `numerics.fading`, a derived model; of finitely many units it knows no floor.
 
 Cost: a thousand or so evaluations, each of groups times degrees.
 """
@@ -55,7 +55,7 @@ def unit_paths(
     Args:
         teacher: c_0, c_1, and so on.
         activation: sigma_0, sigma_1, and so on; what is missing in either is 0.
-        ratio: epsilon, the second layer's step size over the first one's.
+        ratio: epsilon, the second layer's step size over the first series's.
         scales: Each group's second-layer weight in the beginning, of either sign, not 0.
         times: Rising, the first is the beginning.
         shares: Of the units in each group, with the sum 1; equal where not given.
@@ -71,7 +71,9 @@ def unit_paths(
     if p.shape != a.shape or not (p > 0).all() or not math.isclose(p.sum(), 1, rel_tol=1e-9):
         raise SpecError("do not fit the scales", where="shares", allowed="a positive number for each, with the sum 1")
     size = max(len(teacher), len(activation), 2)
-    c, sigma = (np.pad(np.asarray(one, dtype=np.float64), (0, size - len(one))) for one in (teacher, activation))
+    c, sigma = (
+        np.pad(np.asarray(series, dtype=np.float64), (0, size - len(series))) for series in (teacher, activation)
+    )
     if not (np.isfinite(np.concatenate([a, c, sigma])).all() and a.all() and 0 < ratio < math.inf):
         raise SpecError("a number is not finite, a scale is 0, or the ratio not positive", where="unit_paths")
     k = np.arange(size)
@@ -84,8 +86,8 @@ def unit_paths(
         pull = powers[:, :-1] @ (k[1:] * residual[1:])
         return np.concatenate([scale * pull, ratio * (powers @ residual)])
 
-    found = integrate(field, np.concatenate([np.zeros(len(a)), a]), times, solver=solver, tolerance=tolerance)
-    s, scale = np.tanh(found.states[:, : len(a)]), found.states[:, len(a) :]
+    solution = integrate(field, np.concatenate([np.zeros(len(a)), a]), times, solver=solver, tolerance=tolerance)
+    s, scale = np.tanh(solution.states[:, : len(a)]), solution.states[:, len(a) :]
     moments = np.einsum("g,tg,tgk->tk", p, scale, s[:, :, None] ** k)
     loss = np.square(c - sigma * moments).sum(1) / 2
-    return UnitPaths(found.times, s, scale, np.sqrt(s**2 @ p), loss)
+    return UnitPaths(solution.times, s, scale, np.sqrt(s**2 @ p), loss)

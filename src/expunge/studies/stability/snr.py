@@ -55,12 +55,12 @@ class Net(NamedTuple):
     def slopes(self, x: Tensor) -> Tensor:
         """Gradients of f by the filters, `[n, 2 m d]`."""
         on = (torch.einsum("jmd,npd->njmp", self.filters, x) > 0).to(x)
-        found = torch.einsum("njmp,npd->njmd", on, x) / self.filters.shape[1]
-        return torch.stack([found[:, 0], -found[:, 1]], 1).flatten(1)
+        slopes = torch.einsum("njmp,npd->njmd", on, x) / self.filters.shape[1]
+        return torch.stack([slopes[:, 0], -slopes[:, 1]], 1).flatten(1)
 
 
 @dataclass(frozen=True)
-class Found:
+class NetworkResult:
     """What one network showed."""
 
     coherence: float
@@ -85,7 +85,7 @@ def sample(mu: float, noise: float, scale: Scale, generator: torch.Generator) ->
     return x, labels
 
 
-def look(mu: float, noise: float, scale: Scale, generator: torch.Generator) -> Found:
+def look(mu: float, noise: float, scale: Scale, generator: torch.Generator) -> NetworkResult:
     """Train on signal and noise, then leave by every step rule."""
     x, y = sample(mu, noise, scale, generator)
     first = torch.randn(2, scale.filters, scale.inputs, generator=generator, dtype=torch.float64)
@@ -103,7 +103,7 @@ def look(mu: float, noise: float, scale: Scale, generator: torch.Generator) -> F
     update = Update(
         rules["normalised"], MIX, Draw(retained, retained), Draw(scale.count - retained, scale.count - retained)
     )
-    return Found(
+    return NetworkResult(
         coherence(similarities(gram), sharpnesses(gram)),
         sharpness,
         residual,

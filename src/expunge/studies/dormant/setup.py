@@ -10,8 +10,8 @@ import torch
 
 from expunge.core.data import Data
 from expunge.data.fashion_mnist import FashionMNIST
-from expunge.studies._choose import Entry
-from expunge.studies._read import Key
+from expunge.study.choose import Entry
+from expunge.study.read import Key
 
 TUNING = (100, 101)
 """Seeds on which settings are chosen; never reported."""
@@ -20,7 +20,7 @@ MOVED = {"permuted": {}, "rescaled": {"permute": False, "rescale": 1.0}}
 """Controls that are random relabelling's function with other weights; to gradient descent the second is another."""
 RESISTING = ("weight_distortion", "weight_distance_reg", "connectivity_breaking")
 PERTURBED = ("weight_attenuation", "weight_dropout")
-OTHER_IMAGES = "expunge.studies._dormant:other_images"
+OTHER_IMAGES = "expunge.studies.dormant.setup:other_images"
 SHORT = {"epochs": 2}
 
 L2: Key = ("l2_distance", "weights")
@@ -126,8 +126,8 @@ def base(train: int, epochs: int, count: int) -> dict[str, Any]:
 
 def grid(*, every: bool, short: bool) -> dict[str, list[Entry]]:
     """Candidates by label."""
-    found = {**OUTPUT, **WEIGHT, **(MORE if every else {})}
-    return {label: [_shortened(entry, short) for entry in entries] for label, entries in found.items()}
+    candidates = {**OUTPUT, **WEIGHT, **(MORE if every else {})}
+    return {label: [_shortened(entry, short) for entry in entries] for label, entries in candidates.items()}
 
 
 def methods(chosen: Mapping[str, Entry], strengths: Sequence[float], *, every: bool, short: bool) -> list[Entry]:
@@ -177,8 +177,8 @@ def other_images(train: int, test: int = 2000) -> Data:
 
 def attack(name: str, short: bool) -> Entry:
     """An attack of the spec."""
-    found = {"name": "relearn", "label": name, **{**ATTACKS, **OTHERS}[name]}
-    return {**found, **SHORT} if short and found["name"] == "relearn" else found
+    entry = {"name": "relearn", "label": name, **{**ATTACKS, **OTHERS}[name]}
+    return {**entry, **SHORT} if short and entry["name"] == "relearn" else entry
 
 
 def _shortened(entry: Entry, short: bool) -> Entry:

@@ -18,11 +18,11 @@ from expunge.base.part import Count
 from expunge.evidence.claim import Claim, Measured
 from expunge.evidence.figure import Figure, Grid
 from expunge.evidence.table import ORIGINAL, REFERENCE
-from expunge.studies import _rem as setup
-from expunge.studies._choose import choose, kept_and_forgotten
-from expunge.studies._read import FORGET, TEST, Gap, Key, OfSeed, array, mean_gap, spearman, with_error
-from expunge.studies._rem_claims import CLAIMS
-from expunge.studies._study import Preset, Study, Work
+from expunge.studies.rem import setup
+from expunge.study.choose import choose, kept_and_forgotten
+from expunge.study.claims import read_claims
+from expunge.study.read import FORGET, TEST, Gap, Key, OfSeed, array, mean_gap, spearman, with_error
+from expunge.study.study import Preset, Study, Work
 from expunge.tasks._split import REM as CITE
 
 HEALED: Key = ("healed", "corrupted")
@@ -36,13 +36,13 @@ ATTACKED = (0.5, 1.0)
 
 
 @dataclass(frozen=True)
-class REM(Study):
+class RemStudy(Study):
     """Utility and healing over the plane of discovery and regularity."""
 
     cite: ClassVar[str] = CITE
     paper: ClassVar[str] = "Redirection for Erasing Memory, 2025"
     side_by_side: ClassVar[bool] = False
-    claims: ClassVar[tuple[Claim, ...]] = CLAIMS
+    claims: ClassVar[tuple[Claim, ...]] = read_claims(__file__)
     presets: ClassVar[Mapping[str, Preset]] = {
         "quick": Preset((0,), setup.QUICK),
         "cpu": Preset((0, 1, 2)),
@@ -108,54 +108,60 @@ class REM(Study):
         runs = {name: OfSeed(work.record(name).table, seed) for name in basis["scores"]}
         cells = [runs[setup.cell(r, rate)] for rate in self.rates for r in setup.REGULARITIES]
         rows = [*basis["entries"], *setup.ABLATIONS[1:], "rem-ideal", "retrain", REFERENCE]
-        found: dict[str, Any] = {
+        measured: dict[str, Any] = {
             f"{what} {m}": [part(c, m) for c in cells] for m in (*rows, ORIGINAL) for what, part in PARTS
         }
-        mean = {m: float(np.mean(found[f"product {m}"])) for m in rows}
+        mean = {m: float(np.mean(measured[f"product {m}"])) for m in rows}
         others = [m for m in rows if m not in (*setup.ABLATIONS, "rem-ideal", REFERENCE)]
-        found |= with_error("rem_highest", {m: mean_gap([product_gap(c, "rem", m) for c in cells]) for m in others})
-        found["rem_never_collapses"] = min(
-            ours / whole for ours, whole in zip(found["product rem"], found[f"product {REFERENCE}"], strict=True)
+        measured |= with_error("rem_highest", {m: mean_gap([product_gap(c, "rem", m) for c in cells]) for m in others})
+        measured["rem_never_collapses"] = min(
+            ours / whole for ours, whole in zip(measured["product rem"], measured[f"product {REFERENCE}"], strict=True)
         )
-        found |= array("ablation_order", {m: mean[m] for m in setup.ABLATIONS})
+        measured |= array("ablation_order", {m: mean[m] for m in setup.ABLATIONS})
         known = [i for i, rate in enumerate(np.repeat(self.rates, 3)) if rate < 1]
-        gain = np.subtract(found["product rem-ideal"], found["product rem"])
-        found["ideal_bounds"] = float(np.mean(gain[known]))
-        return found | self._retrained(runs, found) | self._baselines(found) | self._beyond(runs)
+        gain = np.subtract(measured["product rem-ideal"], measured["product rem"])
+        measured["ideal_bounds"] = float(np.mean(gain[known]))
+        return measured | self._retrained(runs, measured) | self._baselines(measured) | self._beyond(runs)
 
-    def _retrained(self, runs: Mapping[str, OfSeed], found: Mapping[str, Any]) -> dict[str, Any]:
-        healed = dict(zip(self._cells(), found["healed retrain"], strict=True))
+    def _retrained(self, runs: Mapping[str, OfSeed], values: Mapping[str, Any]) -> dict[str, Any]:
+        healed = dict(zip(self._cells(), values["healed retrain"], strict=True))
         most, least = max(self.rates), min(self.rates)
         lost = {r: healed[r, most] - healed[r, 0.5] for r in setup.REGULARITIES}
         whole = {r: healing(runs[setup.cell(r, most)], REFERENCE) for r in setup.REGULARITIES}
-        told: dict[str, Any] = {"trigger_is_abrupt": lost[setup.HIGH] - lost[setup.LOW]}
-        told |= array("retrain_heals_all_known", {r: healed[r, most] - whole[r] for r in setup.REGULARITIES})
-        told |= array("retrain_needs_discovery", {r: healed[r, most] - healed[r, least] for r in setup.REGULARITIES})
+        measured: dict[str, Any] = {"trigger_is_abrupt": lost[setup.HIGH] - lost[setup.LOW]}
+        measured |= array("retrain_heals_all_known", {r: healed[r, most] - whole[r] for r in setup.REGULARITIES})
+        measured |= array(
+            "retrain_needs_discovery", {r: healed[r, most] - healed[r, least] for r in setup.REGULARITIES}
+        )
         if not self.small:
             dial = {m: {f"presence {q:g}": healing(runs[f"dial-{q:g}"], m) for q in DIAL} for m in ("retrain", "rem")}
-            told |= array("regularity_dial", dial["retrain"]) | {"dial rem": list(dial["rem"].values())}
-        return told
+            measured |= array("regularity_dial", dial["retrain"]) | {"dial rem": list(dial["rem"].values())}
+        return measured
 
-    def _baselines(self, found: Mapping[str, Any]) -> dict[str, Any]:
+    def _baselines(self, values: Mapping[str, Any]) -> dict[str, Any]:
         cells = self._cells()
-        told = array(
+        measured = array(
             "npo_pays",
             {
-                "healed": float(np.mean(np.subtract(found["healed rem-npo"], found[f"healed {ORIGINAL}"]))),
-                "utility": float(np.mean(np.subtract(found["utility retrain"], found["utility rem-npo"]))),
+                "healed": float(np.mean(np.subtract(values["healed rem-npo"], values[f"healed {ORIGINAL}"]))),
+                "utility": float(np.mean(np.subtract(values["utility retrain"], values["utility rem-npo"]))),
             },
         )
-        followers = [m for m in ("finetune", "scrub", "bad_teacher") if f"healed {m}" in found]
-        ranks = {m: spearman(found[f"healed {m}"], found["healed retrain"]) for m in followers}
-        told |= array("retain_methods_follow", ranks)
-        if "healed potion" in found:
-            healed, utility = (dict(zip(cells, found[f"{what} potion"], strict=True)) for what in ("healed", "utility"))
-            whole = dict(zip(cells, found["utility retrain"], strict=True))
-            told |= array("potion_heals_triggers", {f"rate {rate:g}": healed[setup.HIGH, rate] for rate in self.rates})
-            told["potion_breaks_on_labels"] = float(
+        followers = [m for m in ("finetune", "scrub", "bad_teacher") if f"healed {m}" in values]
+        ranks = {m: spearman(values[f"healed {m}"], values["healed retrain"]) for m in followers}
+        measured |= array("retain_methods_follow", ranks)
+        if "healed potion" in values:
+            healed, utility = (
+                dict(zip(cells, values[f"{what} potion"], strict=True)) for what in ("healed", "utility")
+            )
+            whole = dict(zip(cells, values["utility retrain"], strict=True))
+            measured |= array(
+                "potion_heals_triggers", {f"rate {rate:g}": healed[setup.HIGH, rate] for rate in self.rates}
+            )
+            measured["potion_breaks_on_labels"] = float(
                 np.mean([utility[setup.LOW, rate] - whole[setup.LOW, rate] for rate in self.rates])
             )
-        return told
+        return measured
 
     def _beyond(self, runs: Mapping[str, OfSeed]) -> dict[str, Any]:
         all_known = {r: runs[f"attacked-{setup.cell(r, 1.0)}"] for r in setup.REGULARITIES}
@@ -191,7 +197,9 @@ class REM(Study):
         rows = [*basis["entries"], *setup.ABLATIONS[1:], "rem-ideal", "retrain", REFERENCE]
 
         def plane(what: str, model: str) -> np.ndarray[Any, Any]:
-            values = np.mean([np.asarray(found[f"{what} {model}"], dtype=float) for found in seeds.values()], axis=0)
+            values = np.mean(
+                [np.asarray(measured[f"{what} {model}"], dtype=float) for measured in seeds.values()], axis=0
+            )
             return np.asarray(values).reshape(len(self.rates), 3).T
 
         names = tuple(f"{rate:g}" for rate in self.rates)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from expunge.base.errors import RunError
-from expunge.studies._edge_of_stability import Examples, squared
+from expunge.studies.edge_of_stability.setup import Examples, squared
 from expunge.train.loop import Pair, fit
 from expunge.train.monitors import SharpnessMonitor
 
@@ -26,7 +26,7 @@ SHARE, GONE, EVERY = 8, 0.5, 5
 counts as forgotten; steps between readings."""
 
 
-class Outcome(NamedTuple):
+class UnlearningRun(NamedTuple):
     """How one run of unlearning ended."""
 
     factor: float
@@ -38,7 +38,7 @@ class Outcome(NamedTuple):
 
 def unlearned(
     model: nn.Sequential, batch: Examples, rate: float, most: int, generator: torch.Generator
-) -> list[Outcome]:
+) -> list[UnlearningRun]:
     """Every step size with every mix, from the same model, until the forget set is gone or the steps run out."""
     order = torch.randperm(batch.size, generator=generator)
     forget, retain = (batch.at(ids) for ids in (order[: batch.size // SHARE], order[batch.size // SHARE :]))
@@ -56,7 +56,7 @@ def _one(
     factor: float,
     ascent_weight: float,
     most: int,
-) -> Outcome:
+) -> UnlearningRun:
     student = copy.deepcopy(model)
     optimizer = torch.optim.SGD(student.parameters(), lr=factor * rate)
     monitor = SharpnessMonitor(squared, [retain], optimizer, every=EVERY)
@@ -81,4 +81,4 @@ def _one(
     ratios = [
         (1 - ascent_weight) * s / e for s, e in zip(monitor.sharpness, monitor.edges, strict=True) if math.isfinite(s)
     ]
-    return Outcome(factor, max(ratios), losses[-1] - losses[0])
+    return UnlearningRun(factor, max(ratios), losses[-1] - losses[0])

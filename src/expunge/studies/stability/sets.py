@@ -59,7 +59,7 @@ def tasks(count: int, seed: int) -> dict[str, Task]:
 
 
 @dataclass(frozen=True)
-class Found:
+class ForgetSetResult:
     """One forget set: what is predicted, and what was measured."""
 
     predicted: Mapping[str, float]
@@ -76,7 +76,7 @@ class Found:
     """Of the plan that `diagnostics.recommendation` names: steps taken over those predicted, at most 2, and damage."""
 
 
-def look(task: Task, train: int, epochs: int, most: int, seed: int) -> Found:
+def look(task: Task, train: int, epochs: int, most: int, seed: int) -> ForgetSetResult:
     """Train, predict, unlearn in so many steps at most, measure."""
     data = FashionMNIST(train=train)()
     recipe = TrainedRecipe(MLP(widths=[128, 64]), Training(epochs=epochs), data)
@@ -105,7 +105,7 @@ def look(task: Task, train: int, epochs: int, most: int, seed: int) -> Found:
         }
         for (course, _), (name, plan) in zip(courses[len(PLANS) :], METHODS.items(), strict=True)
     }
-    return Found(predicted, outcome, plans, methods, _recommended(case, seed))
+    return ForgetSetResult(predicted, outcome, plans, methods, _recommended(case, seed))
 
 
 def _outcome(case: Case, student: nn.Module, steps: int, seed: int) -> dict[str, float]:
@@ -117,10 +117,10 @@ def _outcome(case: Case, student: nn.Module, steps: int, seed: int) -> dict[str,
 
 
 def _recommended(case: Case, seed: int) -> tuple[float, float]:
-    found = Recommendation(batch_size=BATCH)(case, seed)
-    predicted = found[STEPS].value
+    plan = Recommendation(batch_size=BATCH)(case, seed)
+    predicted = plan[STEPS].value
     limit = 2 * math.ceil(predicted)
-    student, steps = _forgotten(case.original, case.problem, found[STEP].value, found[MIX].value, limit, seed)
+    student, steps = _forgotten(case.original, case.problem, plan[STEP].value, plan[MIX].value, limit, seed)
     retain = case.problem.retain
     return steps / predicted, _accuracy(case.original, case.problem, retain) - _accuracy(student, case.problem, retain)
 
@@ -191,6 +191,8 @@ def _divergence(reference: nn.Module, model: nn.Module, problem: Problem, ids: T
     """KL(reference || model) on these examples, in nats, a mean."""
     with torch.no_grad():
         batch = problem.data.batch(ids)
-        asked, found = (problem.objective.decisions(one, batch).logits.log_softmax(1) for one in (reference, model))
-    value = float((asked.exp() * (asked - found)).sum(1).mean())
+        wanted, given = (
+            problem.objective.decisions(network, batch).logits.log_softmax(1) for network in (reference, model)
+        )
+    value = float((wanted.exp() * (wanted - given)).sum(1).mean())
     return value if math.isfinite(value) else math.inf

@@ -20,18 +20,18 @@ from expunge.evidence.claim import Claim, Measured
 from expunge.evidence.figure import Chart, Figure, Grid, Series
 from expunge.evidence.intervals import student
 from expunge.evidence.table import REFERENCE
-from expunge.studies import _dormant as setup
-from expunge.studies._choose import choose, near_retrained
-from expunge.studies._dormant_claims import CLAIMS
-from expunge.studies._read import END, FORGET, TEST, Key, OfSeed, array, mean_gap, spearman, with_error
-from expunge.studies._study import Preset, Study, Work
+from expunge.studies.dormant import setup
+from expunge.study.choose import choose, near_retrained
+from expunge.study.claims import read_claims
+from expunge.study.read import END, FORGET, TEST, Key, OfSeed, array, mean_gap, spearman, with_error
+from expunge.study.study import Preset, Study, Work
 
 GENTLE, WORST = "relearn", "relearn_hot_k60"
 """The attack of the paper's main figures, retained data alone at the rate of unlearning; and the harshest here."""
 
 
 @dataclass(frozen=True)
-class Dormant(Study):
+class DormantStudy(Study):
     """Relearning attacks on unlearned models, and predictors of what comes back."""
 
     cite: ClassVar[str] = (
@@ -42,7 +42,7 @@ class Dormant(Study):
     paper: ClassVar[str] = "From Dormant to Deleted, 2025"
     side_by_side: ClassVar[bool] = False
 
-    claims: ClassVar[tuple[Claim, ...]] = CLAIMS
+    claims: ClassVar[tuple[Claim, ...]] = read_claims(__file__)
 
     presets: ClassVar[Mapping[str, Preset]] = {
         "quick": Preset((0,), setup.QUICK),
@@ -106,49 +106,49 @@ class Dormant(Study):
         hard, easy, fresh = (OfSeed(work.record(name).table, seed) for name in ("hard", "easy", "fresh"))
         output = [m for m in basis["entries"] if m in setup.OUTPUT]
         methods = [m for m in basis["entries"] if m in (*setup.OUTPUT, *setup.WEIGHT)]
-        found = self._recovery(hard, output, basis) | with_error("retrained_flat", hard.end(REFERENCE, GENTLE))
-        found |= with_error("easy_shows_nothing", easy.gap("random_relabel", attack=GENTLE))
-        found["original_keeps"] = hard.value(setup.UNTOUCHED, END, GENTLE)
-        found |= with_error("random_stays", hard.gap(setup.RANDOM, attack=GENTLE))
-        found |= self._predictors(hard, methods) | self._moved(hard) | self._ours(fresh, basis)
-        return found | self._attacks(hard, methods) | self._all(hard, basis)
+        measured = self._recovery(hard, output, basis) | with_error("retrained_flat", hard.end(REFERENCE, GENTLE))
+        measured |= with_error("easy_shows_nothing", easy.gap("random_relabel", attack=GENTLE))
+        measured["original_keeps"] = hard.value(setup.UNTOUCHED, END, GENTLE)
+        measured |= with_error("random_stays", hard.gap(setup.RANDOM, attack=GENTLE))
+        measured |= self._predictors(hard, methods) | self._moved(hard) | self._ours(fresh, basis)
+        return measured | self._attacks(hard, methods) | self._all(hard, basis)
 
     def _recovery(self, hard: OfSeed, output: Sequence[str], basis: Mapping[str, Any]) -> dict[str, Any]:
         both = {f"{m} left": hard.gap(m, attack=GENTLE) for m in output}
         both |= {f"{m} gained": hard.gain(m, GENTLE) for m in output}
-        found = with_error("output_recovers", both)
+        measured = with_error("output_recovers", both)
         resisting = {m: hard.gap(m, attack=GENTLE) for m in setup.RESISTING}
         perturbed = {m: hard.gap(m, attack=GENTLE) for m in setup.PERTURBED if m in basis["entries"]}
-        found |= with_error("weight_space_resists", resisting) | with_error("attenuation_resists", perturbed)
-        found |= with_error("weight_space_costs", mean_gap([hard.gap(m, key=TEST) for m in setup.RESISTING]))
+        measured |= with_error("weight_space_resists", resisting) | with_error("attenuation_resists", perturbed)
+        measured |= with_error("weight_space_costs", mean_gap([hard.gap(m, key=TEST) for m in setup.RESISTING]))
         if "relearn_k60" in self.attacks:
-            found |= with_error("grows_with_k", mean_gap([hard.between(m, "relearn_k60", GENTLE) for m in output]))
+            measured |= with_error("grows_with_k", mean_gap([hard.between(m, "relearn_k60", GENTLE) for m in output]))
         if self.every:
             safe = {m: hard.gap(m, attack=GENTLE) for m in setup.safeguarded()}
-            found |= with_error("safeguarded_resists", safe)
-        return found
+            measured |= with_error("safeguarded_resists", safe)
+        return measured
 
     def _predictors(self, hard: OfSeed, methods: Sequence[str]) -> dict[str, Any]:
         family = [f"weight_distortion-{sigma:g}" for sigma in self.strengths]
         after = {m: hard.value(m, FORGET, GENTLE) for m in (*methods, *family)}
-        found: dict[str, Any] = {f"after {m}": value for m, value in after.items()}
+        measured: dict[str, Any] = {f"after {m}": value for m, value in after.items()}
 
         def ranks(key: Key, group: Sequence[str]) -> float:
             return spearman([hard.value(m, key) for m in group], [after[m] for m in group])
 
         for name, key in setup.predictors(self.audits).items():
-            found |= {f"{name} {m}": hard.value(m, key) for m in (*methods, *family)}
+            measured |= {f"{name} {m}": hard.value(m, key) for m in (*methods, *family)}
         pairs = {
             f"{name} over {what}": (key, group)
             for what, group in (("methods", methods), ("strengths", family))
             for name, key in (("L2", setup.L2), ("barrier", setup.BARRIER))
         }
-        found |= array("distance_ranks", {name: ranks(*pair) for name, pair in pairs.items()})
+        measured |= array("distance_ranks", {name: ranks(*pair) for name, pair in pairs.items()})
         both = {"function": setup.PREDICTORS["function"], "aligned L2": setup.ALIGNED}
-        found |= array("function_ranks", {name: ranks(key, methods) for name, key in both.items()})
+        measured |= array("function_ranks", {name: ranks(key, methods) for name, key in both.items()})
         if "curvature" in self.audits:
-            found["curvature_ranks"] = abs(ranks(setup.PREDICTORS["curvature"], methods))
-        return found
+            measured["curvature_ranks"] = abs(ranks(setup.PREDICTORS["curvature"], methods))
+        return measured
 
     def _attacks(self, hard: OfSeed, methods: Sequence[str]) -> dict[str, Any]:
         left = {a: {m: hard.gap(m, attack=a) for m in methods} for a in self.attacks}
@@ -156,9 +156,9 @@ class Dormant(Study):
         if not others:
             return {}
         gaps = {a: [gap.value for gap in left[a].values()] for a in self.attacks}
-        found = array("ranking_survives", {a: spearman(gaps[GENTLE], gaps[a]) for a in others})
+        measured = array("ranking_survives", {a: spearman(gaps[GENTLE], gaps[a]) for a in others})
         harder = {a: mean_gap([hard.between(m, WORST, a) for m in methods]) for a in self.attacks if a != WORST}
-        return found | with_error("worst_attack", harder)
+        return measured | with_error("worst_attack", harder)
 
     def _moved(self, hard: OfSeed) -> dict[str, Any]:
         plain, moved = "random_relabel", "permuted"
@@ -168,25 +168,25 @@ class Dormant(Study):
         }
         same = {label: hard.gap(label, plain, attack=GENTLE) for label in setup.MOVED}
         ratio = hard.value(moved, setup.ALIGNED) / hard.value(plain, setup.ALIGNED)
-        found = {"alignment_undoes": ratio} | array("distance_without_forgetting", farther)
-        return found | with_error("distance_is_no_cause", same)
+        measured = {"alignment_undoes": ratio} | array("distance_without_forgetting", farther)
+        return measured | with_error("distance_is_no_cause", same)
 
     def _ours(self, fresh: OfSeed, basis: Mapping[str, Any]) -> dict[str, Any]:
         looks: list[str | None] = [None, *self._on_ours()]
         left = {look or "before": fresh.margin(setup.OURS, look, 0.1) for look in looks}
         under = {look or "before": fresh.margin(setup.OURS, look, -0.1) for look in looks}
-        found = with_error("tenth_erases", left) | with_error("tenth_unmarked", under)
-        found |= {"tenth_cheap": basis["cost"][setup.OURS]}
-        return found | with_error("tenth_useful", fresh.gap(setup.OURS, key=TEST))
+        measured = with_error("tenth_erases", left) | with_error("tenth_unmarked", under)
+        measured |= {"tenth_cheap": basis["cost"][setup.OURS]}
+        return measured | with_error("tenth_useful", fresh.gap(setup.OURS, key=TEST))
 
     def _all(self, hard: OfSeed, basis: Mapping[str, Any]) -> dict[str, Any]:
         """What is left of every model before and after each attack, and its utility: for figures."""
         models = [m for m in basis["cost"] if not m.startswith("weight_distortion-") or m in setup.safeguarded()]
-        found: dict[str, Any] = {"models": models}
+        measured: dict[str, Any] = {"models": models}
         for model in models:
-            found[f"left {model}"] = [hard.gap(model, attack=a).value for a in (None, *self.attacks)]
-            found[f"utility {model}"] = hard.gap(model, key=TEST).value
-        return found
+            measured[f"left {model}"] = [hard.gap(model, attack=a).value for a in (None, *self.attacks)]
+            measured[f"utility {model}"] = hard.gap(model, key=TEST).value
+        return measured
 
     def figures(self, seeds: Mapping[int, Measured], basis: Mapping[str, Any]) -> list[Figure]:
         """How far each got, and what comes back against each predictor."""
@@ -216,13 +216,13 @@ class Dormant(Study):
 
 
 def _mean(seeds: Mapping[int, Measured], name: str) -> tuple[float, ...]:
-    values = np.array([np.atleast_1d(np.asarray(found[name], dtype=float)) for found in seeds.values()])
+    values = np.array([np.atleast_1d(np.asarray(measured[name], dtype=float)) for measured in seeds.values()])
     return tuple(map(float, values.mean(axis=0)))
 
 
 def _points(seeds: Mapping[int, Measured], predictor: str, name: str, group: Sequence[str]) -> Series:
     """Means over seeds, with the 90 % interval of what comes back."""
-    after = [student(np.array([float(found[f"after {m}"]) for found in seeds.values()])) for m in group]
+    after = [student(np.array([float(measured[f"after {m}"]) for measured in seeds.values()])) for m in group]
     x = tuple(_mean(seeds, f"{predictor} {m}")[0] for m in group)
     y, low, high = (tuple(column) for column in zip(*after, strict=True))
     return Series(name, x, y, low, high, labels=tuple(m.removeprefix("weight_distortion-") for m in group))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from expunge.studies._choose import Entry
+from expunge.study.choose import Entry
 
 TUNING, TUNING_RATE = (100,), 0.6
 """Seeds and discovery rate on which settings are chosen; neither is reported."""
@@ -66,10 +66,10 @@ def base(train: int, epochs: int, regularity: str, rate: float, **task: Any) -> 
 
 def grid(*, every: bool, small: bool) -> dict[str, list[Entry]]:
     """Candidates by label."""
-    found = {**GRID, **(MORE if every else {})}
+    candidates = {**GRID, **(MORE if every else {})}
     if small:
-        found = {label: found[label] for label in ("rem", "finetune", "npo_retain")}
-    return {label: [shortened(entry, small) for entry in entries] for label, entries in found.items()}
+        candidates = {label: candidates[label] for label in ("rem", "finetune", "npo_retain")}
+    return {label: [shortened(entry, small) for entry in entries] for label, entries in candidates.items()}
 
 
 def methods(chosen: Mapping[str, Entry]) -> list[Entry]:

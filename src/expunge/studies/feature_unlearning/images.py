@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from expunge.base.seeds import derive
 from expunge.core.data import Batch
 from expunge.data.fashion_mnist import FashionMNIST
-from expunge.studies._feature_unlearning import quadratic
+from expunge.studies.feature_unlearning.setup import quadratic
 from expunge.train.loop import fit
 from expunge.train.monitors import FeatureLossMonitor, watch
 
@@ -76,8 +76,8 @@ def whitened(count: int) -> Tensor:
     rows = data.inputs[:count].flatten(1).double()
     rows = rows - rows.mean(0)
     values, vectors = torch.linalg.eigh(rows.T @ rows / count)
-    found: Tensor = (rows @ vectors[:, -COMPONENTS:]) * values[-COMPONENTS:].rsqrt()
-    return found.float()
+    components: Tensor = (rows @ vectors[:, -COMPONENTS:]) * values[-COMPONENTS:].rsqrt()
+    return components.float()
 
 
 def network(direction: Tensor, generator: torch.Generator) -> nn.Sequential:

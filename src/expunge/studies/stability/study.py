@@ -19,13 +19,11 @@ from expunge.base.part import Count
 from expunge.base.seeds import derive
 from expunge.evidence.claim import Claim, Measured
 from expunge.evidence.figure import Chart, Figure, Grid, Series
-from expunge.studies import _stability_grids as grids
-from expunge.studies import _stability_sets as sets
-from expunge.studies import _stability_snr as snr
-from expunge.studies._read import array, spearman
-from expunge.studies._stability_claims import CLAIMS
-from expunge.studies._stability_roles import Kind, growth
-from expunge.studies._study import Preset, Study, Work
+from expunge.studies.stability import grids, sets, snr
+from expunge.studies.stability.roles import Kind, growth
+from expunge.study.claims import read_claims
+from expunge.study.read import array, spearman
+from expunge.study.study import Preset, Study, Work
 
 NINE_OF_TEN = 0.9
 WAYS = ("signal", "noise")
@@ -33,7 +31,7 @@ WAYS = ("signal", "noise")
 
 
 @dataclass(frozen=True)
-class Stability(Study):
+class StabilityStudy(Study):
     """Predicted against simulated stability, signal-to-noise ratios, and real forget sets."""
 
     cite: ClassVar[str] = (
@@ -41,7 +39,7 @@ class Stability(Study):
         "author={Chang, Wei-Kai and Khanna, Rajiv}, journal={arXiv:2602.02986}, year={2026}}"
     )
     paper: ClassVar[str] = "Why Some Models Resist Unlearning, 2026"
-    claims: ClassVar[tuple[Claim, ...]] = CLAIMS
+    claims: ClassVar[tuple[Claim, ...]] = read_claims(__file__)
     presets: ClassVar[Mapping[str, Preset]] = {
         "quick": Preset(
             (0,),
@@ -88,10 +86,10 @@ class Stability(Study):
     def _planes(self, seed: int) -> dict[str, Any]:
         cells = list(grids.planes(self.horizon, self.chains, self.across, self.up, derive(seed, "planes")))
         exact, mean = (float(np.mean([getattr(c, t) == c.stable for c in cells])) for t in ("exact", "mean"))
-        found = array("agreement", {"exact, less 0.9": exact - NINE_OF_TEN, "exact, less mean": exact - mean})
+        values = array("agreement", {"exact, less 0.9": exact - NINE_OF_TEN, "exact, less mean": exact - mean})
         stays, leaves, may_stay = grids.dexter_map(self.horizon, 10, derive(seed, "dexter"))
         bounds = {"leaves": float((~stays)[leaves].float().mean()), "may stay": float(stays[may_stay].float().mean())}
-        found |= array("dexter_bounds", bounds)
+        values |= array("dexter_bounds", bounds)
         kinds: tuple[Kind, ...] = ("low", "forget", "apart", "between")
         rates = {kind: growth(kind, self.horizon, derive(seed, "roles")) for kind in kinds}
         roles = {
@@ -99,12 +97,12 @@ class Stability(Study):
             "within retain": rates["forget"] - rates["apart"],
             "between": rates["apart"] - rates["between"],
         }
-        found |= array("coherences_differ", roles)
+        values |= array("coherences_differ", roles)
         table = {
             "stable": stays.float().tolist(),
             "cells": [[c.plane, c.across, c.up, c.stable, c.exact] for c in cells],
         }
-        return found | table | {"exact": exact, "mean": mean}
+        return values | table | {"exact": exact, "mean": mean}
 
     def _ratios(self, seed: int) -> dict[str, Any]:
         scale = snr.Scale(self.count, self.count // 5, self.inputs)
@@ -122,20 +120,20 @@ class Stability(Study):
             ]
             for way in WAYS
         }
-        found = array("coherence_rises", _changes({w: [one.coherence for one in s] for w, s in seen.items()}))
+        values = array("coherence_rises", _changes({w: [network.coherence for network in s] for w, s in seen.items()}))
         logs = {
-            rule: {w: [float(np.log(max(one.steps[rule], 1))) for one in s] for w, s in seen.items()}
+            rule: {w: [float(np.log(max(network.steps[rule], 1))) for network in s] for w, s in seen.items()}
             for rule in ("normalised", "fixed", "tuned")
         }
-        found |= array("forgetting_slows", _changes(logs["normalised"]))
-        found["fixed_step_hides_it"] = logs["fixed"]["signal"][-1] - logs["fixed"]["signal"][0]
-        found |= array("tuned_step_slows", {way: log[-1] - log[0] for way, log in logs["tuned"].items()})
-        damage = {w: [float(np.log(one.damage["normalised"])) for one in s] for w, s in seen.items()}
-        found |= array("damage_rises", {way: log[-1] - log[0] for way, log in damage.items()})
-        both = [one for way in WAYS for one in seen[way]]
-        slow = [-one.rate for one in both]
-        found["rate_foretells_steps"] = spearman(slow, [one.steps["normalised"] for one in both])
-        return found | {"residuals": [one.residual for one in both], "logs": logs["normalised"]}
+        values |= array("forgetting_slows", _changes(logs["normalised"]))
+        values["fixed_step_hides_it"] = logs["fixed"]["signal"][-1] - logs["fixed"]["signal"][0]
+        values |= array("tuned_step_slows", {way: log[-1] - log[0] for way, log in logs["tuned"].items()})
+        damage = {w: [float(np.log(network.damage["normalised"])) for network in s] for w, s in seen.items()}
+        values |= array("damage_rises", {way: log[-1] - log[0] for way, log in damage.items()})
+        both = [network for way in WAYS for network in seen[way]]
+        slow = [-network.rate for network in both]
+        values["rate_foretells_steps"] = spearman(slow, [network.steps["normalised"] for network in both])
+        return values | {"residuals": [network.residual for network in both], "logs": logs["normalised"]}
 
     def _sets(self, seed: int) -> dict[str, Any]:
         tasks = sets.tasks(self.images // 20, seed)
@@ -144,7 +142,7 @@ class Stability(Study):
         }
 
         def rank(predicted: str, measured: str) -> float:
-            pairs = [(one.predicted[predicted], one.measured[measured]) for one in seen.values()]
+            pairs = [(result.predicted[predicted], result.measured[measured]) for result in seen.values()]
             return spearman(*zip(*pairs, strict=True))
 
         def gains(predicted: str) -> dict[str, float]:
@@ -153,31 +151,31 @@ class Stability(Study):
                 for what in ("steps", "membership", "distance")
             }
 
-        plans = [pair for one in seen.values() for pair in one.plans if min(pair) > 0]
+        plans = [pair for result in seen.values() for pair in result.plans if min(pair) > 0]
         off = [
             abs(float(np.log2(measured / course))) for course, measured in plans if max(course, measured) < self.most
         ]
-        found: dict[str, Any] = {
+        values: dict[str, Any] = {
             "rate_ranks_sets": -rank("rate", "steps"),
             "course_ranks_sets": rank("course", "steps"),
         }
-        found |= array("rate_beats_simple_measures", gains("rate"))
-        found |= array("course_beats_simple_measures", gains("course"))
-        found["course_within_factor"] = float(np.mean(off)) if off else float("nan")
-        found |= _of_methods(list(seen.values()))
-        found["damage_ranks_sets"] = rank("lost", "damage")
-        steps, damage = zip(*(one.recommended for one in seen.values()), strict=True)
-        found |= {"recommended_plan_forgets": float(np.mean(steps)), "recommended_plan_spares": float(np.mean(damage))}
-        told = {n: [*one.predicted.values(), *one.measured.values()] for n, one in seen.items()}
-        return found | {"sets": told, "plans": plans}
+        values |= array("rate_beats_simple_measures", gains("rate"))
+        values |= array("course_beats_simple_measures", gains("course"))
+        values["course_within_factor"] = float(np.mean(off)) if off else float("nan")
+        values |= _of_methods(list(seen.values()))
+        values["damage_ranks_sets"] = rank("lost", "damage")
+        steps, damage = zip(*(result.recommended for result in seen.values()), strict=True)
+        values |= {"recommended_plan_forgets": float(np.mean(steps)), "recommended_plan_spares": float(np.mean(damage))}
+        numbers = {n: [*result.predicted.values(), *result.measured.values()] for n, result in seen.items()}
+        return values | {"sets": numbers, "plans": plans}
 
     def figures(self, seeds: Mapping[int, Measured], basis: Mapping[str, Any]) -> list[Figure]:
         """Steps against the ratio, the map of Dexter et al., and the real sets' numbers."""
         ways = [
-            Series(way, snr.SNRS, tuple(np.mean([found["logs"][way] for found in seeds.values()], axis=0)))
+            Series(way, snr.SNRS, tuple(np.mean([values["logs"][way] for values in seeds.values()], axis=0)))
             for way in WAYS
         ]
-        stays = np.mean([found["stable"] for found in seeds.values()], axis=0)
+        stays = np.mean([values["stable"] for values in seeds.values()], axis=0)
         map_ = Grid(
             "Share of seeds in which descent stays, construction of Dexter et al.",
             "batch size",
@@ -188,7 +186,7 @@ class Stability(Study):
         )
         first = next(iter(seeds.values()))["sets"]
         numbers = tuple(
-            tuple(map(float, np.mean([found["sets"][name] for found in seeds.values()], axis=0))) for name in first
+            tuple(map(float, np.mean([values["sets"][name] for values in seeds.values()], axis=0))) for name in first
         )
         columns = ("rate", "course", "cosine", "loss", "lost", "steps", "membership", "distance", "damage")
         return [
@@ -198,16 +196,16 @@ class Stability(Study):
         ]
 
 
-def _of_methods(seen: Sequence[sets.Found]) -> dict[str, Any]:
+def _of_methods(seen: Sequence[sets.ForgetSetResult]) -> dict[str, Any]:
     """How methods are ranked on one forget set, mean over the sets."""
 
     def rank(predicted: str, measured: str) -> float:
-        pairs = [[(m[predicted], m[measured]) for m in one.methods.values()] for one in seen]
-        return float(np.mean([spearman(*zip(*several, strict=True)) for several in pairs]))
+        pairs = [[(m[predicted], m[measured]) for m in result.methods.values()] for result in seen]
+        return float(np.mean([spearman(*zip(*points, strict=True)) for points in pairs]))
 
-    found = {"course_ranks_methods": rank("course", "steps"), "rate_ranks_methods": -rank("rate", "steps")}
+    values = {"course_ranks_methods": rank("course", "steps"), "rate_ranks_methods": -rank("rate", "steps")}
     ends = {what: -rank("course", what) for what in ("membership", "distance")}
-    return found | array("course_ranks_outcomes_of_methods", ends)
+    return values | array("course_ranks_outcomes_of_methods", ends)
 
 
 def _changes(values: Mapping[str, Sequence[float]]) -> dict[str, float]:

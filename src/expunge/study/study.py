@@ -1,4 +1,4 @@
-"""What a study is: claims as data, and a measurement that gives one number or array per claim and seed.
+"""A study: claims as data, and a measurement that gives one number or array per claim and seed.
 
     prepare(seeds, work)          what all seeds share: hyper-parameters chosen on other seeds, a run of the pipeline
     measure(seed, work, basis)    {claim's id: number}; other names feed figures only
@@ -72,7 +72,7 @@ class Work:
             spec = parse({"name": folder.name, **table}, Path.cwd())
             done = run(spec, self.out, workers=self.workers, progress=self.progress)
         except SpecError as error:
-            # Whoever runs a study has no spec to give another name to.
+            # The run's name comes from the study: the user cannot change it, as the error's own remedy asks.
             if error.where != str(folder):
                 raise
             remedy = f"delete {folder}; what it computed stays in {self.out / 'cache'}"
@@ -81,11 +81,11 @@ class Work:
         return self.record(name)
 
     def spent(self) -> float:
-        """Seconds of computing behind all runs of the study, a stage that several of them use counted once."""
+        """Seconds of computing behind all runs of the study; a stage that two runs share counts once."""
         stages: dict[str, float] = {}
         for path in self.out.glob(f"{self.name}-*/manifest.json"):
-            found = json.loads(path.read_text(encoding="utf-8"))
-            stages |= {stage["key"]: stage["seconds"] for stage in found["stages"]}
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            stages |= {stage["key"]: stage["seconds"] for stage in manifest["stages"]}
         return sum(stages.values())
 
     def record(self, name: str) -> Run:
@@ -135,8 +135,8 @@ def at_preset(study: type[Study], preset: str) -> tuple[Study, Preset]:
     """
     if preset not in study.presets:
         raise unknown("preset", preset, study.presets, where="--preset")
-    found = study.presets[preset]
-    if found.lacks:
+    scale = study.presets[preset]
+    if scale.lacks:
         remedy = f"choose another preset: {', '.join(p for p in PRESETS if p != preset)}"
-        raise MissingError(f"needs {found.lacks}", where=f"--preset {preset}", remedy=remedy)
-    return study.from_table(dict(found.settings), where=f"preset {preset}"), found
+        raise MissingError(f"needs {scale.lacks}", where=f"--preset {preset}", remedy=remedy)
+    return study.from_table(dict(scale.settings), where=f"preset {preset}"), scale

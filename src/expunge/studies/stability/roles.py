@@ -20,7 +20,7 @@ def growth(kind: Kind, steps: int, seed: int) -> float:
     """Growth per step of the logarithm of the distance, over the second half of the steps, in full batches.
 
     All examples have curvature 1 and gradients that are linearly independent, so that every step size leaves; the step
-    is a half of what descent alone would bear.
+    is half of the largest that is stable for descent alone.
     """
     generator = torch.Generator().manual_seed(seed)
     vectors = _vectors(kind, generator)
@@ -52,5 +52,5 @@ def _vectors(kind: Kind, generator: torch.Generator) -> Tensor:
     if kind in ("apart", "between"):
         shared[:RETAIN, int(kind == "apart")] = 1
     weight = shared.norm(dim=1, keepdim=True) * SHARED
-    found: Tensor = weight.sqrt() * shared + (1 - weight).sqrt() * own
-    return found
+    vectors: Tensor = weight.sqrt() * shared + (1 - weight).sqrt() * own
+    return vectors

@@ -75,10 +75,10 @@ def network(activation: str, width: int, seed: int, layers: int = LAYERS) -> nn.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         widths = [SIDE * SIDE, *[width] * (layers - 1)]
-        found: list[nn.Module] = []
+        modules: list[nn.Module] = []
         for before, after in pairwise(widths):
-            found += [nn.Linear(before, after, bias=False), NETS[activation]()]
-        return nn.Sequential(*found, nn.Linear(widths[-1], CLASSES, bias=False))
+            modules += [nn.Linear(before, after, bias=False), NETS[activation]()]
+        return nn.Sequential(*modules, nn.Linear(widths[-1], CLASSES, bias=False))
 
 
 @dataclass
@@ -202,8 +202,10 @@ def increments(track: Track, over: int) -> dict[str, Any]:
     at = np.flatnonzero(track.dense)
     ratios, norms = np.array(track.ratios)[at], np.array(track.norms)[at]
     kernel = np.ones(over) / over
-    ratios, norms = (np.convolve(one, kernel, "valid") if len(one) >= over else one[:0] for one in (ratios, norms))
-    sharper, grown = (one[over:] - one[:-over] for one in (ratios, norms))
+    ratios, norms = (
+        np.convolve(series, kernel, "valid") if len(series) >= over else series[:0] for series in (ratios, norms)
+    )
+    sharper, grown = (series[over:] - series[:-over] for series in (ratios, norms))
     middle = ratios[over // 2 : over // 2 + len(sharper)]
     phase = np.where(middle < 1, np.where(sharper > 0, 1, 4), np.where(sharper > 0, 2, 3))
     return {"sharpness": sharper, "norm": grown, "phase": phase}

@@ -48,7 +48,7 @@ def softplus_series() -> tuple[float, ...]:
 
 
 @dataclass(frozen=True)
-class Setting:
+class NetworkSetting:
     """A network and how it is trained."""
 
     units: int
@@ -78,7 +78,9 @@ def model(second: float, ratio: float, units: int | None = None, series: Sequenc
     return FastSlow((0.0, 1.0, second), tuple(series), ratio, units)
 
 
-def by_sgd(second: float, setting: Setting, horizon: float, generator: torch.Generator, points: int = 150) -> Way:
+def by_sgd(
+    second: float, setting: NetworkSetting, horizon: float, generator: torch.Generator, points: int = 150
+) -> Way:
     """SGD on fresh batches, from rows orthogonal to the direction."""
     rows = _orthogonal_rows(setting, generator).float()
     scales = torch.full((setting.units,), setting.scale)
@@ -100,7 +102,9 @@ def by_sgd(second: float, setting: Setting, horizon: float, generator: torch.Gen
     return Way(*(np.array(column) for column in zip(*seen, strict=True)))
 
 
-def by_flow(second: float, setting: Setting, horizon: float, generator: torch.Generator, points: int = 150) -> Way:
+def by_flow(
+    second: float, setting: NetworkSetting, horizon: float, generator: torch.Generator, points: int = 150
+) -> Way:
     """The population's gradient for finitely many units, without sampling, in double precision."""
     rows = _orthogonal_rows(setting, generator)
     scales = torch.full((setting.units,), setting.scale, dtype=torch.float64)
@@ -122,7 +126,7 @@ def by_flow(second: float, setting: Setting, horizon: float, generator: torch.Ge
     return Way(*(np.array(column) for column in zip(*seen, strict=True)))
 
 
-def errors(way: Way, second: float, setting: Setting, *, corrected: bool = False) -> tuple[float, float]:
+def errors(way: Way, second: float, setting: NetworkSetting, *, corrected: bool = False) -> tuple[float, float]:
     """Root mean squared differences to the derived model: of the alignment, and of the scale relative to the model's.
 
     Args:
@@ -131,9 +135,9 @@ def errors(way: Way, second: float, setting: Setting, *, corrected: bool = False
         setting: How it was trained.
         corrected: Whether the model is that of finitely many units, or of a wide layer.
     """
-    found = model(second, setting.ratio, setting.units if corrected else None, setting.series)
+    equations = model(second, setting.ratio, setting.units if corrected else None, setting.series)
     times = way.times[1:]
-    states = found.solve(setting.scale, np.append(0.0, times)).states[1:]
+    states = equations.solve(setting.scale, np.append(0.0, times)).states[1:]
     s, a = np.tanh(states[:, 0]), states[:, 1]
     off = way.alignment[1:] - s, way.scale[1:] / a - 1
     return float(np.sqrt(np.mean(off[0] ** 2))), float(np.sqrt(np.mean(off[1] ** 2)))
@@ -149,7 +153,7 @@ def slope(x: Sequence[float] | Array, y: Sequence[float] | Array) -> float:
     return float(np.polyfit(np.log(np.asarray(x)), np.log(np.asarray(y)), 1)[0])
 
 
-def _orthogonal_rows(setting: Setting, generator: torch.Generator) -> Tensor:
+def _orthogonal_rows(setting: NetworkSetting, generator: torch.Generator) -> Tensor:
     rows = torch.randn(setting.units, setting.inputs, generator=generator, dtype=torch.float64)
     rows[:, 0] = 0
     return F.normalize(rows, dim=1)
