@@ -34,11 +34,7 @@ GENTLE, WORST = "relearn", "relearn_hot_k60"
 class DormantStudy(Study):
     """Relearning attacks on unlearned models, and predictors of what comes back."""
 
-    cite: ClassVar[str] = (
-        "@inproceedings{siddiqui2025dormant, title={From Dormant to Deleted: Tamper-Resistant Unlearning Through "
-        "Weight-Space Regularization}, author={Siddiqui, Shoaib Ahmed and others}, booktitle={NeurIPS}, year={2025}, "
-        "note={arXiv:2505.22310}}"
-    )
+    cite: ClassVar[str] = "siddiqui2025dormant"
     paper: ClassVar[str] = "From Dormant to Deleted, 2025"
     side_by_side: ClassVar[bool] = False
 

@@ -43,11 +43,7 @@ SMALL = 32
 class EdgeOfStabilityStudy(Study):
     """Hovering, phases and the output layer's norm in full-batch training, and the edge in unlearning."""
 
-    cite: ClassVar[str] = (
-        "@inproceedings{wang2022sharpness, title={Analyzing Sharpness along {GD} Trajectory: Progressive Sharpening "
-        "and Edge of Stability}, author={Wang, Zixuan and Li, Zhouzi and Li, Jian}, booktitle={NeurIPS}, year={2022}, "
-        "note={arXiv:2207.12678}}"
-    )
+    cite: ClassVar[str] = "wang2022sharpness"
     paper: ClassVar[str] = "Analyzing Sharpness along GD Trajectory, 2022"
     claims: ClassVar[tuple[Claim, ...]] = read_claims(__file__)
     presets: ClassVar[Mapping[str, Preset]] = {

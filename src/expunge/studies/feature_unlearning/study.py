@@ -37,11 +37,7 @@ END = 1e11
 class FeatureUnlearningStudy(Study):
     """Phases, exponents and monitors of features that fade in long training."""
 
-    cite: ClassVar[str] = (
-        "@article{imai2026dichotomy, title={Dichotomy of Feature Learning and Unlearning: Fast-Slow Analysis on Neural "
-        "Networks with Stochastic Gradient Descent}, author={Imai and Nishiyama and Imaizumi, Masaaki}, "
-        "journal={arXiv:2602.07378}, year={2026}}"
-    )
+    cite: ClassVar[str] = "imai2026dichotomy"
     paper: ClassVar[str] = "Dichotomy of Feature Learning and Unlearning, 2026"
     claims: ClassVar[tuple[Claim, ...]] = read_claims(__file__)
     presets: ClassVar[Mapping[str, Preset]] = {

@@ -23,7 +23,6 @@ from expunge.study.choose import choose, kept_and_forgotten
 from expunge.study.claims import read_claims
 from expunge.study.read import FORGET, TEST, Gap, Key, OfSeed, array, mean_gap, spearman, with_error
 from expunge.study.study import Preset, Study, Work
-from expunge.tasks._split import REM as CITE
 
 HEALED: Key = ("healed", "corrupted")
 CONFUSED: Key = ("accuracy", "holdout")
@@ -39,7 +38,7 @@ ATTACKED = (0.5, 1.0)
 class RemStudy(Study):
     """Utility and healing over the plane of discovery and regularity."""
 
-    cite: ClassVar[str] = CITE
+    cite: ClassVar[str] = "schoepf2025rem"
     paper: ClassVar[str] = "Redirection for Erasing Memory, 2025"
     side_by_side: ClassVar[bool] = False
     claims: ClassVar[tuple[Claim, ...]] = read_claims(__file__)

@@ -34,10 +34,7 @@ WAYS = ("signal", "noise")
 class StabilityStudy(Study):
     """Predicted against simulated stability, signal-to-noise ratios, and real forget sets."""
 
-    cite: ClassVar[str] = (
-        "@article{chang2026resist, title={Why Some Models Resist Unlearning: A Linear Stability Perspective}, "
-        "author={Chang, Wei-Kai and Khanna, Rajiv}, journal={arXiv:2602.02986}, year={2026}}"
-    )
+    cite: ClassVar[str] = "chang2026resist"
     paper: ClassVar[str] = "Why Some Models Resist Unlearning, 2026"
     claims: ClassVar[tuple[Claim, ...]] = read_claims(__file__)
     presets: ClassVar[Mapping[str, Preset]] = {
