@@ -139,7 +139,7 @@ def study(name: str, preset: str, out: Path, seeds: tuple[int, ...], workers: in
     from expunge.pipeline.run import default_workers
     from expunge.reporting.progress import Progress
     from expunge.reporting.study import read_study, study_table
-    from expunge.studies._run import run_study
+    from expunge.study.run import run_study
 
     registry.add_search_path(Path.cwd())
     folder = run_study(
@@ -190,12 +190,16 @@ def show(name: str, json_: bool) -> None:
 @click.argument("name", shell_complete=complete_name)
 @as_json
 def cite(name: str, json_: bool) -> None:
-    """BibTeX of a part's source."""
-    found = [text for kind in kinds_of(name) if (text := getattr(registry.load(kind, name), "cite", ""))]
+    """BibTeX of a part's sources."""
+    from expunge.base.references import bibtex
+
+    parts = [registry.load(kind, name) for kind in kinds_of(name)]
+    # A method and the study of its paper share a name and a source.
+    entries = list(dict.fromkeys(text for part in parts for text in bibtex(getattr(part, "cite", ""), where=name)))
     if json_:
-        _print_json({"name": name, "bibtex": found})
+        _print_json({"name": name, "bibtex": entries})
     else:
-        click.echo("\n".join(found) or f"{name} has no paper of its own", err=not found)
+        click.echo("\n\n".join(entries) or f"{name} has no paper of its own", err=not entries)
 
 
 @cli.command()

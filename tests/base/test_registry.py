@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
@@ -62,6 +63,26 @@ def test_each_file_is_a_name_with_a_class_and_a_summary(kind: str) -> None:
         summary = registry.summary(kind, name)
         assert len(summary) > 20 and "\n" not in summary
         assert kind in registry.kinds_of(name)
+
+
+def test_a_study_is_a_folder_with_its_name() -> None:
+    names = registry.names("study")
+    assert {"dormant", "rem"} <= set(names)
+    for name in names:
+        study = registry.load("study", name)
+        assert study.__module__ == f"expunge.studies.{name}.study"
+        assert study.__name__.lower() == name.replace("_", "") + "study"
+    # One name, two kinds: the method and the study of the same paper.
+    assert registry.kinds_of("rem") == ["method", "study"]
+
+
+def test_names_and_summaries_of_studies_import_none() -> None:
+    code = (
+        "import sys; from expunge.base import registry;"
+        "[registry.facts('study', name) for name in registry.names('study')];"
+        "sys.exit(any(m == 'torch' or m.startswith('expunge.stud') for m in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_helpers_are_no_names() -> None:

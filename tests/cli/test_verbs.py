@@ -201,6 +201,16 @@ def test_cite_prints_bibtex() -> None:
     assert found["name"] == "random_relabel" and found["bibtex"][0].startswith("@")
 
 
+def test_cite_prints_each_source_of_a_name_once() -> None:
+    """`rem` is a method with two sources, and a study with one of these."""
+    text = finished(cli("cite", "rem")).out
+    assert [line for line in text.splitlines() if line.startswith("@")] == [
+        "@article{schoepf2025rem,",
+        "@inproceedings{maini2023localized,",
+    ]
+    assert json.loads(finished(cli("cite", "rem", "--json")).out)["bibtex"] == text.strip().split("\n\n")
+
+
 def test_a_part_without_paper_prints_nothing_on_stdout() -> None:
     result = finished(cli("cite", "digits"))
     assert result.out == "" and "digits" in result.err

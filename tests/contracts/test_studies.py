@@ -11,11 +11,16 @@ import pytest
 
 from expunge.base import registry
 from expunge.base.errors import MissingError
+from expunge.evidence.claim import decide
 from expunge.reporting.study import read_study
-from expunge.studies._run import run_study
-from expunge.studies._study import PRESETS, Study, at_preset
+from expunge.study.run import run_study
+from expunge.study.study import PRESETS, Study, at_preset
 
+ROOT = Path(__file__).resolve().parents[2]
 STUDIES = registry.names("study")
+COUNTS = {"dormant": 22, "rem": 18, "stability": 20, "edge_of_stability": 14, "feature_unlearning": 11}
+"""Declared claims of the first studies: none may be dropped once it was measured."""
+RESULTS = sorted((ROOT / "results").glob("*.json"))
 
 
 def load(name: str) -> type[Study]:
@@ -32,6 +37,24 @@ def test_claims_can_be_contradicted(name: str) -> None:
         assert claim.source and claim.unit and len(claim.rule.reason) > 10
         # Some number passes and some number fails.
         assert math.isfinite(claim.rule.low) or math.isfinite(claim.rule.high)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_no_claim_is_dropped(name: str) -> None:
+    assert len(load(name).claims) >= COUNTS[name]
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_kept_results_were_decided_by_the_rules_that_are_declared(path: Path) -> None:
+    result = read_study(path)
+    # Decided without a measurement: everything but the numbers, as it is written.
+    declared = {finding.claim.id: finding.as_json() for finding in decide(load(result["study"]).claims, [])}
+    # A claim that is declared and not measured yet may be missing from the results, but not the other way round.
+    assert {claim["id"] for claim in result["claims"]} <= declared.keys()
+    for claim in result["claims"]:
+        for key in ("statement", "source", "primary", "paper_value", "rule"):
+            assert claim[key] == declared[claim["id"]][key], claim["id"]
+        assert claim["measured"]["unit"] == declared[claim["id"]]["measured"]["unit"]
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -61,8 +84,7 @@ def test_the_quick_preset_measures(name: str, tmp_path: Path) -> None:
 def test_reproduction_is_made_from_the_results() -> None:
     import sys
 
-    root = Path(__file__).resolve().parents[2]
-    sys.path.insert(0, str(root / "scripts"))
+    sys.path.insert(0, str(ROOT / "scripts"))
     import reproduction
 
-    assert (root / "REPRODUCTION.md").read_text(encoding="utf-8") == reproduction.text()
+    assert (ROOT / "REPRODUCTION.md").read_text(encoding="utf-8") == reproduction.text()

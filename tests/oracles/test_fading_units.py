@@ -12,7 +12,7 @@ from _single_index_sgd import sgd_step
 
 from expunge.base.errors import SpecError
 from expunge.numerics.fading import FastSlow
-from expunge.numerics.fading_units import unit_paths
+from expunge.studies.feature_unlearning.units import unit_paths
 
 TEACHER, ACTIVATION = (0.1, 0.8, -0.3, 0.2), (0.2, 0.9, 0.4, -0.3)
 TIMES = np.append(0.0, np.geomspace(0.01, 300, 60))

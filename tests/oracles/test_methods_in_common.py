@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from expunge.base import registry
+from expunge.base.references import bibtex
 from expunge.core.case import train_model
 from expunge.core.contracts import Method
 from expunge.core.modules import state_digest
@@ -129,6 +130,6 @@ def test_every_method_is_tried():
 @pytest.mark.parametrize("name", SETTINGS)
 def test_is_documented(name):
     method = registry.load("method", name)
-    assert method.paper[-4:].isdigit() and f"year={{{method.paper[-4:]}}}" in method.cite
+    assert method.paper[-4:].isdigit() and f"year = {{{method.paper[-4:]}}}" in bibtex(method.cite, where="method")[0]
     module = __import__(method.__module__, fromlist=["_"])
     assert "Cost: " in module.__doc__

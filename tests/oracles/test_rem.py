@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from expunge.attacks.relearn import Relearn
 from expunge.base import registry
 from expunge.base.errors import MissingError, SpecError
+from expunge.base.references import bibtex
 from expunge.core import checkpoint
 from expunge.core.case import Case, train_model
 from expunge.core.data import Data
@@ -324,7 +325,7 @@ def test_batch_norm_is_as_deployed_where_the_base_is_alone():
 
 
 def test_rem_is_documented():
-    assert REM.paper[-4:].isdigit() and f"year={{{REM.paper[-4:]}}}" in REM.cite
+    assert REM.paper[-4:].isdigit() and f"year = {{{REM.paper[-4:]}}}" in bibtex(REM.cite, where="REM")[0]
     assert "Cost: " in (module.__doc__ or "")
     assert registry.facts("method", "rem")["needs"] == "tied dropout"
 

@@ -15,6 +15,7 @@ import expunge
 from expunge.audits.distance import l2
 from expunge.base import registry
 from expunge.base.errors import MissingError, SpecError
+from expunge.base.references import bibtex
 from expunge.core.chain import joints
 from expunge.core.data import Data
 from expunge.core.problem import Problem
@@ -254,4 +255,4 @@ def test_nothing_to_change_is_refused() -> None:
 
 def test_is_documented() -> None:
     facts = registry.facts("method", "symmetry")
-    assert facts["cost"] and facts["year"] == 2017 and "year={2017}" in Symmetry.cite
+    assert facts["cost"] and facts["year"] == 2017 and "year = {2017}" in bibtex(Symmetry.cite, where="Symmetry")[0]

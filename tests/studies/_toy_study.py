@@ -12,7 +12,7 @@ import torch
 from expunge.base.errors import RunError
 from expunge.evidence.claim import Claim, Measured, above, ordered
 from expunge.evidence.figure import Chart, Figure, Grid, Series
-from expunge.studies._study import Preset, Study, Work
+from expunge.study.study import Preset, Study, Work
 
 
 @dataclass(frozen=True)

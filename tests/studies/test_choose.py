@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from expunge.base.errors import RunError
-from expunge.studies._choose import choose, near_retrained
-from expunge.studies._study import Work
+from expunge.study.choose import choose, near_retrained
+from expunge.study.study import Work
 
 BASE: Mapping[str, Any] = {
     "data": {"name": "digits", "train": 120, "test": 60},

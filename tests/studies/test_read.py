@@ -13,9 +13,9 @@ from expunge.base.errors import SpecError
 from expunge.evidence.scores import Scores
 from expunge.evidence.table import Measured, Table
 from expunge.reporting.study import reproduction
-from expunge.studies._choose import kept_and_forgotten, near_retrained
-from expunge.studies._dormant import other_images
-from expunge.studies._read import Gap, OfSeed, mean_gap, spearman, with_error
+from expunge.studies.dormant.setup import other_images
+from expunge.study.choose import kept_and_forgotten, near_retrained
+from expunge.study.read import Gap, OfSeed, mean_gap, spearman, with_error
 
 
 def scores(values: list[float], metric: str = "accuracy", split: str = "forget", role: Any = "knowledge") -> Scores:

@@ -9,7 +9,7 @@ import _toy_study as toy
 import pytest
 
 from expunge.base.errors import MissingError, RunError, SpecError
-from expunge.studies._run import run_study
+from expunge.study.run import run_study
 
 NAME = f"{toy.__name__}:Toy"
 

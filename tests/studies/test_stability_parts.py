@@ -10,9 +10,8 @@ from torch import Tensor
 
 from expunge.numerics.linearised import Draw, Update, of_gram
 from expunge.numerics.stability import mean_radius
-from expunge.studies import _stability_grids as grids
-from expunge.studies import _stability_snr as snr
-from expunge.studies._stability_roles import MIX, RETAIN, _vectors, growth
+from expunge.studies.stability import grids, snr
+from expunge.studies.stability.roles import MIX, RETAIN, _vectors, growth
 
 
 def generator() -> torch.Generator:

@@ -27,10 +27,7 @@ from expunge.core.contracts import Attack
 class Quantise(Attack):
     """Quantisation of the weights."""
 
-    cite: ClassVar[str] = (
-        "@article{zhang2024quantization, title={Catastrophic Failure of {LLM} Unlearning via Quantization}, "
-        "author={Zhang, Zhiwei and Wang, Fali and Li, Xiaomin and others}, journal={arXiv:2410.16454}, year={2024}}"
-    )
+    cite: ClassVar[str] = "zhang2024quantization"
 
     bits: Annotated[int, msgspec.Meta(ge=2, le=16)] = 8
     """Bits per weight, from 2 to 16; 8 and 4 are what models are shipped with."""

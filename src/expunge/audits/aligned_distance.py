@@ -40,11 +40,7 @@ ROUNDING = 1e-12
 class AlignedDistance(Audit):
     """L2 distance and barrier after matching hidden units; predicts, does not judge."""
 
-    cite: ClassVar[str] = (
-        "@inproceedings{ainsworth2023rebasin, title={Git Re-Basin: Merging Models modulo Permutation Symmetries}, "
-        "author={Ainsworth, Samuel K. and Hayase, Jonathan and Srinivasa, Siddhartha}, booktitle={ICLR}, year={2023}, "
-        "note={arXiv:2209.04836}}"
-    )
+    cite: ClassVar[str] = "ainsworth2023rebasin"
     after_attack: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset({"classes"})
 

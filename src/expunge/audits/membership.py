@@ -54,11 +54,7 @@ Attack = Callable[[Floats, Floats], Callable[[Floats], Floats]]
 class Membership(Audit):
     """Membership inference from losses; several entries of a spec need different attacks."""
 
-    cite: ClassVar[str] = (
-        "@inproceedings{jia2023sparsity, title={Model Sparsity Can Simplify Machine Unlearning}, author={Jia, Jinghan "
-        "and Liu, Jiancheng and Ram, Parikshit and Yao, Yuguang and Liu, Gaowen and Liu, Yang and Sharma, Pranay and "
-        "Liu, Sijia}, booktitle={NeurIPS}, year={2023}}"
-    )
+    cite: ClassVar[str] = "jia2023sparse"
 
     attack: Literal["loss", "confidence", "regression"] = "regression"
     """How a member is told from others; the metric is called `membership_` and this."""

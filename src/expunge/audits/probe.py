@@ -53,10 +53,7 @@ class Probe(Audit):
 
     needs: ClassVar[frozenset[str]] = frozenset({DECISIONS})
 
-    cite: ClassVar[str] = (
-        "@article{alain2016probes, title={Understanding intermediate layers using linear classifier probes}, "
-        "author={Alain, Guillaume and Bengio, Yoshua}, journal={arXiv:1610.01644}, year={2016}}"
-    )
+    cite: ClassVar[str] = "alain2016probes"
 
     layer: str = ""
     """Path of the module whose output is probed; by default the last hidden layer, which the last weights are given."""

@@ -52,11 +52,7 @@ from expunge.evidence.scores import Scores
 class ULira(Audit):
     """Per-example membership inference by likelihood ratios of shadow models; the metric carries their number."""
 
-    cite: ClassVar[str] = (
-        "@article{hayes2024inexact, title={Inexact Unlearning Needs More Careful Evaluations to Avoid a False Sense of "
-        "Privacy}, author={Hayes, Jamie and Shumailov, Ilia and Triantafillou, Eleni and Khalifa, Amr and Papernot, "
-        "Nicolas}, journal={arXiv:2403.01218}, year={2024}}"
-    )
+    cite: ClassVar[str] = "hayes2024inexact"
     needs: ClassVar[frozenset[str]] = frozenset({"classes"})
 
     shadows: Annotated[int, msgspec.Meta(ge=4)] = 16

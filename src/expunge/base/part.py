@@ -63,8 +63,8 @@ class Part(abc.ABC):  # noqa: B024 - what is abstract differs by kind
     version: ClassVar[int] = 1
     """Raised whenever the part would compute other numbers; enters the key of every stage that uses it, and the record:
     runs with other versions of data, task or audits are not compared."""
-    cite: ClassVar[str] = ""
-    """BibTeX of the source, empty where there is none."""
+    cite: ClassVar[str | tuple[str, ...]] = ""
+    """Keys of the sources in `references.bib`, empty where there is none; other packages give BibTeX itself."""
     paths: ClassVar[tuple[str, ...]] = ()
     """Fields that name files: relative ones count from the spec's folder, and contents enter the fingerprint."""
 

@@ -1,8 +1,9 @@
 """What there is, found by looking: a file in a folder, an entry point of another package, or `module:function`.
 
 The file's name is the registered name, and the part in it is the class whose name is the same without underscores
-(`random_relabel.py` holds `RandomRelabel`). Files that begin with an underscore are helpers. Nothing is imported
-until it is used; names and summaries come from the file system and the syntax tree.
+(`random_relabel.py` holds `RandomRelabel`). Files that begin with an underscore are helpers. A study is a folder: its
+name is the registered name, and `study.py` in it holds the class with `Study` at its end (`rem/study.py` holds
+`RemStudy`). Nothing is imported until it is used; names and summaries come from the file system and the syntax tree.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ FOLDERS = {
     "study": "studies",
 }
 """Kind of part to the folder of the package that holds it; entry points use the group `expunge.<folder>`."""
+IN_FOLDERS = frozenset({"study"})
+"""Kinds of which a part is a folder, with a file named like the kind in it."""
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -93,8 +96,10 @@ def load(kind: str, name: str, *, where: str = "") -> Any:
     if ":" in name:
         return _import(name, where=where)
     if name in _files(kind):
-        module = importlib.import_module(f"expunge.{FOLDERS[kind]}.{name}")
-        return _class_in(module, name)
+        module = f"expunge.{FOLDERS[kind]}.{name}"
+        if kind in IN_FOLDERS:
+            return _class_in(importlib.import_module(f"{module}.{kind}"), name + kind)
+        return _class_in(importlib.import_module(module), name)
     if name in _entry_points(kind):
         return _entry_points(kind)[name].load()
     raise unknown(kind, name, names(kind), where=where)
@@ -180,8 +185,10 @@ def kinds_of(name: str) -> list[str]:
 def _files(kind: str) -> dict[str, Path]:
     if kind not in FOLDERS:
         raise unknown("kind", kind, FOLDERS, where="registry")
-    found = (_PACKAGE / FOLDERS[kind]).glob("*.py")
-    return {path.stem: path for path in found if not path.stem.startswith("_")}
+    folder = _PACKAGE / FOLDERS[kind]
+    if kind in IN_FOLDERS:
+        return {path.parent.name: path for path in folder.glob(f"*/{kind}.py")}
+    return {path.stem: path for path in folder.glob("*.py") if not path.stem.startswith("_")}
 
 
 @cache
@@ -194,7 +201,7 @@ def _class_in(module: Any, name: str) -> Any:
     for attribute, value in vars(module).items():
         if attribute.lower() == wanted and isinstance(value, type):
             return value
-    raise TypeError(f"{module.__name__} defines no class named like the file ({wanted!r}, in any case)")
+    raise TypeError(f"{module.__name__} defines no class of that name ({wanted!r}, in any case)")
 
 
 def _check_keywords(function: Callable[..., Any], settings: Mapping[str, Any], where: str) -> None:

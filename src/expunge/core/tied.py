@@ -26,12 +26,6 @@ from torch import Tensor, nn
 
 from expunge.base.errors import SpecError
 
-CITE = (
-    "@inproceedings{maini2023localized, title={Can Neural Network Memorization Be Localized?}, author={Maini, Pratyush "
-    "and Mozer, Michael C and Sedghi, Hanie and Lipton, Zachary C and Kolter, J Zico and Zhang, Chiyuan}, "
-    "booktitle={ICML}, year={2023}, note={arXiv:2307.09542}}"
-)
-"""The source of example-tied dropout."""
 SHARED = -1
 """An id that no example has, for those that are to share one mask (REM's code takes 0, which is also an example's)."""
 

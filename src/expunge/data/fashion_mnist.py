@@ -33,11 +33,7 @@ class FashionMNIST(Source):
     """Ten kinds of clothing, 28 x 28."""
 
     paths: ClassVar[tuple[str, ...]] = ("folder",)
-    cite: ClassVar[str] = (
-        "@article{xiao2017fashion, title={Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning "
-        "Algorithms}, author={Xiao, Han and Rasul, Kashif and Vollgraf, Roland}, journal={arXiv:1708.07747}, "
-        "year={2017}}"
-    )
+    cite: ClassVar[str] = "xiao2017fashion"
 
     subset: Literal["embedded", "full"] = "embedded"
     """`embedded`: 10,000 + 2,000 images inside the package; `full`: the official 60,000 + 10,000."""

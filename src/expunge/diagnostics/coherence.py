@@ -48,11 +48,7 @@ ONE_BY_ONE = "weights whose gradients went one by one, in"
 class Coherence(GramDiagnostic):
     """How far examples share the weights that they depend on, within and between both sets."""
 
-    cite: ClassVar[str] = (
-        "@article{dexter2024precise, title={A Precise Characterization of SGD Stability Using Loss Surface "
-        "Geometry}, author={Dexter, Gregory and Ocejo, Borja and Keerthi, Sathiya and Gupta, Aman and Acharya, Ayan "
-        "and Khanna, Rajiv}, journal={arXiv:2401.12332}, year={2024}}"
-    )
+    cite: ClassVar[str] = "dexter2024precise"
 
     def __call__(self, case: Case, seed: int) -> dict[str, Estimate]:
         """Shares and numbers of directions, with 90 % intervals for the choice of the examples.

@@ -35,11 +35,7 @@ MOSTLY = "forget examples that more than three quarters of nets get right"
 class Memorization(Diagnostic):
     """C-scores of forget and retain set beside what the original knows."""
 
-    cite: ClassVar[str] = (
-        "@inproceedings{jiang2021characterizing, title={Characterizing Structural Regularities of Labeled Data in "
-        "Overparameterized Models}, author={Jiang, Ziheng and Zhang, Chiyuan and Talwar, Kunal and Mozer, Michael C.}, "
-        "booktitle={ICML}, year={2021}, note={arXiv:2002.03206}}"
-    )
+    cite: ClassVar[str] = "jiang2021characterizing"
 
     version: ClassVar[int] = 2
 

@@ -32,11 +32,7 @@ from expunge.methods._gradients import mean_squared_gradient
 class ASSD(Method):
     """Adaptive selective synaptic dampening."""
 
-    cite: ClassVar[str] = (
-        "@misc{schoepf2024assd, title={Parameter-Tuning-Free Data Entry Error Unlearning with Adaptive Selective "
-        "Synaptic Dampening}, author={Schoepf, Stefan and Foster, Jack and Brintrup, Alexandra}, year={2024}, "
-        "note={arXiv:2402.10098}}"
-    )
+    cite: ClassVar[str] = "schoepf2024assd"
     paper: ClassVar[str] = "ASSD, 2024"
     effort: ClassVar[str] = "R + F"
 

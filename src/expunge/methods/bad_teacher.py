@@ -32,11 +32,7 @@ from expunge.train.loop import batches
 class BadTeacher(Descent):
     """Distillation from an incompetent and a competent teacher."""
 
-    cite: ClassVar[str] = (
-        "@inproceedings{chundawat2023bad, title={Can Bad Teaching Induce Forgetting? Unlearning in Deep Networks Using "
-        "an Incompetent Teacher}, author={Chundawat, Vikram S and Tarun, Ayush K and Mandal, Murari and "
-        "Kankanhalli, Mohan}, booktitle={AAAI}, year={2023}, note={arXiv:2205.08096}}"
-    )
+    cite: ClassVar[str] = "chundawat2023bad"
     paper: ClassVar[str] = "bad teacher, 2023"
     effort: ClassVar[str] = "(R share + F) E"
 

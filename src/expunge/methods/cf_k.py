@@ -19,18 +19,12 @@ from expunge.core.case import Meter, Recipe
 from expunge.core.problem import Problem
 from expunge.methods._layers import LastLayers
 
-CITE = (
-    "@article{goel2022adversarial, title={Towards Adversarial Evaluations for Inexact Machine Unlearning}, author="
-    "{Goel, Shashwat and Prabhu, Ameya and Sanyal, Amartya and Lim, Ser-Nam and Torr, Philip and "
-    "Kumaraguru, Ponnurangam}, journal={arXiv:2201.06640}, year={2022}}"
-)
-
 
 @dataclass(frozen=True)
 class CFk(LastLayers):
     """Catastrophic forgetting of the last k layers."""
 
-    cite: ClassVar[str] = CITE
+    cite: ClassVar[str] = "goel2022adversarial"
     paper: ClassVar[str] = "CF-k, 2022"
     effort: ClassVar[str] = "R E"
 

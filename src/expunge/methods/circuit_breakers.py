@@ -51,12 +51,7 @@ WHERE = "method.circuit_breakers.layers"
 class CircuitBreakers(PairedDescent):
     """Hidden states of forget made orthogonal to the original's, those of retain held."""
 
-    cite: ClassVar[str] = (
-        "@inproceedings{zou2024breakers, title={Improving Alignment and Robustness with Circuit Breakers}, "
-        "author={Zou, Andy and Phan, Long and Wang, Justin and Duenas, Derek and Lin, Maxwell and Andriushchenko, "
-        "Maksym and Wang, Rowan and Kolter, Zico and Fredrikson, Matt and Hendrycks, Dan}, booktitle={NeurIPS}, "
-        "year={2024}, note={arXiv:2406.04313}}"
-    )
+    cite: ClassVar[str] = "zou2024breakers"
     paper: ClassVar[str] = "circuit breakers, 2024"
     effort: ClassVar[str] = "(R + B) E"
 

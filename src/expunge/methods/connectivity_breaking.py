@@ -30,7 +30,6 @@ from expunge.core.modules import evaluating
 from expunge.core.objective import Decisions, Objective, loss
 from expunge.core.problem import Problem
 from expunge.methods._descent import PairedDescent
-from expunge.methods.finetune import CITE
 from expunge.train.loop import Pair
 
 
@@ -38,7 +37,7 @@ from expunge.train.loop import Pair
 class ConnectivityBreaking(PairedDescent):
     """Fine-tuning that is rewarded for a loss barrier on the way to the original."""
 
-    cite: ClassVar[str] = CITE
+    cite: ClassVar[str] = "siddiqui2025dormant"
     paper: ClassVar[str] = "connectivity breaking (CBFT), 2025"
     effort: ClassVar[str] = "(2 R + B) E"
 

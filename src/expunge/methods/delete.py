@@ -29,11 +29,7 @@ from expunge.methods._distill import divergence, logits_of, teacher_of
 class DELETE(ForgetDescent):
     """Decoupled distillation: everything but the right answer."""
 
-    cite: ClassVar[str] = (
-        "@inproceedings{zhou2025delete, title={Decoupled Distillation to Erase: A General Unlearning Method for Any "
-        "Class-centric Tasks}, author={Zhou, Yu and Zheng, Dian and Mo, Qijie and Lu, Renjie and Lin, Kun-Yu and "
-        "Zheng, Wei-Shi}, booktitle={CVPR}, year={2025}, note={arXiv:2503.23751}}"
-    )
+    cite: ClassVar[str] = "zhou2025delete"
     paper: ClassVar[str] = "DELETE, 2025"
     effort: ClassVar[str] = "F E"
 

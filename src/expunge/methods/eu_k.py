@@ -21,14 +21,13 @@ from expunge.base.seeds import derive
 from expunge.core.case import Meter, Recipe
 from expunge.core.problem import Problem
 from expunge.methods._layers import LastLayers, reinitialise
-from expunge.methods.cf_k import CITE
 
 
 @dataclass(frozen=True)
 class EUk(LastLayers):
     """Exact unlearning of the last k layers."""
 
-    cite: ClassVar[str] = CITE
+    cite: ClassVar[str] = "goel2022adversarial"
     paper: ClassVar[str] = "EU-k, 2022"
     effort: ClassVar[str] = "R E"
 

@@ -14,18 +14,12 @@ from expunge.core.case import Meter, Recipe
 from expunge.core.problem import Problem
 from expunge.methods._descent import Descent
 
-CITE = (
-    "@inproceedings{siddiqui2025dormant, title={From Dormant to Deleted: Tamper-Resistant Unlearning Through "
-    "Weight-Space Regularization}, author={Siddiqui, Shoaib Ahmed and others}, booktitle={NeurIPS}, year={2025}, "
-    "note={arXiv:2505.22310}}"
-)
-
 
 @dataclass(frozen=True)
 class Finetune(Descent):
     """Minimise cross-entropy on the retain set."""
 
-    cite: ClassVar[str] = CITE
+    cite: ClassVar[str] = "siddiqui2025dormant"
     paper: ClassVar[str] = "catastrophic forgetting, 2025"
     effort: ClassVar[str] = "R E"
 

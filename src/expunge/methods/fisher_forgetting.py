@@ -37,11 +37,7 @@ class FisherForgetting(Method):
     """Noise shaped by the inverse Fisher information."""
 
     version: ClassVar[int] = 2
-    cite: ClassVar[str] = (
-        "@inproceedings{golatkar2020eternal, title={Eternal Sunshine of the Spotless Net: Selective Forgetting in Deep "
-        "Networks}, author={Golatkar, Aditya and Achille, Alessandro and Soatto, Stefano}, booktitle={CVPR}, "
-        "year={2020}, note={arXiv:1911.04933}}"
-    )
+    cite: ClassVar[str] = "golatkar2020eternal"
     paper: ClassVar[str] = "Fisher forgetting, 2020"
     effort: ClassVar[str] = "R"
 

@@ -33,11 +33,7 @@ from expunge.train.loop import batches
 class GradientAscent(ForgetDescent):
     """Gradient ascent on the forget set with a stopping rule."""
 
-    cite: ClassVar[str] = (
-        "@inproceedings{thudi2022unrolling, title={Unrolling SGD: Understanding Factors Influencing Machine "
-        "Unlearning}, author={Thudi, Anvith and Deza, Gabriel and Chandrasekaran, Varun and Papernot, Nicolas}, "
-        "booktitle={EuroS\\&P}, year={2022}, note={arXiv:2109.13398}}"
-    )
+    cite: ClassVar[str] = "thudi2022unrolling"
     paper: ClassVar[str] = "gradient ascent, 2022"
     effort: ClassVar[str] = "at most F E"
 

@@ -34,11 +34,7 @@ from expunge.train.optim import OptimizerName
 class L1Sparse(Descent):
     """Fine-tuning with a fading L1 penalty."""
 
-    cite: ClassVar[str] = (
-        "@inproceedings{jia2023sparse, title={Model Sparsity Can Simplify Machine Unlearning}, author={Jia, Jinghan "
-        "and Liu, Jiancheng and Ram, Parikshit and Yao, Yuguang and Liu, Gaowen and Liu, Yang and Sharma, Pranay and "
-        "Liu, Sijia}, booktitle={NeurIPS}, year={2023}, note={arXiv:2304.04934}}"
-    )
+    cite: ClassVar[str] = "jia2023sparse"
     paper: ClassVar[str] = "l1-sparse, 2023"
     effort: ClassVar[str] = "R E"
 

@@ -34,10 +34,7 @@ from expunge.methods._gradients import mean_absolute_gradient
 class LFSSD(Method):
     """Label-free selective synaptic dampening."""
 
-    cite: ClassVar[str] = (
-        "@inproceedings{foster2024lfssd, title={Loss-Free Machine Unlearning}, author={Foster, Jack and Schoepf, "
-        "Stefan and Brintrup, Alexandra}, booktitle={ICLR Tiny Papers}, year={2024}, note={arXiv:2402.19308}}"
-    )
+    cite: ClassVar[str] = "foster2024lfssd"
     paper: ClassVar[str] = "LFSSD, 2024"
     effort: ClassVar[str] = "R + F"
 

@@ -26,7 +26,6 @@ from expunge.core.data import Batch
 from expunge.core.objective import loss
 from expunge.core.problem import Problem
 from expunge.methods._descent import PairedDescent
-from expunge.methods.scrub import CITE
 from expunge.train.loop import Pair
 
 
@@ -34,7 +33,7 @@ from expunge.train.loop import Pair
 class NegGradPlus(PairedDescent):
     """Weighted descent on retain and ascent on forget."""
 
-    cite: ClassVar[str] = CITE
+    cite: ClassVar[str] = "kurmanji2023scrub"
     paper: ClassVar[str] = "NegGrad+, 2023"
     effort: ClassVar[str] = "(R + B) E"
 

@@ -42,11 +42,7 @@ from expunge.train.optim import cosine
 class NoisyDistillation(PairedDescent):
     """Distortion, then distillation of all but the answers that must go."""
 
-    cite: ClassVar[str] = (
-        "@inproceedings{lee2025undo, title={Distillation Robustifies Unlearning}, author={Lee, Bruce W. and Foote, "
-        "Addie and Infanger, Alex and Shor, Leni and Kamath, Harish and Goldman-Wetzler, Jacob and Woodworth, Bryce "
-        "and Cloud, Alex and Turner, Alexander Matt}, booktitle={NeurIPS}, year={2025}, note={arXiv:2506.06278}}"
-    )
+    cite: ClassVar[str] = "lee2025undo"
     paper: ClassVar[str] = "ours, after UNDO, 2025"
     effort: ClassVar[str] = "(R + B) E"
 

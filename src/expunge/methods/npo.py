@@ -32,11 +32,7 @@ from expunge.train.loop import Pair
 class NPO(PairedDescent):
     """Negative preference optimisation with a retain term."""
 
-    cite: ClassVar[str] = (
-        "@article{zhang2024npo, title={Negative Preference Optimization: From Catastrophic Collapse to Effective "
-        "Unlearning}, author={Zhang, Ruiqi and Lin, Licong and Bai, Yu and Mei, Song}, journal={arXiv:2404.05868}, "
-        "year={2024}}"
-    )
+    cite: ClassVar[str] = "zhang2024npo"
     paper: ClassVar[str] = "NPO, 2024"
     effort: ClassVar[str] = "(R + B) E"
 

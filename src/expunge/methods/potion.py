@@ -44,10 +44,7 @@ from expunge.methods._measure import known_share
 class Potion(Method):
     """Label-free adaptive dampening, searched for the smallest share that forgets."""
 
-    cite: ClassVar[str] = (
-        "@article{schoepf2024potion, title={Potion: Towards Poison Unlearning}, author={Schoepf, Stefan and Foster, "
-        "Jack and Brintrup, Alexandra}, journal={DMLR}, year={2024}, note={arXiv:2406.09173}}"
-    )
+    cite: ClassVar[str] = "schoepf2024potion"
     paper: ClassVar[str] = "Potion, 2024"
     effort: ClassVar[str] = "R + F"
 

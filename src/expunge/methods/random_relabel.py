@@ -28,10 +28,7 @@ from expunge.train.loop import Pair
 class RandomRelabel(PairedDescent):
     """Random relabelling, both losses in one step."""
 
-    cite: ClassVar[str] = (
-        "@inproceedings{graves2021amnesiac, title={Amnesiac Machine Learning}, author={Graves, Laura and Nagisetty, "
-        "Vineel and Ganesh, Vijay}, booktitle={AAAI}, year={2021}}"
-    )
+    cite: ClassVar[str] = "graves2021amnesiac"
     paper: ClassVar[str] = "amnesiac learning, 2021"
     effort: ClassVar[str] = "(R + B) E"
 

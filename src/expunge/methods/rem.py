@@ -50,12 +50,10 @@ from expunge.core.memory import drop_memory, memory_weights
 from expunge.core.modules import evaluating, first_parameter, fixed_statistics
 from expunge.core.objective import decision_losses, per_example
 from expunge.core.problem import Problem
-from expunge.core.tied import CITE as TIED
 from expunge.core.tied import SHARED, base_only, tied_layers, with_memory
 from expunge.methods._descent import Descent
 from expunge.methods._measure import known_share
 from expunge.models._tied import Fixed
-from expunge.tasks._split import REM as CITE
 from expunge.train.loop import batches, in_order
 
 
@@ -64,7 +62,7 @@ class REM(Descent):
     """Redirection for erasing memory."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"tied dropout"})
-    cite: ClassVar[str] = f"{CITE}\n\n{TIED}"
+    cite: ClassVar[tuple[str, ...]] = ("schoepf2025rem", "maini2023localized")
     paper: ClassVar[str] = "REM, 2025"
     effort: ClassVar[str] = "(R + 2 F) E + F flushes"
 

@@ -39,11 +39,7 @@ from expunge.train.loop import Pair
 class SalUn(PairedDescent):
     """Random relabelling under a saliency mask."""
 
-    cite: ClassVar[str] = (
-        "@inproceedings{fan2024salun, title={SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency "
-        "in Both Image Classification and Generation}, author={Fan, Chongyu and Liu, Jiancheng and Zhang, Yihua and "
-        "Wong, Eric and Wei, Dennis and Liu, Sijia}, booktitle={ICLR}, year={2024}, note={arXiv:2310.12508}}"
-    )
+    cite: ClassVar[str] = "fan2024salun"
     paper: ClassVar[str] = "SalUn, 2024"
     effort: ClassVar[str] = "F + (R + B) E"
 

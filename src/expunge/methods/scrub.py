@@ -39,18 +39,12 @@ from expunge.methods._descent import Descent
 from expunge.methods._distill import divergence, logits_of, teacher_of
 from expunge.methods._measure import known, known_share
 
-CITE = (
-    "@inproceedings{kurmanji2023scrub, title={Towards Unbounded Machine Unlearning}, author={Kurmanji, Meghdad and "
-    "Triantafillou, Peter and Hayes, Jamie and Triantafillou, Eleni}, booktitle={NeurIPS}, year={2023}, "
-    "note={arXiv:2302.09880}}"
-)
-
 
 @dataclass(frozen=True)
 class SCRUB(Descent):
     """Alternating distillation away from and towards the original, optionally with rewinding."""
 
-    cite: ClassVar[str] = CITE
+    cite: ClassVar[str] = "kurmanji2023scrub"
     paper: ClassVar[str] = "SCRUB, 2023"
     effort: ClassVar[str] = "R E + F forget_epochs"
 

@@ -34,11 +34,7 @@ class SSD(Method):
     """Selective synaptic dampening."""
 
     version: ClassVar[int] = 2
-    cite: ClassVar[str] = (
-        "@inproceedings{foster2024ssd, title={Fast Machine Unlearning Without Retraining Through Selective Synaptic "
-        "Dampening}, author={Foster, Jack and Schoepf, Stefan and Brintrup, Alexandra}, booktitle={AAAI}, year={2024}, "
-        "note={arXiv:2308.07707}}"
-    )
+    cite: ClassVar[str] = "foster2024ssd"
     paper: ClassVar[str] = "SSD, 2024"
     effort: ClassVar[str] = "R + F"
 

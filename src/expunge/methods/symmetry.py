@@ -35,11 +35,7 @@ from expunge.numerics.assignment import random_order
 class Symmetry(Method):
     """The same function from other weights."""
 
-    cite: ClassVar[str] = (
-        "@inproceedings{dinh2017sharp, title={Sharp Minima Can Generalize For Deep Nets}, author={Dinh, Laurent and "
-        "Pascanu, Razvan and Bengio, Samy and Bengio, Yoshua}, booktitle={ICML}, year={2017}, "
-        "note={arXiv:1703.04933}}"
-    )
+    cite: ClassVar[str] = "dinh2017sharp"
     paper: ClassVar[str] = "symmetries of ReLU nets, 2017"
     effort: ClassVar[str] = "none"
     needs: ClassVar[frozenset[str]] = frozenset({"classes"})

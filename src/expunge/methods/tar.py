@@ -72,12 +72,7 @@ class Round:
 class TAR(Method):
     """Entropy on forget kept high while an adversary relearns it; for a model that another method has safeguarded."""
 
-    cite: ClassVar[str] = (
-        "@inproceedings{tamirisa2025tar, title={Tamper-Resistant Safeguards for Open-Weight LLMs}, author={Tamirisa, "
-        "Rishub and Bharathi, Bhrugu and Phan, Long and Zhou, Andy and Gatti, Alice and Suresh, Tarun and Lin, Maxwell "
-        "and Wang, Justin and Wang, Rowan and Arel, Ron and Zou, Andy and Song, Dawn and Li, Bo and Hendrycks, Dan and "
-        "Mazeika, Mantas}, booktitle={ICLR}, year={2025}, note={arXiv:2408.00761}}"
-    )
+    cite: ClassVar[str] = "tamirisa2025tar"
     paper: ClassVar[str] = "TAR, 2025"
     effort: ClassVar[str] = "very high, nested steps"
 

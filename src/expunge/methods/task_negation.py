@@ -30,11 +30,7 @@ from expunge.methods._descent import ForgetDescent
 class TaskNegation(ForgetDescent):
     """Subtraction of the forget set's task vector."""
 
-    cite: ClassVar[str] = (
-        "@inproceedings{ilharco2023task, title={Editing Models with Task Arithmetic}, author={Ilharco, Gabriel and "
-        "Ribeiro, Marco Tulio and Wortsman, Mitchell and Gururangan, Suchin and Schmidt, Ludwig and Hajishirzi, "
-        "Hannaneh and Farhadi, Ali}, booktitle={ICLR}, year={2023}, note={arXiv:2212.04089}}"
-    )
+    cite: ClassVar[str] = "ilharco2023task"
     paper: ClassVar[str] = "task arithmetic, 2023"
     effort: ClassVar[str] = "F E"
 

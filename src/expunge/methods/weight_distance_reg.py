@@ -29,7 +29,6 @@ from expunge.core.modules import trainable
 from expunge.core.objective import loss
 from expunge.core.problem import Problem
 from expunge.methods._descent import Descent
-from expunge.methods.finetune import CITE
 
 EPSILON = 1e-8
 """Under the root; in squared units of the weights."""
@@ -39,7 +38,7 @@ EPSILON = 1e-8
 class WeightDistanceReg(Descent):
     """Fine-tuning that is rewarded for its distance from the original weights."""
 
-    cite: ClassVar[str] = CITE
+    cite: ClassVar[str] = "siddiqui2025dormant"
     paper: ClassVar[str] = "weight distance regularisation, 2025"
     effort: ClassVar[str] = "R E"
 

@@ -17,14 +17,13 @@ from torch import Tensor
 from expunge.base.part import Positive
 from expunge.methods._descent import PerturbedDescent
 from expunge.methods._noise import add_noise
-from expunge.methods.finetune import CITE
 
 
 @dataclass(frozen=True)
 class WeightDistortion(PerturbedDescent):
     """Noise on every trainable weight, then fine-tuning on retain."""
 
-    cite: ClassVar[str] = CITE
+    cite: ClassVar[str] = "siddiqui2025dormant"
     paper: ClassVar[str] = "weight distortion, 2025"
     effort: ClassVar[str] = "R E"
 

@@ -17,14 +17,13 @@ from torch import Tensor
 
 from expunge.base.part import Share
 from expunge.methods._descent import PerturbedDescent
-from expunge.methods.finetune import CITE
 
 
 @dataclass(frozen=True)
 class WeightDropout(PerturbedDescent):
     """Random trainable weights set to zero, then fine-tuning on retain."""
 
-    cite: ClassVar[str] = CITE
+    cite: ClassVar[str] = "siddiqui2025dormant"
     paper: ClassVar[str] = "weight dropout, 2025"
     effort: ClassVar[str] = "R E"
 

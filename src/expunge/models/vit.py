@@ -25,11 +25,7 @@ from expunge.models._images import image_shape
 class ViT(Architecture):
     """About 0.2 M weights."""
 
-    cite: ClassVar[str] = (
-        "@inproceedings{dosovitskiy2021vit, title={An Image is Worth 16x16 Words: Transformers for Image Recognition "
-        "at Scale}, author={Dosovitskiy, Alexey and Beyer, Lucas and Kolesnikov, Alexander and others}, "
-        "booktitle={ICLR}, year={2021}}"
-    )
+    cite: ClassVar[str] = "dosovitskiy2021vit"
 
     patch: Count = 4
     """Height and width of a patch in pixels; must divide those of the images."""

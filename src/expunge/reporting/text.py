@@ -13,6 +13,7 @@ from itertools import pairwise
 from types import UnionType
 from typing import Annotated, Any, Literal
 
+from expunge.base.references import bibtex
 from expunge.evidence.table import Table
 from expunge.evidence.verdict import Verdict
 
@@ -180,14 +181,14 @@ def describe(kind: str, part_class: Any) -> dict[str, Any]:
         part_class: The class, or a plain function.
 
     Returns:
-        Kind, summary, settings (name, type, default, doc), needs, cite and version, as plain data.
+        Kind, summary, settings (name, type, default, doc), needs, cite (BibTeX) and version, as plain data.
     """
     return {
         "kind": kind,
         "summary": _summary(part_class),
         "settings": _settings(part_class),
         "needs": sorted(getattr(part_class, "needs", ())),
-        "cite": getattr(part_class, "cite", ""),
+        "cite": "\n\n".join(bibtex(getattr(part_class, "cite", ""), where=part_class.__name__)),
         "version": getattr(part_class, "version", 1),
     }
 
@@ -195,9 +196,11 @@ def describe(kind: str, part_class: Any) -> dict[str, Any]:
 def _summary(part_class: Any) -> str:
     """The docstring of the file that holds nothing but this part, otherwise the part's own."""
     module = inspect.getmodule(part_class)
-    file = (module.__name__ if module else "").rpartition(".")[2].replace("_", "")
+    *_, folder, file = ["", *(module.__name__ if module else "").replace("_", "").split(".")]
     own = inspect.getdoc(part_class) or ""
-    return (inspect.getdoc(module) or own) if module and file == part_class.__name__.lower() else own
+    # `methods/scrub.py` holds `Scrub`, `studies/rem/study.py` holds `RemStudy`.
+    alone = part_class.__name__.lower() in (file, folder + file)
+    return (inspect.getdoc(module) or own) if module and alone else own
 
 
 def _settings(part_class: Any) -> list[dict[str, Any]]:

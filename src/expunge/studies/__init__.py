@@ -1,1 +1,1 @@
-"""Papers, one a file: claims declared first, then measured."""
+"""Papers, one a folder: claims declared first (`claims.toml`), then measured (`study.py`)."""

@@ -9,14 +9,6 @@ from expunge.base.errors import SpecError
 from expunge.core.data import Data
 from expunge.core.problem import Problem
 
-REM = (
-    "@article{schoepf2025rem, title={Redirection for Erasing Memory ({REM}): Towards a universal unlearning method for "
-    "corrupted data}, author={Schoepf, Stefan and Mozer, Michael Curtis and Mitchell, Nicole Elyse and Brintrup, "
-    "Alexandra and Kaissis, Georgios and Kairouz, Peter and Triantafillou, Eleni}, journal={arXiv:2505.17730}, "
-    "year={2025}}"
-)
-"""The source of the three corruptions and of discovery rates."""
-
 
 def without(data: Data, forget: Tensor) -> Tensor:
     """Training ids that are not to be forgotten."""

@@ -20,14 +20,14 @@ from expunge.base.seeds import derive
 from expunge.core.contracts import Task
 from expunge.core.data import Data
 from expunge.core.problem import Problem
-from expunge.tasks._split import REM, class_index, corrupted_problem, require_classes
+from expunge.tasks._split import class_index, corrupted_problem, require_classes
 
 
 @dataclass(frozen=True)
 class ClassConfusion(Task):
     """Swapped labels between two classes with a discovery rate."""
 
-    cite: ClassVar[str] = REM
+    cite: ClassVar[str] = "schoepf2025rem"
 
     first: Natural | str = 3
     """One class, by number or by what it means; choose two that are easily confused."""

@@ -18,14 +18,14 @@ from expunge.base.seeds import derive
 from expunge.core.contracts import Task
 from expunge.core.data import Data
 from expunge.core.problem import Problem
-from expunge.tasks._split import REM, corrupted_problem, require_classes, require_fewer
+from expunge.tasks._split import corrupted_problem, require_classes, require_fewer
 
 
 @dataclass(frozen=True)
 class LabelSwap(Task):
     """Random wrong labels with a discovery rate."""
 
-    cite: ClassVar[str] = REM
+    cite: ClassVar[str] = "schoepf2025rem"
 
     count: Count = 200
     """Examples that get a wrong label."""

@@ -25,14 +25,14 @@ from expunge.base.seeds import derive
 from expunge.core.contracts import Task
 from expunge.core.data import Data
 from expunge.core.problem import Problem
-from expunge.tasks._split import REM, class_index, corrupted_problem, require_classes, require_fewer
+from expunge.tasks._split import class_index, corrupted_problem, require_classes, require_fewer
 
 
 @dataclass(frozen=True)
 class PoisonTrigger(Task):
     """A patch that means a label, with a discovery rate."""
 
-    cite: ClassVar[str] = REM
+    cite: ClassVar[str] = "schoepf2025rem"
 
     count: Count = 200
     """Training images that get the trigger and the label."""

@@ -1,0 +1,1 @@
+"""The study of From Dormant to Deleted (2505.22310)."""

@@ -1,0 +1,84 @@
+"""Descent on retained and ascent on forgotten examples, in full batches, and the retained sharpness on the way."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import product, repeat
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from expunge.base.errors import RunError
+from expunge.studies.edge_of_stability.setup import Examples, squared
+from expunge.train.loop import Pair, fit
+from expunge.train.monitors import SharpnessMonitor
+
+FACTORS = (0.25, 0.5, 1.0, 2.0)
+"""Step sizes of unlearning, in units of that of training."""
+MIXES = (0.05, 0.2)
+"""Weights of the ascent; the descent has what is left to 1."""
+SHARE, GONE, EVERY = 8, 0.5, 5
+"""One example in so many is forgotten; the mean squared distance per example, half that to a target from 0, at which it
+counts as forgotten; steps between readings."""
+
+
+class UnlearningRun(NamedTuple):
+    """How one run of unlearning ended."""
+
+    factor: float
+    highest: float
+    """Of the retained loss's sharpness on the way, times step size and weight of the descent, / 2."""
+    damage: float
+    """Retained loss at the end minus that at the beginning; what can be said of a run that diverged is the last one."""
+
+
+def unlearned(
+    model: nn.Sequential, batch: Examples, rate: float, most: int, generator: torch.Generator
+) -> list[UnlearningRun]:
+    """Every step size with every mix, from the same model, until the forget set is gone or the steps run out."""
+    order = torch.randperm(batch.size, generator=generator)
+    forget, retain = (batch.at(ids) for ids in (order[: batch.size // SHARE], order[batch.size // SHARE :]))
+    return [
+        _one(model, retain, forget, rate, factor, ascent_weight, most)
+        for factor, ascent_weight in product(FACTORS, MIXES)
+    ]
+
+
+def _one(
+    model: nn.Sequential,
+    retain: Examples,
+    forget: Examples,
+    rate: float,
+    factor: float,
+    ascent_weight: float,
+    most: int,
+) -> UnlearningRun:
+    student = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(student.parameters(), lr=factor * rate)
+    monitor = SharpnessMonitor(squared, [retain], optimizer, every=EVERY)
+    monitor(0, student)
+
+    def loss(pair: Pair) -> torch.Tensor:
+        return (1 - ascent_weight) * squared(student, pair.retain) - ascent_weight * squared(student, pair.forget)  # type: ignore[arg-type]
+
+    def until_gone() -> Iterator[Pair]:
+        for pair in repeat(Pair(retain, forget), most):  # type: ignore[arg-type]
+            with torch.no_grad():
+                if float(squared(student, forget)) >= GONE:
+                    return
+            yield pair
+
+    # One that leaves for good has the last reading before as its end.
+    with suppress(RunError):
+        fit(list(student.parameters()), loss, until_gone(), optimizer, on_step=lambda step, _: monitor(step, student))
+    with torch.no_grad():
+        end = float(squared(student, retain))
+    losses = [value for value in (*monitor.losses, end) if math.isfinite(value)]
+    ratios = [
+        (1 - ascent_weight) * s / e for s, e in zip(monitor.sharpness, monitor.edges, strict=True) if math.isfinite(s)
+    ]
+    return UnlearningRun(factor, max(ratios), losses[-1] - losses[0])

@@ -1,0 +1,1 @@
+"""The study of Redirection for Erasing Memory (2505.17730)."""

@@ -1,0 +1,85 @@
+"""What the study `rem` runs: the cells of the plane, the methods with their candidates, and attacks on what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from expunge.study.choose import Entry
+
+TUNING, TUNING_RATE = (100,), 0.6
+"""Seeds and discovery rate on which settings are chosen; neither is reported."""
+SHORT = {"epochs": 2}
+MODEL = {"name": "cnn", "fixed": 0.5}
+"""Half of the channels are reserved; the paper's model of capacity 0.5, which REM expands."""
+TIED = {**MODEL, "memory": 0.2}
+"""The same with example-tied dropout in training."""
+
+LOW, MEDIUM, HIGH = "label_swap", "class_confusion", "poison_trigger"
+REGULARITIES = (LOW, MEDIUM, HIGH)
+
+ABLATIONS = ("rem", "rem-no_removal", "rem-npo")
+"""From whole to least: removal before redirecting only, not while; removal alone, NPO on the base until it stops."""
+
+GRID: Mapping[str, Sequence[Entry]] = {
+    "rem": [{"name": "rem", "learning_rate": rate} for rate in (2e-4, 4e-4, 1e-3)],
+    "finetune": [{"name": "finetune", "learning_rate": rate} for rate in (2e-4, 5e-4, 1e-3)],
+    "scrub": [{"name": "scrub", "learning_rate": rate} for rate in (1e-4, 2e-4, 5e-4)],
+    "bad_teacher": [{"name": "bad_teacher", "learning_rate": rate} for rate in (1e-4, 2e-4, 5e-4)],
+    "npo_retain": [{"name": "npo", "learning_rate": rate} for rate in (1e-4, 2e-4, 5e-4)],
+    "potion": [{"name": "potion"}],
+}
+MORE: Mapping[str, Sequence[Entry]] = {
+    "gradient_ascent": [{"name": "gradient_ascent", "learning_rate": rate} for rate in (5e-5, 1e-4, 2e-4)],
+    "random_relabel": [{"name": "random_relabel", "weight": weight} for weight in (0.1, 0.3, 1.0)],
+    "ssd": [{"name": "ssd", "alpha": alpha} for alpha in (2.0, 5.0, 10.0)],
+    "lfssd": [{"name": "lfssd", "alpha": alpha} for alpha in (2.0, 5.0, 10.0)],
+    "assd": [{"name": "assd"}],
+    "salun": [{"name": "salun", "learning_rate": rate} for rate in (1e-4, 2e-4, 5e-4)],
+}
+"""Of the long preset only."""
+
+QUICK: Mapping[str, Any] = {"train": 300, "epochs": 5, "rates": (0.5, 1.0), "choosing": False, "small": True}
+
+
+def cell(regularity: str, rate: float) -> str:
+    """Name of a cell's run."""
+    return f"{regularity}-{rate:g}"
+
+
+def base(train: int, epochs: int, regularity: str, rate: float, **task: Any) -> dict[str, Any]:
+    """The spec's data, model, training and task; 4 % of the images are corrupted, a fifth of two classes in the middle.
+
+    The two confused classes are shirts (6) and T-shirts (0), which nets confuse without being taught to.
+    """
+    count = max(train // 25, 10)
+    settings: dict[str, Any] = {"count": count}
+    if regularity == MEDIUM:
+        settings = {"count": count // 2, "first": 0, "second": 6}
+    return {
+        "data": {"name": "fashion_mnist", "train": train},
+        "model": MODEL,
+        "train": {"epochs": epochs},
+        "forget": {"name": regularity, "discovery": rate, **settings, **task},
+    }
+
+
+def grid(*, every: bool, small: bool) -> dict[str, list[Entry]]:
+    """Candidates by label."""
+    candidates = {**GRID, **(MORE if every else {})}
+    if small:
+        candidates = {label: candidates[label] for label in ("rem", "finetune", "npo_retain")}
+    return {label: [shortened(entry, small) for entry in entries] for label, entries in candidates.items()}
+
+
+def methods(chosen: Mapping[str, Entry]) -> list[Entry]:
+    """Every model of a cell: the chosen methods, REM with less, REM with more than one can know, and retraining."""
+    entries = [{**entry, "label": label} for label, entry in chosen.items()]
+    rem = chosen["rem"]
+    entries += [{**rem, "variant": name.removeprefix("rem-"), "label": name} for name in ABLATIONS[1:]]
+    return [*entries, {**rem, "ideal": True, "label": "rem-ideal"}, {"name": "retrain"}]
+
+
+def shortened(entry: Entry, small: bool) -> Entry:
+    """The entry with two epochs where it has any."""
+    return {**entry, **SHORT} if small and entry["name"] not in ("potion", "ssd", "lfssd", "assd") else dict(entry)

@@ -1,0 +1,175 @@
+"""Run a study: what its seeds share, then its seeds side by side, then the decision; what has finished is kept."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from expunge.base import registry
+from expunge.base.errors import SpecError, unknown
+from expunge.base.part import source_digest
+from expunge.base.record import address, canonical, spelled, storage_error, sweep_files, write_file
+from expunge.evidence.claim import decide
+from expunge.pipeline.folder import environment
+from expunge.reporting.progress import Progress
+from expunge.reporting.study import write_study_page
+from expunge.study.study import Study, Work, at_preset
+
+FOLDER = "studies"
+RESULT = "study.json"
+
+
+def run_study(
+    name: str,
+    preset: str,
+    out: Path,
+    *,
+    seeds: Sequence[int] | None = None,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> Path:
+    """Measure a study's claims, or finish what is missing of them.
+
+    Args:
+        name: The study.
+        preset: Its scale.
+        out: Folder for runs; the study goes to `out/studies/<name>-<preset>`.
+        seeds: Instead of the preset's.
+        workers: Processes side by side; the numbers do not depend on it.
+        progress: Told of what finishes; silent by default.
+
+    Returns:
+        The folder, with `study.json` and `report.html`.
+
+    Raises:
+        SpecError: No such study, preset or seed.
+        MissingError: The preset needs what is not here.
+        RunError: A seed failed; the others are kept.
+    """
+    found = registry.load("study", name, where="study")
+    if not (isinstance(found, type) and issubclass(found, Study)):
+        raise unknown("study", name, registry.names("study"), where="study")
+    study, scale = at_preset(found, preset)
+    chosen = _distinct(scale.seeds if seeds is None else tuple(seeds))
+    label = f"{name.replace(':', '.')}-{preset}" + ("" if chosen == scale.seeds else "-s" + "-".join(map(str, chosen)))
+    work = Work(out / FOLDER, label, workers, progress)
+    _make(work.folder)
+    for old in (RESULT, "report.html"):
+        # A result of before must not stand beside a run that failed.
+        (work.folder / old).unlink(missing_ok=True)
+    start, load = time.perf_counter(), os.getloadavg()[0]
+    basis = dict(study.prepare(chosen, work))
+    measured = _measured(study, chosen, work, basis)
+    result = {
+        "study": name,
+        "preset": preset,
+        "paper": study.paper,
+        "seeds": list(chosen),
+        "seconds": round(time.perf_counter() - start, 1),
+        "spent": round(sum(entry["seconds"] for entry in measured.values()) + work.spent(), 1),
+        "load": round(load, 2),
+        "workers": workers,
+        "commit": environment()["commit"],
+        "environment": environment(),
+        "settings": study.settings(),
+        "basis": basis,
+        "claims": [f.as_json() for f in decide(study.claims, [e["measured"] for e in measured.values()])],
+        "measured": {str(seed): entry["measured"] for seed, entry in measured.items()},
+        "figures": [f.as_json() for f in study.figures({s: e["measured"] for s, e in measured.items()}, basis)],
+    }
+    write_file(work.folder / RESULT, json.dumps(spelled(_plain(result)), indent=1, allow_nan=False) + "\n")
+    write_study_page(work.folder)
+    return work.folder
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(error, folder) from None
+    sweep_files(folder)
+
+
+def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+        raise SpecError(f"found {list(seeds)}", where="--seeds", allowed="whole numbers from 0, each once")
+    return seeds
+
+
+def _measured(study: Study, seeds: Sequence[int], work: Work, basis: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """What each seed gave, from its file where that was made in the same way; what is only read is read again."""
+    code = source_digest(type(study))
+    facts = {"study": study.fingerprint(), "code": code, "basis": basis, "torch": torch.__version__}
+    keys = {seed: address({**facts, "seed": seed}) for seed in seeds}
+    missing = [s for s in seeds if not study.side_by_side or _held(work, s).get("key") != keys[s]]
+    if work.workers > 1 and len(missing) > 1 and study.side_by_side:
+        _in_processes(study, missing, work, basis, keys)
+    else:
+        for seed in missing:
+            _measure(study, seed, work, basis, keys[seed])
+            _tell(work, seed)
+    return {seed: _held(work, seed) for seed in seeds}
+
+
+def _in_processes(
+    study: Study, seeds: Sequence[int], work: Work, basis: Mapping[str, Any], keys: Mapping[int, str]
+) -> None:
+    # Spawned, not forked: a fork after torch has started its threads can hang.
+    alone = replace(work, workers=1, progress=None)
+    with ProcessPoolExecutor(min(work.workers, len(seeds)), multiprocessing.get_context("spawn")) as pool:
+        running = {pool.submit(_measure, study, seed, alone, basis, keys[seed]): seed for seed in seeds}
+        try:
+            for done in as_completed(running):
+                done.result()
+                _tell(work, running[done])
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _measure(study: Study, seed: int, work: Work, basis: Mapping[str, Any], key: str) -> None:
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        found = _plain(dict(study.measure(seed, work, basis)))
+    entry = {"key": key, "seconds": round(time.perf_counter() - start, 2), "measured": found}
+    write_file(_file(work, seed), canonical(spelled(entry)) + "\n")
+
+
+def _file(work: Work, seed: int) -> Path:
+    return work.folder / "seeds" / f"{seed}.json"
+
+
+def _held(work: Work, seed: int) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(_file(work, seed).read_text(encoding="utf-8"), parse_constant=float)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and {"key", "seconds", "measured"} <= found.keys() else {}
+
+
+def _tell(work: Work, seed: int) -> None:
+    if work.progress is not None:
+        work.progress.say(f"seed {seed}: {_held(work, seed)['seconds']:.1f} s")
+
+
+def _plain(value: Any) -> Any:
+    """Arrays and NumPy's numbers as lists and Python's."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
