@@ -11,8 +11,7 @@ from torch import Tensor, nn
 import expunge
 from expunge.base.errors import SpecError
 from expunge.core.collect import collect
-from expunge.core.data import IGNORE, Batch
-from expunge.core.objective import Decisions
+from expunge.core.data import IGNORE
 from expunge.objectives.classification import Classification
 
 
@@ -67,13 +66,12 @@ class TwoOutputs(nn.Module):
 
 
 class First(Classification):
-    def decisions(self, model: nn.Module, batch: Batch) -> Decisions:
-        return Decisions(model(batch.inputs).scores, batch.targets, torch.arange(batch.size))
+    """An objective of one's own."""
 
 
 def test_an_objective_reads_what_the_model_returns() -> None:
     data = {name: (torch.rand(6, 3), torch.arange(6) % 2) for name in ("forget", "retain", "test")}
-    with pytest.raises(SpecError, match="objective="):
+    with pytest.raises(SpecError, match="output = "):
         expunge.case(TwoOutputs(), **data)
-    case = expunge.case(TwoOutputs(), **data, objective=First(2))
+    case = expunge.case(TwoOutputs(), **data, objective=First(output="scores"))
     assert case.problem.data.labels == ("0", "1")

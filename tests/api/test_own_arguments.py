@@ -43,7 +43,7 @@ def test_two_attacks_of_one_label_are_refused_as_in_a_spec(case: Case, done: Unl
 
 def test_with_labels_both_run(case: Case, done: Unlearned) -> None:
     attacks = [{"name": "relearn", "epochs": 1}, {"name": "relearn", "k": 2, "epochs": 1, "label": "two"}]
-    result = expunge.audit(done, case, attacks=attacks, audits=["accuracy"])
+    result = expunge.audit(done, case, attacks=attacks, audits=["performance"])
     assert {row["attack"] for row in result.rows} == {None, "relearn", "two"}
 
 

@@ -182,5 +182,5 @@ def test_a_language_model_is_refused() -> None:
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5))
     parts = {name: (tokens[i : i + 4], tokens[i : i + 4]) for i, name in enumerate(("forget", "retain", "test"))}
     case = expunge.case(model, **parts)
-    with pytest.raises(SpecError, match="'u_lira' cannot measure tokens"):
+    with pytest.raises(SpecError, match="audit 'u_lira': needs classes"):
         expunge.audit(expunge.unlearn(case, "finetune", epochs=1), case, attacks=[], audits=[U_LIRA])

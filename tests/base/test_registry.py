@@ -127,7 +127,7 @@ def test_a_function_that_takes_any_setting_gets_all(beside: Path) -> None:
 
 def test_a_function_needs_nothing_and_fits_everything(beside: Path) -> None:
     part = build("own_module:scale")
-    assert not part.measures and part.after_attack and not part.needs and part.kinds == {"classes", "tokens"}
+    assert not part.measures and part.after_attack and not part.needs
 
 
 def test_a_class_is_a_part_like_those_that_are_there(beside: Path) -> None:

@@ -11,7 +11,7 @@ from expunge.base.errors import SpecError
 from expunge.core import checkpoint
 from expunge.core.contracts import Architecture
 from expunge.core.data import Data
-from expunge.core.objective import accepts_ids
+from expunge.core.forward import accepts_ids
 from expunge.core.tied import tied_layers
 from expunge.models.cnn import CNN
 from expunge.models.mlp import MLP

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from expunge.base.errors import SpecError
 from expunge.core.data import IGNORE, Batch, Data
+from expunge.core.forward import accepts_ids
 from expunge.core.objective import (
     Decisions,
-    accepts_ids,
     correct,
     decision_losses,
     kl,
@@ -176,7 +176,6 @@ def test_knowing_under_teacher_forcing_is_greedy_recitation() -> None:
         torch.tensor([0]),
         torch.tensor([], dtype=torch.int64),
         tuple("abcdefgh"),
-        "tokens",
     )
     model = GPT(width=16, layers=2, heads=2)(shape).double().eval()
     with torch.no_grad():  # away from its almost uniform start, so that continuations are not constant

@@ -16,7 +16,7 @@ from expunge.base.errors import SpecError
 from expunge.core.case import Case
 from expunge.core.data import Batch, Data
 from expunge.core.modules import state_digest
-from expunge.core.objective import Decisions
+from expunge.core.objective import Decisions, mean_losses
 from expunge.core.problem import Problem
 from expunge.evidence.scores import Scores
 from expunge.models.gpt import GPT
@@ -44,8 +44,10 @@ class Landscape:
         logits = torch.stack([torch.zeros_like(height), torch.expm1(height).log()], 1)
         return Decisions(logits, torch.zeros(batch.size, dtype=torch.int64), torch.arange(batch.size))
 
-    def relabel(self, batch: Batch, generator: torch.Generator) -> Batch:
-        return batch
+    loss_unit = "nats"
+
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        return mean_losses(self.decisions(model, batch), batch.size)
 
 
 def data(n: int = 40) -> Data:

@@ -206,7 +206,7 @@ def test_another_objective_goes_one_by_one() -> None:
             return there._replace(logits=there.logits + 2 * back.logits)
 
     plain = classes()
-    problem = Problem(plain.data, plain.forget, plain.retain, plain.test, Mirrored(3))
+    problem = Problem(plain.data, plain.forget, plain.retain, plain.test, Mirrored(classes=3))
     require_equal(net(), problem)
 
 

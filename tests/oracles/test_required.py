@@ -8,14 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from expunge.evidence.scores import Role, Scores, save
+from expunge.evidence.scores import Role, Scores, dumps
 from expunge.evidence.table import read_table
 
 
 def entry(root: Path, model: str, part: str, metric: str, role: Role, kind: str = "audit") -> dict[str, Any]:
     values = np.array([1.0, 0.0, 1.0])
     name = f"{model}-{part}.safetensors"
-    save(root / name, [Scores(metric, "forget", values, np.arange(3), role, "share", "reference")])
+    (root / name).write_bytes(
+        dumps(
+            [Scores(metric, "forget", values, np.arange(3), role, "share", "reference", required=metric == "accuracy")]
+        )
+    )
     return {"kind": kind, "model": model, "seed": 0, "attack": None, "part": part, "files": {"scores": {"path": name}}}
 
 

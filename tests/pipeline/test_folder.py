@@ -57,8 +57,13 @@ def test_the_record_is_complete_and_its_digests_are_those_of_the_files(out: Path
 def test_the_record_says_which_version_of_each_part_made_the_numbers(
     out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    audits = {"accuracy": 1, "loss": 1}
-    parts = {"data": {"digits": 1}, "model": {"mlp": 1}, "forget": {"label_swap": 1}}
+    audits = {"performance": 1, "loss": 1}
+    parts = {
+        "data": {"digits": 1},
+        "objective": {"classification": 1},
+        "model": {"mlp": 1},
+        "forget": {"label_swap": 1},
+    }
     parts |= {"method": {"random_relabel": 1}, "attack": {"relearn": 1}}
     assert json.loads((out / "tiny" / "manifest.json").read_text())["versions"] == parts | {"audit": audits}
     monkeypatch.setattr(Loss, "version", 5)
@@ -77,7 +82,7 @@ def test_models_scores_and_curves_are_there_under_readable_names(out: Path) -> N
         "models/original-s0.safetensors",
         "models/reference-s1.safetensors",
         "models/random_relabel-s1-relearn.safetensors",
-        "scores/original-s0-accuracy.safetensors",
+        "scores/original-s0-performance.safetensors",
         "scores/random_relabel-s0-relearn-loss.safetensors",
         "curves/reference-s0-relearn.safetensors",
     } <= names

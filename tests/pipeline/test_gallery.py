@@ -42,9 +42,7 @@ def texts(rows: list[str]) -> Problem:
     for row, text in zip(targets, rows, strict=True):
         row[: text.index("|") - 1] = IGNORE
     n = len(rows)
-    data = Data(
-        tokens[:, :-1], targets, torch.arange(n - 1), torch.tensor([n - 1]), tuple(map(str, range(256))), "tokens"
-    )
+    data = Data(tokens[:, :-1], targets, torch.arange(n - 1), torch.tensor([n - 1]), tuple(map(str, range(256))))
     return Problem(data, torch.arange(n - 2), torch.tensor([n - 2]), torch.tensor([n - 1]))
 
 

@@ -26,7 +26,10 @@ def column(rate: float, n: int) -> np.ndarray:
 def accuracy(split: str, rate: float) -> Scores:
     n, role = (FORGET, "knowledge") if split == "forget" else (TEST, "utility" if split == "test" else "description")
     better = "reference" if split == "forget" else "higher"
-    return Scores("accuracy", split, column(rate, n), np.arange(n), role, "share", better)  # type: ignore[arg-type]
+    return Scores(
+        "accuracy", split, column(rate, n), np.arange(n), role, "share", better,  # type: ignore[arg-type]
+        required=role == "knowledge",
+    )  # fmt: skip
 
 
 def path_losses(split: str, peak: float) -> Scores:

@@ -76,7 +76,7 @@ def audit(
         done: What `unlearn` returned.
         case: The case that it was made from.
         attacks: Names, or tables as in a spec: `{"name": "relearn", "k": 5}`; the second of one name needs a `label`.
-        audits: The same; accuracy, and recitation on text, are always there. `u_lira` trains as many shadow models as
+        audits: The same; the objective's own metrics are always there. `u_lira` trains as many shadow models as
             it is set to and runs the method again on half of them; they are kept with the case as references are.
         references: Models to retrain; they are kept with the case, so that a second audit costs none. At least 3 are
             needed for more than an accusation. None are trained where the case has no recipe.

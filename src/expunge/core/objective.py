@@ -179,10 +179,14 @@ def inferred(inputs: object, targets: Tensor) -> Objective | None:
     """The objective that the shapes and types of the data suggest; `None` where they suggest none.
 
     Whole numbers `[n]` are classes, whole numbers `[n, t]` beside tokens of that shape are next tokens, and
-    floating-point numbers `[n]` or `[n, k]` are regression targets.
+    fractions `[n]` or `[n, k]` are regression targets.
     """
-    if targets.is_floating_point() or targets.is_complex():
-        name = "regression" if targets.ndim <= 2 and not targets.is_complex() else None
+    if targets.is_complex():
+        name = None
+    elif targets.is_floating_point():
+        # Whole numbers in floating point may as well be classes.
+        whole = bool((targets == targets.round()).all())
+        name = None if whole or targets.ndim > 2 else "regression"
     elif targets.ndim == 1:
         name = "classification"
     else:

@@ -43,7 +43,7 @@ class Table:
         models: `original`, `reference`, then the methods' labels.
         seeds: The run's seeds.
         attacks: The attacks' labels.
-        required: Metrics that the spec requires besides forget accuracy and recitation.
+        required: Metrics that the spec requires besides those whose scores say so.
         about_one_model: Whether there is one original and one unlearned model against many references.
 
     Raises:

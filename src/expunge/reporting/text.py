@@ -77,14 +77,20 @@ def columns_of(table: Table) -> Columns:
     forget = knowledge_key(table)
     columns: Columns = {"forget": (None, forget)}
     columns |= {f"after {attack}": (attack, forget) for attack in table.attacks}
-    others = {"retain": ("accuracy", "retain"), "test": ("accuracy", "test"), "L2": ("l2_distance", "weights")}
+    useful = utility_metric(table)
+    others = {"retain": (useful, "retain"), "test": (useful, "test"), "L2": ("l2_distance", "weights")}
     return columns | {heading: (None, key) for heading, key in others.items() if key in table.keys}
 
 
 def knowledge_key(table: Table) -> tuple[str, str]:
-    """The metric that says best what is known: recitation of texts, otherwise accuracy."""
-    recited = ("recitation", "forget")
-    return recited if recited in table.keys else ("accuracy", "forget")
+    """The knowledge that every verdict requires, and its split: the last such metric that was measured."""
+    required = [m.scores.key for m in table.measured if m.scores.required]
+    return required[-1] if required else ("accuracy", "forget")
+
+
+def utility_metric(table: Table) -> str:
+    """The metric whose value on the test set is utility."""
+    return next((m.scores.metric for m in table.measured if m.scores.role == "utility"), "accuracy")
 
 
 def cell(row: Row | None) -> str:

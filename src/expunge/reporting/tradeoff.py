@@ -25,7 +25,7 @@ from expunge.reporting.svg import (
 from expunge.reporting.svg import (
     ORIGINAL as GREY,
 )
-from expunge.reporting.text import knowledge_key, percent
+from expunge.reporting.text import knowledge_key, percent, utility_metric
 
 SMALLEST, WHOLE = 18.0, 320.0
 """Areas of the marks of a free method and of one that costs a whole retraining, in square points."""
@@ -121,7 +121,7 @@ def _margins(run: Run) -> tuple[float, float]:
 def _original(run: Run) -> tuple[float, float] | None:
     """What the original is more useful, and knows more, than a retrained model."""
     knows = run.rows.get((ORIGINAL, None, knowledge_key(run.table)))
-    useful = run.rows.get((ORIGINAL, None, ("accuracy", "test")))
+    useful = run.rows.get((ORIGINAL, None, (utility_metric(run.table), "test")))
     if not knows or not useful or knows["gap"] is None or useful["gap"] is None:
         return None
     return float(useful["gap"]), float(knows["gap"])
