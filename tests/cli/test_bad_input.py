@@ -471,7 +471,7 @@ def test_unmet_needs_are_named_before_anything_is_trained(earlier: Path) -> None
         "@dataclass(frozen=True)\n"
         "class TokensOnly(Method):\n"
         "    needs = frozenset({'tokens'})\n"
-        "    def apply(self, student, problem, recipe, seed, meter):\n"
+        "    def apply(self, student, job):\n"
         "        return student\n",
     )
     table = tiny(method=[{"name": "tokens_only:TokensOnly", "label": "mine"}])

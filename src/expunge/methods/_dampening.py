@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from expunge.base.seeds import derive
 from expunge.core.case import Meter
+from expunge.core.job import Job
 from expunge.core.modules import trainable
 from expunge.core.problem import Problem
 
@@ -40,16 +40,16 @@ class Importances:
         return found[found.isfinite()].sort().values
 
 
-def importances(student: nn.Module, problem: Problem, seed: int, meter: Meter, measure: Measure) -> Importances | None:
+def importances(student: nn.Module, job: Job, measure: Measure) -> Importances | None:
     """Both importances; `None` where the budget has no room for any retained example.
 
     A budget that is too small takes a random part of the retain set.
     """
-    generator = torch.Generator().manual_seed(derive(seed, "retain"))
+    problem = job.problem
     # In random order, so that what a budget cuts off is a random part.
-    retain = problem.retain[torch.randperm(len(problem.retain), generator=generator)]
-    forgotten = measure(student, problem, problem.forget, meter)
-    retained = measure(student, problem, retain, meter)
+    retain = problem.retain[torch.randperm(len(problem.retain), generator=job.generator("retain"))]
+    forgotten = measure(student, problem, problem.forget, job.meter)
+    retained = measure(student, problem, retain, job.meter)
     if forgotten is None or retained is None:
         return None
     share = forget_share(problem)

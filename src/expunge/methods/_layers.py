@@ -11,8 +11,7 @@ from torch import nn
 
 from expunge.base.errors import MissingError
 from expunge.base.part import Count
-from expunge.core.case import Meter
-from expunge.core.problem import Problem
+from expunge.core.job import Job
 from expunge.methods._descent import Descent
 
 
@@ -95,10 +94,10 @@ class LastLayers(Descent):
     k: Count = 4
     """Layers, counted from the output, that may change; all of them where there are fewer."""
 
-    def train_last(self, student: nn.Module, problem: Problem, seed: int, meter: Meter) -> nn.Module:
+    def train_last(self, student: nn.Module, job: Job) -> nn.Module:
         """Minimise cross-entropy on the retain set over the last k layers."""
         with training_only(student, self.last(student)):
-            return self.descend_on_retain(student, problem, seed, meter)
+            return self.descend_on_retain(student, job)
 
     def last(self, student: nn.Module) -> list[Layer]:
         """The last k layers."""

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from expunge.base.part import Count, Positive, Share
 from expunge.base.seeds import derive
-from expunge.core.case import Meter, Recipe
 from expunge.core.data import Batch
-from expunge.core.problem import Problem
+from expunge.core.job import Job
 from expunge.methods._descent import Descent
 from expunge.methods._distill import divergence, logits_of, teacher_of
 from expunge.methods._layers import layers, reinitialise
@@ -55,10 +54,10 @@ class BadTeacher(Descent):
         """One per forget example and per example of the retain share, in each epoch."""
         return self.epochs * (forget + self.retain_share * retain)
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Distil from both teachers."""
-        good, bad = teacher_of(student), incompetent(student, derive(seed, "teacher"))
-        generator = torch.Generator().manual_seed(derive(seed, "batches"))
+        good, bad = teacher_of(student), incompetent(student, derive(job.seed, "teacher"))
+        problem, generator = job.problem, job.generator("batches")
 
         def step(batch: Batch) -> Tensor:
             decisions = problem.objective.decisions(student, batch)
@@ -69,7 +68,8 @@ class BadTeacher(Descent):
         count = math.ceil(self.retain_share * len(problem.retain))
         kept = problem.retain[torch.randperm(len(problem.retain), generator=generator)[:count]]
         ids = torch.cat([problem.forget, kept])
-        return self.descend(student, step, batches(problem.data, ids, self.batch_size, self.epochs, generator), meter)
+        items = batches(problem.data, ids, self.batch_size, self.epochs, generator)
+        return self.descend(student, step, items, job.meter)
 
 
 def incompetent(student: nn.Module, seed: int) -> nn.Module:

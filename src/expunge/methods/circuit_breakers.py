@@ -38,11 +38,12 @@ from torch.nn import functional as F
 from expunge.base.errors import MissingError, SpecError
 from expunge.base.part import NonNegative, Positive
 from expunge.core.features import Features, Layer, half_way_and_last, require_layers
+from expunge.core.job import Job
 from expunge.core.modules import evaluating
 from expunge.core.problem import Problem
 from expunge.methods._descent import PairedDescent
 from expunge.methods._distill import teacher_of
-from expunge.train.loop import Pair, batch_count
+from expunge.train.loop import PairBatch, batch_count
 
 WHERE = "method.circuit_breakers.layers"
 
@@ -67,18 +68,19 @@ class CircuitBreakers(PairedDescent):
     layers: tuple[str, ...] = ()
     """Paths of the modules whose outputs are compared; by default the hidden states at half depth and the last."""
 
-    def pair_loss(self, student: nn.Module, problem: Problem, seed: int) -> Callable[[Pair], Tensor]:
+    def pair_loss(self, student: nn.Module, job: Job) -> Callable[[PairBatch], Tensor]:
         """The scheduled sum of both terms.
 
         Raises:
             SpecError: A layer is not there, has no features per decision, or none that training could change.
             MissingError: No layers are named, and the model has no hidden state that training could change.
         """
-        teacher, layers = teacher_of(student), self.chosen(student, problem)
+        problem, teacher = job.problem, teacher_of(student)
+        layers = self.chosen(student, problem)
         read, total = Features(problem, layers, WHERE), self.epochs * batch_count(len(problem.retain), self.batch_size)
         steps = itertools.count(1)
 
-        def step(pair: Pair) -> Tensor:
+        def step(pair: PairBatch) -> Tensor:
             with torch.no_grad():
                 retain0, forget0 = (read(teacher, batch)[1] for batch in (pair.retain, pair.forget))
             retain, forget = (read(student, batch)[1] for batch in (pair.retain, pair.forget))

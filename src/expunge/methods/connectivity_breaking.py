@@ -26,12 +26,12 @@ from torch.func import functional_call
 
 from expunge.base.part import NonNegative, Positive
 from expunge.core.data import Batch
+from expunge.core.job import Job
 from expunge.core.modules import evaluating
 from expunge.core.objective import Decisions, Objective, loss
-from expunge.core.problem import Problem
 from expunge.methods._descent import PairedDescent
 from expunge.methods.finetune import CITE
-from expunge.train.loop import Pair
+from expunge.train.loop import PairBatch
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,19 @@ class ConnectivityBreaking(PairedDescent):
     gamma: Positive = 50.0
     """Cap of the midpoint's loss, in nats."""
 
-    def pairs(self, problem: Problem, seed: int) -> Iterator[Pair]:
+    def pairs(self, job: Job) -> Iterator[PairBatch]:
         """The batches of all steps, at their cost."""
-        return (_Twice(pair.retain, pair.forget) for pair in super().pairs(problem, seed))
+        return (_Twice(pair.retain, pair.forget) for pair in super().pairs(job))
 
     def expected_gradients(self, retain: int, forget: int) -> float:
         """As the pairs have it, with each retain example twice."""
         return self.epochs * retain + super().expected_gradients(retain, forget)
 
-    def pair_loss(self, student: nn.Module, problem: Problem, seed: int) -> Callable[[Pair], Tensor]:
+    def pair_loss(self, student: nn.Module, job: Job) -> Callable[[PairBatch], Tensor]:
         """CE on retain minus the capped barrier."""
-        objective, start = problem.objective, {name: t.detach().clone() for name, t in _movable(student).items()}
+        objective, start = job.problem.objective, {name: t.detach().clone() for name, t in _movable(student).items()}
 
-        def step(pair: Pair) -> Tensor:
+        def step(pair: PairBatch) -> Tensor:
             both = Batch(*(torch.cat(parts) for parts in zip(pair.retain, pair.forget, strict=True)))
             kept = loss(objective.decisions(student, pair.retain))
             return kept - self.alpha * loss(midway(student, start, objective, both)).clamp(max=self.gamma)
@@ -68,7 +68,7 @@ class ConnectivityBreaking(PairedDescent):
 
 
 @dataclass(frozen=True)
-class _Twice(Pair):
+class _Twice(PairBatch):
     """A pair whose retain examples are differentiated twice."""
 
     @property

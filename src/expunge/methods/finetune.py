@@ -10,8 +10,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from expunge.core.case import Meter, Recipe
-from expunge.core.problem import Problem
+from expunge.core.job import Job
 from expunge.methods._descent import Descent
 
 CITE = (
@@ -34,6 +33,6 @@ class Finetune(Descent):
         """None of it, with SGD; Adam scales steps weight by weight."""
         return 0.0 if self.optimizer == "sgd" else None
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Descend on retain batches."""
-        return self.descend_on_retain(student, problem, seed, meter)
+        return self.descend_on_retain(student, job)

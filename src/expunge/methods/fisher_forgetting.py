@@ -23,11 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from expunge.base.part import NonNegative, Positive
-from expunge.base.seeds import derive
-from expunge.core.case import Meter, Recipe
 from expunge.core.contracts import Method
+from expunge.core.job import Job
 from expunge.core.modules import trainable
-from expunge.core.problem import Problem
 from expunge.methods._gradients import mean_squared_gradient
 from expunge.methods._noise import standard_normal
 
@@ -56,13 +54,11 @@ class FisherForgetting(Method):
         """One per retain example."""
         return retain
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Measure F, add noise once."""
-        order, labels, noise = (
-            torch.Generator().manual_seed(derive(seed, name)) for name in ("retain", "labels", "noise")
-        )
-        retain = problem.retain[torch.randperm(len(problem.retain), generator=order)]
-        fisher = mean_squared_gradient(student, problem, retain, meter, labels)
+        problem, noise = job.problem, job.generator("noise")
+        retain = problem.retain[torch.randperm(len(problem.retain), generator=job.generator("retain"))]
+        fisher = mean_squared_gradient(student, problem, retain, job.meter, job.generator("labels"))
         if fisher is None:
             return student
         with torch.no_grad():

@@ -14,14 +14,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from expunge.base.errors import SpecError
 from expunge.base.part import Count, Positive
-from expunge.base.seeds import derive
-from expunge.core.case import Meter, Recipe
 from expunge.core.data import Batch
+from expunge.core.job import Job
 from expunge.core.objective import loss
 from expunge.core.problem import Problem
 from expunge.methods._descent import ForgetDescent
@@ -63,9 +61,9 @@ class GradientAscent(ForgetDescent):
                 remedy="set chances = 1",
             )
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Ascend pass by pass until the rule or the budget says stop."""
-        steps, generator = self.steps(student, meter), torch.Generator().manual_seed(derive(seed, "batches"))
+        problem, steps, generator = job.problem, self.steps(student, job.meter), job.generator("batches")
         enough = self.chances / len(problem.data.labels)
 
         def ascent(batch: Batch) -> Tensor:

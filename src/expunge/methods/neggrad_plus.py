@@ -21,13 +21,12 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from expunge.base.part import Share
-from expunge.core.case import Meter, Recipe
 from expunge.core.data import Batch
+from expunge.core.job import Job
 from expunge.core.objective import loss
-from expunge.core.problem import Problem
 from expunge.methods._descent import PairedDescent
 from expunge.methods.scrub import CITE
-from expunge.train.loop import Pair
+from expunge.train.loop import PairBatch
 
 
 @dataclass(frozen=True)
@@ -52,30 +51,28 @@ class NegGradPlus(PairedDescent):
         """As the pairs have it, or a pass over either set in each epoch."""
         return self.epochs * (retain + forget) if self.alternate else super().expected_gradients(retain, forget)
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Both losses in every step, or pass by pass."""
         if not self.alternate:
-            return super().apply(student, problem, recipe, seed, meter)
+            return super().apply(student, job)
 
         def cross_entropy(batch: Batch) -> Tensor:
-            return loss(problem.objective.decisions(student, batch))
+            return loss(job.problem.objective.decisions(student, batch))
 
         return self.descend_in_turn(
             student,
-            problem,
-            seed,
-            meter,
+            job,
             forget_loss=lambda batch: -cross_entropy(batch),
             retain_loss=cross_entropy,
             forget_epochs=self.epochs,
             forget_batch_size=self.forget_batch_size,
         )
 
-    def pair_loss(self, student: nn.Module, problem: Problem, seed: int) -> Callable[[Pair], Tensor]:
+    def pair_loss(self, student: nn.Module, job: Job) -> Callable[[PairBatch], Tensor]:
         """Weighted difference of the two losses."""
-        objective = problem.objective
+        objective = job.problem.objective
 
-        def step(pair: Pair) -> Tensor:
+        def step(pair: PairBatch) -> Tensor:
             kept = loss(objective.decisions(student, pair.retain))
             return self.alpha * kept - (1 - self.alpha) * loss(objective.decisions(student, pair.forget))
 

@@ -27,14 +27,13 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from expunge.base.part import Count, NonNegative, Positive, Share
-from expunge.core.case import Meter, Recipe
+from expunge.core.job import Job
 from expunge.core.objective import Objective, loss
-from expunge.core.problem import Problem
 from expunge.methods._descent import PairedDescent, perturb_once
 from expunge.methods._distill import divergence, logits_of, teacher_of
 from expunge.methods._noise import add_noise
 from expunge.methods.delete import without_answer
-from expunge.train.loop import Pair, batch_count, fit
+from expunge.train.loop import PairBatch, batch_count, fit
 from expunge.train.optim import cosine
 
 
@@ -71,32 +70,32 @@ class NoisyDistillation(PairedDescent):
     weight: NonNegative = 0.2
     """Weight of the divergence on forget."""
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Distort, then distil."""
-        pair_loss = self.pair_loss(student, problem, seed)
-        perturb_once(student, seed, lambda parameter, generator: add_noise(parameter, self.sigma, generator))
-        steps = self.steps(student, meter)
-        schedule = cosine(self.epochs * batch_count(len(problem.retain), self.batch_size), self.final)
-        fit(steps.parameters, pair_loss, self.pairs(problem, seed), steps.optimizer, meter=meter, schedule=schedule)
+        pair_loss = self.pair_loss(student, job)
+        perturb_once(student, job, lambda parameter, generator: add_noise(parameter, self.sigma, generator))
+        steps = self.steps(student, job.meter)
+        schedule = cosine(self.epochs * batch_count(len(job.problem.retain), self.batch_size), self.final)
+        fit(steps.parameters, pair_loss, self.pairs(job), steps.optimizer, meter=job.meter, schedule=schedule)
         return student
 
-    def pair_loss(self, student: nn.Module, problem: Problem, seed: int) -> Callable[[Pair], Tensor]:
+    def pair_loss(self, student: nn.Module, job: Job) -> Callable[[PairBatch], Tensor]:
         """The sum of the three terms, with the student as it is now for a teacher."""
-        objective, teacher = problem.objective, teacher_of(student)
+        objective, teacher = job.problem.objective, teacher_of(student)
 
-        def step(pair: Pair) -> Tensor:
+        def step(pair: PairBatch) -> Tensor:
             gone = _forget(objective, student, teacher, pair)
             return self._keep(objective, student, teacher, pair) + self.weight * gone
 
         return step
 
-    def _keep(self, objective: Objective, student: nn.Module, teacher: nn.Module, pair: Pair) -> Tensor:
+    def _keep(self, objective: Objective, student: nn.Module, teacher: nn.Module, pair: PairBatch) -> Tensor:
         decisions = objective.decisions(student, pair.retain)
         told = divergence(logits_of(objective, teacher, pair.retain), decisions.logits, self.temperature)
         return self.gamma * loss(decisions) + self.alpha * told
 
 
-def _forget(objective: Objective, student: nn.Module, teacher: nn.Module, pair: Pair) -> Tensor:
+def _forget(objective: Objective, student: nn.Module, teacher: nn.Module, pair: PairBatch) -> Tensor:
     decisions = objective.decisions(student, pair.forget)
     told = without_answer(logits_of(objective, teacher, pair.forget), decisions.targets)
     return divergence(told, decisions.logits)

@@ -21,11 +21,11 @@ from torch.nn import functional as F
 
 from expunge.base.part import NonNegative, Positive
 from expunge.core.data import Batch
+from expunge.core.job import Job
 from expunge.core.modules import frozen_copy, require_distinct
 from expunge.core.objective import Objective, decision_losses, loss, per_example
-from expunge.core.problem import Problem
 from expunge.methods._descent import PairedDescent
-from expunge.train.loop import Pair
+from expunge.train.loop import PairBatch
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class NPO(PairedDescent):
     alpha: NonNegative = 1.0
     """Weight of the retain loss."""
 
-    def pair_loss(self, student: nn.Module, problem: Problem, seed: int) -> Callable[[Pair], Tensor]:
+    def pair_loss(self, student: nn.Module, job: Job) -> Callable[[PairBatch], Tensor]:
         """NPO on forget plus weighted CE on retain."""
-        objective, teacher = problem.objective, frozen_copy(student)
+        objective, teacher = job.problem.objective, frozen_copy(student)
 
-        def step(pair: Pair) -> Tensor:
+        def step(pair: PairBatch) -> Tensor:
             forget = npo_loss(objective, student, teacher, pair.forget, self.beta)
             return forget + self.alpha * loss(objective.decisions(student, pair.retain))
 

@@ -31,10 +31,9 @@ import torch
 from torch import Tensor, nn
 
 from expunge.base.part import Count, Positive, Share
-from expunge.core.case import Meter, Recipe
 from expunge.core.contracts import Method, require_trainable
+from expunge.core.job import Job
 from expunge.core.objective import Decisions, per_example
-from expunge.core.problem import Problem
 from expunge.methods._dampening import adaptive_alpha, dampen, forget_share, importances
 from expunge.methods._gradients import mean_absolute_gradient
 from expunge.methods._measure import known_share
@@ -60,10 +59,10 @@ class Potion(Method):
     tries: Count = 50
     """Most values of s that are tried."""
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Measure both importances once, then search."""
-        measure = partial(mean_absolute_gradient, number=norm)
-        found = importances(student, problem, seed, meter, measure)
+        problem, measure = job.problem, partial(mean_absolute_gradient, number=norm)
+        found = importances(student, job, measure)
         if found is None:
             return student
         parameters = require_trainable(student)

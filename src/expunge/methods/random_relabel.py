@@ -13,15 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from expunge.base.part import Positive
-from expunge.base.seeds import derive
+from expunge.core.job import Job
 from expunge.core.objective import loss
-from expunge.core.problem import Problem
 from expunge.methods._descent import PairedDescent
-from expunge.train.loop import Pair
+from expunge.train.loop import PairBatch
 
 
 @dataclass(frozen=True)
@@ -38,17 +36,16 @@ class RandomRelabel(PairedDescent):
     weight: Positive = 1.0
     """Weight of the forget loss."""
 
-    def pair_loss(self, student: nn.Module, problem: Problem, seed: int) -> Callable[[Pair], Tensor]:
+    def pair_loss(self, student: nn.Module, job: Job) -> Callable[[PairBatch], Tensor]:
         """CE on retain plus weighted CE on wrong answers for forget."""
-        return relabel_loss(student, problem, self.weight, seed)
+        return relabel_loss(student, job, self.weight)
 
 
-def relabel_loss(student: nn.Module, problem: Problem, weight: float, seed: int) -> Callable[[Pair], Tensor]:
+def relabel_loss(student: nn.Module, job: Job, weight: float) -> Callable[[PairBatch], Tensor]:
     """The loss of one step: CE on retain plus weighted CE on wrong answers for forget, drawn anew at each call."""
-    objective = problem.objective
-    generator = torch.Generator().manual_seed(derive(seed, "labels"))
+    objective, generator = job.problem.objective, job.generator("labels")
 
-    def step(pair: Pair) -> Tensor:
+    def step(pair: PairBatch) -> Tensor:
         wrong = objective.relabel(pair.forget, generator)
         kept = loss(objective.decisions(student, pair.retain))
         return kept + weight * loss(objective.decisions(student, wrong))

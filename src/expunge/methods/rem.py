@@ -43,9 +43,8 @@ from torch.nn import functional as F
 
 from expunge.base.errors import MissingError
 from expunge.base.part import Count, Positive
-from expunge.base.seeds import derive
-from expunge.core.case import Meter, Recipe
 from expunge.core.data import Batch
+from expunge.core.job import Job
 from expunge.core.memory import drop_memory, memory_weights
 from expunge.core.modules import evaluating, first_parameter, fixed_statistics
 from expunge.core.objective import decision_losses, per_example
@@ -102,10 +101,10 @@ class REM(Descent):
         repair = (0 if self.variant == "no_redirection" else retain + forget) + (self.variant != "no_removal") * forget
         return self.flushes * forget if self.variant == "npo" else self.epochs * (repair + forget)
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Flush, repair and look; then return to the best model and drop its memory."""
+        problem, meter, generator = job.problem, job.meter, job.generator("batches")
         memory = memory_weights(student, problem.objective, problem.data.batch(problem.train[:32]))
-        generator = torch.Generator().manual_seed(derive(seed, "batches"))
         enough = self.enough(len(problem.data.labels))
         steps, losses, best = self.steps(student, meter), self.losses(student, problem), Best(student, problem, enough)
 

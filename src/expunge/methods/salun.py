@@ -27,12 +27,11 @@ import torch
 from torch import Tensor, nn
 
 from expunge.base.part import Positive, Share
-from expunge.core.case import Meter, Recipe
-from expunge.core.problem import Problem
+from expunge.core.job import Job
 from expunge.methods._descent import PairedDescent
 from expunge.methods._gradients import summed_gradient
 from expunge.methods.random_relabel import relabel_loss
-from expunge.train.loop import Pair
+from expunge.train.loop import PairBatch
 
 
 @dataclass(frozen=True)
@@ -56,10 +55,10 @@ class SalUn(PairedDescent):
         """One per forget example for the mask, then as the pairs have it."""
         return forget + super().expected_gradients(retain, forget)
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Find the mask, then descend under it."""
-        steps = self.steps(student, meter)
-        gradient = summed_gradient(student, problem, problem.forget, meter, self.batch_size)
+        problem, steps = job.problem, self.steps(student, job.meter)
+        gradient = summed_gradient(student, problem, problem.forget, job.meter, self.batch_size)
         if gradient is None:
             return student
         movable = largest([entry.abs() for entry in gradient], self.share)
@@ -70,12 +69,12 @@ class SalUn(PairedDescent):
                 for parameter, moves, start in zip(steps.parameters, movable, original, strict=True):
                     parameter.copy_(torch.where(moves, parameter, start))
 
-        steps.run(self.pair_loss(student, problem, seed), self.pairs(problem, seed), restore)
+        steps.run(self.pair_loss(student, job), self.pairs(job), restore)
         return student
 
-    def pair_loss(self, student: nn.Module, problem: Problem, seed: int) -> Callable[[Pair], Tensor]:
+    def pair_loss(self, student: nn.Module, job: Job) -> Callable[[PairBatch], Tensor]:
         """As random relabelling."""
-        return relabel_loss(student, problem, self.weight, seed)
+        return relabel_loss(student, job, self.weight)
 
 
 def largest(values: list[Tensor], share: float) -> list[Tensor]:

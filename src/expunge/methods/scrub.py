@@ -31,8 +31,8 @@ import torch
 from torch import Tensor, nn
 
 from expunge.base.part import Count, NonNegative, Positive
-from expunge.core.case import Meter, Recipe
 from expunge.core.data import Batch
+from expunge.core.job import Job
 from expunge.core.objective import Decisions, loss
 from expunge.core.problem import Problem
 from expunge.methods._descent import Descent
@@ -73,9 +73,9 @@ class SCRUB(Descent):
         """One per retain example and epoch, and one per forget example in the first of them."""
         return self.epochs * retain + min(self.forget_epochs, self.epochs) * forget
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Alternate, then rewind if asked to."""
-        teacher, saved = teacher_of(student), list[dict[str, Tensor]]()
+        problem, teacher, saved = job.problem, teacher_of(student), list[dict[str, Tensor]]()
 
         def disobey(batch: Batch) -> Tensor:
             return -self._divergence(problem.objective.decisions(student, batch), teacher, problem, batch)
@@ -90,9 +90,7 @@ class SCRUB(Descent):
 
         self.descend_in_turn(
             student,
-            problem,
-            seed,
-            meter,
+            job,
             forget_loss=disobey,
             retain_loss=obey,
             forget_epochs=self.forget_epochs,

@@ -23,11 +23,9 @@ import torch
 from torch import nn
 
 from expunge.base.errors import MissingError, SpecError
-from expunge.base.seeds import derive
-from expunge.core.case import Meter, Recipe
 from expunge.core.chain import Joint, joints
 from expunge.core.contracts import Method
-from expunge.core.problem import Problem
+from expunge.core.job import Job
 from expunge.numerics.assignment import random_order
 
 
@@ -71,10 +69,9 @@ class Symmetry(Method):
         """None: nothing is trained."""
         return 0
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Permute, then rescale, each hidden layer."""
-        orders = torch.Generator().manual_seed(derive(seed, "orders"))
-        scales = torch.Generator().manual_seed(derive(seed, "scales"))
+        orders, scales = job.generator("orders"), job.generator("scales")
         for joint in _free(student):
             if self.permute:
                 joint.permute(random_order(joint.units, joint.groups, orders))

@@ -40,11 +40,11 @@ from torch.nn import functional as F
 
 from expunge.base.errors import RunError
 from expunge.base.part import Count, NonNegative, Positive
-from expunge.base.seeds import derive
-from expunge.core.case import Meter, Recipe, copy_for_training
+from expunge.core.case import copy_for_training
 from expunge.core.contracts import Method, require_trainable
 from expunge.core.data import Batch
 from expunge.core.features import Features, Layer, half_way_and_last, require_layers
+from expunge.core.job import Job
 from expunge.core.modules import require_distinct
 from expunge.core.objective import loss
 from expunge.core.problem import Problem
@@ -111,14 +111,14 @@ class TAR(Method):
         inner = self.copies * self.inner_steps * mean_batch(forget, self.forget_batch_size)
         return self.outer_steps * (mean_batch(retain, self.batch_size) + 2 * inner)
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Take the outer steps.
 
         Raises:
             SpecError: A named layer is not there, or has no features per decision.
             RunError: The model diverged, or an adversary did.
         """
-        parameters, start = require_trainable(student), teacher_of(student)
+        problem, parameters, start = job.problem, require_trainable(student), teacher_of(student)
         read = Features(problem, self._held(student, problem), WHERE)
 
         def step(seen: Round) -> Tensor:
@@ -128,11 +128,11 @@ class TAR(Method):
             return self.alpha * retain_loss(student, start, read, seen.retain) + self.gamma * against
 
         optimizer = make_optimizer(self.optimizer, parameters, self.learning_rate, self.weight_decay)
-        fit(parameters, step, self._rounds(problem, seed), optimizer, meter=meter)
+        fit(parameters, step, self._rounds(job), optimizer, meter=job.meter)
         return student
 
-    def _rounds(self, problem: Problem, seed: int) -> Iterator[Round]:
-        generator = torch.Generator().manual_seed(derive(seed, "batches"))
+    def _rounds(self, job: Job) -> Iterator[Round]:
+        problem, generator = job.problem, job.generator("batches")
         retain = endless(problem.data, problem.retain, self.batch_size, generator)
         forget = endless(problem.data, problem.forget, self.forget_batch_size, generator)
         for _ in range(self.outer_steps):

@@ -18,11 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from expunge.base.part import NonNegative
-from expunge.core.case import Meter, Recipe
 from expunge.core.data import Batch
+from expunge.core.job import Job
 from expunge.core.modules import trainable
 from expunge.core.objective import loss
-from expunge.core.problem import Problem
 from expunge.methods._descent import ForgetDescent
 
 
@@ -41,14 +40,14 @@ class TaskNegation(ForgetDescent):
     strength: NonNegative = 4.0
     """The paper's lambda: how many task vectors to go back."""
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Fine-tune a copy on the forget set, then negate."""
-        tuned = copy.deepcopy(student)
+        objective, tuned = job.problem.objective, copy.deepcopy(student)
 
         def forget_loss(batch: Batch) -> Tensor:
-            return loss(problem.objective.decisions(tuned, batch))
+            return loss(objective.decisions(tuned, batch))
 
-        self.descend_on_forget(tuned, forget_loss, problem, seed, meter)
+        self.descend_on_forget(tuned, job, forget_loss)
         with torch.no_grad():
             for parameter, there in zip(trainable(student), trainable(tuned), strict=True):
                 parameter.sub_(self.strength * (there - parameter))

@@ -23,11 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from expunge.base.part import NonNegative
-from expunge.core.case import Meter, Recipe
 from expunge.core.data import Batch
+from expunge.core.job import Job
 from expunge.core.modules import trainable
 from expunge.core.objective import loss
-from expunge.core.problem import Problem
 from expunge.methods._descent import Descent
 from expunge.methods.finetune import CITE
 
@@ -46,15 +45,15 @@ class WeightDistanceReg(Descent):
     alpha: NonNegative = 10.0
     """Weight of the distance, in nats per unit of the weights; the paper's 1 belongs to a ResNet-18."""
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Descend on retain batches, away from where it starts."""
         parameters = trainable(student)
         start = [parameter.detach().clone() for parameter in parameters]
 
         def step(batch: Batch) -> Tensor:
-            return loss(problem.objective.decisions(student, batch)) - self.alpha * distance(parameters, start)
+            return loss(job.problem.objective.decisions(student, batch)) - self.alpha * distance(parameters, start)
 
-        return self.descend_on_retain(student, problem, seed, meter, step)
+        return self.descend_on_retain(student, job, step)
 
 
 def distance(parameters: Sequence[Tensor], start: Sequence[Tensor]) -> Tensor:

@@ -34,7 +34,7 @@ from expunge.tasks.label_swap import LabelSwap
 from expunge.tasks.random_subset import RandomSubset
 from expunge.tasks.whole_class import WholeClass
 from expunge.train.cscore import known
-from expunge.train.loop import Pair, fit, in_order, paired
+from expunge.train.loop import PairBatch, fit, in_order, paired
 from expunge.train.optim import make_optimizer
 from expunge.train.training import TrainedRecipe, Training
 
@@ -154,14 +154,14 @@ def _forgotten(
     data, objective = problem.data, problem.objective
     gone = GONE * _accuracy(original, problem, problem.forget)
 
-    def until_gone() -> Iterator[Pair]:
+    def until_gone() -> Iterator[PairBatch]:
         stream = paired(data, problem.retain, problem.forget, BATCH, FORGET_BATCH, most, generator)
         for pair, _ in zip(stream, range(most), strict=False):
             if _accuracy(student, problem, problem.forget) <= gone:
                 return
             yield pair
 
-    def mixed(pair: Pair) -> Tensor:
+    def mixed(pair: PairBatch) -> Tensor:
         kept, left = (loss(objective.decisions(student, batch)) for batch in (pair.retain, pair.forget))
         return (1 - ascent_weight) * kept - ascent_weight * left
 
