@@ -10,6 +10,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from expunge.core.data import Batch
 from expunge.core.job import Job
 from expunge.core.modules import trainable
 from expunge.core.objective import loss
+from expunge.methods._distill import divergence, logits_of, teacher_of
 from expunge.train.loop import Fit, Item, PairBatch, batches, fit, mean_batch, paired
 from expunge.train.optim import OptimizerName, make_optimizer
 
@@ -204,3 +206,33 @@ class PairedDescent(Descent):
     @abstractmethod
     def pair_loss(self, student: nn.Module, job: Job) -> Callable[[PairBatch], Tensor]:
         """The loss of one step, closed over the student (and a teacher, made here, where the method has one)."""
+
+
+@dataclass(frozen=True)
+class RetainingDescent(PairedDescent):
+    """Base of the methods whose pair loss has one term that keeps what the model does on the retain set."""
+
+    retain: Literal["ce", "kl"] = "ce"
+    """The retain term: `ce`, cross-entropy with the labels, or `kl`, KL(original || model), in nats, the mean over
+    decisions. For `kl` the original is frozen and in evaluation mode; its forward passes are no gradients."""
+
+    def retain_loss(self, student: nn.Module, job: Job, teacher: nn.Module | None = None) -> Callable[[Batch], Tensor]:
+        """The retain term as a function of a retain batch.
+
+        Args:
+            student: The model that is trained; as it is now, it is the original.
+            job: Its problem says how decisions are made.
+            teacher: A frozen copy of the original where the method has one already; by default `kl` makes one.
+
+        Returns:
+            A scalar loss with gradients for the student.
+        """
+        objective = job.problem.objective
+        if self.retain == "ce":
+            return lambda batch: loss(objective.decisions(student, batch))
+        original = teacher or teacher_of(student)
+
+        def distance(batch: Batch) -> Tensor:
+            return divergence(logits_of(objective, original, batch), objective.decisions(student, batch).logits)
+
+        return distance

@@ -28,15 +28,15 @@ def layers(model: nn.Module) -> list[Layer]:
     """The model's layers in the order in which they are registered, which is that of a sequential model's pass.
 
     A tied parameter belongs to the first layer that holds it: a language model's output layer that shares its weights
-    with the input embedding is no layer of its own, since whoever trains it trains the first layer too.
+    with the input embedding is no layer of its own, since training it would train the first layer too.
     """
-    found, seen = [], set[int]()
+    listed, seen = [], set[int]()
     for name, module in model.named_modules():
         own = [p for p in module.parameters(recurse=False) if p.requires_grad and id(p) not in seen]
         seen.update(id(p) for p in own)
         if own:
-            found.append(Layer(name, module, own))
-    return found
+            listed.append(Layer(name, module, own))
+    return listed
 
 
 def reinitialise(chosen: Sequence[Layer], seed: int) -> None:

@@ -41,7 +41,7 @@ class ASSD(Method):
 
     def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Measure both importances, find the threshold, dampen once."""
-        found = importances(student, job, mean_squared_gradient)
-        if found is not None:
-            dampen(student, found, adaptive_alpha(found.quotients(), forget_share(job.problem)))
+        measured = importances(student, job, mean_squared_gradient)
+        if measured is not None:
+            dampen(student, measured, adaptive_alpha(measured.quotients(), forget_share(job.problem)))
         return student

@@ -3,7 +3,9 @@
 Minimises the mean over a mixed batch of KL(bad(x) || model(x)) for x in forget and KL(original(x) || model(x)) for x in
 retain, with T^2 where T is not 1. The bad teacher is the model with its trainable layers initialised anew; the retain
 examples are a random share, the same in every epoch. KL is the sum over classes; the published code calls torch's KL
-with its default reduction, which takes the mean over classes too and so divides every step by their number.
+with its default reduction, which takes the mean over classes too and so divides every step by their number. It also
+has no factor T^2, so that a larger T shrinks its gradients; at its T of 1 there is no difference. Both teachers are in
+evaluation mode, there and here.
 
 Cost: one gradient per forget example and per example of the retain share, in each epoch. Teachers are forward passes.
 """
@@ -62,8 +64,9 @@ class BadTeacher(Descent):
         def step(batch: Batch) -> Tensor:
             decisions = problem.objective.decisions(student, batch)
             forget = torch.isin(batch.ids, problem.forget).to(decisions.example.device)[decisions.example]
-            wrong, right = (logits_of(problem.objective, teacher, batch) for teacher in (bad, good))
-            return divergence(torch.where(forget[:, None], wrong, right), decisions.logits, self.temperature)
+            bad_logits, good_logits = (logits_of(problem.objective, teacher, batch) for teacher in (bad, good))
+            reference = torch.where(forget[:, None], bad_logits, good_logits)
+            return divergence(reference, decisions.logits, self.temperature)
 
         count = math.ceil(self.retain_share * len(problem.retain))
         kept = problem.retain[torch.randperm(len(problem.retain), generator=generator)[:count]]

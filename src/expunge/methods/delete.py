@@ -1,7 +1,7 @@
 """Keep what the original says of the forget set, except the right answer (DELETE, Zhou et al., 2503.23751).
 
 Minimises KL(q || model(x)) over the forget set, q being the original's prediction with the right answer's probability
-set to zero and the others scaled up to sum to one: how the wrong answers compare is kept, which is what stands in for a
+set to zero and the others scaled up to sum to one: the ratios among wrong answers are kept, and take the place of a
 retain set. The published code does the same with a logit of -1e10 and, rightly, a sum over classes; it can hold batch
 norm's running statistics, which here follow the forget batches in training mode. For a language model q is taken at
 each token that is a decision.

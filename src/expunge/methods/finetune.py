@@ -30,7 +30,7 @@ class Finetune(Descent):
 
     @property
     def ascent(self) -> float | None:
-        """None of it, with SGD; Adam scales steps weight by weight."""
+        """0 with SGD, since there is no ascent; `None` with Adam, which scales steps weight by weight."""
         return 0.0 if self.optimizer == "sgd" else None
 
     def apply(self, student: nn.Module, job: Job) -> nn.Module:

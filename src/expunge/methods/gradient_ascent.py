@@ -1,12 +1,12 @@
 """Climb the loss of the forget set until it is no longer known (Thudi et al., 2109.13398; 2505.17730's stopping rule).
 
-Maximises CE(forget), nothing else, and looks after each pass whether the share of forget examples that are known is
-down to `chances` times chance. Without that rule the loss has no end and the model is destroyed. Published code differs
-in it: 2109.13398 adds one gradient, taken at the initial weights; the code of Unlearn-Sparse climbs for a fixed number
-of epochs; that of 2505.17730 stops at accuracy 0.2, which is twice chance for ten classes. For a language model "known"
-means recited whole, and twice chance over a vocabulary means that hardly anything is.
+Maximises CE(forget), nothing else, and checks before each pass whether the share of forget examples that are known is
+down to `chances` times chance. Without a stopping rule the loss grows without bound and the model is destroyed.
+Published code has other rules: 2109.13398 adds one gradient, taken at the initial weights; the code of Unlearn-Sparse
+climbs for a fixed number of epochs; that of 2505.17730 stops at accuracy 0.2, which is twice chance for ten classes.
+For a language model "known" means recited whole, and twice chance over a vocabulary means that hardly anything is.
 
-Cost: one gradient per forget example and pass; the looks are forward passes.
+Cost: one gradient per forget example and pass; the checks are forward passes.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ class GradientAscent(ForgetDescent):
     epochs: Count = 100
     """Most passes over the forget set; the stopping rule usually needs fewer."""
     learning_rate: Positive = 2e-5
-    """Step size, constant; a faster climb overshoots the rule between two looks."""
+    """Step size, constant; with a larger one the model overshoots the rule between two checks."""
     chances: Positive = 2.0
     """Stop once the share of forget examples that are known is at most this many times 1 / number of labels."""
 
     @property
     def ascent(self) -> float | None:
-        """All of it, with SGD; Adam scales steps weight by weight."""
+        """1 with SGD, since the loss is ascent alone; `None` with Adam, which scales steps weight by weight."""
         return 1.0 if self.optimizer == "sgd" else None
 
     def check(self, problem: Problem) -> None:
-        """Refuse a rule that is met before the first step: with two labels twice the chance is everything."""
+        """Refuse a rule that every model meets: with two labels, twice chance is 1."""
         if self.chances >= len(problem.data.labels):
             raise SpecError(
                 f"{self.chances:g} times 1 / {len(problem.data.labels)} is met by any model",

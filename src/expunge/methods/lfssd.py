@@ -49,9 +49,9 @@ class LFSSD(Method):
     def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Measure both importances, dampen once."""
         measure = partial(mean_absolute_gradient, number=squared_norm)
-        found = importances(student, job, measure)
-        if found is not None:
-            dampen(student, found, self.alpha, self.dampening)
+        measured = importances(student, job, measure)
+        if measured is not None:
+            dampen(student, measured, self.alpha, self.dampening)
         return student
 
 

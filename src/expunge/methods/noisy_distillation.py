@@ -1,17 +1,18 @@
 """Noise on every weight, then a short distillation from the original, without its answers on the forget set.
 
-theta <- theta + N(0, sigma^2) once, which is what takes knowledge away; the rest gives back what may stay. Minimises
+theta <- theta + N(0, sigma^2) once, which removes knowledge; distillation then restores what may stay. Minimises
 
     gamma * CE(retain) + alpha * T^2 KL(original / T || model / T)(retain) + weight * KL(q || model)(forget)
 
 with q the original's prediction given that the answer is not the right one (DELETE, 2503.23751), at a rate that falls
 along a cosine. The original's whole predictions say more per example than labels do, so that two passes over the retain
-set repair what takes ten with labels alone; the last term removes what the noise left.
+set repair as much as ten with labels alone. The last term removes what the noise left of the forget set. The retain
+term is both CE and KL, with a weight each; the original is in evaluation mode.
 
-A composition of parts that others found: weight distortion (2505.22310) moves the model out of reach of relearning, and
+It combines published parts: weight distortion (2505.22310) moves the model out of reach of relearning, and
 distilling into a partly noised copy makes unlearning robust (UNDO, 2506.06278, on language models; it distils from a
-model that was unlearned first, at 60 to 80 % of retraining's cost). Its settings were found on Fashion-MNIST with a
-small convolutional net, looking at attacks on seeds that no study reports; sigma belongs to that net's weights.
+model that was unlearned first, at 60 to 80 % of retraining's cost). Its settings were chosen on Fashion-MNIST
+with a small convolutional net, by attacks on seeds that no study reports; sigma suits the size of that net's weights.
 
 Cost: one gradient per retain example and epoch, and one per example of the forget batch beside each retain batch. The
 forget set is cycled in batches of at most `forget_batch_size`, of which the last of a pass is what is left. The
@@ -58,7 +59,7 @@ class NoisyDistillation(PairedDescent):
     final: Share = 0.05
     """Step size at the end over that at the start."""
     batch_size: Count = 32
-    """Retain examples per step; small, for the number of steps is what repairs."""
+    """Retain examples per step; small, since the repair depends on the number of steps."""
     forget_batch_size: Count = 4
     """Forget examples per step; the forget set is cycled."""
     gamma: NonNegative = 0.5
@@ -91,11 +92,11 @@ class NoisyDistillation(PairedDescent):
 
     def _keep(self, objective: Objective, student: nn.Module, teacher: nn.Module, pair: PairBatch) -> Tensor:
         decisions = objective.decisions(student, pair.retain)
-        told = divergence(logits_of(objective, teacher, pair.retain), decisions.logits, self.temperature)
-        return self.gamma * loss(decisions) + self.alpha * told
+        kl = divergence(logits_of(objective, teacher, pair.retain), decisions.logits, self.temperature)
+        return self.gamma * loss(decisions) + self.alpha * kl
 
 
 def _forget(objective: Objective, student: nn.Module, teacher: nn.Module, pair: PairBatch) -> Tensor:
     decisions = objective.decisions(student, pair.forget)
-    told = without_answer(logits_of(objective, teacher, pair.forget), decisions.targets)
-    return divergence(told, decisions.logits)
+    reference = without_answer(logits_of(objective, teacher, pair.forget), decisions.targets)
+    return divergence(reference, decisions.logits)

@@ -20,11 +20,13 @@ would ship. Who fills the memory with random weights and trains those adds capac
 attack on the model before the drop would be on something that nobody is to have.
 
 D is a difference of cross-entropies, as NPO asks for and the published code computes, while its text is said to print a
-ratio of them. That code gives the forget set the id 0, which a healthy example has too; the id here is nobody's. It
-stops at 0.2, which is twice chance for its ten classes. It leaves flushes out of its number of steps; here every
-gradient is charged. Where the base alone is trained, batch norm uses its running statistics, as in the deployed model,
-and leaves them as they are; the repair moves them to those of base and memory together, which do not quite fit the
-base: prefer group norm, the default of the models here.
+ratio of them. That code gives the forget set the mask of id 0, which a clean example has too; the id here belongs to no
+example. Its reference model is copied before that id is set and keeps another one, 42, so that CE_ref is taken under
+another mask than CE(base and own memory); here both have the same mask. The score of its start model competes with the
+later ones; here the first look is after the first epoch. It stops at 0.2, which is twice chance for its ten classes. It
+leaves flushes out of its number of steps; here every gradient is charged. Where the base alone is trained, batch norm
+uses its running statistics, as in the deployed model, and leaves them as they are; the repair moves them to those of
+base and memory together, which do not quite fit the base: prefer group norm, the default of the models here.
 
 Cost: one gradient per training example and repair pass, one more per forget example in it, and one per forget example
 and flush; how many flushes there are depends on the model. References, looks and the drop are not charged.

@@ -1,6 +1,6 @@
 """Train a new model from scratch without the forget set: the gold standard, and here the null control.
 
-It runs with another seed than its reference, so that whatever an audit finds between the two is not unlearning.
+It runs with another seed than its reference. What an audit finds between the two is therefore no effect of unlearning.
 
 Cost: one gradient per retain example and epoch of training.
 """

@@ -4,11 +4,11 @@ With D(x) = T^2 KL(original(x) / T || model(x) / T): each of the first `forget_e
 maximises D(forget); every epoch has a pass that minimises alpha * D(retain) + gamma * CE(retain). One optimiser serves
 both. KL is the sum over classes, as in the paper; the code of 2505.22310 takes the mean over classes too, which divides
 it by their number and so changes what alpha means. Its alternating SCRUB disobeys in every epoch (`forget_epochs` equal
-to `epochs`), with alpha = gamma = T = 1 and a teacher in training mode.
+to `epochs`), with alpha = gamma = T = 1 and a teacher in training mode, so that batch norm uses the batch's statistics.
 
-SCRUB's own script differs from this file too: its test `epoch <= msteps` gives ascent one pass more, and its step size
-falls in steps, while here it is constant. The SCRUB in the repository of REM ascends cross-entropy on the
-forget set as well, which the paper does not.
+SCRUB's own notebooks have the teacher in evaluation mode, and ascent in the first `msteps` epochs, as here (the copy of
+the loop in its `scrub.py` counts epochs from 0, which is one more). Their step size falls in steps; here it is
+constant. The SCRUB in the repository of REM ascends cross-entropy on the forget set as well, which the paper does not.
 
 With `rewind` (SCRUB+R) the model is saved after each epoch, and at the end that epoch is chosen whose forget error is
 closest to a reference: the *final* model's error on unseen examples that are distributed like the forget set. These are
@@ -131,8 +131,8 @@ def reference_error(model: nn.Module, problem: Problem) -> float:
     if problem.data.kind == "tokens":
         return 1 - float(right.mean())
     targets, count = problem.data.targets, len(problem.data.labels)
-    wanted = torch.bincount(targets[problem.forget], minlength=count).double()
-    there = torch.bincount(targets[problem.test], minlength=count)
-    # A label without test examples has no error to offer; the others stand in for it.
-    weight = (wanted / there.clamp(min=1))[targets[problem.test]]
+    forgotten = torch.bincount(targets[problem.forget], minlength=count).double()
+    unseen = torch.bincount(targets[problem.test], minlength=count)
+    # A label without test examples has no test error; the error on the other labels stands in for it.
+    weight = (forgotten / unseen.clamp(min=1))[targets[problem.test]]
     return 1 - float((weight * right).sum() / weight.sum()) if weight.sum() else 1 - float(right.mean())

@@ -49,7 +49,7 @@ class SSD(Method):
 
     def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Measure both importances, dampen once."""
-        found = importances(student, job, mean_squared_gradient)
-        if found is not None:
-            dampen(student, found, self.alpha, self.dampening)
+        measured = importances(student, job, mean_squared_gradient)
+        if measured is not None:
+            dampen(student, measured, self.alpha, self.dampening)
         return student

@@ -38,7 +38,7 @@ class TaskNegation(ForgetDescent):
     effort: ClassVar[str] = "F E"
 
     strength: NonNegative = 4.0
-    """The paper's lambda: how many task vectors to go back."""
+    """The paper's lambda: how many times the task vector is subtracted."""
 
     def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Fine-tune a copy on the forget set, then negate."""
@@ -49,6 +49,6 @@ class TaskNegation(ForgetDescent):
 
         self.descend_on_forget(tuned, job, forget_loss)
         with torch.no_grad():
-            for parameter, there in zip(trainable(student), trainable(tuned), strict=True):
-                parameter.sub_(self.strength * (there - parameter))
+            for parameter, target in zip(trainable(student), trainable(tuned), strict=True):
+                parameter.sub_(self.strength * (target - parameter))
         return student
