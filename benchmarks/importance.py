@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from benchmarks._ratio import compare
 from expunge.core.case import Meter, train_model
 from expunge.core.contracts import Architecture
+from expunge.core.job import Job
 from expunge.core.problem import Problem
 from expunge.data.fashion_mnist import FashionMNIST
 from expunge.methods._dampening import importances
@@ -59,7 +60,7 @@ def ways(name: str, model: nn.Module, problem: Problem, repeats: int) -> None:
 
 def batches(name: str, model: nn.Module, problem: Problem, repeats: int) -> None:
     """The published way, at several batch sizes."""
-    found = importances(model, problem, 0, Meter(), mean_squared_gradient)
+    found = importances(model, Job(problem, None, 0, Meter(), torch.device("cpu")), mean_squared_gradient)
     assert found is not None
     forget, whole = _flat(found.forget), _flat(found.whole)
     chosen = forget > ALPHA * whole

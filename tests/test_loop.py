@@ -18,7 +18,7 @@ from expunge.core.objective import loss
 from expunge.models.cnn import CNN
 from expunge.models.mlp import MLP
 from expunge.objectives.classification import Classification
-from expunge.train.loop import Pair, batch_count, batches, fit, in_order, paired
+from expunge.train.loop import PairBatch, batch_count, batches, fit, in_order, paired
 from expunge.train.optim import make_optimizer
 from expunge.train.training import TrainedRecipe, Training
 
@@ -237,7 +237,7 @@ def test_each_epoch_has_an_order_of_its_own(data: Data) -> None:
 def test_pairs_cycle_the_forget_set(data: Data) -> None:
     retain, forget = torch.arange(10, 40), torch.arange(7)
     pairs = list(paired(data, retain, forget, 8, 3, 2, generator()))
-    assert len(pairs) == 8 and all(isinstance(pair, Pair) for pair in pairs)
+    assert len(pairs) == 8 and all(isinstance(pair, PairBatch) for pair in pairs)
     assert [pair.size for pair in pairs] == [8 + 3, 8 + 3, 8 + 3, 6 + 3] * 2
     seen = torch.cat([pair.forget.ids for pair in pairs])
     # 7 = 3 + 3 + 1: the lonely one is left out of a pass, another one each time.

@@ -126,7 +126,7 @@ SPECS: dict[str, tuple[Table, tuple[str, ...]]] = {
     "forget as many as there are": ({"forget": {"name": "label_swap", "count": 120}}, ("forget.count: ", "1 to 119")),
     "more data than there are": ({"data": {"name": "digits", "train": 1797}}, ("data.train: ", "1797", "1 to 1796")),
     "no such class": ({"forget": {"name": "whole_class", "label": 10}}, ("forget.label: ", "class 10", "9 9")),
-    "audit of other data": ({"audit": [{"name": "recitation"}]}, ("audit: ", "'recitation'", "classes", "tokens")),
+    "audit of other data": ({"audit": [{"name": "recitation"}]}, ("audit[0].name: ", "'recitation'", "performance")),
     "task of other data": ({"forget": {"name": "planted_text"}}, ("forget", "planted_text", "bytes")),
     "setting that is missing": ({"forget": {"name": "indices"}}, ("forget: ", "'path' is missing", "add a value")),
     "module that is not there": ({"model": {"name": "nowhere:net"}}, ("model.name: ", "nowhere", "module:function")),
@@ -471,7 +471,7 @@ def test_unmet_needs_are_named_before_anything_is_trained(earlier: Path) -> None
         "@dataclass(frozen=True)\n"
         "class TokensOnly(Method):\n"
         "    needs = frozenset({'tokens'})\n"
-        "    def apply(self, student, problem, recipe, seed, meter):\n"
+        "    def apply(self, student, job):\n"
         "        return student\n",
     )
     table = tiny(method=[{"name": "tokens_only:TokensOnly", "label": "mine"}])

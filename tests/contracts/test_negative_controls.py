@@ -17,11 +17,10 @@ from torch import nn
 from expunge import testing
 from expunge.base.errors import SpecError
 from expunge.base.spec import parse
-from expunge.core.case import Meter, Recipe
 from expunge.core.contracts import Method
+from expunge.core.job import Job
 from expunge.core.modules import frozen_copy, require_distinct, shared_storage
 from expunge.core.objective import kl
-from expunge.core.problem import Problem
 from expunge.evidence.verdict import Verdict
 from expunge.pipeline.run import Outcome, run
 
@@ -29,14 +28,14 @@ from expunge.pipeline.run import Outcome, run
 class NeverUnlearned(Method):
     """Returns what it was given."""
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         return student
 
 
 class RandomWeights(Method):
     """Knows nothing any more, of anything."""
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         for module in student.modules():
             if isinstance(module, nn.Linear):
                 module.reset_parameters()
@@ -107,11 +106,11 @@ def test_retraining_is_not_accused(verdicts: dict[str, Verdict]) -> None:
 class SharedTeacher(Method):
     """Keeps the forget set's outputs far from a teacher's, which is the student under another name."""
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         teacher = copy.copy(student).eval()
-        batch = problem.data.batch(problem.forget)
-        if meter.affords(batch.size):
-            meter.charge(batch.size)
+        problem, batch = job.problem, job.problem.data.batch(job.problem.forget)
+        if job.meter.affords(batch.size):
+            job.meter.charge(batch.size)
             with torch.no_grad():
                 wanted = problem.objective.decisions(teacher, batch).logits
             kl(wanted, problem.objective.decisions(student, batch).logits).backward()

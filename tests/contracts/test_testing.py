@@ -21,6 +21,7 @@ from expunge.base.errors import MissingError, SpecError
 from expunge.core.case import Attacked, Case, Cost, Meter, Recipe, Unlearned, copy_for_training
 from expunge.core.contracts import Architecture, Method, Source, Task
 from expunge.core.data import Data
+from expunge.core.job import Job
 from expunge.core.modules import frozen_copy
 from expunge.core.objective import kl, loss
 from expunge.core.problem import Problem
@@ -43,14 +44,14 @@ _calls = itertools.count(1)
 class Step(Method):
     """A right method, in one step of a loop of its own; the wrong ones change one thing."""
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
-        ids = problem.retain
-        if meter.affords(len(ids)):
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
+        problem, ids = job.problem, job.problem.retain
+        if job.meter.affords(len(ids)):
             batch = problem.data.batch(ids)
             value = loss(problem.objective.decisions(student, batch))
             named = [(n, p) for n, p in student.named_parameters() if p.requires_grad]
             gradients = torch.autograd.grad(value, [p for _, p in named])
-            meter.charge(len(ids))
+            job.meter.charge(len(ids))
             with torch.no_grad():
                 for (_, parameter), gradient in zip(named, gradients, strict=True):
                     parameter -= 0.01 * gradient
@@ -103,9 +104,9 @@ class FreezesInput(Step):
 
 
 class ChangesData(Step):
-    def apply(self, student: nn.Module, problem: Problem, *rest: Any) -> nn.Module:
-        problem.data.targets[problem.forget] = 0
-        return super().apply(student, problem, *rest)
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
+        job.problem.data.targets[job.problem.forget] = 0
+        return super().apply(student, job)
 
 
 class DrawsGlobally(Step):
@@ -115,22 +116,22 @@ class DrawsGlobally(Step):
 
 
 class DrawsFromNumpy(Step):
-    def apply(self, student: nn.Module, *rest: Any) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         np.random.shuffle(np.arange(3))
-        return super().apply(student, *rest)
+        return super().apply(student, job)
 
 
 class DrawsFromPython(Step):
-    def apply(self, student: nn.Module, *rest: Any) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         random.random()
-        return super().apply(student, *rest)
+        return super().apply(student, job)
 
 
 class Drifts(Step):
-    def apply(self, student: nn.Module, *rest: Any) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         with torch.no_grad():
             next(p for p in student.parameters() if p.requires_grad).add_(1e-3 * next(_calls))
-        return super().apply(student, *rest)
+        return super().apply(student, job)
 
 
 class DependsOnGlobalState(Step):
@@ -157,17 +158,18 @@ class Distils(Step):
     def teacher(self, student: nn.Module) -> nn.Module:
         return frozen_copy(student)
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
-        teacher, batch = self.teacher(student), problem.data.batch(problem.forget)
-        student = super().apply(student, problem, recipe, seed, meter)
-        if not meter.affords(batch.size):
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
+        problem, teacher = job.problem, self.teacher(student)
+        batch = problem.data.batch(problem.forget)
+        student = super().apply(student, job)
+        if not job.meter.affords(batch.size):
             return student
         logits = problem.objective.decisions(student, batch).logits
         with torch.no_grad():
             wanted = problem.objective.decisions(teacher, batch).logits.roll(1, 0)
         parameters = [p for p in student.parameters() if p.requires_grad]
         found = torch.autograd.grad(kl(wanted, logits), parameters)
-        meter.charge(batch.size)
+        job.meter.charge(batch.size)
         with torch.no_grad():
             for parameter, gradient in zip(parameters, found, strict=True):
                 parameter -= 0.01 * gradient
@@ -211,28 +213,28 @@ class HidesOverrun(Step):
 
 
 class ChargesNothing(Step):
-    def apply(self, student: nn.Module, problem: Problem, recipe: Any, seed: int, meter: Meter) -> nn.Module:
-        return super().apply(student, problem, recipe, seed, Meter())
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
+        return super().apply(student, replace(job, meter=Meter()))
 
 
 class ChangesFrozen(Step):
-    def apply(self, student: nn.Module, problem: Problem, recipe: Any, seed: int, meter: Meter) -> nn.Module:
-        return noise(super().apply(student, problem, recipe, seed, meter), 0.1, torch.Generator().manual_seed(seed))
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
+        return noise(super().apply(student, job), 0.1, job.generator("noise"))
 
 
 class Unfreezes(Step):
-    def apply(self, student: nn.Module, *rest: Any) -> nn.Module:
-        return super().apply(student, *rest).requires_grad_(True)
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
+        return super().apply(student, job).requires_grad_(True)
 
 
 class FreezesAll(Step):
-    def apply(self, student: nn.Module, *rest: Any) -> nn.Module:
-        return super().apply(student, *rest).requires_grad_(False)
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
+        return super().apply(student, job).requires_grad_(False)
 
 
 class Unties(Step):
-    def apply(self, student: nn.Module, *rest: Any) -> nn.Module:
-        student = super().apply(student, *rest)
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
+        student = super().apply(student, job)
         for module in student.modules():
             if isinstance(module, nn.Linear):
                 flag = module.weight.requires_grad
@@ -253,7 +255,7 @@ class ReturnsView(Step):
 
 
 class Diverges(Step):
-    def apply(self, student: nn.Module, *rest: Any) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         with torch.no_grad():
             next(student.parameters())[0] = torch.nan
         return student
@@ -274,40 +276,40 @@ class LeavesPartInTrainMode(Step):
 
 
 class CastsToSingle(Step):
-    def apply(self, student: nn.Module, *rest: Any) -> nn.Module:
-        return super().apply(student, *rest).float()
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
+        return super().apply(student, job).float()
 
 
 class Wraps(Step):
     """Same parameters by name and value, but what makes it another model is stored nowhere."""
 
-    def apply(self, student: nn.Module, *rest: Any) -> nn.Module:
-        student = super().apply(student, *rest)
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
+        student = super().apply(student, job)
         student.register_forward_hook(lambda module, args, output: -output)
         return student
 
 
 class Nests(Step):
-    def apply(self, student: nn.Module, *rest: Any) -> nn.Module:
-        return nn.Sequential(super().apply(student, *rest))
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
+        return nn.Sequential(super().apply(student, job))
 
 
 class Renames(Retrain):
     """A model that the recipe built, inside another: no run could read it again."""
 
-    def apply(self, *rest: Any) -> nn.Module:
-        return nn.Sequential(super().apply(*rest))
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
+        return nn.Sequential(super().apply(student, job))
 
 
 class UsesRecipe(Step):
-    def apply(self, student: nn.Module, problem: Problem, recipe: Any, seed: int, meter: Meter) -> nn.Module:
-        return recipe.fit(student, problem.data, problem.retain, seed, meter)
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
+        return job.recipe.fit(student, job.problem.data, job.problem.retain, job.seed, job.meter)  # type: ignore[union-attr]
 
 
 class OnlyClasses(Step):
-    def apply(self, student: nn.Module, problem: Problem, *rest: Any) -> nn.Module:
-        assert isinstance(problem.objective, Classification)
-        return super().apply(student, problem, *rest)
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
+        assert isinstance(job.problem.objective, Classification)
+        return super().apply(student, job)
 
 
 class RunsAnyway(Step):

@@ -29,7 +29,7 @@ IMAGES = Digits(train=40, test=20)()
 def texts() -> Data:
     rows = torch.randint(20, (12, 7), generator=torch.Generator().manual_seed(0))
     ids = torch.arange(12)
-    return Data(rows[:, :-1], rows[:, 1:], ids[:8], ids[8:], tuple(map(str, range(20))), "tokens")
+    return Data(rows[:, :-1], rows[:, 1:], ids[:8], ids[8:], tuple(map(str, range(20))))
 
 
 def vit(folder: Path, seed: int = 0, **changes: Any) -> Path:

@@ -8,7 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from expunge.core.case import Meter
 from expunge.core.data import IGNORE, Data
+from expunge.core.job import Job
 from expunge.core.problem import Problem
 from expunge.methods._measure import known_share
 from expunge.models.gpt import GPT
@@ -36,6 +38,11 @@ def tokens() -> Problem:
     targets[:, 0] = IGNORE
     data = Data(text[:, :-1], targets, torch.arange(14), torch.arange(14, 18), tuple("abcdefg"))
     return Problem(data, torch.arange(4), torch.arange(4, 14), data.test, holdout=torch.arange(18, 20))
+
+
+def job(problem: Problem, seed: int = 0) -> Job:
+    """A call of a method without recipe and budget."""
+    return Job(problem, None, seed, Meter(), torch.device("cpu"))
 
 
 def linear(seed: int = 0) -> nn.Sequential:

@@ -8,18 +8,17 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from _toy import ALL_AT_ONCE, EXACT, classes, gpt, linear, tokens, vector
+from _toy import ALL_AT_ONCE, EXACT, classes, gpt, job, linear, tokens, vector
 from torch import Tensor, nn
 
 from expunge.base.errors import MissingError, SpecError
-from expunge.core.case import Meter
 from expunge.core.features import Layer
 from expunge.core.modules import state_digest
 from expunge.core.problem import Problem
 from expunge.data.digits import Digits
 from expunge.methods.circuit_breakers import CircuitBreakers, aligned
 from expunge.models.cnn import CNN
-from expunge.train.loop import Pair
+from expunge.train.loop import PairBatch
 
 AT_ONCE = {"batch_size": ALL_AT_ONCE, "forget_batch_size": ALL_AT_ONCE}
 
@@ -74,10 +73,10 @@ def test_both_terms_and_their_schedule(
 ) -> None:
     method = CircuitBreakers(alpha=0.8, hold=0.6, epochs=4, layers=named, **AT_ONCE)
     student = copy.deepcopy(model)
-    step = method.pair_loss(student, problem, 0)
+    step = method.pair_loss(student, job(problem))
     # Only now does the student move: a teacher that shares its memory would move along.
     student.load_state_dict(moved(model).state_dict())
-    pair = Pair(problem.data.batch(problem.retain), problem.data.batch(problem.forget))
+    pair = PairBatch(problem.data.batch(problem.retain), problem.data.batch(problem.forget))
     with torch.no_grad():
         retain0, forget0 = (states(model, problem, ids) for ids in (problem.retain, problem.forget))
     for done in (0.25, 0.5, 0.75, 1.0):
@@ -131,7 +130,7 @@ def test_the_schedule_ends_with_the_last_step(batch_size: int, steps: int) -> No
     """At the original itself nothing is to be held and every cosine is 1: what is left is c_u."""
     problem, model = classes(), deep()
     method = CircuitBreakers(epochs=2, batch_size=batch_size)
-    step, pairs = method.pair_loss(model, problem, 0), list(method.pairs(problem, 0))
+    step, pairs = method.pair_loss(model, job(problem)), list(method.pairs(job(problem)))
     found = [step(pair).item() for pair in pairs]
     assert found == pytest.approx([1 - (s + 1) / steps for s in range(steps)], abs=1e-12)
 
@@ -175,7 +174,7 @@ def test_choosing_layers_leaves_the_model_as_it_was() -> None:
 
 def test_layers_that_cannot_be_used_are_named() -> None:
     def tried(model: nn.Module, *layers: str) -> None:
-        CircuitBreakers(layers=layers).apply(model, classes(), None, 0, Meter())
+        CircuitBreakers(layers=layers).apply(model, job(classes()))
 
     with pytest.raises(SpecError, match=r"method\.circuit_breakers\.layers: unknown layer '7'.*allowed: 0, 1, 2"):
         tried(deep(), "7")

@@ -15,6 +15,7 @@ from _toy import (
     divergence,
     gpt,
     gradient,
+    job,
     knowing,
     linear,
     net,
@@ -25,7 +26,6 @@ from torch import nn
 
 from expunge.base.errors import SpecError
 from expunge.base.seeds import derive
-from expunge.core.case import Meter
 from expunge.methods import _distill, scrub
 from expunge.methods._noise import standard_normal
 from expunge.methods.bad_teacher import BadTeacher, incompetent
@@ -55,7 +55,7 @@ class Shallow(nn.Linear):
 )
 def test_a_teacher_that_is_its_student_is_refused(method):
     with pytest.raises(SpecError, match="shares storage"):
-        method.apply(nn.Sequential(Shallow(5, 3)).double(), classes(), None, 0, Meter())
+        method.apply(nn.Sequential(Shallow(5, 3)).double(), job(classes()))
 
 
 def test_scrub_moves_away_from_its_teacher_which_a_shared_one_would_prevent(monkeypatch):
@@ -232,7 +232,7 @@ def test_delete_is_cross_entropy_with_that_target(problem, model):
 def test_noisy_distillation_is_noise_and_then_a_step_towards_the_original_but_for_its_answers(problem, model):
     weights = {"gamma": 0.7, "alpha": 1.3, "temperature": 1.5, "weight": 0.4, "sigma": 0.05, "final": 0.3}
     method = NoisyDistillation(**ONE_STEP, **weights, forget_batch_size=ALL_AT_ONCE)
-    done = method.apply(copy.deepcopy(model), problem, None, 3, Meter())
+    done = method.apply(copy.deepcopy(model), job(problem, 3))
 
     noisy = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(derive(3, "noise"))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import pytest
 import torch
+from torch import nn
 
 from expunge.base import registry
 from expunge.base.references import bibtex
+from expunge.base.seeds import derive
 from expunge.core.case import train_model
 from expunge.core.contracts import Method
+from expunge.core.job import Job
 from expunge.core.modules import state_digest
 from expunge.core.problem import Problem
 from expunge.data.digits import Digits
@@ -133,3 +137,28 @@ def test_is_documented(name):
     assert method.paper[-4:].isdigit() and f"year = {{{method.paper[-4:]}}}" in bibtex(method.cite, where="method")[0]
     module = __import__(method.__module__, fromlist=["_"])
     assert "Cost: " in module.__doc__
+
+
+class Keeps(Method):
+    """Changes nothing and keeps what it was given."""
+
+    jobs: ClassVar[list[Job]] = []
+
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
+        self.jobs.append(job)
+        return student
+
+
+def test_a_job_holds_what_the_call_was_given():
+    data = Digits()()
+    problem, model = Problem(data, data.train[:FORGET], data.train[FORGET:90], data.test), MLP(widths=(4,))(data)
+    Keeps()(model, problem, None, 3, 70)
+    (job,) = Keeps.jobs
+    assert job.problem is problem and job.recipe is None and job.seed == 3
+    assert job.meter.affords(70) and not job.meter.affords(71)
+    assert job.device == next(model.parameters()).device
+    # The numbers of a name follow from the seed and the name alone, whatever was drawn before.
+    expected = torch.rand(5, generator=torch.Generator().manual_seed(derive(3, "batches")))
+    for _ in range(2):
+        assert torch.equal(torch.rand(5, generator=job.generator("batches")), expected)
+    assert not torch.equal(torch.rand(5, generator=job.generator("labels")), expected)

@@ -16,9 +16,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from expunge.attacks._unexposed import allowed, edited
 from expunge.base.errors import MissingError
 from expunge.base.part import Count
-from expunge.base.seeds import derive
 from expunge.core.case import Attacked, Case
 from expunge.core.contracts import Attack
+from expunge.core.generators import generator_of
 from expunge.core.problem import Problem
 from expunge.train.loop import batches
 
@@ -61,7 +61,7 @@ class Recalibrate(Attack):
             norm.momentum = None
             norm.train()
         # In random order: a batch of a single class would have too small a variance.
-        generator = torch.Generator().manual_seed(derive(seed, "batches"))
+        generator = generator_of(seed, "batches")
         with torch.no_grad():
             for batch in batches(problem.data, allowed(problem, problem.retain), self.batch_size, 1, generator):
                 problem.objective.losses(student, batch)

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from expunge.attacks._unexposed import allowed, known
 from expunge.base.errors import SpecError
 from expunge.base.part import Count, Natural, Positive
-from expunge.base.seeds import derive
 from expunge.core.case import Attacked, Case, Cost, Curve, Meter, copy_for_training
 from expunge.core.contracts import Attack, require_trainable
+from expunge.core.generators import generator_of
 from expunge.core.problem import Problem
 from expunge.train.loop import batch_count, batches, fit
 from expunge.train.optim import OptimizerName, make_optimizer
@@ -93,7 +93,7 @@ class Relearn(Attack):
 
     def _train(self, student: nn.Module, problem: Problem, ids: Tensor, seed: int, meter: Meter, watch: _Watch) -> None:
         parameters = require_trainable(student)
-        generator = torch.Generator().manual_seed(derive(seed, "batches"))
+        generator = generator_of(seed, "batches")
         fit(
             parameters,
             lambda batch: problem.objective.loss(student, batch),

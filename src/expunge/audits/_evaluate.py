@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from expunge.base.seeds import derive
+from expunge.core.generators import generator_of
 from expunge.core.modules import evaluating
 from expunge.core.objective import Decisions
 from expunge.core.problem import Problem
@@ -46,7 +46,7 @@ def sample(ids: Tensor, count: int, name: str) -> Tensor:
     """A fixed random part of the ids, the same for every model and seed, in increasing order."""
     if len(ids) <= count:
         return ids
-    generator = torch.Generator().manual_seed(derive(0, "sample", name))
+    generator = generator_of(0, "sample", name)
     return ids[torch.randperm(len(ids), generator=generator)[:count]].sort().values
 
 

@@ -18,15 +18,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from expunge.audits._evaluate import losses, sample
 from expunge.base.part import Count, Positive
-from expunge.base.seeds import derive
 from expunge.core.case import Case
 from expunge.core.contracts import Audit
 from expunge.core.data import Batch
+from expunge.core.generators import generator_of
 from expunge.core.problem import Problem
 from expunge.evidence.scores import Scores
 from expunge.numerics.lanczos import lanczos
@@ -81,6 +80,6 @@ class Curvature(Audit):
 
         product = hessian(mean_loss, bent, differentiable(bent), list(in_order(problem.data, ids)))
         # One start for every model: what is compared differs by the model alone.
-        generator = torch.Generator().manual_seed(derive(seed, "start"))
+        generator = generator_of(seed, "start")
         found = lanczos(product, product.like, generator, tolerance=self.tolerance, limit=self.limit)
         return float(found.values[0])

@@ -16,7 +16,8 @@ from expunge.base.errors import ExpungeError, MissingError, SpecError
 from expunge.base.part import Part
 from expunge.core.case import Attacked, Case, Cost, Meter, Recipe, Unlearned, copy_for_training
 from expunge.core.data import Data
-from expunge.core.modules import trainable
+from expunge.core.job import Job
+from expunge.core.modules import first_parameter, trainable
 from expunge.core.objective import Objective
 from expunge.core.problem import Problem
 from expunge.core.tied import tied_layers
@@ -172,12 +173,13 @@ class Method(Part):
         start, meter, student = time.perf_counter(), Meter(budget), copy_for_training(model)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            student = self.apply(student, problem, recipe, seed, meter).eval()
+            job = Job(problem, recipe, seed, meter, first_parameter(student).device)
+            student = self.apply(student, job).eval()
         return Unlearned(student, type(self).__name__, Cost(meter.gradients, time.perf_counter() - start))
 
     @abstractmethod
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
-        """Change the student, or make another model, and return it; charge the meter for every gradient."""
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
+        """Change the student, or make another model, and return it; charge `job.meter` for every gradient."""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from expunge.base.errors import SpecError
-from expunge.base.seeds import derive
 from expunge.core.data import Data, check_ids
+from expunge.core.generators import generator_of
 from expunge.core.objective import Objective
 
 EXPOSED_SHARE = 0.2
@@ -90,7 +90,7 @@ class Problem:
         unique = groups.unique()
         # At least one group on either side wherever there are two, so that neither part is empty.
         count = min(max(round(EXPOSED_SHARE * len(unique)), 1), len(unique) - 1)
-        generator = torch.Generator().manual_seed(derive(0, "exposed"))
+        generator = generator_of(0, "exposed")
         chosen = unique[torch.randperm(len(unique), generator=generator)[:count]]
         return torch.isin(groups, chosen)
 

@@ -27,8 +27,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from expunge.base.seeds import derive
 from expunge.core.case import Case
+from expunge.core.generators import generator_of
 from expunge.diagnostics._gram_diagnostic import GramDiagnostic
 from expunge.diagnostics._halves import Part, over_halves
 from expunge.diagnostics._rows import curvature_gram
@@ -57,7 +57,7 @@ class Coherence(GramDiagnostic):
             SpecError: No parameter of the model takes a gradient, or the budget affords no example.
             RunError: A loss is not finite.
         """
-        generator = torch.Generator().manual_seed(derive(seed, "coherence"))
+        generator = generator_of(seed, "coherence")
         rows, sample = self.looked_at(case, generator)
         with about(case):
             found = curvature_gram(sample, self.rows, generator)

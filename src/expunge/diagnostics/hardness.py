@@ -25,12 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-import torch
 from torch import Tensor
 
 from expunge.base.part import Positive, Share
-from expunge.base.seeds import derive
 from expunge.core.case import Case
+from expunge.core.generators import generator_of
 from expunge.diagnostics._halves import over_halves
 from expunge.diagnostics._logit_diagnostic import LogitDiagnostic
 from expunge.evidence.estimate import Estimate
@@ -79,7 +78,7 @@ class Hardness(LogitDiagnostic):
             SpecError: No parameter of the model takes a gradient, or the budget affords no example.
             RunError: A loss is not finite.
         """
-        generator = torch.Generator().manual_seed(derive(seed, "hardness"))
+        generator = generator_of(seed, "hardness")
         sampled, plan = self.look(case, generator), (self.learning_rate, self.ascent_weight)
 
         def log_steps(places: Sequence[Tensor]) -> float:

@@ -28,9 +28,9 @@ import torch
 from torch import Tensor
 
 from expunge.base.part import Count
-from expunge.base.seeds import derive
 from expunge.core.case import Case
 from expunge.core.data import Data
+from expunge.core.generators import generator_of
 from expunge.core.problem import Problem
 from expunge.diagnostics._halves import over_halves
 from expunge.diagnostics._logit_diagnostic import LogitDiagnostic, Sampled
@@ -84,7 +84,7 @@ class Recommendation(LogitDiagnostic):
             SpecError: No parameter of the model takes a gradient, or the budget affords no example.
             RunError: A loss is not finite.
         """
-        generator = torch.Generator().manual_seed(derive(seed, "recommendation"))
+        generator = generator_of(seed, "recommendation")
         sampled = self.look(case, generator)
         limit = self.limit(sampled, case.problem, generator)
         plan = self.chosen(sampled, case.problem, limit.value)

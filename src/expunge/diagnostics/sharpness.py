@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from expunge.base.errors import SpecError
 from expunge.base.part import Count, Positive
-from expunge.base.seeds import derive
 from expunge.core.case import Case
 from expunge.core.contracts import Diagnostic
 from expunge.core.data import Batch
+from expunge.core.generators import generator_of
 from expunge.core.objective import decision_losses, per_example
 from expunge.diagnostics._sample import Momentum, Sample, about, sampled
 from expunge.evidence.estimate import Estimate
@@ -79,7 +79,7 @@ class Sharpness(Diagnostic):
             SpecError: No parameter of the model takes a gradient, or the budget affords no two examples.
             RunError: A loss is not finite, or a module has no second derivative; names it.
         """
-        generator = torch.Generator().manual_seed(derive(seed, "sharpness"))
+        generator = generator_of(seed, "sharpness")
         afforded = int(self.epochs * len(case.problem.train) / (HVP * (self.limit + self.eigenvalues) + 1))
         count = min(self.retain, afforded, len(case.problem.retain))
         if count < 2:

@@ -32,8 +32,8 @@ import torch
 from torch import Tensor
 
 from expunge.base.part import Count, Positive, Share
-from expunge.base.seeds import derive
 from expunge.core.case import Case
+from expunge.core.generators import generator_of
 from expunge.core.problem import Problem
 from expunge.diagnostics._gram_diagnostic import GramDiagnostic
 from expunge.diagnostics._halves import Part, over_halves
@@ -81,7 +81,7 @@ class StabilityLimit(GramDiagnostic):
             SpecError: No parameter of the model takes a gradient, or the budget affords no example.
             RunError: A loss is not finite.
         """
-        generator = torch.Generator().manual_seed(derive(seed, "stability_limit"))
+        generator = generator_of(seed, "stability_limit")
         # One column more for each example's own loss.
         rows, sample = self.looked_at(case, generator, more=1)
         with about(case):

@@ -1,4 +1,4 @@
-"""What SSD and its relatives have in common: two importances of every weight, and what is done with their quotient.
+"""What SSD and its relatives have in common: two importances of every weight, and how weights are dampened by them.
 
 A weight is multiplied with min(lambda * I_D / I_F, 1) wherever I_F > alpha * I_D. F is the forget set, D the forget and
 the retain set together, so that I_F is at most |D| / |F| times I_D, and I_D is 0 only where I_F is.
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from expunge.base.seeds import derive
 from expunge.core.case import Meter
+from expunge.core.job import Job
 from expunge.core.modules import trainable
 from expunge.core.problem import Problem
 
@@ -36,20 +36,20 @@ class Importances:
     def quotients(self) -> Tensor:
         """I_F / I_D of all weights that have any influence, in ascending order, float64."""
         pairs = zip(self.forget, self.whole, strict=True)
-        found = torch.cat([(forget.cpu().double() / whole.cpu().double()).flatten() for forget, whole in pairs])
-        return found[found.isfinite()].sort().values
+        quotients = torch.cat([(forget.cpu().double() / whole.cpu().double()).flatten() for forget, whole in pairs])
+        return quotients[quotients.isfinite()].sort().values
 
 
-def importances(student: nn.Module, problem: Problem, seed: int, meter: Meter, measure: Measure) -> Importances | None:
+def importances(student: nn.Module, job: Job, measure: Measure) -> Importances | None:
     """Both importances; `None` where the budget has no room for any retained example.
 
     A budget that is too small takes a random part of the retain set.
     """
-    generator = torch.Generator().manual_seed(derive(seed, "retain"))
+    problem = job.problem
     # In random order, so that what a budget cuts off is a random part.
-    retain = problem.retain[torch.randperm(len(problem.retain), generator=generator)]
-    forgotten = measure(student, problem, problem.forget, meter)
-    retained = measure(student, problem, retain, meter)
+    retain = problem.retain[torch.randperm(len(problem.retain), generator=job.generator("retain"))]
+    forgotten = measure(student, problem, problem.forget, job.meter)
+    retained = measure(student, problem, retain, job.meter)
     if forgotten is None or retained is None:
         return None
     share = forget_share(problem)
@@ -62,21 +62,21 @@ def forget_share(problem: Problem) -> float:
     return len(problem.forget) / (len(problem.forget) + len(problem.retain))
 
 
-def dampen(student: nn.Module, found: Importances, alpha: float, dampening: float = 1.0) -> None:
+def dampen(student: nn.Module, measured: Importances, alpha: float, dampening: float = 1.0) -> None:
     """Multiply the student's trainable weights with their factors, in place."""
     with torch.no_grad():
-        for parameter, forget, whole in zip(trainable(student), found.forget, found.whole, strict=True):
+        for parameter, forget, whole in zip(trainable(student), measured.forget, measured.whole, strict=True):
             parameter.mul_(factors(forget, whole, alpha, dampening))
 
 
 def factors(forget: Tensor, whole: Tensor, alpha: float, dampening: float) -> Tensor:
-    """What each weight is multiplied with: min(dampening * whole / forget, 1) where forget > alpha * whole, else 1.
+    """The factor of each weight: min(dampening * whole / forget, 1) where forget > alpha * whole, else 1.
 
     Args:
         forget: Importance to the forget set.
         whole: Importance to all data, in the same shape.
         alpha: Threshold of selection.
-        dampening: Strength of what follows.
+        dampening: The paper's lambda; smaller dampens harder.
 
     Returns:
         Numbers in [0, 1], in the same shape.

@@ -10,19 +10,19 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from expunge.base.part import Count, NonNegative, Positive
-from expunge.base.seeds import derive
-from expunge.core.case import Meter, Recipe
+from expunge.core.case import Meter
 from expunge.core.contracts import Method, require_trainable
 from expunge.core.data import Batch
+from expunge.core.job import Job
 from expunge.core.modules import trainable
-from expunge.core.objective import loss
-from expunge.core.problem import Problem
-from expunge.train.loop import Fit, Item, Pair, batches, fit, mean_batch, paired
+from expunge.methods._distill import divergence, logits_of, teacher_of
+from expunge.train.loop import Fit, Item, PairBatch, batches, fit, mean_batch, paired
 from expunge.train.optim import OptimizerName, make_optimizer
 
 
@@ -77,28 +77,21 @@ class Descent(Method):
         return student
 
     def descend_on_retain(
-        self,
-        student: nn.Module,
-        problem: Problem,
-        seed: int,
-        meter: Meter,
-        loss_fn: Callable[[Batch], Tensor] | None = None,
+        self, student: nn.Module, job: Job, loss_fn: Callable[[Batch], Tensor] | None = None
     ) -> nn.Module:
         """Minimise a loss over retain batches alone, cross-entropy by default."""
+        problem = job.problem
 
         def retain_loss(batch: Batch) -> Tensor:
-            return loss(problem.objective.decisions(student, batch))
+            return problem.objective.loss(student, batch)
 
-        generator = torch.Generator().manual_seed(derive(seed, "batches"))
-        items = batches(problem.data, problem.retain, self.batch_size, self.epochs, generator)
-        return self.descend(student, loss_fn or retain_loss, items, meter)
+        items = batches(problem.data, problem.retain, self.batch_size, self.epochs, job.generator("batches"))
+        return self.descend(student, loss_fn or retain_loss, items, job.meter)
 
     def descend_in_turn(
         self,
         student: nn.Module,
-        problem: Problem,
-        seed: int,
-        meter: Meter,
+        job: Job,
         *,
         forget_loss: Callable[[Batch], Tensor],
         retain_loss: Callable[[Batch], Tensor],
@@ -110,9 +103,7 @@ class Descent(Method):
 
         Args:
             student: Trained in place and returned.
-            problem: Both sets.
-            seed: Decides the order of the batches.
-            meter: Charged one gradient per example and pass.
+            job: Has both sets; its meter is charged one gradient per example and pass.
             forget_loss: Minimised over forget batches.
             retain_loss: Minimised over retain batches.
             forget_epochs: Epochs, from the first, that begin with a pass over the forget set.
@@ -122,7 +113,7 @@ class Descent(Method):
         Returns:
             The student.
         """
-        steps, generator = self.steps(student, meter), torch.Generator().manual_seed(derive(seed, "batches"))
+        problem, steps, generator = job.problem, self.steps(student, job.meter), job.generator("batches")
         for epoch in range(self.epochs):
             exhausted = False
             if epoch < forget_epochs:
@@ -137,9 +128,9 @@ class Descent(Method):
         return student
 
 
-def perturb_once(student: nn.Module, seed: int, change: Callable[[Tensor, torch.Generator], None]) -> None:
+def perturb_once(student: nn.Module, job: Job, change: Callable[[Tensor, torch.Generator], None]) -> None:
     """Change every trainable weight in place, a tied one once, all from one generator."""
-    generator = torch.Generator().manual_seed(derive(seed, "noise"))
+    generator = job.generator("noise")
     with torch.no_grad():
         for parameter in trainable(student):
             change(parameter, generator)
@@ -152,10 +143,10 @@ class PerturbedDescent(Descent):
     Norms' scales and biases count as weights, a tied weight is changed once, frozen ones are not.
     """
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Perturb, then descend on retain batches."""
-        perturb_once(student, seed, self.perturb)
-        return self.descend_on_retain(student, problem, seed, meter)
+        perturb_once(student, job, self.perturb)
+        return self.descend_on_retain(student, job)
 
     @abstractmethod
     def perturb(self, parameter: Tensor, generator: torch.Generator) -> None:
@@ -175,13 +166,11 @@ class ForgetDescent(Descent):
         """One per forget example and pass."""
         return self.epochs * forget
 
-    def descend_on_forget(
-        self, student: nn.Module, loss_fn: Callable[[Batch], Tensor], problem: Problem, seed: int, meter: Meter
-    ) -> nn.Module:
+    def descend_on_forget(self, student: nn.Module, job: Job, loss_fn: Callable[[Batch], Tensor]) -> nn.Module:
         """Minimise a loss over forget batches; the student is trained in place and returned."""
-        generator = torch.Generator().manual_seed(derive(seed, "batches"))
-        items = batches(problem.data, problem.forget, self.batch_size, self.epochs, generator)
-        return self.descend(student, loss_fn, items, meter)
+        problem = job.problem
+        items = batches(problem.data, problem.forget, self.batch_size, self.epochs, job.generator("batches"))
+        return self.descend(student, loss_fn, items, job.meter)
 
 
 @dataclass(frozen=True)
@@ -196,13 +185,13 @@ class PairedDescent(Descent):
         steps = math.ceil(retain / self.batch_size)
         return self.epochs * (retain + steps * mean_batch(forget, self.forget_batch_size))
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Descend on the pair loss."""
-        return self.descend(student, self.pair_loss(student, problem, seed), self.pairs(problem, seed), meter)
+        return self.descend(student, self.pair_loss(student, job), self.pairs(job), job.meter)
 
-    def pairs(self, problem: Problem, seed: int) -> Iterator[Pair]:
+    def pairs(self, job: Job) -> Iterator[PairBatch]:
         """The batches of all steps."""
-        generator = torch.Generator().manual_seed(derive(seed, "batches"))
+        problem = job.problem
         return paired(
             problem.data,
             problem.retain,
@@ -210,9 +199,39 @@ class PairedDescent(Descent):
             self.batch_size,
             self.forget_batch_size,
             self.epochs,
-            generator,
+            job.generator("batches"),
         )
 
     @abstractmethod
-    def pair_loss(self, student: nn.Module, problem: Problem, seed: int) -> Callable[[Pair], Tensor]:
+    def pair_loss(self, student: nn.Module, job: Job) -> Callable[[PairBatch], Tensor]:
         """The loss of one step, closed over the student (and a teacher, made here, where the method has one)."""
+
+
+@dataclass(frozen=True)
+class RetainingDescent(PairedDescent):
+    """Base of the methods whose pair loss has one term that keeps what the model does on the retain set."""
+
+    retain: Literal["ce", "kl"] = "ce"
+    """The retain term: `ce`, cross-entropy with the labels, or `kl`, KL(original || model), in nats, the mean over
+    decisions. For `kl` the original is frozen and in evaluation mode; its forward passes are no gradients."""
+
+    def retain_loss(self, student: nn.Module, job: Job, teacher: nn.Module | None = None) -> Callable[[Batch], Tensor]:
+        """The retain term as a function of a retain batch.
+
+        Args:
+            student: The model that is trained; as it is now, it is the original.
+            job: Its problem says how decisions are made.
+            teacher: A frozen copy of the original where the method has one already; by default `kl` makes one.
+
+        Returns:
+            A scalar loss with gradients for the student.
+        """
+        objective = job.problem.objective
+        if self.retain == "ce":
+            return lambda batch: objective.loss(student, batch)
+        original = teacher or teacher_of(student)
+
+        def distance(batch: Batch) -> Tensor:
+            return divergence(logits_of(objective, original, batch), objective.decisions(student, batch).logits)
+
+        return distance

@@ -11,8 +11,7 @@ from torch import nn
 
 from expunge.base.errors import MissingError
 from expunge.base.part import Count
-from expunge.core.case import Meter
-from expunge.core.problem import Problem
+from expunge.core.job import Job
 from expunge.methods._descent import Descent
 
 
@@ -29,15 +28,15 @@ def layers(model: nn.Module) -> list[Layer]:
     """The model's layers in the order in which they are registered, which is that of a sequential model's pass.
 
     A tied parameter belongs to the first layer that holds it: a language model's output layer that shares its weights
-    with the input embedding is no layer of its own, since whoever trains it trains the first layer too.
+    with the input embedding is no layer of its own, since training it would train the first layer too.
     """
-    found, seen = [], set[int]()
+    listed, seen = [], set[int]()
     for name, module in model.named_modules():
         own = [p for p in module.parameters(recurse=False) if p.requires_grad and id(p) not in seen]
         seen.update(id(p) for p in own)
         if own:
-            found.append(Layer(name, module, own))
-    return found
+            listed.append(Layer(name, module, own))
+    return listed
 
 
 def reinitialise(chosen: Sequence[Layer], seed: int) -> None:
@@ -95,10 +94,10 @@ class LastLayers(Descent):
     k: Count = 4
     """Layers, counted from the output, that may change; all of them where there are fewer."""
 
-    def train_last(self, student: nn.Module, problem: Problem, seed: int, meter: Meter) -> nn.Module:
+    def train_last(self, student: nn.Module, job: Job) -> nn.Module:
         """Minimise cross-entropy on the retain set over the last k layers."""
         with training_only(student, self.last(student)):
-            return self.descend_on_retain(student, problem, seed, meter)
+            return self.descend_on_retain(student, job)
 
     def last(self, student: nn.Module) -> list[Layer]:
         """The last k layers."""

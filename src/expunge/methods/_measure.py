@@ -1,4 +1,4 @@
-"""What methods look at along the way: how much of a set is known, in evaluation mode and without gradients."""
+"""How much of a set a model knows, which methods check along the way; in evaluation mode and without gradients."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from expunge.train.loop import in_order
 def known(model: nn.Module, problem: Problem, ids: Tensor) -> Tensor:
     """Whether the model gets all decisions of each example right, `[len(ids)]` bool on the CPU."""
     with evaluating(model), torch.no_grad():
-        found = [
+        flags = [
             knows(problem.objective.decisions(model, batch), batch.size).cpu() for batch in in_order(problem.data, ids)
         ]
-    return torch.cat(found)
+    return torch.cat(flags)
 
 
 def known_share(model: nn.Module, problem: Problem, ids: Tensor) -> float:

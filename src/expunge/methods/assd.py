@@ -21,9 +21,8 @@ from typing import ClassVar
 
 from torch import nn
 
-from expunge.core.case import Meter, Recipe
 from expunge.core.contracts import Method
-from expunge.core.problem import Problem
+from expunge.core.job import Job
 from expunge.methods._dampening import adaptive_alpha, dampen, forget_share, importances
 from expunge.methods._gradients import mean_squared_gradient
 
@@ -36,9 +35,9 @@ class ASSD(Method):
     paper: ClassVar[str] = "ASSD, 2024"
     effort: ClassVar[str] = "R + F"
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Measure both importances, find the threshold, dampen once."""
-        found = importances(student, problem, seed, meter, mean_squared_gradient)
-        if found is not None:
-            dampen(student, found, adaptive_alpha(found.quotients(), forget_share(problem)))
+        measured = importances(student, job, mean_squared_gradient)
+        if measured is not None:
+            dampen(student, measured, adaptive_alpha(measured.quotients(), forget_share(job.problem)))
         return student

@@ -3,7 +3,9 @@
 Minimises the mean over a mixed batch of KL(bad(x) || model(x)) for x in forget and KL(original(x) || model(x)) for x in
 retain, with T^2 where T is not 1. The bad teacher is the model with its trainable layers initialised anew; the retain
 examples are a random share, the same in every epoch. KL is the sum over classes; the published code calls torch's KL
-with its default reduction, which takes the mean over classes too and so divides every step by their number.
+with its default reduction, which takes the mean over classes too and so divides every step by their number. It also
+has no factor T^2, so that a larger T shrinks its gradients; at its T of 1 there is no difference. Both teachers are in
+evaluation mode, there and here.
 
 Cost: one gradient per forget example and per example of the retain share, in each epoch. Teachers are forward passes.
 """
@@ -19,9 +21,8 @@ from torch import Tensor, nn
 
 from expunge.base.part import Count, Positive, Share
 from expunge.base.seeds import derive
-from expunge.core.case import Meter, Recipe
 from expunge.core.data import Batch
-from expunge.core.problem import Problem
+from expunge.core.job import Job
 from expunge.methods._descent import Descent
 from expunge.methods._distill import divergence, logits_of, teacher_of
 from expunge.methods._layers import layers, reinitialise
@@ -51,21 +52,23 @@ class BadTeacher(Descent):
         """One per forget example and per example of the retain share, in each epoch."""
         return self.epochs * (forget + self.retain_share * retain)
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Distil from both teachers."""
-        good, bad = teacher_of(student), incompetent(student, derive(seed, "teacher"))
-        generator = torch.Generator().manual_seed(derive(seed, "batches"))
+        good, bad = teacher_of(student), incompetent(student, derive(job.seed, "teacher"))
+        problem, generator = job.problem, job.generator("batches")
 
         def step(batch: Batch) -> Tensor:
             decisions = problem.objective.decisions(student, batch)
             forget = torch.isin(batch.ids, problem.forget).to(decisions.example.device)[decisions.example]
-            wrong, right = (logits_of(problem.objective, teacher, batch) for teacher in (bad, good))
-            return divergence(torch.where(forget[:, None], wrong, right), decisions.logits, self.temperature)
+            bad_logits, good_logits = (logits_of(problem.objective, teacher, batch) for teacher in (bad, good))
+            reference = torch.where(forget[:, None], bad_logits, good_logits)
+            return divergence(reference, decisions.logits, self.temperature)
 
         count = math.ceil(self.retain_share * len(problem.retain))
         kept = problem.retain[torch.randperm(len(problem.retain), generator=generator)[:count]]
         ids = torch.cat([problem.forget, kept])
-        return self.descend(student, step, batches(problem.data, ids, self.batch_size, self.epochs, generator), meter)
+        items = batches(problem.data, ids, self.batch_size, self.epochs, generator)
+        return self.descend(student, step, items, job.meter)
 
 
 def incompetent(student: nn.Module, seed: int) -> nn.Module:

@@ -15,8 +15,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from expunge.core.case import Meter, Recipe
-from expunge.core.problem import Problem
+from expunge.core.job import Job
 from expunge.methods._layers import LastLayers
 
 
@@ -28,6 +27,6 @@ class CFk(LastLayers):
     paper: ClassVar[str] = "CF-k, 2022"
     effort: ClassVar[str] = "R E"
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Train the last layers on."""
-        return self.train_last(student, problem, seed, meter)
+        return self.train_last(student, job)

@@ -14,9 +14,8 @@ from typing import ClassVar
 from torch import nn
 
 from expunge.core import checkpoint
-from expunge.core.case import Meter, Recipe
 from expunge.core.contracts import Method
-from expunge.core.problem import Problem
+from expunge.core.job import Job
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Checkpoint(Method):
         """None: nothing is trained."""
         return 0
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Load the weights into the copy of the model.
 
         Raises:

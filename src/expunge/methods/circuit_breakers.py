@@ -6,18 +6,19 @@ last step only holds. MSE is the mean over all entries, the cosine that of each 
 language model like an image; over a batch flattened into one vector single examples could stay as they are. No label is
 used.
 
-With hold = 1 this is the form of the code of 2505.22310, which reads two hidden states of a ResNet-18, numbers 4 and 7.
-2406.04313 works on language models through low-rank adapters, has the norm of the difference in the place of its mean
-square, and stretches the schedule over twice the steps, so that both terms end with one weight. Here the layers are,
-where none are named, what the modules with weights are given at half depth and last, among those hidden states that
-training can change. Layers after the last one that is read get no gradient. The original is in evaluation mode, the
-model in training mode: with batch norm the first difference is that of batch statistics from running ones.
+With hold = 1 this is the loss in the code of 2505.22310, which reads two hidden states of a ResNet-18, numbers 4 and 7.
+There the original is in training mode, so that batch norm treats both models alike at the start. Here the original is
+in evaluation mode and the model in training mode: with batch norm the first difference is that of batch statistics from
+running ones. 2406.04313 works on language models through low-rank adapters, has the norm of the difference in the place
+of its mean square, and stretches the schedule over twice the steps, so that both terms end with one weight. Where no
+layers are named, the hidden states are what the modules with weights are given at half depth and last, among those that
+training can change. Layers after the last one that is read get no gradient.
 
-Where it starts both terms are flat, the one at its least and the other at its most. Adam, which scales gradients up,
-leaves on rounding alone; SGD stays there for ever unless dropout or batch norm make the first move. Adam also divides a
-common factor of all gradients out again: alpha means next to nothing to it. What counts is `hold`, since the mean
-square has the unit of squared features and the cosine has none; where it is too strong, the last epochs bring the
-hidden states of the forget set back as well.
+At the start both gradients are zero: the retain term is at its minimum and the forget term at its maximum. Adam, which
+scales gradients up, moves on from rounding errors alone; SGD stays there unless dropout or batch norm make the models
+differ. Adam also divides out a common factor of all gradients, so that alpha has almost no effect under it. The setting
+that matters is `hold`, since the mean square has the unit of squared features and the cosine has none; where it is too
+strong, the last epochs bring the hidden states of the forget set back as well.
 
 Cost: one gradient per retain example and epoch, and one per example of the forget batch beside each retain batch. The
 forget set is cycled in batches of at most `forget_batch_size`, of which the last of a pass is what is left. The
@@ -38,11 +39,12 @@ from torch.nn import functional as F
 from expunge.base.errors import MissingError, SpecError
 from expunge.base.part import NonNegative, Positive
 from expunge.core.features import Features, Layer, half_way_and_last, require_layers
+from expunge.core.job import Job
 from expunge.core.modules import evaluating
 from expunge.core.problem import Problem
 from expunge.methods._descent import PairedDescent
 from expunge.methods._distill import teacher_of
-from expunge.train.loop import Pair, batch_count
+from expunge.train.loop import PairBatch, batch_count
 
 WHERE = "method.circuit_breakers.layers"
 
@@ -56,24 +58,25 @@ class CircuitBreakers(PairedDescent):
     effort: ClassVar[str] = "(R + B) E"
 
     alpha: Positive = 1.0
-    """Factor of both terms; next to nothing under Adam."""
+    """Factor of both terms; almost without effect under Adam."""
     hold: NonNegative = 0.2
-    """Weight of the retain term, per squared unit of the features; 2505.22310's 1 belongs to a ResNet-18."""
+    """Weight of the retain term, per squared unit of the features; 2505.22310's 1 is for a ResNet-18."""
     layers: tuple[str, ...] = ()
     """Paths of the modules whose outputs are compared; by default the hidden states at half depth and the last."""
 
-    def pair_loss(self, student: nn.Module, problem: Problem, seed: int) -> Callable[[Pair], Tensor]:
+    def pair_loss(self, student: nn.Module, job: Job) -> Callable[[PairBatch], Tensor]:
         """The scheduled sum of both terms.
 
         Raises:
             SpecError: A layer is not there, has no features per decision, or none that training could change.
             MissingError: No layers are named, and the model has no hidden state that training could change.
         """
-        teacher, layers = teacher_of(student), self.chosen(student, problem)
+        problem, teacher = job.problem, teacher_of(student)
+        layers = self.chosen(student, problem)
         read, total = Features(problem, layers, WHERE), self.epochs * batch_count(len(problem.retain), self.batch_size)
         steps = itertools.count(1)
 
-        def step(pair: Pair) -> Tensor:
+        def step(pair: PairBatch) -> Tensor:
             with torch.no_grad():
                 retain0, forget0 = (read(teacher, batch)[1] for batch in (pair.retain, pair.forget))
             retain, forget = (read(student, batch)[1] for batch in (pair.retain, pair.forget))
@@ -92,20 +95,20 @@ class CircuitBreakers(PairedDescent):
             layers = require_layers(model, self.layers, WHERE)
             self._require_gradients(model, problem, layers)
             return layers
-        found = half_way_and_last(model, problem)
-        if not found:
+        layers = half_way_and_last(model, problem)
+        if not layers:
             raise MissingError(
                 "no hidden state depends on trainable weights",
                 where=f"model ({type(model).__name__})",
                 remedy="name layers, or unfreeze some before the last",
             )
-        return found
+        return layers
 
     def _require_gradients(self, model: nn.Module, problem: Problem, layers: list[Layer]) -> None:
         with evaluating(model):
             _, features = Features(problem, layers, WHERE)(model, problem.data.batch(problem.test[:2]))
-        for layer, found in zip(layers, features, strict=True):
-            if not found.requires_grad:
+        for layer, rows in zip(layers, features, strict=True):
+            if not rows.requires_grad:
                 raise SpecError(
                     f"{layer.path!r} depends on no trainable weight", where=WHERE, remedy="name a later layer"
                 )

@@ -2,12 +2,14 @@
 
 Minimises CE(retain) - alpha * min(CE at (theta0 + theta) / 2, gamma): a barrier half way along the straight line to
 the original, on the retain and the forget batch together, so that fine-tuning cannot slide back. The gradient goes
-through theta alone, which brings a factor 1/2. Floating-point buffers are halved in the same way, running statistics
-of batch norm among them; for these to have a part, the midpoint is evaluated in evaluation mode, as the audit `path`
-does it. In training mode batch statistics would take their place; which of the two the published code does could not
-be seen. A tied weight stays tied at the midpoint.
+through theta alone, which brings a factor 1/2. CE(retain) is the source's term and the default; `retain` = `kl` puts
+KL(original || model) in its place. Floating-point buffers are averaged like the weights, running statistics of batch
+norm among them. A tied weight stays tied at the midpoint. The cap gamma applies to the mean of a batch: above it the
+barrier has no gradient.
 
-The cap gamma counts for a whole batch: above it the barrier has no gradient.
+The code of 2505.22310 (`mode_connectivity`) has the same loss, but evaluates the midpoint in training mode: there
+batch norm uses the batch's statistics, and the averaged running ones play no part. Here the midpoint is in evaluation
+mode, as in the audit `path`, so that the barrier is that of a model as it would be deployed.
 
 Cost: two gradients per retain example and epoch, at the model and at the midpoint, and one per example of the forget
 batch beside each retain batch. The forget set is cycled in batches of at most `forget_batch_size`, of which the last of
@@ -26,15 +28,15 @@ from torch.func import functional_call
 
 from expunge.base.part import NonNegative, Positive
 from expunge.core.data import Batch
+from expunge.core.job import Job
 from expunge.core.modules import evaluating
 from expunge.core.objective import Decisions, Objective, loss
-from expunge.core.problem import Problem
-from expunge.methods._descent import PairedDescent
-from expunge.train.loop import Pair
+from expunge.methods._descent import RetainingDescent
+from expunge.train.loop import PairBatch
 
 
 @dataclass(frozen=True)
-class ConnectivityBreaking(PairedDescent):
+class ConnectivityBreaking(RetainingDescent):
     """Fine-tuning that is rewarded for a loss barrier on the way to the original."""
 
     cite: ClassVar[str] = "siddiqui2025dormant"
@@ -42,32 +44,33 @@ class ConnectivityBreaking(PairedDescent):
     effort: ClassVar[str] = "(2 R + B) E"
 
     alpha: NonNegative = 0.1
-    """Weight of the midpoint's loss; the paper's 0.001 belongs to a ResNet-18 and a hundred epochs."""
+    """Weight of the midpoint's loss; the paper's 0.001 is for a ResNet-18 and a hundred epochs."""
     gamma: Positive = 50.0
     """Cap of the midpoint's loss, in nats."""
 
-    def pairs(self, problem: Problem, seed: int) -> Iterator[Pair]:
+    def pairs(self, job: Job) -> Iterator[PairBatch]:
         """The batches of all steps, at their cost."""
-        return (_Twice(pair.retain, pair.forget) for pair in super().pairs(problem, seed))
+        return (_Twice(pair.retain, pair.forget) for pair in super().pairs(job))
 
     def expected_gradients(self, retain: int, forget: int) -> float:
-        """As the pairs have it, with each retain example twice."""
+        """What the pairs take, with each retain example counted twice."""
         return self.epochs * retain + super().expected_gradients(retain, forget)
 
-    def pair_loss(self, student: nn.Module, problem: Problem, seed: int) -> Callable[[Pair], Tensor]:
-        """CE on retain minus the capped barrier."""
-        objective, start = problem.objective, {name: t.detach().clone() for name, t in _movable(student).items()}
+    def pair_loss(self, student: nn.Module, job: Job) -> Callable[[PairBatch], Tensor]:
+        """The retain term minus the capped barrier."""
+        objective, retain_loss = job.problem.objective, self.retain_loss(student, job)
+        start = {name: tensor.detach().clone() for name, tensor in _movable(student).items()}
 
-        def step(pair: Pair) -> Tensor:
+        def step(pair: PairBatch) -> Tensor:
             both = Batch(*(torch.cat(parts) for parts in zip(pair.retain, pair.forget, strict=True)))
-            kept = loss(objective.decisions(student, pair.retain))
+            kept = retain_loss(pair.retain)
             return kept - self.alpha * loss(midway(student, start, objective, both)).clamp(max=self.gamma)
 
         return step
 
 
 @dataclass(frozen=True)
-class _Twice(Pair):
+class _Twice(PairBatch):
     """A pair whose retain examples are differentiated twice."""
 
     @property
@@ -88,11 +91,11 @@ def midway(student: nn.Module, start: Mapping[str, Tensor], objective: Objective
     Returns:
         Decisions with gradients.
     """
-    # Halved first: the largest number of a precision, which marks what attention must not see, stays finite.
+    # Halved before they are added, so that the largest number of a precision, which masks attention, stays finite.
     between = {f"model.{name}": start[name] / 2 + now / 2 for name, now in _movable(student).items()}
     with evaluating(student):
-        found: Decisions = functional_call(_Deciding(student, objective), between, (batch,))
-    return found
+        decisions: Decisions = functional_call(_Deciding(student, objective), between, (batch,))
+    return decisions
 
 
 def _movable(model: nn.Module) -> dict[str, Tensor]:
@@ -102,7 +105,7 @@ def _movable(model: nn.Module) -> dict[str, Tensor]:
 
 
 class _Deciding(nn.Module):
-    """A model whose output are decisions, so that they can be asked of other weights than its own."""
+    """A model whose outputs are decisions, so that `functional_call` can make them with other weights."""
 
     def __init__(self, model: nn.Module, objective: Objective) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Keep what the original says of the forget set, except the right answer (DELETE, Zhou et al., 2503.23751).
 
 Minimises KL(q || model(x)) over the forget set, q being the original's prediction with the right answer's probability
-set to zero and the others scaled up to sum to one: how the wrong answers compare is kept, which is what stands in for a
+set to zero and the others scaled up to sum to one: the ratios among wrong answers are kept, and take the place of a
 retain set. The published code does the same with a logit of -1e10 and, rightly, a sum over classes; it can hold batch
 norm's running statistics, which here follow the forget batches in training mode. For a language model q is taken at
 each token that is a decision.
@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from expunge.base.part import Count
-from expunge.core.case import Meter, Recipe
 from expunge.core.data import Batch
-from expunge.core.problem import Problem
+from expunge.core.job import Job
 from expunge.methods._descent import ForgetDescent
 from expunge.methods._distill import divergence, logits_of, teacher_of
 
@@ -36,16 +35,16 @@ class DELETE(ForgetDescent):
     epochs: Count = 30
     """Passes over the forget set."""
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Distil from the original without the right answers."""
-        teacher = teacher_of(student)
+        objective, teacher = job.problem.objective, teacher_of(student)
 
         def step(batch: Batch) -> Tensor:
-            decisions = problem.objective.decisions(student, batch)
-            reference = without_answer(logits_of(problem.objective, teacher, batch), decisions.targets)
+            decisions = objective.decisions(student, batch)
+            reference = without_answer(logits_of(objective, teacher, batch), decisions.targets)
             return divergence(reference, decisions.logits)
 
-        return self.descend_on_forget(student, step, problem, seed, meter)
+        return self.descend_on_forget(student, job, step)
 
 
 def without_answer(logits: Tensor, targets: Tensor) -> Tensor:

@@ -18,8 +18,7 @@ from torch import nn
 
 from expunge.base.part import Positive
 from expunge.base.seeds import derive
-from expunge.core.case import Meter, Recipe
-from expunge.core.problem import Problem
+from expunge.core.job import Job
 from expunge.methods._layers import LastLayers, reinitialise
 
 
@@ -34,7 +33,7 @@ class EUk(LastLayers):
     learning_rate: Positive = 2e-3
     """Step size, constant; training's default, since the layers start anew."""
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Reset the last layers and train them."""
-        reinitialise(self.last(student), derive(seed, "layers"))
-        return self.train_last(student, problem, seed, meter)
+        reinitialise(self.last(student), derive(job.seed, "layers"))
+        return self.train_last(student, job)

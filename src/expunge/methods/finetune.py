@@ -10,8 +10,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from expunge.core.case import Meter, Recipe
-from expunge.core.problem import Problem
+from expunge.core.job import Job
 from expunge.methods._descent import Descent
 
 
@@ -25,9 +24,9 @@ class Finetune(Descent):
 
     @property
     def ascent(self) -> float | None:
-        """None of it, with SGD; Adam scales steps weight by weight."""
+        """0 with SGD, since there is no ascent; `None` with Adam, which scales steps weight by weight."""
         return 0.0 if self.optimizer == "sgd" else None
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Descend on retain batches."""
-        return self.descend_on_retain(student, problem, seed, meter)
+        return self.descend_on_retain(student, job)

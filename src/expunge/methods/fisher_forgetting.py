@@ -1,4 +1,4 @@
-"""Add noise to each weight, more where the retain set cares less (Golatkar et al., 1911.04933).
+"""Add noise to each weight, more where the retain set depends less on it (Golatkar et al., 1911.04933).
 
 theta <- theta + n with n ~ N(0, alpha * F^-power), its standard deviation at most `cap`. F is the diagonal of the
 Fisher information on the retain set: the mean over examples of the squared gradient of log p(y | x), y drawn from the
@@ -8,7 +8,8 @@ forgetting at a given loss, with alpha = sqrt(lambda * sigma_h^2).
 The widely copied code has power 1, weighs all classes' gradients by their probability instead of drawing one (as many
 gradients per example as there are classes), squares batch means, caps 1/F at 1000, averages variances within a row, and
 multiplies them by 10 in the last layer and in one-dimensional parameters; a shorter variant takes the data's labels,
-and caps the standard deviation at 0.001. A weight without any influence has F = 0, so the cap is not optional.
+and caps the standard deviation at 0.001. A weight without any influence has F = 0, and only the cap keeps
+its variance finite.
 
 Cost: one gradient per retain example, each example's by itself. A budget that is too small takes a random part of the
 retain set.
@@ -23,11 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from expunge.base.part import NonNegative, Positive
-from expunge.base.seeds import derive
-from expunge.core.case import Meter, Recipe
 from expunge.core.contracts import Method
+from expunge.core.job import Job
 from expunge.core.modules import trainable
-from expunge.core.problem import Problem
 from expunge.methods._gradients import mean_squared_gradient
 from expunge.methods._noise import standard_normal
 
@@ -52,13 +51,11 @@ class FisherForgetting(Method):
         """One per retain example."""
         return retain
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Measure F, add noise once."""
-        order, labels, noise = (
-            torch.Generator().manual_seed(derive(seed, name)) for name in ("retain", "labels", "noise")
-        )
-        retain = problem.retain[torch.randperm(len(problem.retain), generator=order)]
-        fisher = mean_squared_gradient(student, problem, retain, meter, labels)
+        problem, noise = job.problem, job.generator("noise")
+        retain = problem.retain[torch.randperm(len(problem.retain), generator=job.generator("retain"))]
+        fisher = mean_squared_gradient(student, problem, retain, job.meter, job.generator("labels"))
         if fisher is None:
             return student
         with torch.no_grad():

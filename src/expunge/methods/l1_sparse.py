@@ -19,11 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from expunge.base.part import NonNegative, Positive
-from expunge.base.seeds import derive
-from expunge.core.case import Meter, Recipe
 from expunge.core.data import Batch
+from expunge.core.job import Job
 from expunge.core.modules import trainable
-from expunge.core.objective import loss
 from expunge.core.problem import Problem
 from expunge.methods._descent import Descent
 from expunge.train.loop import batches
@@ -45,9 +43,9 @@ class L1Sparse(Descent):
     gamma: NonNegative = 5e-3
     """Weight of the L1 norm in the first epoch; the paper's 5e-4, for a ResNet-18, does little to a small net."""
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Descend epoch by epoch, the penalty fading."""
-        steps, generator = self.steps(student, meter), torch.Generator().manual_seed(derive(seed, "batches"))
+        problem, steps, generator = job.problem, self.steps(student, job.meter), job.generator("batches")
         for epoch in range(self.epochs):
             items = batches(problem.data, problem.retain, self.batch_size, 1, generator)
             if steps.run(self.penalised(student, problem, self.weight(epoch)), items).exhausted:
@@ -62,7 +60,7 @@ class L1Sparse(Descent):
         """Cross-entropy plus the weighted norm."""
 
         def step(batch: Batch) -> Tensor:
-            return loss(problem.objective.decisions(student, batch)) + weight * l1_norm(student)
+            return problem.objective.loss(student, batch) + weight * l1_norm(student)
 
         return step
 

@@ -22,10 +22,9 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from expunge.base.part import Positive
-from expunge.core.case import Meter, Recipe
 from expunge.core.contracts import Method
+from expunge.core.job import Job
 from expunge.core.objective import Decisions
-from expunge.core.problem import Problem
 from expunge.methods._dampening import dampen, importances
 from expunge.methods._gradients import mean_absolute_gradient
 
@@ -44,12 +43,12 @@ class LFSSD(Method):
     dampening: Positive = 1.0
     """The paper's lambda: smaller dampens harder."""
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Measure both importances, dampen once."""
         measure = partial(mean_absolute_gradient, number=squared_norm)
-        found = importances(student, problem, seed, meter, measure)
-        if found is not None:
-            dampen(student, found, self.alpha, self.dampening)
+        measured = importances(student, job, measure)
+        if measured is not None:
+            dampen(student, measured, self.alpha, self.dampening)
         return student
 
 

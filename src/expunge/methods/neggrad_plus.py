@@ -1,7 +1,8 @@
 """Descend on the retain set and ascend on the forget set in the same step (NegGrad+, Kurmanji et al., 2302.09880).
 
 Minimises alpha * CE(retain) - (1 - alpha) * CE(forget), one batch of each per step, forget batches cycled over a pass
-of the retain set. The second term has no lower bound; alpha close to 1 keeps it in check.
+of the retain set. The second term has no lower bound; alpha close to 1 keeps it in check. The paper's retain term is
+CE, the default; `retain` = `kl` puts KL(original || model) in its place.
 
 The code of 2505.22310 has another method under this name, here with `alternate`: each epoch is a pass over the forget
 set that maximises CE(forget), then a pass over the retain set that minimises CE(retain), both unweighted, with one
@@ -21,16 +22,14 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from expunge.base.part import Share
-from expunge.core.case import Meter, Recipe
 from expunge.core.data import Batch
-from expunge.core.objective import loss
-from expunge.core.problem import Problem
-from expunge.methods._descent import PairedDescent
-from expunge.train.loop import Pair
+from expunge.core.job import Job
+from expunge.methods._descent import RetainingDescent
+from expunge.train.loop import PairBatch
 
 
 @dataclass(frozen=True)
-class NegGradPlus(PairedDescent):
+class NegGradPlus(RetainingDescent):
     """Weighted descent on retain and ascent on forget."""
 
     cite: ClassVar[str] = "kurmanji2023scrub"
@@ -38,44 +37,43 @@ class NegGradPlus(PairedDescent):
     effort: ClassVar[str] = "(R + B) E"
 
     alpha: Share = 0.95
-    """Weight of the retain loss; the forget loss has what is left to 1."""
+    """Weight of the retain loss; that of the forget loss is 1 - alpha."""
     alternate: bool = False
-    """Whether passes over either set take turns, as in 2505.22310; alpha has no part then."""
+    """Whether passes over either set take turns, as in 2505.22310; alpha is not used then."""
 
     @property
     def ascent(self) -> float | None:
-        """What alpha leaves to 1, with SGD and both losses in one step; Adam scales steps weight by weight."""
-        return 1 - self.alpha if self.optimizer == "sgd" and not self.alternate else None
+        """1 - alpha with SGD and both cross-entropies in one step; `None` otherwise, as Adam scales steps by weight."""
+        plain = self.optimizer == "sgd" and self.retain == "ce" and not self.alternate
+        return 1 - self.alpha if plain else None
 
     def expected_gradients(self, retain: int, forget: int) -> float:
-        """As the pairs have it, or a pass over either set in each epoch."""
+        """What the pairs take, or a pass over either set in each epoch."""
         return self.epochs * (retain + forget) if self.alternate else super().expected_gradients(retain, forget)
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Both losses in every step, or pass by pass."""
         if not self.alternate:
-            return super().apply(student, problem, recipe, seed, meter)
+            return super().apply(student, job)
 
-        def cross_entropy(batch: Batch) -> Tensor:
-            return loss(problem.objective.decisions(student, batch))
+        def ascent(batch: Batch) -> Tensor:
+            return -job.problem.objective.loss(student, batch)
 
         return self.descend_in_turn(
             student,
-            problem,
-            seed,
-            meter,
-            forget_loss=lambda batch: -cross_entropy(batch),
-            retain_loss=cross_entropy,
+            job,
+            forget_loss=ascent,
+            retain_loss=self.retain_loss(student, job),
             forget_epochs=self.epochs,
             forget_batch_size=self.forget_batch_size,
         )
 
-    def pair_loss(self, student: nn.Module, problem: Problem, seed: int) -> Callable[[Pair], Tensor]:
+    def pair_loss(self, student: nn.Module, job: Job) -> Callable[[PairBatch], Tensor]:
         """Weighted difference of the two losses."""
-        objective = problem.objective
+        objective, retain_loss = job.problem.objective, self.retain_loss(student, job)
 
-        def step(pair: Pair) -> Tensor:
-            kept = loss(objective.decisions(student, pair.retain))
-            return self.alpha * kept - (1 - self.alpha) * loss(objective.decisions(student, pair.forget))
+        def step(pair: PairBatch) -> Tensor:
+            kept = retain_loss(pair.retain)
+            return self.alpha * kept - (1 - self.alpha) * objective.loss(student, pair.forget)
 
         return step

@@ -1,17 +1,18 @@
 """Noise on every weight, then a short distillation from the original, without its answers on the forget set.
 
-theta <- theta + N(0, sigma^2) once, which is what takes knowledge away; the rest gives back what may stay. Minimises
+theta <- theta + N(0, sigma^2) once, which removes knowledge; distillation then restores what may stay. Minimises
 
     gamma * CE(retain) + alpha * T^2 KL(original / T || model / T)(retain) + weight * KL(q || model)(forget)
 
 with q the original's prediction given that the answer is not the right one (DELETE, 2503.23751), at a rate that falls
 along a cosine. The original's whole predictions say more per example than labels do, so that two passes over the retain
-set repair what takes ten with labels alone; the last term removes what the noise left.
+set repair as much as ten with labels alone. The last term removes what the noise left of the forget set. The retain
+term is both CE and KL, with a weight each; the original is in evaluation mode.
 
-A composition of parts that others found: weight distortion (2505.22310) moves the model out of reach of relearning, and
+It combines published parts: weight distortion (2505.22310) moves the model out of reach of relearning, and
 distilling into a partly noised copy makes unlearning robust (UNDO, 2506.06278, on language models; it distils from a
-model that was unlearned first, at 60 to 80 % of retraining's cost). Its settings were found on Fashion-MNIST with a
-small convolutional net, looking at attacks on seeds that no study reports; sigma belongs to that net's weights.
+model that was unlearned first, at 60 to 80 % of retraining's cost). Its settings were chosen on Fashion-MNIST
+with a small convolutional net, by attacks on seeds that no study reports; sigma suits the size of that net's weights.
 
 Cost: one gradient per retain example and epoch, and one per example of the forget batch beside each retain batch. The
 forget set is cycled in batches of at most `forget_batch_size`, of which the last of a pass is what is left. The
@@ -27,14 +28,13 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from expunge.base.part import Count, NonNegative, Positive, Share
-from expunge.core.case import Meter, Recipe
+from expunge.core.job import Job
 from expunge.core.objective import Objective, loss
-from expunge.core.problem import Problem
 from expunge.methods._descent import PairedDescent, perturb_once
 from expunge.methods._distill import divergence, logits_of, teacher_of
 from expunge.methods._noise import add_noise
 from expunge.methods.delete import without_answer
-from expunge.train.loop import Pair, batch_count, fit
+from expunge.train.loop import PairBatch, batch_count, fit
 from expunge.train.optim import cosine
 
 
@@ -55,7 +55,7 @@ class NoisyDistillation(PairedDescent):
     final: Share = 0.05
     """Step size at the end over that at the start."""
     batch_size: Count = 32
-    """Retain examples per step; small, for the number of steps is what repairs."""
+    """Retain examples per step; small, since the repair depends on the number of steps."""
     forget_batch_size: Count = 4
     """Forget examples per step; the forget set is cycled."""
     gamma: NonNegative = 0.5
@@ -67,32 +67,32 @@ class NoisyDistillation(PairedDescent):
     weight: NonNegative = 0.2
     """Weight of the divergence on forget."""
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Distort, then distil."""
-        pair_loss = self.pair_loss(student, problem, seed)
-        perturb_once(student, seed, lambda parameter, generator: add_noise(parameter, self.sigma, generator))
-        steps = self.steps(student, meter)
-        schedule = cosine(self.epochs * batch_count(len(problem.retain), self.batch_size), self.final)
-        fit(steps.parameters, pair_loss, self.pairs(problem, seed), steps.optimizer, meter=meter, schedule=schedule)
+        pair_loss = self.pair_loss(student, job)
+        perturb_once(student, job, lambda parameter, generator: add_noise(parameter, self.sigma, generator))
+        steps = self.steps(student, job.meter)
+        schedule = cosine(self.epochs * batch_count(len(job.problem.retain), self.batch_size), self.final)
+        fit(steps.parameters, pair_loss, self.pairs(job), steps.optimizer, meter=job.meter, schedule=schedule)
         return student
 
-    def pair_loss(self, student: nn.Module, problem: Problem, seed: int) -> Callable[[Pair], Tensor]:
+    def pair_loss(self, student: nn.Module, job: Job) -> Callable[[PairBatch], Tensor]:
         """The sum of the three terms, with the student as it is now for a teacher."""
-        objective, teacher = problem.objective, teacher_of(student)
+        objective, teacher = job.problem.objective, teacher_of(student)
 
-        def step(pair: Pair) -> Tensor:
+        def step(pair: PairBatch) -> Tensor:
             gone = _forget(objective, student, teacher, pair)
             return self._keep(objective, student, teacher, pair) + self.weight * gone
 
         return step
 
-    def _keep(self, objective: Objective, student: nn.Module, teacher: nn.Module, pair: Pair) -> Tensor:
+    def _keep(self, objective: Objective, student: nn.Module, teacher: nn.Module, pair: PairBatch) -> Tensor:
         decisions = objective.decisions(student, pair.retain)
-        told = divergence(logits_of(objective, teacher, pair.retain), decisions.logits, self.temperature)
-        return self.gamma * loss(decisions) + self.alpha * told
+        kl = divergence(logits_of(objective, teacher, pair.retain), decisions.logits, self.temperature)
+        return self.gamma * loss(decisions) + self.alpha * kl
 
 
-def _forget(objective: Objective, student: nn.Module, teacher: nn.Module, pair: Pair) -> Tensor:
+def _forget(objective: Objective, student: nn.Module, teacher: nn.Module, pair: PairBatch) -> Tensor:
     decisions = objective.decisions(student, pair.forget)
-    told = without_answer(logits_of(objective, teacher, pair.forget), decisions.targets)
-    return divergence(told, decisions.logits)
+    reference = without_answer(logits_of(objective, teacher, pair.forget), decisions.targets)
+    return divergence(reference, decisions.logits)

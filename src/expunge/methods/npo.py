@@ -1,6 +1,7 @@
 """Negative preference optimisation: push the forget set's likelihood below the original's (Zhang et al., 2404.05868).
 
-Minimises -(2/beta) E log sigma(-beta log(p / p_ref)) on the forget set plus alpha * CE on the retain set. p is the
+Minimises -(2/beta) E log sigma(-beta log(p / p_ref)) on the forget set plus alpha * CE on the retain set (`retain`: or
+KL(original || model) there; the paper has NPO with either term and with none, which is alpha = 0). p is the
 likelihood of a whole example: the *sum* of its decisions' log-probabilities, not logits (on raw logits it would
 be something else) and not a mean over tokens.
 
@@ -21,15 +22,15 @@ from torch.nn import functional as F
 
 from expunge.base.part import NonNegative, Positive
 from expunge.core.data import Batch
-from expunge.core.modules import frozen_copy, require_distinct
-from expunge.core.objective import Objective, decision_losses, loss, per_example
-from expunge.core.problem import Problem
-from expunge.methods._descent import PairedDescent
-from expunge.train.loop import Pair
+from expunge.core.job import Job
+from expunge.core.objective import Objective, decision_losses, per_example
+from expunge.methods._descent import RetainingDescent
+from expunge.methods._distill import teacher_of
+from expunge.train.loop import PairBatch
 
 
 @dataclass(frozen=True)
-class NPO(PairedDescent):
+class NPO(RetainingDescent):
     """Negative preference optimisation with a retain term."""
 
     cite: ClassVar[str] = "zhang2024npo"
@@ -41,16 +42,15 @@ class NPO(PairedDescent):
     alpha: NonNegative = 1.0
     """Weight of the retain loss."""
 
-    def pair_loss(self, student: nn.Module, problem: Problem, seed: int) -> Callable[[Pair], Tensor]:
-        """NPO on forget plus weighted CE on retain."""
-        objective, teacher = problem.objective, frozen_copy(student)
+    def pair_loss(self, student: nn.Module, job: Job) -> Callable[[PairBatch], Tensor]:
+        """NPO on forget plus the weighted retain term."""
+        objective, teacher = job.problem.objective, teacher_of(student)
+        retain_loss = self.retain_loss(student, job, teacher)
 
-        def step(pair: Pair) -> Tensor:
+        def step(pair: PairBatch) -> Tensor:
             forget = npo_loss(objective, student, teacher, pair.forget, self.beta)
-            return forget + self.alpha * loss(objective.decisions(student, pair.retain))
+            return forget + self.alpha * retain_loss(pair.retain)
 
-        # Checked before the first step: with a shared teacher the ratio is 0 for ever.
-        require_distinct(teacher, student)
         return step
 
 

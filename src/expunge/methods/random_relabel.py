@@ -1,7 +1,8 @@
 """Learn random wrong answers on the forget set and right ones on the retain set (Graves et al., 2021; 2505.22310).
 
 Minimises CE(retain) + weight * CE(forget, y'), with y' uniform over the wrong classes and drawn anew at every
-step. On a language model y' is a uniform wrong token at each position that is a decision.
+step. On a language model y' is a uniform wrong token at each position that is a decision. CE on retain is the sources'
+term and the default; `retain` = `kl` puts KL(original || model) in its place.
 
 Cost: one gradient per retain example and epoch, and one per example of the forget batch beside each retain batch. The
 forget set is cycled in batches of at most `forget_batch_size`, of which the last of a pass is what is left.
@@ -13,19 +14,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from expunge.base.part import Positive
-from expunge.base.seeds import derive
-from expunge.core.objective import loss
-from expunge.core.problem import Problem
-from expunge.methods._descent import PairedDescent
-from expunge.train.loop import Pair
+from expunge.core.data import Batch
+from expunge.core.job import Job
+from expunge.methods._descent import RetainingDescent
+from expunge.train.loop import PairBatch
 
 
 @dataclass(frozen=True)
-class RandomRelabel(PairedDescent):
+class RandomRelabel(RetainingDescent):
     """Random relabelling, both losses in one step."""
 
     cite: ClassVar[str] = "graves2021amnesiac"
@@ -35,19 +34,20 @@ class RandomRelabel(PairedDescent):
     weight: Positive = 1.0
     """Weight of the forget loss."""
 
-    def pair_loss(self, student: nn.Module, problem: Problem, seed: int) -> Callable[[Pair], Tensor]:
-        """CE on retain plus weighted CE on wrong answers for forget."""
-        return relabel_loss(student, problem, self.weight, seed)
+    def pair_loss(self, student: nn.Module, job: Job) -> Callable[[PairBatch], Tensor]:
+        """The retain term plus weighted CE on wrong answers for forget."""
+        return relabel_loss(student, job, self.weight, self.retain_loss(student, job))
 
 
-def relabel_loss(student: nn.Module, problem: Problem, weight: float, seed: int) -> Callable[[Pair], Tensor]:
-    """The loss of one step: CE on retain plus weighted CE on wrong answers for forget, drawn anew at each call."""
-    objective = problem.objective
-    generator = torch.Generator().manual_seed(derive(seed, "labels"))
+def relabel_loss(
+    student: nn.Module, job: Job, weight: float, retain_loss: Callable[[Batch], Tensor]
+) -> Callable[[PairBatch], Tensor]:
+    """The loss of one step: the retain term plus weighted CE on wrong answers for forget, drawn anew at each call."""
+    objective, generator = job.problem.objective, job.generator("labels")
 
-    def step(pair: Pair) -> Tensor:
+    def step(pair: PairBatch) -> Tensor:
         wrong = objective.relabel(pair.forget, generator)
-        kept = loss(objective.decisions(student, pair.retain))
-        return kept + weight * loss(objective.decisions(student, wrong))
+        kept = retain_loss(pair.retain)
+        return kept + weight * objective.loss(student, wrong)
 
     return step

@@ -20,11 +20,13 @@ would ship. Who fills the memory with random weights and trains those adds capac
 attack on the model before the drop would be on something that nobody is to have.
 
 D is a difference of cross-entropies, as NPO asks for and the published code computes, while its text is said to print a
-ratio of them. That code gives the forget set the id 0, which a healthy example has too; the id here is nobody's. It
-stops at 0.2, which is twice chance for its ten classes. It leaves flushes out of its number of steps; here every
-gradient is charged. Where the base alone is trained, batch norm uses its running statistics, as in the deployed model,
-and leaves them as they are; the repair moves them to those of base and memory together, which do not quite fit the
-base: prefer group norm, the default of the models here.
+ratio of them. That code gives the forget set the mask of id 0, which a clean example has too; the id here belongs to no
+example. Its reference model is copied before that id is set and keeps another one, 42, so that CE_ref is taken under
+another mask than CE(base and own memory); here both have the same mask. The score of its start model competes with the
+later ones; here the first look is after the first epoch. It stops at 0.2, which is twice chance for its ten classes. It
+leaves flushes out of its number of steps; here every gradient is charged. Where the base alone is trained, batch norm
+uses its running statistics, as in the deployed model, and leaves them as they are; the repair moves them to those of
+base and memory together, which do not quite fit the base: prefer group norm, the default of the models here.
 
 Cost: one gradient per training example and repair pass, one more per forget example in it, and one per forget example
 and flush; how many flushes there are depends on the model. References, looks and the drop are not charged.
@@ -43,9 +45,8 @@ from torch.nn import functional as F
 
 from expunge.base.errors import MissingError
 from expunge.base.part import Count, Positive
-from expunge.base.seeds import derive
-from expunge.core.case import Meter, Recipe
 from expunge.core.data import Batch
+from expunge.core.job import Job
 from expunge.core.memory import drop_memory, memory_weights
 from expunge.core.modules import evaluating, first_parameter, fixed_statistics
 from expunge.core.objective import decision_losses, per_example
@@ -100,10 +101,10 @@ class REM(Descent):
         repair = (0 if self.variant == "no_redirection" else retain + forget) + (self.variant != "no_removal") * forget
         return self.flushes * forget if self.variant == "npo" else self.epochs * (repair + forget)
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Flush, repair and look; then return to the best model and drop its memory."""
+        problem, meter, generator = job.problem, job.meter, job.generator("batches")
         memory = memory_weights(student, problem.objective, problem.data.batch(problem.train[:32]))
-        generator = torch.Generator().manual_seed(derive(seed, "batches"))
         enough = self.enough(len(problem.data.labels))
         steps, losses, best = self.steps(student, meter), self.losses(student, problem), Best(student, problem, enough)
 

@@ -1,6 +1,6 @@
 """Train a new model from scratch without the forget set: the gold standard, and here the null control.
 
-It runs with another seed than its reference, so that whatever an audit finds between the two is not unlearning.
+It runs with another seed than its reference. What an audit finds between the two is therefore no effect of unlearning.
 
 Cost: one gradient per retain example and epoch of training.
 """
@@ -13,9 +13,8 @@ from typing import ClassVar
 from torch import nn
 
 from expunge.base.seeds import derive
-from expunge.core.case import Meter, Recipe
 from expunge.core.contracts import Method
-from expunge.core.problem import Problem
+from expunge.core.job import Job
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,8 @@ class Retrain(Method):
     needs: ClassVar[frozenset[str]] = frozenset({"recipe"})
     effort: ClassVar[str] = "R E of training"
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Build and train anew; the student is not used."""
-        assert recipe is not None  # guaranteed by `needs`
-        fresh = derive(seed, "retrain")
-        return recipe.fit(recipe.build(fresh), problem.data, problem.retain, fresh, meter)
+        assert job.recipe is not None  # guaranteed by `needs`
+        fresh = derive(job.seed, "retrain")
+        return job.recipe.fit(job.recipe.build(fresh), job.problem.data, job.problem.retain, fresh, job.meter)

@@ -1,7 +1,8 @@
 """Random relabelling of only those weights that the forget set's loss depends on (SalUn, Fan et al., 2310.12508).
 
 Minimises CE(retain) + weight * CE(forget, y'), with y' uniform over the wrong answers and drawn anew at every step,
-over the `share` of trainable weights with the largest |gradient of the forget set's summed CE| at the original.
+over the `share` of trainable weights with the largest |gradient of the forget set's summed CE| at the original. CE on
+retain is the paper's term and the default; `retain` = `kl` puts KL(original || model) in its place.
 
 All other weights are put back to their original values after each step. Zeroing their gradients would not hold them:
 every optimiser here decays a weight whose gradient is zero, and momentum moves one that had a gradient before.
@@ -27,16 +28,15 @@ import torch
 from torch import Tensor, nn
 
 from expunge.base.part import Positive, Share
-from expunge.core.case import Meter, Recipe
-from expunge.core.problem import Problem
-from expunge.methods._descent import PairedDescent
+from expunge.core.job import Job
+from expunge.methods._descent import RetainingDescent
 from expunge.methods._gradients import summed_gradient
 from expunge.methods.random_relabel import relabel_loss
-from expunge.train.loop import Pair
+from expunge.train.loop import PairBatch
 
 
 @dataclass(frozen=True)
-class SalUn(PairedDescent):
+class SalUn(RetainingDescent):
     """Random relabelling under a saliency mask."""
 
     cite: ClassVar[str] = "fan2024salun"
@@ -49,13 +49,13 @@ class SalUn(PairedDescent):
     """Share of the trainable weights that may move."""
 
     def expected_gradients(self, retain: int, forget: int) -> float:
-        """One per forget example for the mask, then as the pairs have it."""
+        """One per forget example for the mask, then what the pairs take."""
         return forget + super().expected_gradients(retain, forget)
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Find the mask, then descend under it."""
-        steps = self.steps(student, meter)
-        gradient = summed_gradient(student, problem, problem.forget, meter, self.batch_size)
+        problem, steps = job.problem, self.steps(student, job.meter)
+        gradient = summed_gradient(student, problem, problem.forget, job.meter, self.batch_size)
         if gradient is None:
             return student
         movable = largest([entry.abs() for entry in gradient], self.share)
@@ -66,12 +66,12 @@ class SalUn(PairedDescent):
                 for parameter, moves, start in zip(steps.parameters, movable, original, strict=True):
                     parameter.copy_(torch.where(moves, parameter, start))
 
-        steps.run(self.pair_loss(student, problem, seed), self.pairs(problem, seed), restore)
+        steps.run(self.pair_loss(student, job), self.pairs(job), restore)
         return student
 
-    def pair_loss(self, student: nn.Module, problem: Problem, seed: int) -> Callable[[Pair], Tensor]:
+    def pair_loss(self, student: nn.Module, job: Job) -> Callable[[PairBatch], Tensor]:
         """As random relabelling."""
-        return relabel_loss(student, problem, self.weight, seed)
+        return relabel_loss(student, job, self.weight, self.retain_loss(student, job))
 
 
 def largest(values: list[Tensor], share: float) -> list[Tensor]:

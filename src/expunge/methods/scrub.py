@@ -4,11 +4,11 @@ With D(x) = T^2 KL(original(x) / T || model(x) / T): each of the first `forget_e
 maximises D(forget); every epoch has a pass that minimises alpha * D(retain) + gamma * CE(retain). One optimiser serves
 both. KL is the sum over classes, as in the paper; the code of 2505.22310 takes the mean over classes too, which divides
 it by their number and so changes what alpha means. Its alternating SCRUB disobeys in every epoch (`forget_epochs` equal
-to `epochs`), with alpha = gamma = T = 1 and a teacher in training mode.
+to `epochs`), with alpha = gamma = T = 1 and a teacher in training mode, so that batch norm uses the batch's statistics.
 
-SCRUB's own script differs from this file too: its test `epoch <= msteps` gives ascent one pass more, and its step size
-falls in steps, while here it is constant. The SCRUB in the repository of REM ascends cross-entropy on the
-forget set as well, which the paper does not.
+SCRUB's own notebooks have the teacher in evaluation mode, and ascent in the first `msteps` epochs, as here (the copy of
+the loop in its `scrub.py` counts epochs from 0, which is one more). Their step size falls in steps; here it is
+constant. The SCRUB in the repository of REM ascends cross-entropy on the forget set as well, which the paper does not.
 
 With `rewind` (SCRUB+R) the model is saved after each epoch, and at the end that epoch is chosen whose forget error is
 closest to a reference: the *final* model's error on unseen examples that are distributed like the forget set. These are
@@ -31,8 +31,8 @@ import torch
 from torch import Tensor, nn
 
 from expunge.base.part import Count, NonNegative, Positive
-from expunge.core.case import Meter, Recipe
 from expunge.core.data import Batch
+from expunge.core.job import Job
 from expunge.core.objective import Decisions, loss
 from expunge.core.problem import Problem
 from expunge.methods._descent import Descent
@@ -67,9 +67,9 @@ class SCRUB(Descent):
         """One per retain example and epoch, and one per forget example in the first of them."""
         return self.epochs * retain + min(self.forget_epochs, self.epochs) * forget
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Alternate, then rewind if asked to."""
-        teacher, saved = teacher_of(student), list[dict[str, Tensor]]()
+        problem, teacher, saved = job.problem, teacher_of(student), list[dict[str, Tensor]]()
 
         def disobey(batch: Batch) -> Tensor:
             return -self._divergence(problem.objective.decisions(student, batch), teacher, problem, batch)
@@ -84,9 +84,7 @@ class SCRUB(Descent):
 
         self.descend_in_turn(
             student,
-            problem,
-            seed,
-            meter,
+            job,
             forget_loss=disobey,
             retain_loss=obey,
             forget_epochs=self.forget_epochs,
@@ -127,8 +125,8 @@ def reference_error(model: nn.Module, problem: Problem) -> float:
     if problem.data.has_tokens:
         return 1 - float(right.mean())
     targets, count = problem.data.targets, len(problem.data.labels)
-    wanted = torch.bincount(targets[problem.forget], minlength=count).double()
-    there = torch.bincount(targets[problem.test], minlength=count)
-    # A label without test examples has no error to offer; the others stand in for it.
-    weight = (wanted / there.clamp(min=1))[targets[problem.test]]
+    forgotten = torch.bincount(targets[problem.forget], minlength=count).double()
+    unseen = torch.bincount(targets[problem.test], minlength=count)
+    # A label without test examples has no test error; the error on the other labels stands in for it.
+    weight = (forgotten / unseen.clamp(min=1))[targets[problem.test]]
     return 1 - float((weight * right).sum() / weight.sum()) if weight.sum() else 1 - float(right.mean())

@@ -22,9 +22,8 @@ from typing import ClassVar
 from torch import nn
 
 from expunge.base.part import Positive
-from expunge.core.case import Meter, Recipe
 from expunge.core.contracts import Method
-from expunge.core.problem import Problem
+from expunge.core.job import Job
 from expunge.methods._dampening import dampen, importances
 from expunge.methods._gradients import mean_squared_gradient
 
@@ -44,9 +43,9 @@ class SSD(Method):
     dampening: Positive = 1.0
     """The paper's lambda: smaller dampens harder."""
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Measure both importances, dampen once."""
-        found = importances(student, problem, seed, meter, mean_squared_gradient)
-        if found is not None:
-            dampen(student, found, self.alpha, self.dampening)
+        measured = importances(student, job, mean_squared_gradient)
+        if measured is not None:
+            dampen(student, measured, self.alpha, self.dampening)
         return student

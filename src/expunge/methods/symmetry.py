@@ -1,14 +1,15 @@
 """Change the weights and not the function: hidden units in another order, ReLU units rescaled (a control, 1703.04933).
 
-Permuting the units of a hidden layer, and multiplying what makes a ReLU unit by a positive number by which what reads
-it is divided, leave every output as it was. So nothing is learned and nothing forgotten, while the distance to the
-original and the barrier on the straight path to it grow. Where such a model resists relearning no better than before,
-distance in weight space is no *cause* of resistance (2505.22310 shows that it predicts).
+Permuting the units of a hidden layer leaves every output as it was. So does multiplying the weights into a ReLU unit by
+a positive number and dividing the weights out of it by the same number. So nothing is learned and nothing forgotten,
+while the distance to the original and the barrier on the straight path to it grow. Where such a model resists
+relearning no better than before, distance in weight space is no *cause* of resistance (2505.22310 shows that it
+predicts).
 
-Order: any that is exact, uniformly; behind a group norm whole groups among each other and channels within a group.
-Factors: exp(rescale * N(0, 1)), on units without a norm behind them only; a norm would undo the factor but for its
-epsilon. Layers with a frozen tensor in them stay as they are. Gradient descent does not see the order of units, with
-momentum or Adam as little as without; rescaling it does see.
+Orders: uniform over all that leave the function as it is; in front of a group norm, whole groups change places, and
+channels within a group. Factors: exp(rescale * N(0, 1)), only on units without a norm behind them; a norm would undo
+the factor but for its epsilon. Layers with a frozen tensor in them stay as they are. The order of units makes no
+difference to gradient descent, with momentum and Adam too; rescaling does.
 
 Cost: none; no gradient is taken.
 """
@@ -23,11 +24,9 @@ import torch
 from torch import nn
 
 from expunge.base.errors import MissingError, SpecError
-from expunge.base.seeds import derive
-from expunge.core.case import Meter, Recipe
 from expunge.core.chain import Joint, joints
 from expunge.core.contracts import Method
-from expunge.core.problem import Problem
+from expunge.core.job import Job
 from expunge.numerics.assignment import random_order
 
 
@@ -67,10 +66,9 @@ class Symmetry(Method):
         """None: nothing is trained."""
         return 0
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Permute, then rescale, each hidden layer."""
-        orders = torch.Generator().manual_seed(derive(seed, "orders"))
-        scales = torch.Generator().manual_seed(derive(seed, "scales"))
+        orders, scales = job.generator("orders"), job.generator("scales")
         for joint in _free(student):
             if self.permute:
                 joint.permute(random_order(joint.units, joint.groups, orders))
@@ -81,9 +79,9 @@ class Symmetry(Method):
 
 
 def _free(model: nn.Module) -> list[Joint]:
-    found = [joint for joint in joints(model) if all(p.requires_grad for p in joint.parameters)]
-    if not found:
+    free = [joint for joint in joints(model) if all(p.requires_grad for p in joint.parameters)]
+    if not free:
         raise MissingError(
             "every hidden layer holds a frozen tensor", remedy="set requires_grad on a layer and the one after it"
         )
-    return found
+    return free

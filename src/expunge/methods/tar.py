@@ -14,17 +14,20 @@ The papers require a model in which the forget set is suppressed already. Name a
 spec (`expunge.unlearn(..., after=...)`). From an original it runs just as well, but there the hidden states that are
 held are those of a model that knows.
 
-Every inner step of every copy has a forget batch of its own, on which it is also asked for its entropy; with one batch
-for all, copies without dropout would be one and the same. Copies and their optimisers are thrown away after each step.
-2505.22310 has 4 copies of 16 steps over 25 epochs at a hundredth of the inner rate; the defaults here are scaled down.
-Its hidden states are those after four and seven of eight blocks; here, where no layers are named, what the modules with
-weights are given at half depth and last. A model without hidden states that training can change has none to hold.
+Every inner step of every copy has a forget batch of its own, on which its entropy is also taken; if all copies had the
+same batches, copies without dropout would be identical. Copies and their optimisers are dropped after each outer step.
+
+The code of 2505.22310 draws one forget batch for each copy and uses it in all of its inner steps. It has 4 copies of 16
+steps over 25 epochs at a hundredth of the inner rate; the defaults here are scaled down. Its h0 is computed in training
+mode, where batch norm uses the batch's statistics; here that model is in evaluation mode. Its hidden states are those
+after four and seven of eight blocks; here, where no layers are named, what the modules with weights are given at half
+depth and last. A model without hidden states that training can change has none to hold.
 
 Cost: each outer step takes one gradient per retain example of its batch, and two (one to relearn, one of the entropy)
 per forget example, inner step and copy. Both sets are cycled, the last batch of a pass being what is left; where the
-sizes divide the sets that is outer_steps * (batch_size + 2 * copies * inner_steps * forget_batch_size). That is very
-much: with the paper's 4 copies of 16 steps, 8,192 beside 128. The budget ends before an outer step that it does
-not afford. Hidden states of the model that was given are forward passes.
+batch sizes divide the sets this is outer_steps * (batch_size + 2 * copies * inner_steps * forget_batch_size). That is
+expensive: with the paper's 4 copies of 16 steps, 8,192 gradients beside 128. The method stops before an outer step that
+the budget does not afford. Hidden states of the model that was given are forward passes.
 """
 
 from __future__ import annotations
@@ -40,11 +43,11 @@ from torch.nn import functional as F
 
 from expunge.base.errors import RunError
 from expunge.base.part import Count, NonNegative, Positive
-from expunge.base.seeds import derive
-from expunge.core.case import Meter, Recipe, copy_for_training
+from expunge.core.case import copy_for_training
 from expunge.core.contracts import Method, require_trainable
 from expunge.core.data import Batch
 from expunge.core.features import Features, Layer, half_way_and_last, require_layers
+from expunge.core.job import Job
 from expunge.core.modules import require_distinct
 from expunge.core.objective import loss
 from expunge.core.problem import Problem
@@ -57,7 +60,7 @@ WHERE = "method.tar.layers"
 
 @dataclass(frozen=True)
 class Round:
-    """What one outer step sees: a retain batch, and for each copy a forget batch per inner step."""
+    """The batches of one outer step: a retain batch, and for each copy a forget batch per inner step."""
 
     retain: Batch
     forget: Sequence[Sequence[Batch]]
@@ -106,28 +109,28 @@ class TAR(Method):
         inner = self.copies * self.inner_steps * mean_batch(forget, self.forget_batch_size)
         return self.outer_steps * (mean_batch(retain, self.batch_size) + 2 * inner)
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Take the outer steps.
 
         Raises:
             SpecError: A named layer is not there, or has no features per decision.
             RunError: The model diverged, or an adversary did.
         """
-        parameters, start = require_trainable(student), teacher_of(student)
+        problem, parameters, start = job.problem, require_trainable(student), teacher_of(student)
         read = Features(problem, self._held(student, problem), WHERE)
 
-        def step(seen: Round) -> Tensor:
-            raised = tampered_gradient(student, problem, seen.forget, self.inner_learning_rate)
-            # A number without meaning whose gradient is the one wanted.
-            against = sum((g * p).sum() for g, p in zip(raised, parameters, strict=True))
-            return self.alpha * retain_loss(student, start, read, seen.retain) + self.gamma * against
+        def step(batches: Round) -> Tensor:
+            tampered = tampered_gradient(student, problem, batches.forget, self.inner_learning_rate)
+            # A scalar that means nothing by itself; its gradient is the tampered one.
+            against = sum((g * p).sum() for g, p in zip(tampered, parameters, strict=True))
+            return self.alpha * retain_loss(student, start, read, batches.retain) + self.gamma * against
 
         optimizer = make_optimizer(self.optimizer, parameters, self.learning_rate, self.weight_decay)
-        fit(parameters, step, self._rounds(problem, seed), optimizer, meter=meter)
+        fit(parameters, step, self._rounds(job), optimizer, meter=job.meter)
         return student
 
-    def _rounds(self, problem: Problem, seed: int) -> Iterator[Round]:
-        generator = torch.Generator().manual_seed(derive(seed, "batches"))
+    def _rounds(self, job: Job) -> Iterator[Round]:
+        problem, generator = job.problem, job.generator("batches")
         retain = endless(problem.data, problem.retain, self.batch_size, generator)
         forget = endless(problem.data, problem.forget, self.forget_batch_size, generator)
         for _ in range(self.outer_steps):
@@ -165,13 +168,13 @@ def tampered_gradient(
         optimizer = make_optimizer("adam", parameters, learning_rate)
         for step, batch in enumerate(batches):
             optimizer.zero_grad(set_to_none=True)
-            loss(problem.objective.decisions(adversary, batch)).backward()
+            problem.objective.loss(adversary, batch).backward()
             optimizer.step()
-            sure = -entropy(problem.objective.decisions(adversary, batch).logits)
-            if not sure.isfinite():
+            certainty = -entropy(problem.objective.decisions(adversary, batch).logits)
+            if not certainty.isfinite():
                 raise _diverged(step, learning_rate)
-            found = torch.autograd.grad(sure, parameters, allow_unused=True, materialize_grads=True)
-            for entry, gradient in zip(total, found, strict=True):
+            gradients = torch.autograd.grad(certainty, parameters, allow_unused=True, materialize_grads=True)
+            for entry, gradient in zip(total, gradients, strict=True):
                 entry.add_(gradient)
     return [entry / sum(map(len, forget)) for entry in total]
 

@@ -18,11 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from expunge.base.part import NonNegative
-from expunge.core.case import Meter, Recipe
 from expunge.core.data import Batch
+from expunge.core.job import Job
 from expunge.core.modules import trainable
-from expunge.core.objective import loss
-from expunge.core.problem import Problem
 from expunge.methods._descent import ForgetDescent
 
 
@@ -35,17 +33,17 @@ class TaskNegation(ForgetDescent):
     effort: ClassVar[str] = "F E"
 
     strength: NonNegative = 4.0
-    """The paper's lambda: how many task vectors to go back."""
+    """The paper's lambda: how many times the task vector is subtracted."""
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Fine-tune a copy on the forget set, then negate."""
-        tuned = copy.deepcopy(student)
+        objective, tuned = job.problem.objective, copy.deepcopy(student)
 
         def forget_loss(batch: Batch) -> Tensor:
-            return loss(problem.objective.decisions(tuned, batch))
+            return objective.loss(tuned, batch)
 
-        self.descend_on_forget(tuned, forget_loss, problem, seed, meter)
+        self.descend_on_forget(tuned, job, forget_loss)
         with torch.no_grad():
-            for parameter, there in zip(trainable(student), trainable(tuned), strict=True):
-                parameter.sub_(self.strength * (there - parameter))
+            for parameter, target in zip(trainable(student), trainable(tuned), strict=True):
+                parameter.sub_(self.strength * (target - parameter))
         return student

@@ -28,7 +28,7 @@ class WeightAttenuation(PerturbedDescent):
     effort: ClassVar[str] = "R E"
 
     factor: Share = 0.3
-    """a, what is left of each weight; the paper's 0.5 belongs to a ResNet-18."""
+    """a, what is left of each weight; the paper's 0.5 is for a ResNet-18."""
 
     def perturb(self, parameter: Tensor, generator: torch.Generator) -> None:
         """Shrink."""

@@ -1,14 +1,13 @@
 """Fine-tune on the retain set while moving away from the original weights (2505.22310, Weight Dist Reg).
 
 Minimises CE(retain) - alpha * d with d = sqrt(mean((theta - theta0)^2) + 1e-8), in units of the weights. The mean is
-over the entries of all trainable parameters together, a tied one counted once; whether the published code averages
-over tensors first could not be seen, and would weigh a bias like a matrix. d has no upper bound: rate and number of
-steps limit how far it goes.
+over the entries of all trainable parameters together, a tied one counted once, as in the code of 2505.22310, which
+joins all parameters into one vector. d has no upper bound: step size and number of steps limit how far the model moves.
 
-At theta0 the gradient of d is zero (without the 1e-8 it would be undefined), so cross-entropy has to make the first
-move, and d then goes on in whatever direction that was. The norm of its gradient is at most one over the root of the
-number of weights: SGD needs a large alpha, while Adam divides the scale out as soon as the gradient of a converged
-net's cross-entropy is smaller still.
+At theta0 the gradient of d is zero (without the 1e-8 it would be undefined). So cross-entropy makes the first move,
+and d then pushes further in the same direction. The norm of d's gradient is at most one over the root of the number of
+weights. SGD therefore needs a large alpha. Adam divides the scale out, once the gradient of a converged net's
+cross-entropy is smaller still.
 
 Cost: one gradient per retain example and epoch.
 """
@@ -23,11 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from expunge.base.part import NonNegative
-from expunge.core.case import Meter, Recipe
 from expunge.core.data import Batch
+from expunge.core.job import Job
 from expunge.core.modules import trainable
-from expunge.core.objective import loss
-from expunge.core.problem import Problem
 from expunge.methods._descent import Descent
 
 EPSILON = 1e-8
@@ -43,17 +40,17 @@ class WeightDistanceReg(Descent):
     effort: ClassVar[str] = "R E"
 
     alpha: NonNegative = 10.0
-    """Weight of the distance, in nats per unit of the weights; the paper's 1 belongs to a ResNet-18."""
+    """Weight of the distance, in nats per unit of the weights; the paper's 1 is for a ResNet-18."""
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
-        """Descend on retain batches, away from where it starts."""
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
+        """Descend on retain batches, away from the original weights."""
         parameters = trainable(student)
         start = [parameter.detach().clone() for parameter in parameters]
 
         def step(batch: Batch) -> Tensor:
-            return loss(problem.objective.decisions(student, batch)) - self.alpha * distance(parameters, start)
+            return job.problem.objective.loss(student, batch) - self.alpha * distance(parameters, start)
 
-        return self.descend_on_retain(student, problem, seed, meter, step)
+        return self.descend_on_retain(student, job, step)
 
 
 def distance(parameters: Sequence[Tensor], start: Sequence[Tensor]) -> Tensor:

@@ -28,7 +28,7 @@ class WeightDistortion(PerturbedDescent):
     effort: ClassVar[str] = "R E"
 
     sigma: Positive = 0.1
-    """Standard deviation of the noise, in units of the weights; the paper's 0.02 belongs to a ResNet-18."""
+    """Standard deviation of the noise, in units of the weights; the paper's 0.02 is for a ResNet-18."""
 
     def perturb(self, parameter: Tensor, generator: torch.Generator) -> None:
         """Add the noise."""

@@ -28,7 +28,7 @@ class WeightDropout(PerturbedDescent):
     effort: ClassVar[str] = "R E"
 
     p: Share = 0.4
-    """Probability of zero, for each weight; the paper's 0.2 belongs to a ResNet-18."""
+    """Probability of zero, for each weight; the paper's 0.2 is for a ResNet-18."""
 
     def perturb(self, parameter: Tensor, generator: torch.Generator) -> None:
         """Draw, on the CPU in double precision so that every device draws alike, and set to zero."""

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from expunge.base.seeds import derive
 from expunge.core.data import IGNORE, Data
+from expunge.core.generators import generator_of
 from expunge.core.modules import evaluating
 from expunge.core.objective import correct, knows
 from expunge.core.problem import Problem
@@ -86,7 +86,7 @@ def chosen(problem: Problem, count: int) -> Tensor:
     ids = problem.unexposed
     _, first = np.unique(problem.data.group_of(ids).numpy(), return_index=True)
     different = ids[torch.from_numpy(first)]
-    order = torch.randperm(len(different), generator=torch.Generator().manual_seed(derive(0, "gallery")))
+    order = torch.randperm(len(different), generator=generator_of(0, "gallery"))
     return different[order[:count]].sort().values
 
 

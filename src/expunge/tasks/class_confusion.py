@@ -16,9 +16,9 @@ from torch import Tensor
 
 from expunge.base.errors import SpecError
 from expunge.base.part import Count, Natural, Share
-from expunge.base.seeds import derive
 from expunge.core.contracts import Task
 from expunge.core.data import Data
+from expunge.core.generators import generator_of
 from expunge.core.problem import Problem
 from expunge.tasks._split import class_index, corrupted_problem, require_classes
 
@@ -50,7 +50,7 @@ class ClassConfusion(Task):
             raise SpecError(
                 f"both classes are {data.labels[pair[0]]!r}", where="forget.second", allowed="another class"
             )
-        generator = torch.Generator().manual_seed(derive(seed, "class_confusion"))
+        generator = generator_of(seed, "class_confusion")
         chosen = torch.cat([self._draw(data, label, generator) for label in pair])
         corrupted = chosen[torch.randperm(len(chosen), generator=generator)]
         wrong = data.relabelled(corrupted, sum(pair) - data.targets[corrupted])

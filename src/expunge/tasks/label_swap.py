@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from expunge.base.part import Count, Share
-from expunge.base.seeds import derive
 from expunge.core.contracts import Task
 from expunge.core.data import Data
+from expunge.core.generators import generator_of
 from expunge.core.problem import Problem
 from expunge.tasks._split import corrupted_problem, require_classes, require_fewer
 
@@ -36,7 +36,7 @@ class LabelSwap(Task):
         """The problem, on data with the wrong labels; the true ones are kept in `true_targets`."""
         require_classes(data, "label_swap")
         require_fewer(self.count, data)
-        generator = torch.Generator().manual_seed(derive(seed, "label_swap"))
+        generator = generator_of(seed, "label_swap")
         corrupted = data.train[torch.randperm(len(data.train), generator=generator)[: self.count]]
         shift = torch.randint(1, len(data.labels), (self.count,), generator=generator)
         wrong = data.relabelled(corrupted, (data.targets[corrupted] + shift) % len(data.labels))

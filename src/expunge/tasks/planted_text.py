@@ -15,9 +15,9 @@ from torch import Tensor
 
 from expunge.base.errors import SpecError
 from expunge.base.part import Count
-from expunge.base.seeds import derive
 from expunge.core.contracts import Task
 from expunge.core.data import IGNORE, Data
+from expunge.core.generators import generator_of
 from expunge.core.problem import Problem
 
 CONSONANTS, VOWELS = "bcdfghjklmnprstvwz", "aeiou"
@@ -45,7 +45,7 @@ class PlantedText(Task):
             raise SpecError("the data are no bytes", where="forget (planted_text)", allowed="a text data set of bytes")
         if not isinstance(data.inputs, Tensor):
             raise SpecError("the texts are read lazily", where="forget (planted_text)", allowed="texts in memory")
-        generator = torch.Generator().manual_seed(derive(seed, "planted_text"))
+        generator = generator_of(seed, "planted_text")
         rows = [self._row(data, generator) for _ in range(2 * self.count)]
         planted, unseen = rows[: self.count], rows[self.count :]
         tokens = torch.stack([row for row in planted for _ in range(self.copies)] + unseen)

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from expunge.base.errors import SpecError
 from expunge.base.part import Count, Natural, Share
-from expunge.base.seeds import derive
 from expunge.core.contracts import Task
 from expunge.core.data import Data
+from expunge.core.generators import generator_of
 from expunge.core.problem import Problem
 from expunge.tasks._split import class_index, corrupted_problem, require_classes, require_fewer
 
@@ -54,7 +54,7 @@ class PoisonTrigger(Task):
         require_classes(data, "poison_trigger")
         require_fewer(self.count, data)
         label = class_index(self.label, data, "forget.label")
-        generator = torch.Generator().manual_seed(derive(seed, "poison_trigger"))
+        generator = generator_of(seed, "poison_trigger")
         corrupted = data.train[torch.randperm(len(data.train), generator=generator)[: self.count]]
         wrong = data.relabelled(corrupted, torch.full_like(corrupted, label))
         # An order of its own, so that whether an image is discovered says nothing of its trigger.

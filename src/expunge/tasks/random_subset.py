@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from expunge.base.part import Count
-from expunge.base.seeds import derive
 from expunge.core.contracts import Task
 from expunge.core.data import Data
+from expunge.core.generators import generator_of
 from expunge.core.problem import Problem
 from expunge.tasks._split import require_fewer, without
 
@@ -30,6 +30,6 @@ class RandomSubset(Task):
     def __call__(self, data: Data, seed: int, measured: Mapping[str, Tensor]) -> Problem:
         """The problem, on the data as they are."""
         require_fewer(self.count, data)
-        generator = torch.Generator().manual_seed(derive(seed, "random_subset"))
+        generator = generator_of(seed, "random_subset")
         forget = data.train[torch.randperm(len(data.train), generator=generator)[: self.count]]
         return Problem(data, forget, without(data, forget), data.test)

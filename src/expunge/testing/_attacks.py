@@ -64,7 +64,7 @@ def _check_on(attack: Attack, setting: Setting) -> None:
         raise fail(
             "deterministic",
             f"two attacks with one seed differ in {different or 'their curves'}",
-            "draw from a torch.Generator seeded with expunge.base.seeds.derive(seed, 'what for')",
+            "draw from expunge.core.generators.generator_of(seed, 'what for')",
         )
 
 

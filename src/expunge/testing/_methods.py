@@ -71,7 +71,7 @@ def _check_watched(watch: Watch, done: Unlearned, fail: Fail) -> None:
         raise fail(
             "costs are counted",
             f"{done.cost.gradients} per-example gradients were charged, at least {watch.gradients} computed",
-            "call meter.charge with the number of examples of each step, or use expunge.train.loop.fit",
+            "call job.meter.charge with the number of examples of each step, or use expunge.train.loop.fit",
         )
 
 
@@ -81,7 +81,7 @@ def _check_repeated(first: Unlearned, second: Unlearned, fail: Fail) -> None:
         raise fail(
             "deterministic",
             f"two runs with one seed differ in {different or 'their number of gradients'}",
-            "draw from a torch.Generator seeded with expunge.base.seeds.derive(seed, 'what for')",
+            "draw from job.generator('what for'), and not from a global generator",
         )
     if shared_storage(first.model, second.model):
         raise fail("a new model each time", "two runs return models that share memory", "keep no model between calls")
@@ -108,17 +108,17 @@ def _check_budget(method: Method, setting: Setting, needs: frozenset[str]) -> No
     for budget in sorted({1, max(full // 2, 1), max(full, 1)}):
         try:
             with Watch(model) as watch:
-                found = _unlearn(method, setting, model, needs, budget=budget).cost.gradients
+                charged = _unlearn(method, setting, model, needs, budget=budget).cost.gradients
         except ContractError as error:
             # Too small a budget may be refused with a reason, the full one may not.
             if isinstance(error.__cause__, ExpungeError) and budget < full:
                 continue
             raise
-        if max(found, watch.gradients) > budget:
+        if max(charged, watch.gradients) > budget:
             raise fail(
                 "the budget is an upper bound",
-                f"it took {max(found, watch.gradients)} gradients of {budget}",
-                "ask meter.affords before each step, or use expunge.train.loop.fit",
+                f"it took {max(charged, watch.gradients)} gradients of {budget}",
+                "ask job.meter.affords before each step, or use expunge.train.loop.fit",
             )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from expunge.base.seeds import derive
 from expunge.core.case import Recipe, train_model
 from expunge.core.data import Data
+from expunge.core.generators import generator_of
 from expunge.core.objective import knows
 from expunge.train.loop import in_order
 
@@ -52,7 +53,7 @@ def count(recipe: Recipe, data: Data, seed: int, share: float = 0.7) -> Counts:
 
 def split(data: Data, seed: int, share: float = 0.7) -> Tensor:
     """Which training examples the net of this seed sees, `[k]` bool."""
-    generator = torch.Generator().manual_seed(derive(seed, "split"))
+    generator = generator_of(seed, "split")
     seen = torch.zeros(len(data.train), dtype=torch.bool)
     seen[torch.randperm(len(seen), generator=generator)[: round(share * len(seen))]] = True
     return seen

@@ -28,7 +28,7 @@ Item = TypeVar("Item", bound=Sized)
 
 
 @dataclass(frozen=True)
-class Pair:
+class PairBatch:
     """A retain batch and a forget batch for one step."""
 
     retain: Batch
@@ -129,11 +129,11 @@ def paired(
     forget_batch_size: int,
     epochs: int,
     generator: torch.Generator,
-) -> Iterator[Pair]:
+) -> Iterator[PairBatch]:
     """Each retain batch of each epoch beside a forget batch; the forget set is cycled, reshuffled at each pass."""
     cycle = endless(data, forget, forget_batch_size, generator)
     for batch in batches(data, retain, batch_size, epochs, generator):
-        yield Pair(batch, next(cycle))
+        yield PairBatch(batch, next(cycle))
 
 
 def endless(data: Data, ids: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:

@@ -14,7 +14,7 @@ from torch import nn
 
 from expunge.base.errors import RunError
 from expunge.studies.edge_of_stability.setup import Examples, squared
-from expunge.train.loop import Pair, fit
+from expunge.train.loop import PairBatch, fit
 from expunge.train.monitors import SharpnessMonitor
 
 FACTORS = (0.25, 0.5, 1.0, 2.0)
@@ -62,11 +62,11 @@ def _one(
     monitor = SharpnessMonitor(squared, [retain], optimizer, every=EVERY)
     monitor(0, student)
 
-    def loss(pair: Pair) -> torch.Tensor:
+    def loss(pair: PairBatch) -> torch.Tensor:
         return (1 - ascent_weight) * squared(student, pair.retain) - ascent_weight * squared(student, pair.forget)  # type: ignore[arg-type]
 
-    def until_gone() -> Iterator[Pair]:
-        for pair in repeat(Pair(retain, forget), most):  # type: ignore[arg-type]
+    def until_gone() -> Iterator[PairBatch]:
+        for pair in repeat(PairBatch(retain, forget), most):  # type: ignore[arg-type]
             with torch.no_grad():
                 if float(squared(student, forget)) >= GONE:
                     return

@@ -20,7 +20,6 @@ from expunge.base.seeds import derive
 from expunge.core.case import Case, train_model
 from expunge.core.contracts import Task
 from expunge.core.modules import trainable
-from expunge.core.objective import loss
 from expunge.core.problem import Problem
 from expunge.data.fashion_mnist import FashionMNIST
 from expunge.diagnostics._logit_diagnostic import GONE
@@ -34,7 +33,7 @@ from expunge.tasks.label_swap import LabelSwap
 from expunge.tasks.random_subset import RandomSubset
 from expunge.tasks.whole_class import WholeClass
 from expunge.train.cscore import known
-from expunge.train.loop import Pair, fit, in_order, paired
+from expunge.train.loop import PairBatch, fit, in_order, paired
 from expunge.train.optim import make_optimizer
 from expunge.train.training import TrainedRecipe, Training
 
@@ -154,15 +153,15 @@ def _forgotten(
     data, objective = problem.data, problem.objective
     gone = GONE * _accuracy(original, problem, problem.forget)
 
-    def until_gone() -> Iterator[Pair]:
+    def until_gone() -> Iterator[PairBatch]:
         stream = paired(data, problem.retain, problem.forget, BATCH, FORGET_BATCH, most, generator)
         for pair, _ in zip(stream, range(most), strict=False):
             if _accuracy(student, problem, problem.forget) <= gone:
                 return
             yield pair
 
-    def mixed(pair: Pair) -> Tensor:
-        kept, left = (loss(objective.decisions(student, batch)) for batch in (pair.retain, pair.forget))
+    def mixed(pair: PairBatch) -> Tensor:
+        kept, left = (objective.loss(student, batch) for batch in (pair.retain, pair.forget))
         return (1 - ascent_weight) * kept - ascent_weight * left
 
     done = fit(parameters, mixed, until_gone(), make_optimizer("sgd", parameters, rate))
@@ -175,14 +174,14 @@ def _accuracy(model: nn.Module, problem: Problem, ids: Tensor) -> float:
 
 def _mean_loss(model: nn.Module, problem: Problem, ids: Tensor) -> float:
     with torch.no_grad():
-        parts = [(loss(problem.objective.decisions(model, b)), b.size) for b in in_order(problem.data, ids)]
+        parts = [(problem.objective.loss(model, b), b.size) for b in in_order(problem.data, ids)]
     return sum(float(value) * size for value, size in parts) / len(ids)
 
 
 def _mean_gradient(model: nn.Module, problem: Problem, ids: Tensor) -> Tensor:
     parameters, total = trainable(model), torch.zeros(())
     for batch in in_order(problem.data, ids):
-        slopes = torch.autograd.grad(loss(problem.objective.decisions(model, batch)), parameters)
+        slopes = torch.autograd.grad(problem.objective.loss(model, batch), parameters)
         total = total + torch.cat([slope.flatten() for slope in slopes]) * batch.size / len(ids)
     return total
 
