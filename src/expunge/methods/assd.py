@@ -31,6 +31,7 @@ from expunge.methods._gradients import mean_squared_gradient
 class ASSD(Method):
     """Adaptive selective synaptic dampening."""
 
+    needs: ClassVar[frozenset[str]] = frozenset({"decisions"})
     cite: ClassVar[str] = "schoepf2024assd"
     paper: ClassVar[str] = "ASSD, 2024"
     effort: ClassVar[str] = "R + F"

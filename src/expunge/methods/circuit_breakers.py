@@ -53,6 +53,7 @@ WHERE = "method.circuit_breakers.layers"
 class CircuitBreakers(PairedDescent):
     """Hidden states of forget made orthogonal to the original's, those of retain held."""
 
+    needs: ClassVar[frozenset[str]] = frozenset({"decisions"})
     cite: ClassVar[str] = "zou2024breakers"
     paper: ClassVar[str] = "circuit breakers, 2024"
     effort: ClassVar[str] = "(R + B) E"

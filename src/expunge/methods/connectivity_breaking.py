@@ -39,6 +39,7 @@ from expunge.train.loop import PairBatch
 class ConnectivityBreaking(RetainingDescent):
     """Fine-tuning that is rewarded for a loss barrier on the way to the original."""
 
+    needs: ClassVar[frozenset[str]] = frozenset({"decisions"})
     cite: ClassVar[str] = "siddiqui2025dormant"
     paper: ClassVar[str] = "connectivity breaking (CBFT), 2025"
     effort: ClassVar[str] = "(2 R + B) E"

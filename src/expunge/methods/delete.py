@@ -28,6 +28,7 @@ from expunge.methods._distill import divergence, logits_of, teacher_of
 class DELETE(ForgetDescent):
     """Decoupled distillation: everything but the right answer."""
 
+    needs: ClassVar[frozenset[str]] = frozenset({"decisions"})
     cite: ClassVar[str] = "zhou2025delete"
     paper: ClassVar[str] = "DELETE, 2025"
     effort: ClassVar[str] = "F E"

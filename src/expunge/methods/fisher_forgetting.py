@@ -35,6 +35,7 @@ from expunge.methods._noise import standard_normal
 class FisherForgetting(Method):
     """Noise shaped by the inverse Fisher information."""
 
+    needs: ClassVar[frozenset[str]] = frozenset({"decisions"})
     version: ClassVar[int] = 2
     cite: ClassVar[str] = "golatkar2020eternal"
     paper: ClassVar[str] = "Fisher forgetting, 2020"

@@ -30,6 +30,7 @@ from expunge.train.loop import batches
 class GradientAscent(ForgetDescent):
     """Gradient ascent on the forget set with a stopping rule."""
 
+    needs: ClassVar[frozenset[str]] = frozenset({"decisions"})
     cite: ClassVar[str] = "thudi2022unrolling"
     paper: ClassVar[str] = "gradient ascent, 2022"
     effort: ClassVar[str] = "at most F E"

@@ -42,6 +42,7 @@ from expunge.train.optim import cosine
 class NoisyDistillation(PairedDescent):
     """Distortion, then distillation of all but the answers that must go."""
 
+    needs: ClassVar[frozenset[str]] = frozenset({"decisions"})
     cite: ClassVar[str] = "lee2025undo"
     paper: ClassVar[str] = "ours, after UNDO, 2025"
     effort: ClassVar[str] = "(R + B) E"

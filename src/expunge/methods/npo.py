@@ -33,6 +33,7 @@ from expunge.train.loop import PairBatch
 class NPO(RetainingDescent):
     """Negative preference optimisation with a retain term."""
 
+    needs: ClassVar[frozenset[str]] = frozenset({"decisions"})
     cite: ClassVar[str] = "zhang2024npo"
     paper: ClassVar[str] = "NPO, 2024"
     effort: ClassVar[str] = "(R + B) E"

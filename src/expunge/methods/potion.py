@@ -44,6 +44,7 @@ from expunge.methods._measure import known_share
 class Potion(Method):
     """Label-free adaptive dampening, searched for the smallest share that forgets."""
 
+    needs: ClassVar[frozenset[str]] = frozenset({"decisions"})
     cite: ClassVar[str] = "schoepf2024potion"
     paper: ClassVar[str] = "Potion, 2024"
     effort: ClassVar[str] = "R + F"

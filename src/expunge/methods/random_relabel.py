@@ -27,6 +27,7 @@ from expunge.train.loop import PairBatch
 class RandomRelabel(RetainingDescent):
     """Random relabelling, both losses in one step."""
 
+    needs: ClassVar[frozenset[str]] = frozenset({"relabel"})
     cite: ClassVar[str] = "graves2021amnesiac"
     paper: ClassVar[str] = "amnesiac learning, 2021"
     effort: ClassVar[str] = "(R + B) E"

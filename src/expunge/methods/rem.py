@@ -62,7 +62,7 @@ from expunge.train.loop import batches, in_order
 class REM(Descent):
     """Redirection for erasing memory."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"tied dropout"})
+    needs: ClassVar[frozenset[str]] = frozenset({"decisions", "tied dropout"})
     cite: ClassVar[tuple[str, ...]] = ("schoepf2025rem", "maini2023localized")
     paper: ClassVar[str] = "REM, 2025"
     effort: ClassVar[str] = "(R + 2 F) E + F flushes"

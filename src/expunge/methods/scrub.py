@@ -44,6 +44,7 @@ from expunge.methods._measure import known, known_share
 class SCRUB(Descent):
     """Alternating distillation away from and towards the original, optionally with rewinding."""
 
+    needs: ClassVar[frozenset[str]] = frozenset({"decisions"})
     cite: ClassVar[str] = "kurmanji2023scrub"
     paper: ClassVar[str] = "SCRUB, 2023"
     effort: ClassVar[str] = "R E + F forget_epochs"

@@ -75,6 +75,7 @@ class Round:
 class TAR(Method):
     """Entropy on forget kept high while an adversary relearns it; for a model that another method has safeguarded."""
 
+    needs: ClassVar[frozenset[str]] = frozenset({"decisions"})
     cite: ClassVar[str] = "tamirisa2025tar"
     paper: ClassVar[str] = "TAR, 2025"
     effort: ClassVar[str] = "very high, nested steps"

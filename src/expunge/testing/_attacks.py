@@ -12,7 +12,6 @@ from expunge.base.errors import MissingError
 from expunge.core.case import Attacked, Case, Curve
 from expunge.core.contracts import Attack
 from expunge.core.modules import shared_storage
-from expunge.core.objective import knows
 from expunge.core.problem import Problem
 from expunge.testing._error import ContractError, Fail, failing
 from expunge.testing._rules import check_settings, randomness, reasons, require_same, require_same_problem
@@ -129,5 +128,5 @@ def _check_ends(done: Attacked, model: nn.Module, problem: Problem, fail: Fail) 
 def _known(model: nn.Module, problem: Problem, ids: Tensor) -> np.ndarray:
     copied = copy.deepcopy(model).eval()
     with torch.no_grad():
-        found = [knows(problem.objective.decisions(copied, b), b.size) for b in in_order(problem.data, ids)]
+        found = [problem.objective.known(copied, b) for b in in_order(problem.data, ids)]
     return torch.cat(found).double().numpy()

@@ -12,7 +12,7 @@ from expunge.core.problem import Problem
 from expunge.evidence.scores import Scores, dumps
 from expunge.testing._error import Fail, failing
 from expunge.testing._rules import accepted, check_settings, randomness, reasons, require_same, require_same_problem
-from expunge.testing._settings import DOUBLE, REGULARISED, TOKENS, Setting, every_setting
+from expunge.testing._settings import DOUBLE, NUMBERS, REGULARISED, TOKENS, Setting, every_setting
 from expunge.testing._state import Snapshot, contents
 
 
@@ -28,7 +28,7 @@ def check_audit(audit: Audit) -> None:
     """
     check_settings(audit)
     needs: frozenset[str] = getattr(audit, "needs", frozenset())
-    asked = [s for s in every_setting() if s.name in (REGULARISED, DOUBLE, TOKENS)]
+    asked = [s for s in every_setting() if s.name in (REGULARISED, DOUBLE, TOKENS, NUMBERS)]
     settings = [s for s in asked if needs <= s.problem.objective.provides]
     for setting in accepted(audit, settings):
         _check_on(audit, setting)

@@ -75,7 +75,7 @@ def _check_stored(result: nn.Module, setting: Setting, fail: Fail) -> None:
         stored = checkpoint.restore(fresh, checkpoint.dump(result), "result").eval()
     except (SpecError, RuntimeError) as error:
         raise fail("can be stored", str(error), "return a model whose state fits the recipe's architecture") from error
-    if not np.array_equal(_logits(stored, setting.problem), _logits(result, setting.problem), equal_nan=True):
+    if not np.array_equal(_outputs(stored, setting.problem), _outputs(result, setting.problem), equal_nan=True):
         raise fail(
             "can be stored",
             "stored and read again it answers otherwise",
@@ -83,7 +83,7 @@ def _check_stored(result: nn.Module, setting: Setting, fail: Fail) -> None:
         )
 
 
-def _logits(model: nn.Module, problem: Problem) -> np.ndarray:
+def _outputs(model: nn.Module, problem: Problem) -> np.ndarray:
     with torch.no_grad():
-        found = [problem.objective.decisions(model, batch).logits for batch in in_order(problem.data, problem.test)]
-    return torch.cat(found).numpy()
+        outputs = [problem.objective.prediction(model, batch) for batch in in_order(problem.data, problem.test)]
+    return torch.cat(outputs).numpy()

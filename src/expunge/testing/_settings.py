@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from expunge.core.data import IGNORE, Data
 from expunge.core.problem import Problem
 from expunge.core.tied import TiedDropout
 from expunge.models.gpt import GPT
+from expunge.objectives.reconstruction import Reconstruction
 from expunge.train.training import TrainedRecipe, Training
 
 PLAIN = "a plain classifier"
@@ -24,6 +25,7 @@ TIED = "a classifier with tied weights"
 DOUBLE = "a classifier in double precision"
 MEMORY = "a classifier with example-tied dropout"
 TOKENS = "a small language model"
+NUMBERS = "an autoencoder"
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,15 @@ class Setting:
     name: str
     problem: Problem
     make: Callable[[], nn.Module]
-    has: frozenset[str] = frozenset({"recipe", "classes"})
-    """What methods may need that is there."""
+    also: frozenset[str] = frozenset()
+    """What methods may need that is there, besides a recipe and what the objective provides."""
     built: list[nn.Module] = field(default_factory=list)
     """Modules that recipes of this setting have built."""
+
+    @property
+    def has(self) -> frozenset[str]:
+        """What methods may need that is there."""
+        return self.problem.objective.provides | {"recipe"} | self.also
 
     def recipe(self) -> Recipe:
         """How such models are trained; keeps what it builds."""
@@ -57,7 +64,7 @@ class Setting:
 
 
 def every_setting() -> list[Setting]:
-    """Classifiers of six sorts on one problem, and a language model on another."""
+    """Classifiers of six sorts on one problem, a language model, and an autoencoder, which makes no decisions."""
     classes, tokens = _classes(), _tokens()
     return [
         Setting(PLAIN, classes, _classifier),
@@ -65,10 +72,9 @@ def every_setting() -> list[Setting]:
         Setting(FROZEN, classes, lambda: _classifier(frozen=True)),
         Setting(TIED, classes, lambda: _classifier(tied=True)),
         Setting(DOUBLE, classes, lambda: _classifier().double()),
-        Setting(MEMORY, classes, _Remembering, has=frozenset({"recipe", "classes", TIED_DROPOUT})),
-        Setting(
-            TOKENS, tokens, lambda: GPT(width=8, layers=1, heads=2)(tokens.data), has=frozenset({"recipe", "tokens"})
-        ),
+        Setting(MEMORY, classes, _Remembering, also=frozenset({TIED_DROPOUT})),
+        Setting(TOKENS, tokens, lambda: GPT(width=8, layers=1, heads=2)(tokens.data)),
+        Setting(NUMBERS, _numbers(classes), lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 6))),
     ]
 
 
@@ -118,6 +124,12 @@ def _classes() -> Problem:
     groups[12:15] = torch.tensor([0, 4, 8])
     data = Data(inputs, targets, torch.arange(48), torch.arange(48, 64), ("a", "b", "c"), groups=groups)
     return Problem(data, torch.arange(12), torch.arange(12, 48), data.test, holdout=torch.arange(64, 72))
+
+
+def _numbers(classes: Problem) -> Problem:
+    """The same points, to be reconstructed: no decisions, and no wrong targets."""
+    data = replace(classes.data, labels=(), objective=Reconstruction())
+    return replace(classes, data=data, objective=data.objective)
 
 
 def _tokens() -> Problem:
