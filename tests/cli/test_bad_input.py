@@ -310,11 +310,11 @@ ARRAYS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "label outside the classes": ({"y": np.arange(60) % 4}, ("label 3 (example 3)", "0 to 2")),
     "negative label": ({"ty": np.arange(30) % 3 - 1}, ("label -1 (example 60)", "0 to 2")),
     "NaN": ({"x": with_nan()}, ("1 inputs are not finite", "id 7", "finite numbers", "drop")),
-    "labels that are fractions": ({"y": np.arange(60) / 2}, ("data.y", "float64", "whole numbers")),
+    "labels that are fractions": ({"y": np.arange(60) / 2}, ("forget (label_swap)", "Regression", "classes")),
     "labels that are words": ({"y": np.array(["a"] * 60), "ty": np.array(["a"] * 30)}, ("data.y", "<U1", "numbers")),
     "array missing": ({"tx": None}, ("data.path", "lacks the array 'tx'", "x, y, tx, ty")),
     "other shape": ({"tx": np.zeros((30, 4), np.float32)}, ("data.path", "[60, 5]", "[30, 4]", "first dimension only")),
-    "too few labels": ({"y": np.arange(50) % 3}, ("data: ", "90 inputs but 80 targets")),
+    "too few labels": ({"y": np.arange(50) % 3}, ("data.inputs: ", "90 inputs but 80 targets")),
     "groups of other length": ({"groups": np.arange(5)}, ("data.groups", "[5]", "[90]")),
     "no test set": (
         {"tx": np.zeros((0, 5)), "ty": np.zeros(0, int)},

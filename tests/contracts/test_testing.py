@@ -48,7 +48,7 @@ class Step(Method):
         problem, ids = job.problem, job.problem.retain
         if job.meter.affords(len(ids)):
             batch = problem.data.batch(ids)
-            value = loss(problem.objective.decisions(student, batch))
+            value = problem.objective.loss(student, batch)
             named = [(n, p) for n, p in student.named_parameters() if p.requires_grad]
             gradients = torch.autograd.grad(value, [p for _, p in named])
             job.meter.charge(len(ids))
@@ -154,6 +154,8 @@ class Remembers(Step):
 
 class Distils(Step):
     """A right method with a teacher: the output on the forget set moves towards the teacher's, shuffled."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"decisions"})
 
     def teacher(self, student: nn.Module) -> nn.Module:
         return frozen_copy(student)
@@ -857,9 +859,9 @@ class ModelPeeks(Architecture):
 
 class ModelFailsOnTokens(MLP):
     def __call__(self, data: Data) -> nn.Sequential:
-        return super().__call__(
-            replace(data, objective=None, labels=(), targets=torch.zeros(len(data), dtype=torch.int64))
-        )
+        if not data.has_tokens:
+            return super().__call__(data)
+        return super().__call__(replace(data, objective=None, labels=(), targets=torch.zeros(len(data)).long()))
 
 
 WRONG_MODELS = {

@@ -138,8 +138,8 @@ class _Turn(nn.Module):
     ("targets", "name"),
     [
         (torch.zeros(6).long(), "Classification"),
-        (torch.zeros(6), "Regression"),
-        (torch.zeros(6, 2), "Regression"),
+        (torch.full((6,), 0.5), "Regression"),
+        (torch.full((6, 2), 0.5), "Regression"),
     ],
 )
 def test_what_is_obvious_is_inferred(targets: Tensor, name: str) -> None:

@@ -34,7 +34,9 @@ def require_classes(data: Data, task: str) -> None:
         SpecError: The data are tokens.
     """
     if not data.has_classes:
-        raise SpecError("the data are tokens", where=f"forget ({task})", allowed="data with classes")
+        raise SpecError(
+            f"the objective is {type(data.objective).__name__}", where=f"forget ({task})", allowed="data with classes"
+        )
 
 
 def class_index(label: int | str, data: Data, where: str) -> int:
