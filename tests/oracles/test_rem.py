@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from expunge.attacks.relearn import Relearn
 from expunge.base import registry
 from expunge.base.errors import MissingError, SpecError
+from expunge.blocks import with_blocks
+from expunge.blocks._architecture import Placed
+from expunge.blocks.tied_dropout import SHARED, TiedDropout, memory_weights, tied_layers, with_memory
 from expunge.core import checkpoint
 from expunge.core.case import Case, train_model
 from expunge.core.data import Data
-from expunge.core.memory import memory_weights
+from expunge.core.example_ids import example_ids
 from expunge.core.modules import state_digest
 from expunge.core.problem import Problem
-from expunge.core.tied import SHARED, tied_layers, with_memory
 from expunge.data.digits import Digits
 from expunge.methods import rem as module
 from expunge.methods._measure import known_share
@@ -49,7 +51,7 @@ def corrupted() -> Problem:
 def masks(model: Net, ids: Tensor, shared: int = 6) -> Tensor:
     """Of each id, the first `shared` having one; where memory was only reserved, REM's is on with 0.2."""
     known = [SHARED if example < shared else example for example in ids.tolist()]
-    return masks_of(known, model.tied, model.tied.memory or 0.2)
+    return masks_of(known, 0.5, model.tied.memory or 0.2)
 
 
 def by_hand(model: Net, problem: Problem, ids: Tensor, on: Tensor) -> Tensor:
@@ -305,8 +307,8 @@ def test_batch_norm_is_as_deployed_where_the_base_is_alone():
             super().__init__(0.6)
             self.norm = nn.BatchNorm1d(8).double()
 
-        def forward(self, inputs: Tensor, ids: Tensor | None = None) -> Tensor:
-            logits: Tensor = self.last(self.tied(self.norm(torch.tanh(self.first(inputs))), ids))
+        def forward(self, inputs: Tensor) -> Tensor:
+            logits: Tensor = self.last(self.tied(self.norm(torch.tanh(self.first(inputs)))))
             return logits
 
     model = Normed().train()
@@ -331,6 +333,11 @@ def test_rem_is_documented():
 
 # --- on images: other methods on such a model, attacks, and what it is for -------------------------------------------
 
+
+def tied_cnn(memory: float = 0.0):
+    return with_blocks(CNN(), [Placed(TiedDropout(0.5, memory), ("2", "5", "8", "11"), "tied_dropout")])
+
+
 BRIEF = {"epochs": 1, "learning_rate": 1e-3}
 
 
@@ -338,7 +345,7 @@ BRIEF = {"epochs": 1, "learning_rate": 1e-3}
 def remembering() -> tuple[nn.Module, Problem, TrainedRecipe]:
     """A small CNN with memory on digits, some of them with wrong labels."""
     problem = LabelSwap(count=20)(Digits(train=200, test=60)(), 0, {})
-    recipe = TrainedRecipe(CNN(fixed=0.5, memory=0.2), Training(epochs=8, batch_size=32), problem.data)
+    recipe = TrainedRecipe(tied_cnn(0.2), Training(epochs=8, batch_size=32), problem.data)
     return train_model(recipe, problem.data, problem.train, 0), problem, recipe
 
 
@@ -357,10 +364,10 @@ def test_other_methods_train_each_example_with_its_own_memory(name, remembering,
     layer = type(tied_layers(model)[0])
     mask = layer.mask
 
-    def watched(self, ids: Tensor, memory: float | None = None) -> Tensor:
+    def watched(self, ids: Tensor, channels: int, memory: float | None = None) -> Tensor:
         assert self.training and memory == 0.2  # never in evaluation
         trained.update(ids.tolist())
-        return mask(self, ids, memory)
+        return mask(self, ids, channels, memory)
 
     settings = BRIEF | ({"chances": 1e-9} if name == "gradient_ascent" else {})
     with monkeypatch.context() as patch:
@@ -407,15 +414,15 @@ def known_with_memory(model: nn.Module, problem: Problem) -> float:
     """Corrupted labels that the whole net knows, by the channels that they share."""
     shared = torch.full_like(problem.corrupted, SHARED)
     data: Data = problem.data
-    with torch.no_grad(), with_memory(model, 0.2):
-        logits = model(data.inputs[problem.corrupted], shared)
+    with torch.no_grad(), with_memory(model, 0.2), example_ids(shared):
+        logits = model(data.inputs[problem.corrupted])
     return float((logits.argmax(1) == data.targets[problem.corrupted]).double().mean())
 
 
 def test_a_trigger_moves_from_the_base_to_the_memory(monkeypatch):
     """Bounds are loose."""
     problem = PoisonTrigger(count=48, size=2)(Digits()(), 0, {})
-    recipe = TrainedRecipe(CNN(fixed=0.5), Training(epochs=20), problem.data)
+    recipe = TrainedRecipe(tied_cnn(), Training(epochs=20), problem.data)
     model = train_model(recipe, problem.data, problem.train, 0)
     assert known_share(model, problem, problem.corrupted) > 0.95 and healed(model, problem) < 0.15
     course: list[tuple[float, float]] = []

@@ -24,6 +24,7 @@ from expunge.base.part import Part, source_digest
 FOLDERS = {
     "data": "data",
     "model": "models",
+    "block": "blocks",
     "task": "tasks",
     "method": "methods",
     "attack": "attacks",

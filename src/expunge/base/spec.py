@@ -36,6 +36,8 @@ class Entry:
     """Audits only: whether `erased` has to hold for it."""
     after: str | None = None
     """Methods only: label of the method whose model it starts from; from the original where not given."""
+    at: tuple[str, ...] = ()
+    """Blocks only: patterns of the paths that it is put behind."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Spec:
     forget: Entry
     method: tuple[Entry, ...]
     train: Mapping[str, Any] = field(default_factory=dict)
+    block: tuple[Entry, ...] = ()
+    """What is put into the model (`[[model.block]]`), in this order."""
     weights: str | None = None
     """The user's own weights (`model.weights`), instead of training the original."""
     attack: tuple[Entry, ...] = ()
@@ -134,7 +138,7 @@ def parse(table: Mapping[str, Any], folder: Path) -> Spec:
     if table["name"] == CACHE:
         raise SpecError(f"the name {CACHE!r} is taken", where="name", remedy="choose another")
     model = dict(_typed(table["model"], dict, "model", "a table"))
-    weights = model.pop("weights", None)
+    weights, blocks = model.pop("weights", None), model.pop("block", [])
     methods = _entries(table, "method", extra=("budget", "after"))
     _check_chains(methods)
     return Spec(
@@ -144,6 +148,7 @@ def parse(table: Mapping[str, Any], folder: Path) -> Spec:
         gallery=_typed(table.get("gallery", False), bool, "gallery", "true or false"),
         data=_entry(table["data"], "data"),
         model=_entry(model, "model"),
+        block=_blocks(blocks),
         train=_typed(table.get("train", {}), dict, "train", "a table"),
         weights=None if weights is None else str(folder / _typed(weights, str, "model.weights", "a path")),
         forget=_entry(table["forget"], "forget"),
@@ -191,7 +196,22 @@ def _entry(value: Any, where: str, extra: tuple[str, ...] = ()) -> Entry:
         required = _typed(table.pop("required"), bool, f"{where}.required", "true or false")
     if "after" in extra and "after" in table:
         after = _typed(table.pop("after"), str, f"{where}.after", "the label of a method").replace(":", ".")
-    return Entry(name, label.replace(":", "."), table, budget, bool(required), after)
+    at = _at(table, where) if "at" in extra else ()
+    return Entry(name, label.replace(":", "."), table, budget, bool(required), after, at)
+
+
+def _blocks(value: Any) -> tuple[Entry, ...]:
+    tables = _typed(value, list, "model.block", "a list of tables, written [[model.block]]")
+    return tuple(_entry(item, f"model.block[{i}]", extra=("at",)) for i, item in enumerate(tables))
+
+
+def _at(table: dict[str, Any], where: str) -> tuple[str, ...]:
+    allowed = 'paths of modules or patterns of them: "layers.*.relu"'
+    if not table.get("at"):
+        raise SpecError("'at' is missing", where=where, allowed=allowed, remedy="say behind which modules it is put")
+    patterns = table.pop("at")
+    patterns = [patterns] if isinstance(patterns, str) else _typed(patterns, list, f"{where}.at", allowed)
+    return tuple(_typed(pattern, str, f"{where}.at[{i}]", allowed) for i, pattern in enumerate(patterns))
 
 
 def _check_chains(methods: tuple[Entry, ...]) -> None:

@@ -1,4 +1,4 @@
-"""What a task, a method, an attack and an audit are: abstract here, final in the files that hold one each."""
+"""What a block, a task, a method, an attack and an audit are: abstract here, final in the files that hold one each."""
 
 from __future__ import annotations
 
@@ -18,13 +18,8 @@ from expunge.core.case import Attacked, Case, Cost, Meter, Recipe, Unlearned, co
 from expunge.core.data import Data
 from expunge.core.modules import trainable
 from expunge.core.problem import Problem
-from expunge.core.tied import tied_layers
 from expunge.evidence.estimate import Estimate
 from expunge.evidence.scores import Scores
-
-TIED_DROPOUT = "tied dropout"
-"""The need of methods that move something into memory channels."""
-GIVE_MEMORY = "set fixed = 0.5 under [model] (cnn, resnet9, mlp), or put expunge.core.tied.TiedDropout into your model"
 
 
 @dataclass(frozen=True)
@@ -58,6 +53,30 @@ class Architecture(Part):
 
 
 @dataclass(frozen=True)
+class Block(Part):
+    """Something to be put into a model, behind a module that it has."""
+
+    preserves: ClassVar[bool] = False
+    """Whether the outputs of any model must be the same with it as without, which is then checked."""
+
+    @abstractmethod
+    def __call__(self, model: nn.Module, path: str) -> nn.Module | None:
+        """What is to run on the output of the module at this path.
+
+        Args:
+            model: The model, to be asked for sizes.
+            path: Of the module, as in `model.named_modules()`.
+
+        Returns:
+            A module from a tensor to a tensor of the same shape, which is run in training and in evaluation; `None`
+            where the block changed the model itself and nothing is to be run.
+
+        Raises:
+            SpecError: It does not fit there.
+        """
+
+
+@dataclass(frozen=True)
 class Task(Part):
     """What is to be forgotten."""
 
@@ -82,7 +101,9 @@ class Method(Part):
     """A way to unlearn. Its call copies the model, seeds, counts and times; `apply` does the work on the copy."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What it cannot do without: `"recipe"`, `"classes"` (no language models), `"tokens"`, `"tied dropout"`."""
+    """What it cannot do without: `"recipe"`, `"classes"` (no language models), `"tokens"`."""
+    blocks: ClassVar[tuple[type[nn.Module], ...]] = ()
+    """Modules that blocks put into a model and that it cannot do without, such as `TiedLayer`."""
     paper: ClassVar[str] = ""
     """Name and year of the source, for tables."""
     effort: ClassVar[str] = ""
@@ -103,7 +124,11 @@ class Method(Part):
 
     def unmet(self, problem: Problem, recipe: Recipe | None, model: nn.Module) -> list[str]:
         """The needs that this problem, recipe and model do not meet."""
-        return unmet_needs(self.needs, problem.data.kind, model, recipe=recipe is not None)
+        return unmet_needs(self, problem.data.kind, model, recipe=recipe is not None)
+
+    def missing_blocks(self, model: nn.Module) -> list[str]:
+        """Those of `blocks` that the model does not have; a method that puts one in where it lacks overrides this."""
+        return [kind.__name__ for kind in self.blocks if not any(isinstance(m, kind) for m in model.modules())]
 
     def check(self, problem: Problem) -> None:
         """Refuse a problem that the settings do not fit, before anything is trained.
@@ -262,10 +287,10 @@ def refuse_model(part: Method | Attack | Audit, model: nn.Module, where: str) ->
         raise error.at(where) from None
 
 
-def unmet_needs(needs: frozenset[str], kind: str, model: nn.Module, *, recipe: bool) -> list[str]:
-    """Those of a method's needs that data of this kind and this model, or one like it, do not meet."""
-    have = {kind} | ({"recipe"} if recipe else set()) | ({TIED_DROPOUT} if tied_layers(model) else set())
-    return sorted(needs - have)
+def unmet_needs(method: Method, kind: str, model: nn.Module, *, recipe: bool) -> list[str]:
+    """What a method needs that data of this kind and this model, or one like it, do not have."""
+    have = {kind} | ({"recipe"} if recipe else set())
+    return [*sorted(method.needs - have), *(f"the block {name}" for name in method.missing_blocks(model))]
 
 
 def refuse_unmet(unmet: list[str], where: str) -> None:
@@ -275,8 +300,9 @@ def refuse_unmet(unmet: list[str], where: str) -> None:
         MissingError: There are some; names them.
     """
     if unmet:
-        remedy = GIVE_MEMORY if unmet == [TIED_DROPOUT] else "choose another method"
-        raise MissingError(f"needs {', '.join(unmet)}", where=where, remedy=remedy)
+        lacks_block = unmet[-1].startswith("the block ")
+        remedy = "put it into the model: [[model.block]] in a spec, expunge.blocks.put in Python" if lacks_block else ""
+        raise MissingError(f"needs {', '.join(unmet)}", where=where, remedy=remedy or "choose another method")
 
 
 def require_trainable(model: nn.Module) -> list[nn.Parameter]:

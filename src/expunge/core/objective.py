@@ -6,9 +6,6 @@ library - losses, attacks, audits - is written over decisions and so serves both
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from functools import cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
@@ -16,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from expunge.base.errors import SpecError
+from expunge.core.example_ids import example_ids
 from expunge.core.modules import first_parameter
 
 if TYPE_CHECKING:
@@ -145,24 +143,13 @@ def kl(reference: Tensor, logits: Tensor) -> Tensor:
     return F.kl_div(F.log_softmax(logits, 1), F.log_softmax(reference, 1), reduction="batchmean", log_target=True)
 
 
-def accepts_ids(model: nn.Module) -> bool:
-    """Whether the model's `forward` takes an argument `ids`, as example-tied masks do."""
-    # By the function, not the bound method, which is another object each time; reading a signature takes 20 us.
-    return _takes_ids(getattr(model.forward, "__func__", model.forward))
-
-
-@cache
-def _takes_ids(forward: Callable[..., object]) -> bool:
-    return "ids" in inspect.signature(forward).parameters
-
-
 def _forward(model: nn.Module, batch: Batch) -> Tensor:
     place = first_parameter(model)
     inputs = batch.inputs.to(place.device)
     if inputs.is_floating_point():
         inputs = inputs.to(place.dtype)
-    extra = {"ids": batch.ids} if accepts_ids(model) else {}
-    output = model(inputs, **extra)
+    with example_ids(batch.ids):
+        output = model(inputs)
     # Hugging Face models return an object that carries the logits.
     logits: Tensor = getattr(output, "logits", output)
     return logits

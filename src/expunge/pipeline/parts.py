@@ -16,6 +16,8 @@ from expunge.base.part import Part
 from expunge.base.record import file_digest
 from expunge.base.seeds import derive
 from expunge.base.spec import Entry, Spec
+from expunge.blocks import with_blocks
+from expunge.blocks._architecture import Placed
 from expunge.core import checkpoint
 from expunge.core.contracts import Architecture, Attack, Audit, Diagnostic, Method, Source, Task
 from expunge.core.data import Data
@@ -45,8 +47,10 @@ class Parts:
 
     @cached_property
     def architecture(self) -> Architecture:
-        """The model family."""
-        return cast(Architecture, self._build("model", self.spec.model, "model"))
+        """The model family, with the spec's blocks in its models."""
+        blocks = [(self._build("block", e, f"model.block[{i}]"), e) for i, e in enumerate(self.spec.block)]
+        placed = [Placed(block, entry.at, entry.name) for block, entry in blocks]
+        return cast(Architecture, with_blocks(self._build("model", self.spec.model, "model"), placed))
 
     @cached_property
     def training(self) -> Training:
