@@ -30,10 +30,13 @@ FOLDERS = {
     "attack": "attacks",
     "audit": "audits",
     "diagnostic": "diagnostics",
+    "monitor": "monitors",
     "study": "studies",
 }
 """Kind of part to the folder of the package that holds it; entry points use the group `expunge.<folder>`."""
 
+_PLACES = {"monitor": "train/monitors"}
+"""Folders that lie inside another one."""
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -93,7 +96,7 @@ def load(kind: str, name: str, *, where: str = "") -> Any:
     if ":" in name:
         return _import(name, where=where)
     if name in _files(kind):
-        module = importlib.import_module(f"expunge.{FOLDERS[kind]}.{name}")
+        module = importlib.import_module(f"expunge.{_place(kind).replace('/', '.')}.{name}")
         return _class_in(module, name)
     if name in _entry_points(kind):
         return _entry_points(kind)[name].load()
@@ -161,11 +164,15 @@ def kinds_of(name: str) -> list[str]:
     return [kind for kind in FOLDERS if name in names(kind)]
 
 
+def _place(kind: str) -> str:
+    return _PLACES.get(kind, FOLDERS[kind])
+
+
 @cache
 def _files(kind: str) -> dict[str, Path]:
     if kind not in FOLDERS:
         raise unknown("kind", kind, FOLDERS, where="registry")
-    found = (_PACKAGE / FOLDERS[kind]).glob("*.py")
+    found = (_PACKAGE / _place(kind)).glob("*.py")
     return {path.stem: path for path in found if not path.stem.startswith("_")}
 
 

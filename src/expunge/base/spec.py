@@ -66,6 +66,8 @@ class Spec:
     attack: tuple[Entry, ...] = ()
     audit: tuple[Entry, ...] = ()
     diagnostic: tuple[Entry, ...] = ()
+    monitor: tuple[Entry, ...] = ()
+    """What is measured while originals and references train."""
     gate: tuple[Gate, ...] = ()
     threads: int = 1
     gallery: bool = False
@@ -86,7 +88,7 @@ class Spec:
 
 KEYS = (
     "name", "seeds", "threads", "gallery", "data", "model", "train", "forget",
-    "method", "attack", "audit", "diagnostic", "gate",
+    "method", "attack", "audit", "diagnostic", "monitor", "gate",
 )  # fmt: skip
 
 
@@ -156,6 +158,7 @@ def parse(table: Mapping[str, Any], folder: Path) -> Spec:
         attack=_entries(table, "attack"),
         audit=_entries(table, "audit", extra=("required",)),
         diagnostic=_entries(table, "diagnostic"),
+        monitor=_entries(table, "monitor"),
         gate=_gates(table, methods),
         folder=folder,
     )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -248,6 +248,38 @@ class Audit(Part):
     @abstractmethod
     def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
         """Scores per example, id by id, for each split that it looks at."""
+
+
+class Watcher(Protocol):
+    """What a monitor makes for one training: called after each step, it measures now and then and keeps plain lists."""
+
+    def __call__(self, step: int, model: nn.Module) -> None:
+        """Look at the model after so many steps, and leave it as it is."""
+        ...
+
+    @property
+    def record(self) -> Mapping[str, Sequence[float]]:
+        """Everything that was measured, by name; `step` says when."""
+        ...
+
+
+@dataclass(frozen=True)
+class Monitor(Part):
+    """Something to be measured while a model trains, without changing how it trains."""
+
+    @abstractmethod
+    def __call__(self, data: Data, ids: Tensor, optimizer: torch.optim.Optimizer, seed: int) -> Watcher:
+        """A watcher of one training.
+
+        Args:
+            data: What the model is trained on.
+            ids: Which examples, `[k]`.
+            optimizer: Takes the steps.
+            seed: Of whatever is drawn, such as the examples to measure on.
+
+        Raises:
+            SpecError: It cannot measure on such data.
+        """
 
 
 @dataclass(frozen=True)

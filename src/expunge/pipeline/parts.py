@@ -19,7 +19,7 @@ from expunge.base.spec import Entry, Spec
 from expunge.blocks import with_blocks
 from expunge.blocks._architecture import Placed
 from expunge.core import checkpoint
-from expunge.core.contracts import Architecture, Attack, Audit, Diagnostic, Method, Source, Task
+from expunge.core.contracts import Architecture, Attack, Audit, Diagnostic, Method, Monitor, Source, Task
 from expunge.core.data import Data
 from expunge.core.problem import Problem
 from expunge.diagnostics._plan import planned, with_plan
@@ -35,7 +35,7 @@ class Parts:
     def __post_init__(self) -> None:
         # Parts are made at once, so that a bad setting is reported before anything is computed.
         _ = self.source, self.architecture, self.training, self.task
-        _ = self.methods, self.attacks, self.audits, self.diagnostics
+        _ = self.methods, self.attacks, self.audits, self.diagnostics, self.monitors
 
     def _build(self, kind: str, entry: Entry, where: str) -> Part:
         return registry.build(kind, entry.name, entry.settings, where=where, folder=self.spec.folder)
@@ -95,6 +95,13 @@ class Parts:
             e.label: cast(Diagnostic, self._build("diagnostic", e, f"diagnostic[{i}]")) for i, e in enumerate(entries)
         }
 
+    @cached_property
+    def monitors(self) -> dict[str, Monitor]:
+        """By label, in the spec's order."""
+        return {
+            e.label: cast(Monitor, self._build("monitor", e, f"monitor[{i}]")) for i, e in enumerate(self.spec.monitor)
+        }
+
     def name_of(self, kind: str, label: str) -> str:
         """The registered name behind a label of an attack, audit or diagnostic."""
         entries = {"attack": self.spec.attack, "audit": self.spec.audit, "diagnostic": self.spec.diagnostic}[kind]
@@ -126,9 +133,9 @@ class Parts:
         """The seed of this seed's problem."""
         return self.spec.seeds[0] if self.about_one_model else seed
 
-    def recipe(self, data: Data) -> TrainedRecipe:
-        """How models on this view of the data are trained."""
-        return TrainedRecipe(self.architecture, self.training, data)
+    def recipe(self, data: Data, *, watched: bool = False) -> TrainedRecipe:
+        """How models on this view of the data are trained; with the spec's monitors where it is `watched`."""
+        return TrainedRecipe(self.architecture, self.training, data, self.monitors if watched else {})
 
     @property
     def about_one_model(self) -> bool:
@@ -189,6 +196,7 @@ class Parts:
             "attack": [labelled(e, self.attacks[e.label]) for e in spec.attack],
             "audit": [labelled(e, self.audits[e.label], required=e.required) for e in spec.audit],
             **diagnostics,
+            **({"monitor": [labelled(e, self.monitors[e.label]) for e in spec.monitor]} if spec.monitor else {}),
             "gate": [{"method": g.method, "verdict": g.verdict} for g in spec.gate],
         }
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from expunge.core.contracts import require_trainable
 from expunge.core.data import Data
 from expunge.core.objective import infer_objective, loss
 from expunge.train.loop import batches, fit
+from expunge.train.monitors import watch
 from expunge.train.optim import OptimizerName, cosine, make_optimizer
 
 
@@ -51,11 +52,15 @@ class TrainedRecipe:
         architecture: Called with the data, returns a freshly initialised module.
         training: How long and how fast.
         data: Gives the architecture its input shape and number of labels.
+        monitors: What is measured while a model trains, by label; the trained weights do not depend on it.
     """
 
     architecture: Any
     training: Training
     data: Data
+    monitors: Mapping[str, Any] = field(default_factory=dict)
+    records: dict[str, dict[str, list[float | None]]] = field(default_factory=dict, compare=False)
+    """What the monitors measured in the last training, by label; `None` where a number is not finite."""
 
     def build(self, seed: int) -> nn.Module:
         """The freshly initialised model of this seed."""
@@ -73,13 +78,26 @@ class TrainedRecipe:
         objective, t = infer_objective(data), self.training
         parameters = require_trainable(module.train())
         generator = torch.Generator().manual_seed(seed)
+        optimizer = make_optimizer(t.optimizer, parameters, t.learning_rate, t.weight_decay)
+        watchers = {label: monitor(data, ids, optimizer, seed) for label, monitor in self.monitors.items()}
+        on_step = watch(module, *watchers.values()) if watchers else None
+        if on_step is not None:
+            on_step(0, math.nan)
         fit(
             parameters,
             lambda batch: loss(objective.decisions(module, batch)),
             batches(data, ids, t.batch_size, t.epochs, generator),
-            make_optimizer(t.optimizer, parameters, t.learning_rate, t.weight_decay),
+            optimizer,
             meter=meter,
             schedule=t.schedule(t.epochs * math.ceil(len(ids) / t.batch_size)),
+            on_step=on_step,
             clip=t.clip,
         )
+        self.records.clear()
+        self.records.update({label: _plain(watcher.record) for label, watcher in watchers.items()})
         return module
+
+
+def _plain(record: Mapping[str, Sequence[float]]) -> dict[str, list[float | None]]:
+    """A record as JSON can hold it."""
+    return {name: [value if math.isfinite(value) else None for value in values] for name, values in record.items()}
