@@ -33,7 +33,8 @@ def pages() -> dict[str, str]:
 
 def parts(kind: str, folder: str) -> str:
     """All parts of one kind."""
-    place = {"data": "[data]", "model": "[model]", "task": "[forget]"}.get(kind, f"[[{kind}]]")
+    places = {"data": "[data]", "model": "[model]", "block": "[[model.block]]", "task": "[forget]"}
+    place = places.get(kind, f"[[{kind}]]")
     lead = f"For `{place}` in a spec; `expunge show NAME` prints the same."
     return "\n\n".join([f"# {folder.capitalize()}", lead, *(part(kind, name) for name in registry.names(kind))]) + "\n"
 
