@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from expunge import blocks, testing
+from expunge.base import registry
 from expunge.base.errors import SpecError
 from expunge.base.spec import parse
 from expunge.blocks._architecture import Placed
@@ -176,7 +178,12 @@ def test_ids_reach_a_block_in_functions_of_the_weights_and_side_by_side() -> Non
 
 
 def test_a_block_of_another_package_keeps_the_contract(monkeypatch: pytest.MonkeyPatch) -> None:
-    testing.check_block(Scale())
+    points = {"scale": EntryPoint("scale", f"{__name__}:Scale", "expunge.blocks")}
+    monkeypatch.setattr(registry, "_entry_points", lambda kind: points if kind == "block" else {})
+    assert registry.names("block") == ["scale", "tied_dropout", "widen"]
+    block = registry.build("block", "scale", {"by": 3.0}, where="model.block[0]")
+    assert block == Scale(3.0)
+    testing.check_block(block)
 
     @dataclass(frozen=True)
     class Cuts(Scale):

@@ -47,7 +47,15 @@ def gpt2() -> nn.Module:
     return transformers.GPT2LMHeadModel(config)
 
 
-def bert() -> nn.Module:
+def llama() -> nn.Module:
+    import transformers
+
+    sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12}
+    ids = {"vocab_size": 5, "max_position_embeddings": 6, "bos_token_id": 0, "eos_token_id": 0}
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **ids))
+
+
+def vit() -> nn.Module:
     import transformers
 
     sizes = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
@@ -65,7 +73,8 @@ MODELS = {
     "gpt": (lambda: GPT(width=8, layers=2, heads=2)(texts()), texts().inputs[:4], ["blocks.0.up", "blocks.1.up"]),
     "vit": (lambda: ViT(width=8, depth=1, heads=2)(images()), images().inputs[:4], ["blocks.0.up"]),
     "gpt2": (gpt2, texts().inputs[:4], ["transformer.h.0.mlp.c_fc", "transformer.h.1.mlp.c_fc"]),
-    "hf-vit": (bert, images().inputs[:4], None),
+    "llama": (llama, texts().inputs[:4], ["model.layers.0.mlp.gate_proj", "model.layers.1.mlp.gate_proj"]),
+    "hf-vit": (vit, images().inputs[:4], None),
 }  # fmt: skip
 EACH = pytest.mark.parametrize(("make", "inputs", "paths"), MODELS.values(), ids=MODELS)
 

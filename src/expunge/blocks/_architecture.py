@@ -53,6 +53,12 @@ class WithBlocks(Architecture):
     def __post_init__(self) -> None:
         """The parts in it have been checked."""
 
+    @property
+    def version(self) -> int:  # type: ignore[override]
+        """The architecture's."""
+        found: int = self.architecture.version
+        return found
+
     def settings(self) -> dict[str, Any]:
         """The architecture's, and its blocks as a spec has them."""
         return {**self.architecture.settings(), "block": [placed.settings() for placed in self.placed]}

@@ -1,7 +1,8 @@
 """Hidden layers that can be made wider: the layer that writes their channels, norms, and the layer that reads them.
 
 Modules with weights are paired in the order in which they are registered, which for most models is that in which they
-run. Whether a pair is what it looks like only a run can show: `widen` compares the outputs.
+run. Two layers of the same sizes in a row may be the halves of a gated perceptron, which write the channels together.
+Whether a pair is what it looks like only a run can show: `widen` compares the outputs.
 """
 
 from __future__ import annotations
@@ -24,12 +25,18 @@ _MIXING_NORMS = (nn.LayerNorm, nn.LocalResponseNorm)
 class Hidden:
     """The channels between a layer that writes them and one that reads them."""
 
-    path: str
-    """Of the layer that writes."""
-    writer: Any
+    paths: tuple[str, ...]
+    """Of the layers that write."""
+    writers: tuple[Any, ...]
+    """One, or the two whose outputs are multiplied."""
     norms: tuple[Any, ...]
     reader: Any
     channels: int
+
+    @property
+    def path(self) -> str:
+        """Of the first layer that writes."""
+        return self.paths[0]
 
     @property
     def positions(self) -> int:
@@ -39,7 +46,7 @@ class Hidden:
     @property
     def channels_now(self) -> int:
         """Channels, with those that were added."""
-        return outputs_of(self.writer)
+        return outputs_of(self.writers[0])
 
     def added(self, share: float) -> int:
         """How many channels to add for this share of those there are: whole groups of a group norm, at least one."""
@@ -55,7 +62,8 @@ def hidden_layers(model: nn.Module) -> tuple[list[Hidden], dict[str, str]]:
         model: Any module.
 
     Returns:
-        Those layers in the model's order, and for every other layer with outputs, by path, why it cannot be.
+        Those layers in the model's order, gated ones before others with the same layers, and by path of a layer that
+        writes why it cannot be widened.
     """
     layers = [(path, module) for path, module in model.named_modules() if _holds_weights(module)]
     shared = _shared(model)
@@ -65,6 +73,9 @@ def hidden_layers(model: nn.Module) -> tuple[list[Hidden], dict[str, str]]:
         if not _supported(writer):
             continue
         later = layers[i + 1 :]
+        if _gated(writer, later, shared):
+            paths, writers = (path, later[0][0]), (writer, later[0][1])
+            pairs.append(Hidden(paths, writers, (), later[1][1], outputs_of(writer)))
         count = next((k for k, (_, module) in enumerate(later) if not _is_norm(module)), len(later))
         norms = [module for _, module in later[:count]]
         reader = later[count] if count < len(later) else None
@@ -72,7 +83,7 @@ def hidden_layers(model: nn.Module) -> tuple[list[Hidden], dict[str, str]]:
         if reason or reader is None:
             refusals[path] = reason
         else:
-            pairs.append(Hidden(path, writer, tuple(norms), reader[1], outputs_of(writer)))
+            pairs.append(Hidden((path,), (writer,), tuple(norms), reader[1], outputs_of(writer)))
     return pairs, refusals
 
 
@@ -89,6 +100,15 @@ def outputs_of(layer: Any) -> int:
 def inputs_of(layer: Any) -> int:
     """Channels that a layer reads."""
     return int(layer.weight.shape[0 if is_transposed(layer) else 1])
+
+
+def _gated(writer: Any, later: Sequence[tuple[str, Any]], shared: set[int]) -> bool:
+    """Whether the layer and the next one may write together what the one behind both reads."""
+    if len(later) < 2 or not (_supported(later[0][1]) and _supported(later[1][1])):
+        return False
+    other, reader = later[0][1], later[1]
+    alike = type(writer) is type(other) and writer.weight.shape == other.weight.shape
+    return alike and not _reason(writer, [], reader, shared) and not _reason(other, [], reader, shared)
 
 
 def _reason(writer: Any, norms: Sequence[Any], reader: tuple[str, Any] | None, shared: set[int]) -> str:

@@ -2,8 +2,9 @@
 
 The layer that writes the channels gets new rows with small random weights, norms in between get neutral entries, and
 the layer that reads gets new columns of zeros: what the new channels hold is ignored until training changes that.
-Layers are `nn.Linear`, `nn.Conv1d`, `nn.Conv2d` and Hugging Face's `Conv1D`; norms are batch, instance and group norm.
-Group norm gets whole groups. A layer norm over the channels would mix new with old ones and is refused.
+Layers are `nn.Linear`, `nn.Conv1d`, `nn.Conv2d` and Hugging Face's `Conv1D`, also the two halves of a gated perceptron.
+Norms are batch, instance and group norm, which gets whole groups. A layer norm over the channels would mix new with old
+ones and is refused.
 
 In a spec, `at` names the layers that write. In Python, `widen_hidden` widens whatever can be and checks the outputs.
 """
@@ -47,7 +48,7 @@ class Widen(Block):
             SpecError: The layer cannot be widened; says why.
         """
         layers, refusals = hidden_layers(model)
-        hidden = next((layer for layer in layers if layer.path == path), None)
+        hidden = next((layer for layer in layers if path in layer.paths), None)
         if hidden is None:
             finding = f"{path!r} cannot be widened: {refusals.get(path, 'it is no linear layer or convolution')}"
             raise SpecError(finding, where="at", allowed=", ".join(layer.path for layer in layers) or "none")
@@ -76,8 +77,10 @@ def widen_hidden(model: nn.Module, run: Run, share: float, generator: torch.Gene
     trial = copy.deepcopy(model).double().eval()
     with torch.no_grad():
         before = run(trial)
-    widened = []
+    widened: list[Hidden] = []
     for own, tried in zip(layers, hidden_layers(trial)[0], strict=True):
+        if any(set(own.paths) & set(other.paths) or own.reader is other.reader for other in widened):
+            continue
         grow(tried, tried.added(share), torch.Generator().manual_seed(0))
         reason = changes(trial, run, before)
         if reason:
@@ -120,32 +123,33 @@ def cannot_widen(refusals: dict[str, str]) -> MissingError:
 @torch.no_grad()
 def grow(hidden: Hidden, added: int, generator: torch.Generator | None) -> None:
     """Add channels, in place: random rows, neutral norms, columns of zeros."""
-    writer, reader, positions = hidden.writer, hidden.reader, hidden.positions
-    rows, columns = (1, 0) if is_transposed(writer) else (0, 1), (0, 1) if is_transposed(reader) else (1, 0)
-    shape = list(writer.weight.shape)
-    shape[rows[0]] = added
-    # The bound that torch draws such layers with.
-    bound = 1 / math.sqrt(writer.weight.numel() / writer.weight.shape[rows[0]])
-    drawn = [torch.rand(size, generator=generator) for size in (shape, [added])]
-    weight, bias = ((2 * bound * x - bound).to(writer.weight) for x in drawn)
-    _extend(writer, "weight", weight, rows[0])
-    _extend(writer, "bias", bias, 0)
+    reader, inputs = hidden.reader, added * hidden.positions
+    for writer in hidden.writers:
+        rows = 1 if is_transposed(writer) else 0
+        shape = list(writer.weight.shape)
+        shape[rows] = added
+        # The bound that torch draws such layers with.
+        bound = 1 / math.sqrt(writer.weight.numel() / writer.weight.shape[rows])
+        weight, bias = (2 * bound * torch.rand(size, generator=generator) - bound for size in (shape, [added]))
+        _extend(writer, "weight", weight, rows)
+        _extend(writer, "bias", bias, 0)
     for norm in hidden.norms:
         for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
             _extend(norm, name, torch.full((added,), value), 0)
-    shape = list(reader.weight.shape)
-    shape[columns[0]] = added * positions
-    _extend(reader, "weight", torch.zeros(shape), columns[0])
+    shape, columns = list(reader.weight.shape), 0 if is_transposed(reader) else 1
+    shape[columns] = inputs
+    _extend(reader, "weight", torch.zeros(shape), columns)
     _say_sizes(hidden)
 
 
 @torch.no_grad()
 def shrink(hidden: Hidden) -> None:
     """Take the added channels away again, in place."""
-    writer, reader, count = hidden.writer, hidden.reader, hidden.channels
+    reader, count = hidden.reader, hidden.channels
     inputs = hidden.positions * count
-    _cut(writer, "weight", count, 1 if is_transposed(writer) else 0)
-    _cut(writer, "bias", count, 0)
+    for writer in hidden.writers:
+        _cut(writer, "weight", count, 1 if is_transposed(writer) else 0)
+        _cut(writer, "bias", count, 0)
     for norm in hidden.norms:
         for name in ("weight", "bias", "running_mean", "running_var"):
             _cut(norm, name, count, 0)
@@ -173,7 +177,8 @@ def _set(module: nn.Module, name: str, value: Tensor) -> None:
 def _say_sizes(hidden: Hidden) -> None:
     """Bring the modules' own numbers in line with their weights."""
     count = hidden.channels_now
-    _number(hidden.writer, ("out_features", "out_channels", "nf"), count)
+    for writer in hidden.writers:
+        _number(writer, ("out_features", "out_channels", "nf"), count)
     _number(hidden.reader, ("in_features", "in_channels", "nx"), inputs_of(hidden.reader))
     for norm in hidden.norms:
         if isinstance(norm, nn.GroupNorm):

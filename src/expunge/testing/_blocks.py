@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from expunge.base.errors import SpecError
 from expunge.blocks import put
+from expunge.blocks._put import inserted
 from expunge.core import checkpoint
 from expunge.core.contracts import Block
 from expunge.core.example_ids import example_ids
@@ -101,13 +102,18 @@ def _check_names(plain: nn.Module, model: nn.Module, block: Block, fail: Fail) -
 
 
 def _check_outputs(plain: nn.Module, model: nn.Module, inputs: Tensor, block: Block, fail: Fail) -> None:
+    def same_kind(_: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+        if (output.shape, output.dtype) != (given[0].shape, given[0].dtype):
+            finding = f"{list(given[0].shape)} {given[0].dtype} becomes {list(output.shape)} {output.dtype}"
+            raise fail("the output keeps its shape", finding, "return a tensor like the input")
+
+    model = copy.deepcopy(model)
+    for place in inserted(model):
+        place.module.register_forward_hook(same_kind)
     for dtype in (torch.float32, torch.float64):
         before = copy.deepcopy(plain).to(dtype).eval()(inputs.to(dtype)).detach()
         for training in (False, True):
             after = _run(copy.deepcopy(model).to(dtype).train(training), inputs.to(dtype), fail)
-            if (after.shape, after.dtype) != (before.shape, before.dtype):
-                finding = f"{list(before.shape)} {before.dtype} becomes {list(after.shape)} {after.dtype}"
-                raise fail("the output keeps its shape", finding, "return a tensor like the input")
             if not after.isfinite().all():
                 raise fail("outputs are finite", "they are not", "look at divisions and logarithms")
     if block.preserves and not torch.allclose(after, before, rtol=1e-9, atol=1e-9):

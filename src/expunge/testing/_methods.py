@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from expunge.base.errors import ExpungeError, MissingError
@@ -36,7 +37,7 @@ def check_method(method: Method) -> None:
     """
     check_settings(method)
     needs = frozenset(getattr(method, "needs", frozenset()))
-    settings = [s for s in every_setting() if not needs - s.has and not method.missing_blocks(s.make())]
+    settings = [s for s in every_setting() if not needs - s.has and not _lacking(method, s)]
     if not settings and method.blocks:
         names = ", ".join(kind.__name__ for kind in method.blocks)
         raise ContractError(method, "blocks", f"no model here has {names}", "test it on a model of your own")
@@ -106,15 +107,20 @@ def _check_needs(method: Method, needs: frozenset[str], met: Setting) -> None:
         raise ContractError(method, "needs", finding, "override apply and let __call__ refuse it with a MissingError")
 
 
+def _lacking(method: Method, setting: Setting) -> list[str]:
+    with torch.random.fork_rng(devices=[]):
+        return method.missing_blocks(setting.make())
+
+
 def _check_blocks(method: Method, met: Setting) -> None:
-    lacking = next((s for s in every_setting() if s.has == met.has and method.missing_blocks(s.make())), None)
+    lacking = next((s for s in every_setting() if s.has == met.has and _lacking(method, s)), None)
     if lacking is None:
         return
     try:
         method(lacking.model(), lacking.problem, lacking.recipe(), 0)
     except MissingError:
         return
-    finding = f"without {method.missing_blocks(lacking.make())[0]} it runs"
+    finding = f"without {_lacking(method, lacking)[0]} it runs"
     raise ContractError(method, "blocks", finding, "override apply and let __call__ refuse it with a MissingError")
 
 
