@@ -33,9 +33,8 @@ def pages() -> dict[str, str]:
 
 def parts(kind: str, folder: str) -> str:
     """All parts of one kind."""
-    place = {"data": "[data]", "model": "[model]", "task": "[forget]", "objective": "[objective]"}.get(
-        kind, f"[[{kind}]]"
-    )
+    single = {"data": "[data]", "model": "[model]", "task": "[forget]", "objective": "[objective]"}
+    place = (single | {"block": "[[model.block]]"}).get(kind, f"[[{kind}]]")
     use = "For `expunge study NAME`" if kind == "study" else f"For `{place}` in a spec"
     lead = f"{use}; `expunge show NAME` prints the same."
     return "\n\n".join([f"# {folder.capitalize()}", lead, *(part(kind, name) for name in registry.names(kind))]) + "\n"

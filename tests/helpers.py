@@ -36,14 +36,15 @@ def tiny(**changes: Any) -> Table:
     return table | changes
 
 
-def toml(table: Table) -> str:
+def toml(table: Table, place: str = "") -> str:
     """The table as TOML; strings, numbers and lists of them look the same in JSON."""
     plain = {key: value for key, value in table.items() if not _is_nested(value)}
     blocks = ["".join(f"{key} = {json.dumps(value)}\n" for key, value in plain.items())]
     for key, value in table.items():
         if _is_nested(value):
-            head = f"[{key}]\n" if isinstance(value, dict) else f"[[{key}]]\n"
-            blocks += [head + toml(inner) for inner in (value if isinstance(value, list) else [value])]
+            head = f"[{place}{key}]\n" if isinstance(value, dict) else f"[[{place}{key}]]\n"
+            inside = value if isinstance(value, list) else [value]
+            blocks += [head + toml(inner, f"{place}{key}.") for inner in inside]
     return "\n".join(blocks)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from expunge.base.seeds import derive
 from expunge.core.case import Meter, train_model
 from expunge.core.data import Data
+from expunge.core.example_ids import current_ids
 from expunge.models.mlp import MLP
 from expunge.train.cscore import Counts, count, cscores, known
 from expunge.train.training import TrainedRecipe, Training
@@ -99,7 +100,9 @@ class Oracle:
 
 
 class Lookup(nn.Module):
-    def forward(self, inputs: Tensor, ids: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
+        ids = current_ids()
+        assert ids is not None
         seen = torch.isin(ids, self.known)
         answers = torch.where(seen, self.labels[ids], (self.labels[ids] + 1) % 3)
         return nn.functional.one_hot(answers, 3).float()

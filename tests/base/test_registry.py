@@ -17,7 +17,7 @@ from expunge.base.errors import SpecError
 from expunge.base.part import Count, Part, Positive
 from expunge.methods.finetune import Finetune
 
-KINDS = ("data", "model", "task", "method", "attack", "audit")
+KINDS = ("data", "model", "block", "task", "method", "attack", "audit")
 MODULE = """
 from dataclasses import dataclass
 from expunge.methods.finetune import Finetune

@@ -477,8 +477,11 @@ def test_unmet_needs_are_named_before_anything_is_trained(earlier: Path) -> None
     table = tiny(method=[{"name": "tokens_only:TokensOnly", "label": "mine"}])
     refused(table, earlier, 3, "method 'mine': ", "needs tokens", "choose another method")
     rem = [{"name": "rem", "label": "moved"}]
-    refused(tiny(method=rem), earlier, 3, "method 'moved': ", "needs tied dropout", "set fixed = 0.5 under [model]")
-    tied = {"name": "mlp", "widths": [8], "fixed": 0.5}
+    linear = {"name": "mlp", "widths": []}
+    refused(
+        tiny(method=rem, model=linear), earlier, 3, "method 'moved'", "no hidden layer", 'put the block "tied_dropout"'
+    )
+    tied = {"name": "mlp", "widths": [8], "block": [{"name": "tied_dropout", "at": "2"}]}
     forget = {"name": "random_subset", "count": 10}
     ideal = tiny(name="ideal", method=[{"name": "rem", "ideal": True}], model=tied, forget=forget)
     refused(ideal, earlier, 3, "REM.ideal", "nothing is known to be corrupted", "label_swap")

@@ -18,7 +18,7 @@ from expunge.cli import cli as command
 from expunge.reporting.names import PRESETS
 from helpers import Result, cli, contents, finished, run, snapshot, tiny
 
-KINDS = ("data", "model", "task", "method", "attack", "audit")
+KINDS = ("data", "model", "block", "task", "method", "attack", "audit")
 
 
 def in_process(*arguments: str) -> tuple[Result, set[str]]:
@@ -183,8 +183,6 @@ def test_show_as_json() -> None:
     assert {s["name"]: s["default"] for s in found["settings"]} == {
         "widths": [256, 128],
         "dropout": 0.0,
-        "fixed": 1.0,
-        "memory": 0.0,
     }
 
 

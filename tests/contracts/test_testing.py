@@ -18,8 +18,9 @@ from expunge import testing
 from expunge.attacks.relearn import Relearn
 from expunge.audits.performance import Performance
 from expunge.base.errors import MissingError, SpecError
+from expunge.blocks.tied_dropout import TiedLayer
 from expunge.core.case import Attacked, Case, Cost, Meter, Recipe, Unlearned, copy_for_training
-from expunge.core.contracts import Architecture, Method, Source, Task
+from expunge.core.contracts import Architecture, Block, Method, Source, Task
 from expunge.core.data import Data
 from expunge.core.job import Job
 from expunge.core.modules import frozen_copy
@@ -347,7 +348,20 @@ class HoldsCode(Step):
     function: Any = len
 
 
+class RunsWithoutItsBlock(Step):
+    blocks: ClassVar[tuple[type[nn.Module], ...]] = (TiedLayer,)
+
+    def __call__(self, model: nn.Module, problem: Problem, recipe: Any, seed: int, *_: Any) -> Unlearned:
+        return Unlearned(self.apply(copy_for_training(model), problem, recipe, seed, Meter()).eval(), "", Cost(0, 0.0))
+
+
+class WorksOnNoBlockHere(Step):
+    blocks: ClassVar[tuple[type[nn.Module], ...]] = (nn.Bilinear,)
+
+
 WRONG_METHODS = {
+    RunsWithoutItsBlock: "blocks",
+    WorksOnNoBlockHere: "blocks",
     ChangesInput: "the input model is unchanged",
     ChangesInputBuffer: "the input model is unchanged",
     ChangesInputMode: "the input model is unchanged",
@@ -885,6 +899,114 @@ def test_a_wrong_model_is_caught(wrong: type[Architecture]) -> None:
     assert caught.value.contract == WRONG_MODELS[wrong], str(caught.value)
 
 
+# --- Blocks ----------------------------------------------------------------------------------------------------------
+
+
+class Factor(nn.Module):
+    """A right module; the wrong ones change one thing."""
+
+    def __init__(self, value: float = 0.9) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor(value))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.value * hidden
+
+
+@dataclass(frozen=True)
+class Right(Block):
+    def __call__(self, model: nn.Module, path: str) -> nn.Module:
+        return Factor()
+
+
+def test_a_right_block_is_accepted() -> None:
+    testing.check_block(Right())
+
+
+class BlockAtRandom(Right):
+    def __call__(self, *_: Any) -> nn.Module:
+        return Factor(1.0 + next(_calls))
+
+
+class BlockRefusesAll(Right):
+    def __call__(self, *_: Any) -> nn.Module:
+        raise SpecError("nothing is good enough")
+
+
+class BlockRenames(Right):
+    def __call__(self, model: Any, path: str) -> nn.Module:
+        model[0] = nn.Sequential(model[0])
+        return Factor()
+
+
+class BlockChangesWeights(Right):
+    def __call__(self, model: Any, path: str) -> nn.Module:
+        with torch.no_grad():
+            model[0].weight.mul_(2)
+        return Factor()
+
+
+def block_of(call: Any, **facts: Any) -> type[Block]:
+    """A block whose module computes something else."""
+    module = type("Module", (Factor,), {"forward": call})
+    return type("Wrong", (Right,), {"__call__": lambda *_: module(), **facts})
+
+
+BlockCuts = block_of(lambda self, hidden: self.value * hidden[:, :, None])
+BlockIsNoNumber = block_of(lambda self, hidden: self.value * hidden * float("nan"))
+BlockDetaches = block_of(lambda self, hidden: self.value * hidden.detach())
+BlockIsIdle = block_of(lambda self, hidden: 0.5 * hidden)
+BlockFails = block_of(lambda self, hidden: hidden.no_such_thing)
+BlockPreservesNothing = block_of(lambda self, hidden: self.value * hidden, preserves=True)
+
+
+class Uncopied(Factor):
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self
+
+
+class BlockShared(Right):
+    def __call__(self, *_: Any) -> nn.Module:
+        return Uncopied()
+
+
+class Unstored(Factor):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("size", torch.rand(1) + 1, persistent=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.size * super().forward(hidden)
+
+
+class BlockForgets(Right):
+    def __call__(self, *_: Any) -> nn.Module:
+        return Unstored()
+
+
+WRONG_BLOCKS = {
+    BlockAtRandom: "the seed decides the weights",
+    BlockRefusesAll: "some model fits",
+    BlockRenames: "names of weights stay",
+    BlockChangesWeights: "weights of the model stay",
+    BlockCuts: "the output keeps its shape",
+    BlockIsNoNumber: "outputs are finite",
+    BlockDetaches: "gradients flow",
+    BlockIsIdle: "gradients flow",
+    BlockFails: "runs",
+    BlockPreservesNothing: "preserves",
+    BlockShared: "copies are independent",
+    BlockForgets: "weights can be stored",
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_BLOCKS, ids=WRONG_BLOCKS.values())
+def test_a_wrong_block_is_caught(wrong: type[Block]) -> None:
+    with pytest.raises(testing.ContractError) as caught:
+        testing.check_block(wrong())
+    assert caught.value.contract == WRONG_BLOCKS[wrong], str(caught.value)
+
+
 # --- Data ------------------------------------------------------------------------------------------------------------
 
 
@@ -966,6 +1088,7 @@ def test_no_contract_is_without_a_part_that_breaks_it() -> None:
         *WRONG_TASKS.values(),
         *WRONG_MODELS.values(),
         *WRONG_DATA.values(),
+        *WRONG_BLOCKS.values(),
     }
     sources = [file.read_text() for folder in testing.__path__ for file in Path(folder).glob("*.py")]
     named = set()

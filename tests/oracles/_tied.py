@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from expunge.core.tied import TiedDropout
+from expunge.blocks.tied_dropout import TiedLayer
 
 ALL_BITS = 2**64 - 1
 
@@ -25,9 +27,10 @@ def mask_of(example: int, channels: int, base: int, memory: float) -> list[bool]
     return [c < base or drawn[c] < memory * 2**53 for c in range(channels)]
 
 
-def masks_of(ids: list[int], layer: TiedDropout, memory: float) -> Tensor:
+def masks_of(ids: list[int], fixed: float, memory: float, channels: int = 8) -> Tensor:
     """The same for several, `[len(ids), channels]`."""
-    return torch.tensor([mask_of(example, layer.channels, layer.base, memory) for example in ids])
+    base = max(round(fixed * channels), 1)
+    return torch.tensor([mask_of(example, channels, base, memory) for example in ids])
 
 
 class Net(nn.Module):
@@ -37,11 +40,11 @@ class Net(nn.Module):
         super().__init__()
         torch.manual_seed(seed)
         self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 3)
-        self.tied = TiedDropout(8, 0.5, memory)
+        self.tied = TiedLayer(0.5, memory)
         self.double()
 
-    def forward(self, inputs: Tensor, ids: Tensor | None = None) -> Tensor:
-        logits: Tensor = self.last(self.tied(torch.tanh(self.first(inputs)), ids))
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.last(self.tied(torch.tanh(self.first(inputs))))
         return logits
 
     def by_hand(self, inputs: Tensor, on: Tensor) -> Tensor:
@@ -81,9 +84,16 @@ def dense_cnn(model: nn.Sequential, share: float, pixels: int) -> nn.Sequential:
             kept, pixels = out, 1
         else:
             fresh = layer
-        if not isinstance(layer, TiedDropout):
-            layers.append(fresh)
+        layers.append(fresh if fresh is not layer else plain(layer))
     return nn.Sequential(*layers).double().eval()
+
+
+def plain(layer: nn.Module) -> nn.Module:
+    """The layer without what a block put behind it."""
+    copied = copy.deepcopy(layer)
+    copied._modules.clear()
+    copied._forward_hooks.clear()
+    return copied
 
 
 def copy_into(fresh: nn.Module, weight: Tensor, bias: Tensor | None) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from expunge.base.errors import SpecError
 from expunge.core.data import IGNORE, Batch, Data
-from expunge.core.forward import accepts_ids
+from expunge.core.example_ids import current_ids, example_ids
 from expunge.core.objective import (
     Decisions,
     correct,
@@ -97,17 +97,21 @@ def test_an_example_without_decisions_has_no_loss_and_is_not_known() -> None:
     ]
 
 
-def test_ids_reach_models_that_ask_for_them() -> None:
+def test_ids_reach_every_layer_during_the_pass_and_only_then() -> None:
     class Asks(Fixed):
-        def forward(self, inputs: Tensor, ids: Tensor) -> Tensor:
-            self.ids = ids
+        def forward(self, inputs: Tensor) -> Tensor:
+            self.ids = current_ids()
             return super().forward(inputs)
 
     model, batch = two_by_hand()
     asks = Asks(model.logits.detach())
-    assert accepts_ids(asks) and not accepts_ids(model)
-    Classification(classes=3).decisions(asks, batch)
+    Classification(classes=3).decisions(nn.Sequential(asks), batch)
     assert asks.ids.tolist() == [7, 3]
+    assert current_ids() is None
+    with example_ids(torch.tensor([1])):
+        with example_ids(torch.tensor([2])):
+            assert current_ids() == 2
+        assert current_ids() == 1
 
 
 def test_an_object_that_carries_logits_is_understood() -> None:

@@ -8,25 +8,28 @@ from dataclasses import replace
 import pytest
 import torch
 from _tied import Net, masks_of
-from _toy import ALL_AT_ONCE, EXACT, classes, net, vector
+from _toy import ALL_AT_ONCE, EXACT, classes, vector
 from torch import Tensor, nn
 
 from expunge.attacks.relearn import Relearn
 from expunge.base import registry
 from expunge.base.errors import MissingError, SpecError
 from expunge.base.references import bibtex
+from expunge.blocks import with_blocks
+from expunge.blocks._architecture import Placed
+from expunge.blocks.tied_dropout import SHARED, TiedDropout, TiedLayer, memory_weights, tied_layers, with_memory
 from expunge.core import checkpoint
 from expunge.core.case import Case, train_model
-from expunge.core.data import Data
-from expunge.core.memory import memory_weights
+from expunge.core.data import IGNORE, Data
+from expunge.core.example_ids import example_ids
 from expunge.core.modules import state_digest
 from expunge.core.problem import Problem
-from expunge.core.tied import SHARED, tied_layers, with_memory
 from expunge.data.digits import Digits
 from expunge.methods import rem as module
 from expunge.methods._measure import known_share
 from expunge.methods.rem import REM, Best, Repair
 from expunge.models.cnn import CNN
+from expunge.models.mlp import MLP
 from expunge.tasks.label_swap import LabelSwap
 from expunge.tasks.poison_trigger import PoisonTrigger
 from expunge.train.training import TrainedRecipe, Training
@@ -50,7 +53,7 @@ def corrupted() -> Problem:
 def masks(model: Net, ids: Tensor, shared: int = 6) -> Tensor:
     """Of each id, the first `shared` having one; where memory was only reserved, REM's is on with 0.2."""
     known = [SHARED if example < shared else example for example in ids.tolist()]
-    return masks_of(known, model.tied, model.tied.memory or 0.2)
+    return masks_of(known, 0.5, model.tied.memory or 0.2)
 
 
 def by_hand(model: Net, problem: Problem, ids: Tensor, on: Tensor) -> Tensor:
@@ -288,9 +291,9 @@ def test_repeats_itself_and_leaves_its_input_alone(knowing):
     assert state_digest(model) == before and torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_model_without_memory_is_refused_with_a_remedy():
-    with pytest.raises(MissingError, match=r"REM: needs tied dropout; set fixed = 0.5 under \[model\]"):
-        REM()(net(), classes(), None, 0)
+def test_a_model_that_cannot_be_widened_is_refused_with_a_remedy():
+    with pytest.raises(MissingError, match=r"REM.model: no hidden layer.*no layer reads its outputs.*tied_dropout"):
+        REM()(nn.Linear(5, 3).double(), classes(), None, 0)
     with pytest.raises(SpecError, match="variant"):
         REM(variant="scrub")
     with pytest.raises(SpecError, match="expansion"):
@@ -306,8 +309,8 @@ def test_batch_norm_is_as_deployed_where_the_base_is_alone():
             super().__init__(0.6)
             self.norm = nn.BatchNorm1d(8).double()
 
-        def forward(self, inputs: Tensor, ids: Tensor | None = None) -> Tensor:
-            logits: Tensor = self.last(self.tied(self.norm(torch.tanh(self.first(inputs))), ids))
+        def forward(self, inputs: Tensor) -> Tensor:
+            logits: Tensor = self.last(self.tied(self.norm(torch.tanh(self.first(inputs)))))
             return logits
 
     model = Normed().train()
@@ -327,10 +330,15 @@ def test_batch_norm_is_as_deployed_where_the_base_is_alone():
 def test_rem_is_documented():
     assert REM.paper[-4:].isdigit() and f"year = {{{REM.paper[-4:]}}}" in bibtex(REM.cite, where="REM")[0]
     assert "Cost: " in (module.__doc__ or "")
-    assert registry.facts("method", "rem")["needs"] == "tied dropout"
+    assert registry.facts("method", "rem")["needs"] == "" and REM.blocks == (TiedLayer,)
 
 
 # --- on images: other methods on such a model, attacks, and what it is for -------------------------------------------
+
+
+def tied_cnn(memory: float = 0.0):
+    return with_blocks(CNN(), [Placed(TiedDropout(0.5, memory), ("2", "5", "8", "11"), "tied_dropout")])
+
 
 BRIEF = {"epochs": 1, "learning_rate": 1e-3}
 
@@ -339,7 +347,7 @@ BRIEF = {"epochs": 1, "learning_rate": 1e-3}
 def remembering() -> tuple[nn.Module, Problem, TrainedRecipe]:
     """A small CNN with memory on digits, some of them with wrong labels."""
     problem = LabelSwap(count=20)(Digits(train=200, test=60)(), 0, {})
-    recipe = TrainedRecipe(CNN(fixed=0.5, memory=0.2), Training(epochs=8, batch_size=32), problem.data)
+    recipe = TrainedRecipe(tied_cnn(0.2), Training(epochs=8, batch_size=32), problem.data)
     return train_model(recipe, problem.data, problem.train, 0), problem, recipe
 
 
@@ -358,10 +366,10 @@ def test_other_methods_train_each_example_with_its_own_memory(name, remembering,
     layer = type(tied_layers(model)[0])
     mask = layer.mask
 
-    def watched(self, ids: Tensor, memory: float | None = None) -> Tensor:
+    def watched(self, ids: Tensor, channels: int, memory: float | None = None) -> Tensor:
         assert self.training and memory == 0.2  # never in evaluation
         trained.update(ids.tolist())
-        return mask(self, ids, memory)
+        return mask(self, ids, channels, memory)
 
     settings = BRIEF | ({"chances": 1e-9} if name == "gradient_ascent" else {})
     with monkeypatch.context() as patch:
@@ -408,15 +416,69 @@ def known_with_memory(model: nn.Module, problem: Problem) -> float:
     """Corrupted labels that the whole net knows, by the channels that they share."""
     shared = torch.full_like(problem.corrupted, SHARED)
     data: Data = problem.data
-    with torch.no_grad(), with_memory(model, 0.2):
-        logits = model(data.inputs[problem.corrupted], shared)
+    with torch.no_grad(), with_memory(model, 0.2), example_ids(shared):
+        logits = model(data.inputs[problem.corrupted])
     return float((logits.argmax(1) == data.targets[problem.corrupted]).double().mean())
+
+
+def swapped() -> Problem:
+    return LabelSwap(count=30)(Digits(train=600, test=200)(), 0, {})
+
+
+def recited() -> Problem:
+    """Texts that count up by one or two, and six that are random behind a beginning that no other has."""
+    generator = torch.Generator().manual_seed(0)
+    start, step = (torch.randint(low, high, (60, 1), generator=generator) for low, high in ((0, 12), (1, 3)))
+    text = (start + step * torch.arange(9)) % 12
+    text[:6, 0], text[:6, 1] = torch.arange(6), torch.arange(6) + 5
+    text[:6, 2:] = torch.randint(0, 12, (6, 7), generator=generator)
+    targets = text[:, 1:].clone()
+    targets[:, 0] = IGNORE
+    data = Data(text[:, :-1], targets, torch.arange(48), torch.arange(48, 60), tuple("abcdefghijkl"), "tokens")
+    return Problem(data, torch.arange(6), torch.arange(6, 48), data.test)
+
+
+def gpt2(_: Data) -> nn.Module:
+    import transformers
+
+    sizes = {"vocab_size": 12, "n_positions": 8, "n_embd": 32, "n_layer": 2, "n_head": 2}
+    drops = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    return transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(**sizes, **drops, bos_token_id=0, eos_token_id=0, use_cache=False)
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "architecture", "training"),
+    [
+        (swapped, MLP(widths=[256]), Training(epochs=100, batch_size=32)),
+        (swapped, CNN(hidden=64), Training(epochs=40, batch_size=32)),
+        (recited, gpt2, Training(epochs=100, batch_size=16)),
+    ],
+    ids=["mlp", "cnn", "gpt2"],
+)
+def test_a_model_that_was_not_prepared_forgets_too_and_keeps_its_shapes(make, architecture, training):
+    """Wrong labels, or texts known by heart, go; what is retained stays. Bounds are loose."""
+    problem = make()
+    recipe = TrainedRecipe(architecture, training, problem.data)
+    model = train_model(recipe, problem.data, problem.train, 0)
+    assert known_share(model, problem, problem.forget) > 0.9 and known_share(model, problem, problem.retain) > 0.99
+    done = REM(learning_rate=1e-3)(model, problem, None, 1).model
+    assert known_share(done, problem, problem.forget) < 0.25
+    assert known_share(done, problem, problem.retain) > 0.97
+    assert known_share(done, problem, problem.test) > known_share(model, problem, problem.test) - 0.04
+    assert {name: t.shape for name, t in done.state_dict().items()} == {
+        name: t.shape for name, t in model.state_dict().items()
+    }
+    assert not tied_layers(done) and str(done) == str(model)
+    stored = checkpoint.restore(recipe.build(3), checkpoint.dump(done), "model").eval()
+    assert known_share(stored, problem, problem.train) == known_share(done, problem, problem.train)
 
 
 def test_a_trigger_moves_from_the_base_to_the_memory(monkeypatch):
     """Bounds are loose."""
     problem = PoisonTrigger(count=48, size=2)(Digits()(), 0, {})
-    recipe = TrainedRecipe(CNN(fixed=0.5), Training(epochs=20), problem.data)
+    recipe = TrainedRecipe(tied_cnn(), Training(epochs=20), problem.data)
     model = train_model(recipe, problem.data, problem.train, 0)
     assert known_share(model, problem, problem.corrupted) > 0.95 and healed(model, problem) < 0.15
     course: list[tuple[float, float]] = []

@@ -12,19 +12,22 @@ from _toy import EXACT
 from torch import Tensor, nn
 
 from expunge.base.errors import SpecError
-from expunge.core.case import train_model
-from expunge.core.data import Batch, Data
-from expunge.core.memory import drop_memory, memory_weights
-from expunge.core.objective import loss
-from expunge.core.tied import (
+from expunge.blocks import with_blocks
+from expunge.blocks._architecture import Placed
+from expunge.blocks._tied_layer import base_channels, example_hash
+from expunge.blocks.tied_dropout import (
     SHARED,
     TiedDropout,
-    base_channels,
+    TiedLayer,
     base_only,
-    example_hash,
-    tied_layers,
+    drop_memory,
+    memory_weights,
     with_memory,
 )
+from expunge.core.case import train_model
+from expunge.core.data import Batch, Data
+from expunge.core.example_ids import example_ids
+from expunge.core.objective import loss
 from expunge.models.cnn import CNN
 from expunge.models.mlp import MLP
 from expunge.models.resnet9 import ResNet9
@@ -32,12 +35,21 @@ from expunge.objectives.classification import Classification
 from expunge.train.training import TrainedRecipe, Training
 
 IDS = torch.tensor([0, 1, 7, 1234567, 2**40, SHARED])
+RELUS, RELUS_WITHOUT_NORM = ("2", "5", "8", "11"), ("1", "3", "5", "8")
+
+
+def tied(architecture, at, fixed: float = 0.5, memory: float = 0.0):
+    """The architecture with example-tied dropout."""
+    return with_blocks(architecture, [Placed(TiedDropout(fixed, memory), tuple(at), "tied_dropout")])
+
+
 HALVES = [
-    CNN(width=8, hidden=16, fixed=0.5),
-    CNN(width=8, hidden=16, fixed=0.5, norm="batch"),
-    CNN(width=8, hidden=16, fixed=0.25, norm="none"),
-    ResNet9(width=8, fixed=0.5),
+    tied(CNN(width=8, hidden=16), RELUS),
+    tied(CNN(width=8, hidden=16, norm="batch"), RELUS),
+    tied(CNN(width=8, hidden=16, norm="none"), RELUS_WITHOUT_NORM, 0.25),
+    tied(ResNet9(width=8), ("conv?", "res?")),
 ]
+NAMES = ["cnn", "cnn-batch", "cnn-none", "resnet9", "mlp"]
 
 
 def images(count: int = 24) -> Data:
@@ -48,6 +60,12 @@ def images(count: int = 24) -> Data:
 def built(architecture, data: Data) -> nn.Module:
     torch.manual_seed(0)
     return architecture(data)
+
+
+def run(model: nn.Module, inputs: Tensor, ids: Tensor) -> Tensor:
+    with example_ids(ids):
+        logits: Tensor = model(inputs)
+    return logits
 
 
 def gradients(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -61,17 +79,16 @@ def gradients(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("memory", [0.0, 0.2, 0.5, 1.0])
 def test_a_mask_is_the_hash_of_id_and_channel(memory):
-    layer = TiedDropout(10, 0.3, memory)
-    assert layer.base == 3
-    assert torch.equal(layer.mask(IDS), masks_of(IDS.tolist(), layer, memory))
+    mask = TiedLayer(0.3, memory).mask(IDS, 10)
+    assert torch.equal(mask, masks_of(IDS.tolist(), 0.3, memory, 10))
     # Of two layers with as many channels the masks are the same, of others not.
-    assert torch.equal(TiedDropout(10, 0.3, memory).mask(IDS), layer.mask(IDS))
-    assert layer.mask(IDS)[:, :3].all() and layer.mask(IDS)[:, 3:].all() == (memory == 1)
+    assert torch.equal(TiedLayer(0.3, memory).mask(IDS, 10), mask)
+    assert mask[:, :3].all() and mask[:, 3:].all() == (memory == 1)
 
 
 def test_memory_channels_are_on_as_often_as_said_and_independent():
     ids, channels, memory = torch.arange(5000), 40, 0.2
-    on = TiedDropout(channels, 1e-9, memory).mask(ids)[:, 1:].double()
+    on = TiedLayer(1e-9, memory).mask(ids, channels)[:, 1:].double()
     # Four standard errors of a Bernoulli mean, over everything, over each channel and over each example; of the
     # 39 + 5000 means, those of channels within four, and of examples within five.
     assert abs(on.mean() - memory) < 4 * math.sqrt(memory * (1 - memory) / on.numel())
@@ -81,7 +98,7 @@ def test_memory_channels_are_on_as_often_as_said_and_independent():
     across = torch.corrcoef(on.T) - torch.eye(39, dtype=torch.double)
     assert across.abs().max() < 5 * noise
     neighbours = torch.corrcoef(torch.stack([on[1:].flatten(), on[:-1].flatten()]))[0, 1]
-    other = TiedDropout(channels + 1, 1e-9, memory).mask(ids)[:, 1:-1].double()
+    other = TiedLayer(1e-9, memory).mask(ids, channels + 1)[:, 1:-1].double()
     widths = torch.corrcoef(torch.stack([on.flatten(), other.flatten()]))[0, 1]
     assert max(abs(neighbours), abs(widths)) < 4 / math.sqrt(on.numel())
 
@@ -95,21 +112,21 @@ def test_the_hash_has_53_bits_without_sign():
 def test_an_example_has_its_mask_in_any_batch_and_draws_nothing():
     net = Net(memory=0.5).train()
     inputs, state = torch.randn(6, 5).double(), torch.get_rng_state()
-    together = net(inputs, IDS)
-    torch.testing.assert_close(together[[4, 1]], net(inputs[[4, 1]], IDS[[4, 1]]), **EXACT)
-    torch.testing.assert_close(together, net.by_hand(inputs, masks_of(IDS.tolist(), net.tied, 0.5)), **EXACT)
+    together = run(net, inputs, IDS)
+    torch.testing.assert_close(together[[4, 1]], run(net, inputs[[4, 1]], IDS[[4, 1]]), **EXACT)
+    torch.testing.assert_close(together, net.by_hand(inputs, masks_of(IDS.tolist(), 0.5, 0.5)), **EXACT)
     assert torch.equal(torch.get_rng_state(), state)
-    assert not torch.equal(together, net(inputs, IDS.flip(0)))
+    assert not torch.equal(together, run(net, inputs, IDS.flip(0)))
 
 
 def test_rules_hold_inside_one_block_for_one_model_only():
     net, other = (Net(memory=0.5) for _ in range(2))
     inputs = torch.randn(6, 5).double()
-    base, own = torch.arange(8) < 4, masks_of(IDS.tolist(), net.tied, 0.5)
-    more = masks_of(IDS.tolist(), net.tied, 0.9)
+    base, own = torch.arange(8) < 4, masks_of(IDS.tolist(), 0.5, 0.5)
+    more = masks_of(IDS.tolist(), 0.5, 0.9)
 
     def check(model: Net, on: Tensor) -> None:
-        torch.testing.assert_close(model(inputs, IDS), model.by_hand(inputs, on), **EXACT)
+        torch.testing.assert_close(run(model, inputs, IDS), model.by_hand(inputs, on), **EXACT)
 
     check(net.train(), own)
     check(net.eval(), base)
@@ -131,19 +148,17 @@ def test_rules_hold_inside_one_block_for_one_model_only():
 
 def test_without_ids_there_is_only_the_base():
     net, inputs = Net(memory=0.5), torch.randn(6, 5).double()
-    assert torch.equal(net.eval()(inputs), net(inputs, IDS))
-    with pytest.raises(SpecError, match=r"no ids for 6 examples.*forward take ids"):
+    assert torch.equal(net.eval()(inputs), run(net, inputs, IDS))
+    with pytest.raises(SpecError, match=r"no ids for 6 examples.*example_ids"):
         net.train()(inputs)
     with pytest.raises(SpecError, match="5 ids for 6 examples"):
-        net(inputs, IDS[:5])
+        run(net, inputs, IDS[:5])
     reserved = Net(memory=0.0).train()
     assert torch.equal(reserved(inputs), reserved.eval()(inputs))
-    with pytest.raises(SpecError, match=r"its input has 5 channels in dimension 1.*8"):
-        net.tied(inputs)
 
 
 def test_what_is_off_is_zero_even_where_it_was_no_number():
-    layer = TiedDropout(4, 0.5, dim=-1)
+    layer = TiedLayer(0.5, dim=-1)
     hidden = torch.tensor([[[1.0, 2.0, math.inf, math.nan]]])
     assert layer(hidden).tolist() == [[[1, 2, 0, 0]]]
 
@@ -156,9 +171,10 @@ def test_at_least_one_channel_is_on():
 # --- the base --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("architecture", HALVES, ids=str)
+@pytest.mark.parametrize("architecture", HALVES, ids=NAMES[:4])
 def test_the_base_is_a_narrower_net(architecture):
     model, inputs = built(architecture, images()).double(), images().inputs.double()
+    share = architecture.placed[0].block.fixed
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
@@ -166,16 +182,16 @@ def test_the_base_is_a_narrower_net(architecture):
             if isinstance(module, nn.BatchNorm2d):
                 module.running_mean.add_(0.2 * torch.arange(len(module.running_mean)))
         expected = (
-            dense_cnn(model, architecture.fixed, 4)(inputs)
-            if isinstance(architecture, CNN)
-            else dense_resnet9(model, inputs, architecture.fixed)
+            dense_cnn(model, share, 4)(inputs)
+            if isinstance(architecture.architecture, CNN)
+            else dense_resnet9(model, inputs, share)
         )
         torch.testing.assert_close(model.eval()(inputs), expected, rtol=1e-9, atol=1e-11)
         with with_memory(model, 1.0):
-            assert not torch.allclose(model(inputs, torch.arange(24)), expected, rtol=0.1)
+            assert not torch.allclose(run(model, inputs, torch.arange(24)), expected, rtol=0.1)
 
 
-@pytest.mark.parametrize("architecture", [*HALVES, MLP(widths=[12, 6], fixed=0.5)], ids=str)
+@pytest.mark.parametrize("architecture", [*HALVES, tied(MLP(widths=[12, 6]), ("2", "4"))], ids=NAMES)
 def test_memory_that_is_reserved_learns_nothing(architecture):
     """Neither by gradient nor by Adam, which would move whatever has one."""
     data = images()
@@ -193,14 +209,12 @@ def test_memory_that_is_reserved_learns_nothing(architecture):
 
 def test_memory_that_is_used_learns_what_its_examples_teach():
     data = images()
-    model = built(CNN(width=8, hidden=16, fixed=0.5, memory=0.5), data).train()
-    layer = tied_layers(model)[-1]
+    model = built(tied(CNN(width=8, hidden=16), RELUS, memory=0.5), data).train()
     for example in range(6):
-        slope = gradients(model, data.batch(torch.tensor([example])))["13.weight"].abs().sum(1)
+        slope = gradients(model, data.batch(torch.tensor([example])))["10.weight"].abs().sum(1)
         on = torch.tensor(mask_of(example, 16, 8, 0.5))
         assert (slope[~on] == 0).all()
         assert (slope[on] > 0).any()
-    assert layer.channels == 16
 
 
 # --- which weights are the memory's ----------------------------------------------------------------------------------
@@ -209,7 +223,7 @@ def test_memory_that_is_used_learns_what_its_examples_teach():
 def expected_memory(model: nn.Module) -> dict[str, Tensor]:
     """Of a `cnn` or `mlp` with half the channels: rows from one half on, columns from one half on after a mask."""
     found, first = {}, True
-    last = max(name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    last = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
     for name, module in model.named_modules():
         for kind, parameter in module.named_parameters(recurse=False):
             off = torch.zeros_like(parameter, dtype=torch.bool)
@@ -228,7 +242,11 @@ def expected_memory(model: nn.Module) -> dict[str, Tensor]:
 def test_rows_that_write_memory_and_columns_that_read_it(size, norm):
     inputs = torch.zeros(6, 1, size, size)  # their values do not matter
     data = Data(inputs, torch.arange(6) % 3, torch.arange(4), torch.arange(4, 6), tuple("abc"))
-    models = [built(CNN(width=8, hidden=16, fixed=0.5, norm=norm), data), built(MLP(widths=[12, 6], fixed=0.5), data)]
+    at = RELUS_WITHOUT_NORM if norm == "none" else RELUS
+    models = [
+        built(tied(CNN(width=8, hidden=16, norm=norm), at), data),
+        built(tied(MLP(widths=[12, 6]), ("2", "4")), data),
+    ]
     with torch.no_grad():
         for parameter in models[0].parameters():
             parameter.sub_(5)  # nor do those of the weights: here every ReLU is dead
@@ -240,7 +258,6 @@ def test_rows_that_write_memory_and_columns_that_read_it(size, norm):
             memory_weights(model, Classification(classes=3), data.batch(data.train)),
             expected_memory(model),
         )
-        # The MLP's names happen to be ordered, too: the last linear layer is the output.
         assert {name: int(off.sum()) for name, off in found.items()} == {n: int(o.sum()) for n, o in expected.items()}
         assert all(torch.equal(found[name], expected[name]) for name in expected)
 
@@ -259,9 +276,9 @@ def test_memory_weights_change_nothing_and_ignore_what_is_never_used():
 
 def test_what_is_mixed_into_the_base_is_the_bases():
     class Mixing(Net):
-        def forward(self, inputs: Tensor, ids: Tensor | None = None) -> Tensor:
+        def forward(self, inputs: Tensor) -> Tensor:
             hidden = torch.tanh(self.first(inputs))
-            logits: Tensor = self.last(self.tied(hidden - hidden.mean(1, keepdim=True), ids))
+            logits: Tensor = self.last(self.tied(hidden - hidden.mean(1, keepdim=True)))
             return logits
 
     batch = Batch(torch.zeros(2, 5).double(), torch.zeros(2).long(), IDS[:2])
@@ -269,7 +286,7 @@ def test_what_is_mixed_into_the_base_is_the_bases():
     assert not found["first.weight"].any() and found["last.weight"][:, 4:].all()
 
 
-@pytest.mark.parametrize("architecture", HALVES, ids=str)
+@pytest.mark.parametrize("architecture", HALVES, ids=NAMES[:4])
 def test_dropped_memory_leaves_the_base_and_cannot_be_revived(architecture):
     data = images()
     model = built(architecture, data).train()
@@ -286,7 +303,7 @@ def test_dropped_memory_leaves_the_base_and_cannot_be_revived(architecture):
     # As a control: one half alone at zero does get gradients.
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim == 1 or name.startswith(("0", "conv1")):
+            if parameter.ndim == 1 or name.startswith(("0.", "conv1")):
                 parameter.masked_fill_(where[name], 0.5)
     with with_memory(model, 0.7):
         slopes = gradients(model, batch)

@@ -27,17 +27,21 @@ FOLDERS = {
     "objective": "objectives",
     "augmentation": "augmentations",
     "model": "models",
+    "block": "blocks",
     "task": "tasks",
     "method": "methods",
     "attack": "attacks",
     "audit": "audits",
     "diagnostic": "diagnostics",
+    "monitor": "monitors",
     "study": "studies",
 }
 """Kind of part to the folder of the package that holds it; entry points use the group `expunge.<folder>`."""
 IN_FOLDERS = frozenset({"study"})
 """Kinds of which a part is a folder, with a file named like the kind in it."""
 
+_PLACES = {"monitor": "train/monitors"}
+"""Folders that lie inside another one."""
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -96,7 +100,7 @@ def load(kind: str, name: str, *, where: str = "") -> Any:
     if ":" in name:
         return _import(name, where=where)
     if name in _files(kind):
-        module = f"expunge.{FOLDERS[kind]}.{name}"
+        module = f"expunge.{_place(kind).replace('/', '.')}.{name}"
         if kind in IN_FOLDERS:
             return _class_in(importlib.import_module(f"{module}.{kind}"), name + kind)
         return _class_in(importlib.import_module(module), name)
@@ -181,11 +185,15 @@ def kinds_of(name: str) -> list[str]:
     return [kind for kind in FOLDERS if name in names(kind)]
 
 
+def _place(kind: str) -> str:
+    return _PLACES.get(kind, FOLDERS[kind])
+
+
 @cache
 def _files(kind: str) -> dict[str, Path]:
     if kind not in FOLDERS:
         raise unknown("kind", kind, FOLDERS, where="registry")
-    folder = _PACKAGE / FOLDERS[kind]
+    folder = _PACKAGE / _place(kind)
     if kind in IN_FOLDERS:
         return {path.parent.name: path for path in folder.glob(f"*/{kind}.py")}
     return {path.stem: path for path in folder.glob("*.py") if not path.stem.startswith("_")}

@@ -36,6 +36,8 @@ class Entry:
     """Audits only: whether `erased` has to hold for it."""
     after: str | None = None
     """Methods only: label of the method whose model it starts from; from the original where not given."""
+    at: tuple[str, ...] = ()
+    """Blocks only: patterns of the paths that it is put behind."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,15 @@ class Spec:
     objective: Entry | None = None
     """What models are judged by; inferred from the data where not given."""
     augmentation: tuple[Entry, ...] = ()
+    block: tuple[Entry, ...] = ()
+    """What is put into the model (`[[model.block]]`), in this order."""
     weights: str | None = None
     """The user's own weights (`model.weights`), instead of training the original."""
     attack: tuple[Entry, ...] = ()
     audit: tuple[Entry, ...] = ()
     diagnostic: tuple[Entry, ...] = ()
+    monitor: tuple[Entry, ...] = ()
+    """What is measured while originals and references train."""
     gate: tuple[Gate, ...] = ()
     threads: int = 1
     gallery: bool = False
@@ -85,7 +91,7 @@ class Spec:
 
 KEYS = (
     "name", "seeds", "threads", "gallery", "data", "objective", "augmentation", "model", "train", "forget",
-    "method", "attack", "audit", "diagnostic", "gate",
+    "method", "attack", "audit", "diagnostic", "monitor", "gate",
 )  # fmt: skip
 
 
@@ -137,7 +143,7 @@ def parse(table: Mapping[str, Any], folder: Path) -> Spec:
     if table["name"] == CACHE:
         raise SpecError(f"the name {CACHE!r} is taken", where="name", remedy="choose another")
     model = dict(_typed(table["model"], dict, "model", "a table"))
-    weights = model.pop("weights", None)
+    weights, blocks = model.pop("weights", None), model.pop("block", [])
     methods = _entries(table, "method", extra=("budget", "after"))
     _check_chains(methods)
     return Spec(
@@ -149,6 +155,7 @@ def parse(table: Mapping[str, Any], folder: Path) -> Spec:
         objective=_entry(table["objective"], "objective") if "objective" in table else None,
         augmentation=_entries(table, "augmentation"),
         model=_entry(model, "model"),
+        block=_blocks(blocks),
         train=_typed(table.get("train", {}), dict, "train", "a table"),
         weights=None if weights is None else str(folder / _typed(weights, str, "model.weights", "a path")),
         forget=_entry(table["forget"], "forget"),
@@ -156,6 +163,7 @@ def parse(table: Mapping[str, Any], folder: Path) -> Spec:
         attack=_entries(table, "attack"),
         audit=_entries(table, "audit", extra=("required",)),
         diagnostic=_entries(table, "diagnostic"),
+        monitor=_entries(table, "monitor"),
         gate=_gates(table, methods),
         folder=folder,
     )
@@ -196,7 +204,22 @@ def _entry(value: Any, where: str, extra: tuple[str, ...] = ()) -> Entry:
         required = _typed(table.pop("required"), bool, f"{where}.required", "true or false")
     if "after" in extra and "after" in table:
         after = _typed(table.pop("after"), str, f"{where}.after", "the label of a method").replace(":", ".")
-    return Entry(name, label.replace(":", "."), table, budget, bool(required), after)
+    at = _at(table, where) if "at" in extra else ()
+    return Entry(name, label.replace(":", "."), table, budget, bool(required), after, at)
+
+
+def _blocks(value: Any) -> tuple[Entry, ...]:
+    tables = _typed(value, list, "model.block", "a list of tables, written [[model.block]]")
+    return tuple(_entry(item, f"model.block[{i}]", extra=("at",)) for i, item in enumerate(tables))
+
+
+def _at(table: dict[str, Any], where: str) -> tuple[str, ...]:
+    allowed = 'paths of modules or patterns of them: "layers.*.relu"'
+    if not table.get("at"):
+        raise SpecError("'at' is missing", where=where, allowed=allowed, remedy="say behind which modules it is put")
+    patterns = table.pop("at")
+    patterns = [patterns] if isinstance(patterns, str) else _typed(patterns, list, f"{where}.at", allowed)
+    return tuple(_typed(pattern, str, f"{where}.at[{i}]", allowed) for i, pattern in enumerate(patterns))
 
 
 def _check_chains(methods: tuple[Entry, ...]) -> None:

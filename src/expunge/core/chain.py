@@ -33,6 +33,7 @@ HOMOGENEOUS: tuple[type[nn.Module], ...] = (
 ELEMENTWISE: tuple[type[nn.Module], ...] = (nn.ELU, nn.GELU, nn.ReLU6, nn.Sigmoid, nn.SiLU, nn.Softplus, nn.Tanh)
 """Modules that treat every unit alike, but a factor not."""
 BATCH_NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d)
+_OTHER: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d, nn.GroupNorm)
 SUPPORTED = "nn.Sequential of Linear, Conv2d, batch or group norm, activations, pooling, Flatten and Dropout"
 
 
@@ -126,6 +127,8 @@ def joints(model: nn.Module) -> list[Joint]:
     last, between = "", list[nn.Module]()
     layers: dict[str, nn.Linear | nn.Conv2d] = {}
     for name, module in _flattened(model, ""):
+        if module._modules and type(module) in (*HOMOGENEOUS, *ELEMENTWISE, *BATCH_NORMS, *_OTHER):
+            raise _unsupported(f"there is a block behind {name!r}")
         if type(module) in (nn.Linear, nn.Conv2d):
             assert isinstance(module, nn.Linear | nn.Conv2d)
             if last:

@@ -1,13 +1,13 @@
-"""What a task, a method, an attack and an audit are: abstract here, final in the files that hold one each."""
+"""What a block, a task, a method, an attack and an audit are: abstract here, final in the files that hold one each."""
 
 from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,8 @@ from expunge.core.job import Job
 from expunge.core.modules import first_parameter, trainable
 from expunge.core.objective import Objective
 from expunge.core.problem import Problem
-from expunge.core.tied import tied_layers
 from expunge.evidence.estimate import Estimate
 from expunge.evidence.scores import Scores
-
-TIED_DROPOUT = "tied dropout"
-"""The need of methods that move something into memory channels."""
-GIVE_MEMORY = "set fixed = 0.5 under [model] (cnn, resnet9, mlp), or put expunge.core.tied.TiedDropout into your model"
 
 
 @dataclass(frozen=True)
@@ -69,6 +64,30 @@ class Architecture(Part):
 
 
 @dataclass(frozen=True)
+class Block(Part):
+    """Something to be put into a model, behind a module that it has."""
+
+    preserves: ClassVar[bool] = False
+    """Whether the outputs of any model must be the same with it as without, which is then checked."""
+
+    @abstractmethod
+    def __call__(self, model: nn.Module, path: str) -> nn.Module | None:
+        """What is to run on the output of the module at this path.
+
+        Args:
+            model: The model, to be asked for sizes.
+            path: Of the module, as in `model.named_modules()`.
+
+        Returns:
+            A module from a tensor to a tensor of the same shape, which is run in training and in evaluation; `None`
+            where the block changed the model itself and nothing is to be run.
+
+        Raises:
+            SpecError: It does not fit there.
+        """
+
+
+@dataclass(frozen=True)
 class Task(Part):
     """What is to be forgotten."""
 
@@ -93,8 +112,10 @@ class Method(Part):
     """A way to unlearn. Its call copies the model, seeds, counts and times; `apply` does the work on the copy."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What it cannot do without: `recipe`, `tied dropout`, or what an objective provides: `decisions`, `classes`,
-    `tokens`, `relabel`."""
+    """What it cannot do without: `recipe`, or what an objective provides, of `decisions`, `classes`, `tokens` and
+    `relabel`."""
+    blocks: ClassVar[tuple[type[nn.Module], ...]] = ()
+    """Modules that blocks put into a model and that it cannot do without, such as `TiedLayer`."""
     paper: ClassVar[str] = ""
     """Name and year of the source, for tables."""
     effort: ClassVar[str] = ""
@@ -115,7 +136,11 @@ class Method(Part):
 
     def unmet(self, problem: Problem, recipe: Recipe | None, model: nn.Module) -> list[str]:
         """The needs that this problem, recipe and model do not meet."""
-        return unmet_needs(self.needs, problem.objective, model, recipe=recipe is not None)
+        return unmet_needs(self, problem.objective, model, recipe=recipe is not None)
+
+    def missing_blocks(self, model: nn.Module) -> list[str]:
+        """Those of `blocks` that the model does not have; a method that puts one in where it lacks overrides this."""
+        return [kind.__name__ for kind in self.blocks if not any(isinstance(m, kind) for m in model.modules())]
 
     def check(self, problem: Problem) -> None:
         """Refuse a problem that the settings do not fit, before anything is trained.
@@ -238,6 +263,38 @@ class Audit(Part):
         """Scores per example, id by id, for each split that it looks at."""
 
 
+class Watcher(Protocol):
+    """What a monitor makes for one training: called after each step, it measures now and then and keeps plain lists."""
+
+    def __call__(self, step: int, model: nn.Module) -> None:
+        """Look at the model after so many steps, and leave it as it is."""
+        ...
+
+    @property
+    def record(self) -> Mapping[str, Sequence[float]]:
+        """Everything that was measured, by name; `step` says when."""
+        ...
+
+
+@dataclass(frozen=True)
+class Monitor(Part):
+    """Something to be measured while a model trains, without changing how it trains."""
+
+    @abstractmethod
+    def __call__(self, data: Data, ids: Tensor, optimizer: torch.optim.Optimizer, seed: int) -> Watcher:
+        """A watcher of one training.
+
+        Args:
+            data: What the model is trained on.
+            ids: Which examples, `[k]`.
+            optimizer: Takes the steps.
+            seed: Of whatever is drawn, such as the examples to measure on.
+
+        Raises:
+            SpecError: It cannot measure on such data.
+        """
+
+
 @dataclass(frozen=True)
 class Diagnostic(Part):
     """Something that can be said of a case before anything is unlearned."""
@@ -275,10 +332,10 @@ def refuse_model(part: Method | Attack | Audit, model: nn.Module, where: str) ->
         raise error.at(where) from None
 
 
-def unmet_needs(needs: frozenset[str], objective: Objective, model: nn.Module, *, recipe: bool) -> list[str]:
-    """Those of a part's needs that this objective and this model, or one like it, do not meet."""
-    have = objective.provides | ({"recipe"} if recipe else set()) | ({TIED_DROPOUT} if tied_layers(model) else set())
-    return sorted(needs - have)
+def unmet_needs(method: Method, objective: Objective, model: nn.Module, *, recipe: bool) -> list[str]:
+    """What a method needs that this objective and this model, or one like it, do not have."""
+    have = objective.provides | ({"recipe"} if recipe else set())
+    return [*sorted(method.needs - have), *(f"the block {name}" for name in method.missing_blocks(model))]
 
 
 def refuse_objective(needs: frozenset[str], objective: Objective, where: str) -> None:
@@ -305,8 +362,9 @@ def refuse_unmet(unmet: list[str], where: str) -> None:
         MissingError: There are some; names them.
     """
     if unmet:
-        remedy = GIVE_MEMORY if unmet == [TIED_DROPOUT] else "choose another method"
-        raise MissingError(f"needs {', '.join(unmet)}", where=where, remedy=remedy)
+        lacks_block = unmet[-1].startswith("the block ")
+        remedy = "put it into the model: [[model.block]] in a spec, expunge.blocks.put in Python" if lacks_block else ""
+        raise MissingError(f"needs {', '.join(unmet)}", where=where, remedy=remedy or "choose another method")
 
 
 def require_trainable(model: nn.Module) -> list[nn.Parameter]:

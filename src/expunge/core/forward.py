@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from expunge.base.errors import SpecError
+from expunge.core.example_ids import example_ids
 from expunge.core.modules import first_parameter
 
 if TYPE_CHECKING:
@@ -32,13 +31,13 @@ def output_of(model: nn.Module, batch: Batch, output: str | int | None = None) -
         SpecError: The model returns several outputs and it is not said which one counts.
     """
     inputs = moved(batch.inputs, first_parameter(model))
-    extra = {"ids": batch.ids} if accepts_ids(model) else {}
-    if isinstance(inputs, Mapping):
-        returned = model(**inputs, **extra)
-    elif isinstance(inputs, tuple):
-        returned = model(*inputs, **extra)
-    else:
-        returned = model(inputs, **extra)
+    with example_ids(batch.ids):
+        if isinstance(inputs, Mapping):
+            returned = model(**inputs)
+        elif isinstance(inputs, tuple):
+            returned = model(*inputs)
+        else:
+            returned = model(inputs)
     return chosen_output(returned, output, model)
 
 
@@ -92,14 +91,3 @@ def _unclear(returned: Any, model: nn.Module, finding: str) -> SpecError:
         allowed="a tensor, or an output with `logits`",
         remedy="name the output that holds the predictions: output = ... of the objective, a key or a position",
     )
-
-
-def accepts_ids(model: nn.Module) -> bool:
-    """Whether the model's `forward` takes an argument `ids`, as example-tied masks do."""
-    # By the function, not the bound method, which is another object each time; reading a signature takes 20 us.
-    return _takes_ids(getattr(model.forward, "__func__", model.forward))
-
-
-@cache
-def _takes_ids(forward: Callable[..., object]) -> bool:
-    return "ids" in inspect.signature(forward).parameters

@@ -1,9 +1,13 @@
 """Move wrong examples into channels that all others can do without, then drop these (REM, 2505.17730).
 
 The model has example-tied dropout: a base that every example uses, and a memory, of which each example uses a few
-channels that are its own. Let CE be an example's cross-entropy (the sum over its decisions), CE_ref that of the model
-as it came, with the example's memory on, D_base = CE(base alone) - CE_ref and D_full = CE(base and own memory) -
-CE_ref. All examples of the forget set have the same memory channels. Each epoch has up to three parts:
+channels that are its own. A model that was not prepared for this gets its memory now: new channels of its hidden layers
+(`blocks/widen.py`), whose outgoing weights are zero. The published code does not grow a model; it switches on half of
+the channels, which were left out of training and have their initial weights.
+
+Let CE be an example's cross-entropy (the sum over its decisions), CE_ref that of the model as it came, with the
+example's memory on, D_base = CE(base alone) - CE_ref and D_full = CE(base and own memory) - CE_ref. All examples of the
+forget set have the same memory channels. Each epoch has up to three parts:
 
     flush     while the base knows more of the forget set than a share near chance (`chances`), at most `flushes` times:
               one pass over the forget set minimising -(2/beta) mean log sigma(beta D_base)
@@ -12,11 +16,12 @@ CE_ref. All examples of the forget set have the same memory channels. Each epoch
     look      at known(retain) * (1 - max(known(forget), the same share)) of the base; the best model is kept
 
 The repair's first term teaches the wrong labels to the memory that they share; its second keeps them out of the base.
-In the end the memory's weights are set to zero: the result has the shapes that it had, and is its base.
+In the end the memory's weights are set to zero, or new channels removed: the result has the shapes that it had, and is
+its base.
 
 What an attack is given is that result. Its memory is zero on both sides of each channel, where every gradient is zero
-too (`core/memory.py`): fine-tuning, whatever the masks, trains the base alone, as it would in the narrower net that one
-would ship. Who fills the memory with random weights and trains those adds capacity, but nothing that was known. An
+too (`blocks/_memory.py`): fine-tuning, whatever the masks, trains the base alone, as it would in the narrower net that
+one would ship. Who fills the memory with random weights and trains those adds capacity, but nothing that was known. An
 attack on the model before the drop would be on something that nobody is to have.
 
 D is a difference of cross-entropies, as NPO asks for and the published code computes, while its text is said to print a
@@ -45,16 +50,26 @@ from torch.nn import functional as F
 
 from expunge.base.errors import MissingError
 from expunge.base.part import Count, Positive
+from expunge.blocks._added_memory import added_memory
+from expunge.blocks._hidden import hidden_layers
+from expunge.blocks.tied_dropout import (
+    SHARED,
+    Fixed,
+    TiedLayer,
+    base_only,
+    drop_memory,
+    memory_weights,
+    tied_layers,
+    with_memory,
+)
+from expunge.blocks.widen import cannot_widen
 from expunge.core.data import Batch
 from expunge.core.job import Job
-from expunge.core.memory import drop_memory, memory_weights
 from expunge.core.modules import evaluating, first_parameter, fixed_statistics
 from expunge.core.objective import decision_losses, per_example
 from expunge.core.problem import Problem
-from expunge.core.tied import SHARED, base_only, tied_layers, with_memory
 from expunge.methods._descent import Descent
 from expunge.methods._measure import known_share
-from expunge.models._tied import Fixed
 from expunge.train.loop import batches, in_order
 
 
@@ -62,7 +77,8 @@ from expunge.train.loop import batches, in_order
 class REM(Descent):
     """Redirection for erasing memory."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"decisions", "tied dropout"})
+    needs: ClassVar[frozenset[str]] = frozenset({"decisions"})
+    blocks: ClassVar[tuple[type[nn.Module], ...]] = (TiedLayer,)
     cite: ClassVar[tuple[str, ...]] = ("schoepf2025rem", "maini2023localized")
     paper: ClassVar[str] = "REM, 2025"
     effort: ClassVar[str] = "(R + 2 F) E + F flushes"
@@ -84,6 +100,9 @@ class REM(Descent):
     """Inverse temperature of both losses."""
     expansion: Fixed = 0.2
     """Probability of a memory channel, where the model was trained with its memory only reserved (`memory` 0)."""
+    widen: Positive = 1.0
+    """Where the model has no tied dropout: new channels over those that a hidden layer has; 1 doubles it, as the paper
+    does. They are taken away in the end."""
     ideal: bool = False
     """All corrupted examples share a mask, discovered or not: a bound for studies, not something that one can do."""
     variant: Literal["full", "no_removal", "no_redirection", "ascent", "npo"] = "full"
@@ -96,15 +115,38 @@ class REM(Descent):
             remedy = "leave ideal out, or take a task that corrupts, such as label_swap"
             raise MissingError("nothing is known to be corrupted", where="REM.ideal", remedy=remedy)
 
+    def missing_blocks(self, model: nn.Module) -> list[str]:
+        """None: where there is no tied dropout, it widens the model."""
+        return []
+
+    def check_model(self, model: nn.Module) -> None:
+        """A model without tied dropout must have a hidden layer that can be widened."""
+        layers, refusals = hidden_layers(model)
+        if not tied_layers(model) and not layers:
+            raise cannot_widen(refusals)
+
     def expected_gradients(self, retain: int, forget: int) -> float:
         """Repairs, and a flush before each: more flushes where the model needs them."""
         repair = (0 if self.variant == "no_redirection" else retain + forget) + (self.variant != "no_removal") * forget
         return self.flushes * forget if self.variant == "npo" else self.epochs * (repair + forget)
 
     def apply(self, student: nn.Module, job: Job) -> nn.Module:
-        """Flush, repair and look; then return to the best model and drop its memory."""
+        """Move the forget set into the memory, which is added where there is none, and drop the memory."""
+        problem = job.problem
+        batch = problem.data.batch(problem.train[:32])
+        if tied_layers(student):
+            memory = memory_weights(student, problem.objective, batch)
+            self.redirect(student, job)
+            drop_memory(student, memory)
+            return student
+        fresh = job.generator("memory")
+        with added_memory(student, lambda m: problem.objective.decisions(m, batch).logits, self.widen, fresh):
+            self.redirect(student, job)
+        return student
+
+    def redirect(self, student: nn.Module, job: Job) -> None:
+        """Flush, repair and look; then return to the best model, in place."""
         problem, meter, generator = job.problem, job.meter, job.generator("batches")
-        memory = memory_weights(student, problem.objective, problem.data.batch(problem.train[:32]))
         enough = self.enough(len(problem.data.labels))
         steps, losses, best = self.steps(student, meter), self.losses(student, problem), Best(student, problem, enough)
 
@@ -127,8 +169,6 @@ class REM(Descent):
             if exhausted:
                 break
         student.load_state_dict(best.state)
-        drop_memory(student, memory)
-        return student
 
     def enough(self, labels: int) -> float:
         """The share of forget examples that the base may know."""

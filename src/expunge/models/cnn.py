@@ -10,13 +10,13 @@ from torch import nn
 
 from expunge.base.errors import SpecError
 from expunge.base.part import Count
+from expunge.core.contracts import Architecture
 from expunge.core.data import Data
 from expunge.models._images import Norm, group_count, image_shape, norm_layers
-from expunge.models._tied import TiedArchitecture
 
 
 @dataclass(frozen=True)
-class CNN(TiedArchitecture):
+class CNN(Architecture):
     """About 0.16 M weights on 28 x 28 images."""
 
     width: Count = 16
@@ -41,13 +41,13 @@ class CNN(TiedArchitecture):
             raise SpecError(found, where="model (cnn)", allowed="width from 3, or norm = 'none'")
         channels = [shape[0], self.width, 2 * self.width, 4 * self.width]
         convolutions = [layer for i, o in itertools.pairwise(channels) for layer in self._block(i, o)]
-        body = self.chain([*convolutions, nn.Flatten()])
+        body = nn.Sequential(*convolutions, nn.Flatten())
         with torch.no_grad():
             features = body.eval()(torch.zeros(1, *shape)).shape[1]
         body.train()
-        hidden = [nn.Linear(features, self.hidden), nn.ReLU(), *self.tied(self.hidden)]
-        return self.chain([*body, *hidden, nn.Linear(self.hidden, data.objective.outputs)])
+        hidden = [nn.Linear(features, self.hidden), nn.ReLU()]
+        return nn.Sequential(*body, *hidden, nn.Linear(self.hidden, data.objective.outputs))
 
     def _block(self, channels: int, out: int) -> list[nn.Module]:
         convolution = nn.Conv2d(channels, out, 3, stride=2, padding=1, bias=self.norm == "none")
-        return [convolution, *norm_layers(self.norm, out), nn.ReLU(), *self.tied(out, self.norm)]
+        return [convolution, *norm_layers(self.norm, out), nn.ReLU()]

@@ -9,12 +9,12 @@ from torch import nn
 
 from expunge.base.errors import SpecError
 from expunge.base.part import Count, Share
+from expunge.core.contracts import Architecture
 from expunge.core.data import Data
-from expunge.models._tied import TiedArchitecture
 
 
 @dataclass(frozen=True)
-class MLP(TiedArchitecture):
+class MLP(Architecture):
     """Flatten, then linear layers with ReLU between them."""
 
     widths: list[Count] = field(default_factory=lambda: [256, 128])
@@ -35,6 +35,5 @@ class MLP(TiedArchitecture):
         for units in self.widths:
             layers += [nn.Linear(width, units), nn.ReLU()]
             layers += [nn.Dropout(self.dropout)] if self.dropout else []
-            layers += self.tied(units)
             width = units
-        return self.chain([*layers, nn.Linear(width, data.objective.outputs)])
+        return nn.Sequential(*layers, nn.Linear(width, data.objective.outputs))

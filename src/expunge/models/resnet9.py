@@ -4,9 +4,9 @@ conv(w) - conv(2w), pool - residual(2w) - conv(4w), pool - conv(8w), pool - resi
 - linear. All convolutions are 3 x 3; a residual block holds two of them. At `width` 64, for ten classes of colour
 images, it has 6.57 M weights; at the default 16, on one channel, 0.41 M.
 
-With `fixed` below 1 each convolution's and each residual block's output is masked, as in REM; what is inside a block is
-not. In training, batch norm then sees the channels of base and memory together, and its running statistics are theirs,
-while evaluation drops the memory: the default, group norm, has none.
+The paper masks the output of each convolution and of each residual block: `tied_dropout` at `conv?` and `res?`. What is
+inside a block is not masked. In training, batch norm then sees the channels of base and memory together, and its
+running statistics are theirs, while evaluation drops the memory: the default, group norm, has none.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from expunge.base.part import Count
+from expunge.core.contracts import Architecture
 from expunge.core.data import Data
 from expunge.models._images import Norm, image_shape, norm_layers
-from expunge.models._tied import Chain, TiedArchitecture
 
 
 @dataclass(frozen=True)
-class ResNet9(TiedArchitecture):
+class ResNet9(Architecture):
     """About 0.4 M weights at its default width; 28 x 28 and 32 x 32 images are what it is made for."""
 
     width: Count = 16
@@ -38,21 +38,18 @@ class ResNet9(TiedArchitecture):
             SpecError: The data are no such images.
         """
         channels, w = image_shape(data, 8, "resnet9")[0], self.width
-        layers: list[tuple[str, nn.Module]] = [
-            *self._masked("conv1", self._convolution(channels, w), w),
-            *self._masked("conv2", self._convolution(w, 2 * w, pool=True), 2 * w),
-            *self._masked("res1", self._residual(2 * w), 2 * w),
-            *self._masked("conv3", self._convolution(2 * w, 4 * w, pool=True), 4 * w),
-            *self._masked("conv4", self._convolution(4 * w, 8 * w, pool=True), 8 * w),
-            *self._masked("res2", self._residual(8 * w), 8 * w),
-            ("pool", nn.AdaptiveMaxPool2d(1)),
-            ("flatten", nn.Flatten()),
-            ("head", nn.Linear(8 * w, data.objective.outputs)),
-        ]
-        return nn.Sequential(OrderedDict(layers)) if self.fixed == 1 else Chain(OrderedDict(layers))
-
-    def _masked(self, name: str, block: nn.Module, channels: int) -> list[tuple[str, nn.Module]]:
-        return [(name, block), *((f"{name}_tied", mask) for mask in self.tied(channels, self.norm))]
+        layers: dict[str, nn.Module] = {
+            "conv1": self._convolution(channels, w),
+            "conv2": self._convolution(w, 2 * w, pool=True),
+            "res1": self._residual(2 * w),
+            "conv3": self._convolution(2 * w, 4 * w, pool=True),
+            "conv4": self._convolution(4 * w, 8 * w, pool=True),
+            "res2": self._residual(8 * w),
+            "pool": nn.AdaptiveMaxPool2d(1),
+            "flatten": nn.Flatten(),
+            "head": nn.Linear(8 * w, data.objective.outputs),
+        }
+        return nn.Sequential(OrderedDict(layers))
 
     def _convolution(self, channels: int, out: int, *, pool: bool = False) -> nn.Sequential:
         convolution = nn.Conv2d(channels, out, 3, padding=1, bias=self.norm == "none")

@@ -44,7 +44,8 @@ def captured(model: nn.Module, losses: Losses, batch: Any, wanted: dict[int, str
     """
     calls: list[_Call] = []
     layers = [m for m in model.modules() if any(id(p) in wanted for p in m.parameters(recurse=False))]
-    handles = [layer.register_forward_hook(_hook(calls)) for layer in layers]
+    # First, so that a hook that changes the output, as a block's does, runs on what the layer itself returned.
+    handles = [layer.register_forward_hook(_hook(calls), prepend=True) for layer in layers]
     try:
         total = summed(model, losses, batch)
     finally:

@@ -16,6 +16,8 @@ from expunge.base.part import Part
 from expunge.base.record import file_digest
 from expunge.base.seeds import derive
 from expunge.base.spec import Entry, Spec
+from expunge.blocks import with_blocks
+from expunge.blocks._architecture import Placed
 from expunge.core import checkpoint
 from expunge.core.contracts import (
     Architecture,
@@ -24,6 +26,7 @@ from expunge.core.contracts import (
     Augmentation,
     Diagnostic,
     Method,
+    Monitor,
     Source,
     Task,
     refuse_objective,
@@ -45,7 +48,7 @@ class Parts:
     def __post_init__(self) -> None:
         # Parts are made at once, so that a bad setting is reported before anything is computed.
         _ = self.source, self.objective, self.augmentations, self.architecture, self.training, self.task
-        _ = self.methods, self.attacks, self.audits, self.diagnostics
+        _ = self.methods, self.attacks, self.audits, self.diagnostics, self.monitors
 
     def _build(self, kind: str, entry: Entry, where: str) -> Part:
         return registry.build(kind, entry.name, entry.settings, where=where, folder=self.spec.folder)
@@ -57,8 +60,10 @@ class Parts:
 
     @cached_property
     def architecture(self) -> Architecture:
-        """The model family."""
-        return cast(Architecture, self._build("model", self.spec.model, "model"))
+        """The model family, with the spec's blocks in its models."""
+        blocks = [(self._build("block", e, f"model.block[{i}]"), e) for i, e in enumerate(self.spec.block)]
+        placed = [Placed(block, entry.at, entry.name) for block, entry in blocks]
+        return cast(Architecture, with_blocks(self._build("model", self.spec.model, "model"), placed))
 
     @cached_property
     def training(self) -> Training | FunctionTraining:
@@ -100,6 +105,13 @@ class Parts:
         entries = [replace(e, settings=with_plan(e.name, e.settings, plan)) for e in self.spec.diagnostic]
         return {
             e.label: cast(Diagnostic, self._build("diagnostic", e, f"diagnostic[{i}]")) for i, e in enumerate(entries)
+        }
+
+    @cached_property
+    def monitors(self) -> dict[str, Monitor]:
+        """By label, in the spec's order."""
+        return {
+            e.label: cast(Monitor, self._build("monitor", e, f"monitor[{i}]")) for i, e in enumerate(self.spec.monitor)
         }
 
     def name_of(self, kind: str, label: str) -> str:
@@ -146,9 +158,9 @@ class Parts:
         """The seed of this seed's problem."""
         return self.spec.seeds[0] if self.about_one_model else seed
 
-    def recipe(self, data: Data) -> TrainedRecipe:
-        """How models on this view of the data are trained."""
-        return TrainedRecipe(self.architecture, self.training, data)
+    def recipe(self, data: Data, *, watched: bool = False) -> TrainedRecipe:
+        """How models on this view of the data are trained; with the spec's monitors where it is `watched`."""
+        return TrainedRecipe(self.architecture, self.training, data, self.monitors if watched else {})
 
     @property
     def about_one_model(self) -> bool:
@@ -213,6 +225,7 @@ class Parts:
             "attack": [labelled(e, self.attacks[e.label]) for e in spec.attack],
             "audit": [labelled(e, self.audits[e.label], required=e.required) for e in spec.audit],
             **diagnostics,
+            **({"monitor": [labelled(e, self.monitors[e.label]) for e in spec.monitor]} if spec.monitor else {}),
             "gate": [{"method": g.method, "verdict": g.verdict} for g in spec.gate],
         }
 

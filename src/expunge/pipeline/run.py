@@ -132,8 +132,8 @@ def _check(plan: Plan) -> None:
     """Refuse what would fail after hours of training; made once with the first seed's problem where that is cheap."""
     fresh = plan.recipe(plan.data).build(0)
     for label, method in plan.methods.items():
-        needs: frozenset[str] = getattr(method, "needs", frozenset())
-        refuse_unmet(unmet_needs(needs, plan.data.objective, fresh, recipe=True), where=f"method {label!r}")
+        if isinstance(method, Method):
+            refuse_unmet(unmet_needs(method, plan.data.objective, fresh, recipe=True), where=f"method {label!r}")
     _check_shadows(plan)
     _check_required(plan)
     _check_names(plan)

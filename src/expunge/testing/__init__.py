@@ -5,9 +5,9 @@
     def test_contract() -> None:
         testing.check_method(MyMethod())
 
-There is a check for each kind of part: method, attack, audit, task, model, data. Each runs the part on small made-up
-problems and raises a `ContractError` that names the contract, what was found and what to do. What a contract says is a
-property of the part's outside: nothing in it is mocked or replaced.
+There is a check for each kind of part: method, attack, audit, task, model, data, block. Each runs the part on small
+made-up problems and raises a `ContractError` that names the contract, what was found and what to do. What a contract
+says is a property of the part's outside: nothing in it is mocked or replaced.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from expunge.testing._attacks import check_attack
 from expunge.testing._audits import check_audit
+from expunge.testing._blocks import check_block
 from expunge.testing._data import check_data
 from expunge.testing._error import ContractError
 from expunge.testing._methods import check_method
@@ -27,13 +28,14 @@ __all__ = [
     "ContractError",
     "check_attack",
     "check_audit",
+    "check_block",
     "check_data",
     "check_method",
     "check_model",
     "check_task",
 ]
 
-Kind = Literal["method", "attack", "audit", "task", "model", "data"]
+Kind = Literal["method", "attack", "audit", "task", "model", "data", "block"]
 CHECKS: Mapping[Kind, Callable[[Any], None]] = {
     "method": check_method,
     "attack": check_attack,
@@ -41,5 +43,6 @@ CHECKS: Mapping[Kind, Callable[[Any], None]] = {
     "task": check_task,
     "model": check_model,
     "data": check_data,
+    "block": check_block,
 }
 """Kind of part, as in `expunge.base.registry`, to its check."""

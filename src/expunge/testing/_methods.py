@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from expunge.base.errors import ExpungeError, MissingError
@@ -36,12 +37,16 @@ def check_method(method: Method) -> None:
     """
     check_settings(method)
     needs = frozenset(getattr(method, "needs", frozenset()))
-    settings = [s for s in every_setting() if not needs - s.has]
+    settings = [s for s in every_setting() if not needs - s.has and not _lacking(method, s)]
+    if not settings and method.blocks:
+        names = ", ".join(kind.__name__ for kind in method.blocks)
+        raise ContractError(method, "blocks", f"no model here has {names}", "test it on a model of your own")
     if not settings:
         allowed = ", ".join(map(repr, sorted(frozenset().union(*(s.has for s in every_setting())))))
         raise ContractError(method, "needs", f"no problem meets {sorted(needs)}", f"name only {allowed}")
     settings = accepted(method, settings)
     _check_needs(method, needs, settings[0])
+    _check_blocks(method, settings[0])
     for setting in settings:
         _check_on(method, setting, needs)
     for setting in (settings[0], settings[-1]):
@@ -100,6 +105,23 @@ def _check_needs(method: Method, needs: frozenset[str], met: Setting) -> None:
         else:
             finding = f"without {need!r} it runs"
         raise ContractError(method, "needs", finding, "override apply and let __call__ refuse it with a MissingError")
+
+
+def _lacking(method: Method, setting: Setting) -> list[str]:
+    with torch.random.fork_rng(devices=[]):
+        return method.missing_blocks(setting.make())
+
+
+def _check_blocks(method: Method, met: Setting) -> None:
+    lacking = next((s for s in every_setting() if s.has == met.has and _lacking(method, s)), None)
+    if lacking is None:
+        return
+    try:
+        method(lacking.model(), lacking.problem, lacking.recipe(), 0)
+    except MissingError:
+        return
+    finding = f"without {_lacking(method, lacking)[0]} it runs"
+    raise ContractError(method, "blocks", finding, "override apply and let __call__ refuse it with a MissingError")
 
 
 def _check_budget(method: Method, setting: Setting, needs: frozenset[str]) -> None:

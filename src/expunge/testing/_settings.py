@@ -9,11 +9,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from expunge.blocks.tied_dropout import TiedLayer
 from expunge.core.case import Recipe, train_model
-from expunge.core.contracts import TIED_DROPOUT
 from expunge.core.data import IGNORE, Data
 from expunge.core.problem import Problem
-from expunge.core.tied import TiedDropout
 from expunge.models.gpt import GPT
 from expunge.objectives.reconstruction import Reconstruction
 from expunge.train.training import TrainedRecipe, Training
@@ -72,7 +71,7 @@ def every_setting() -> list[Setting]:
         Setting(FROZEN, classes, lambda: _classifier(frozen=True)),
         Setting(TIED, classes, lambda: _classifier(tied=True)),
         Setting(DOUBLE, classes, lambda: _classifier().double()),
-        Setting(MEMORY, classes, _Remembering, also=frozenset({TIED_DROPOUT})),
+        Setting(MEMORY, classes, _Remembering),
         Setting(TOKENS, tokens, lambda: GPT(width=8, layers=1, heads=2)(tokens.data)),
         Setting(NUMBERS, _numbers(classes), lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 6))),
     ]
@@ -106,11 +105,11 @@ class _Remembering(nn.Module):
         super().__init__()
         self.first, self.second, self.head = nn.Linear(6, 12), nn.Linear(12, 12), nn.Linear(12, 3)
         self.norm = nn.BatchNorm1d(12)
-        self.tied = nn.ModuleList([TiedDropout(12, 0.5, memory=0.4) for _ in range(2)])
+        self.tied = nn.ModuleList([TiedLayer(0.5, memory=0.4) for _ in range(2)])
 
-    def forward(self, inputs: Tensor, ids: Tensor | None = None) -> Tensor:
-        hidden = self.tied[0](torch.relu(self.norm(self.first(inputs))), ids)
-        logits: Tensor = self.head(self.tied[1](torch.relu(self.second(hidden)), ids))
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.tied[0](torch.relu(self.norm(self.first(inputs))))
+        logits: Tensor = self.head(self.tied[1](torch.relu(self.second(hidden))))
         return logits
 
 

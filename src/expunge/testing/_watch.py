@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -49,8 +48,10 @@ class Watch:
                     self.shared = shared_storage(root, module)
         self._depth += 1
 
-    def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+    def _after(self, module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
         self._depth -= 1
+        # Where the pass failed, torch leaves the keywords out.
+        kwargs, output = rest if len(rest) == 2 else ({}, None)
         inputs = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
         if self._depth or inputs is None or output is None:
             return

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from expunge.base.errors import SpecError
 from expunge.base.part import Count, NonNegative, Part, Positive, Share
 from expunge.core.case import Meter
 from expunge.core.contracts import require_trainable
 from expunge.core.data import Data
 from expunge.train.function_training import FunctionTraining
 from expunge.train.loop import batches, fit
+from expunge.train.monitors import watch
 from expunge.train.optim import OptimizerName, cosine, make_optimizer
+
+OnStep = Callable[[int, float], None]
+"""Called with the number of steps taken and the loss."""
 
 
 @dataclass(frozen=True)
@@ -42,21 +47,39 @@ class Training(Part):
         """Factor on the learning rate at each step, or `None` where it is constant."""
         return None if self.final == 1.0 else cosine(steps, self.final)
 
-    def fit(self, module: nn.Module, data: Data, ids: Tensor, seed: int, meter: Meter | None = None) -> nn.Module:
+    def fit(
+        self,
+        module: nn.Module,
+        data: Data,
+        ids: Tensor,
+        seed: int,
+        meter: Meter | None = None,
+        watched: Callable[..., OnStep] | None = None,
+    ) -> nn.Module:
         """Train the module, in place, by the objective's loss.
+
+        Args:
+            module: What is trained.
+            data: Where the examples come from.
+            ids: Which examples.
+            seed: Of the order of the examples.
+            meter: Charged for every gradient.
+            watched: Given module, data, ids, optimiser and seed, returns what is called after each step.
 
         Raises:
             RunError: The loss is not finite.
         """
         parameters = require_trainable(module.train())
         generator = torch.Generator().manual_seed(seed)
+        optimizer = make_optimizer(self.optimizer, parameters, self.learning_rate, self.weight_decay)
         fit(
             parameters,
             lambda batch: data.objective.loss(module, batch),
             batches(data, ids, self.batch_size, self.epochs, generator),
-            make_optimizer(self.optimizer, parameters, self.learning_rate, self.weight_decay),
+            optimizer,
             meter=meter,
             schedule=self.schedule(self.epochs * math.ceil(len(ids) / self.batch_size)),
+            on_step=watched(module, data, ids, optimizer, seed) if watched else None,
             clip=self.clip,
         )
         return module
@@ -70,11 +93,15 @@ class TrainedRecipe:
         architecture: Called with the data, returns a freshly initialised module.
         training: The library's loop with its settings, or a function of the user's.
         data: Gives the architecture its input shape and number of labels.
+        monitors: What is measured while a model trains, by label; the trained weights do not depend on it.
     """
 
     architecture: Any
     training: Training | FunctionTraining
     data: Data
+    monitors: Mapping[str, Any] = field(default_factory=dict)
+    records: dict[str, dict[str, list[float | None]]] = field(default_factory=dict, compare=False)
+    """What the monitors measured in the last training, by label; `None` where a number is not finite."""
 
     def build(self, seed: int) -> nn.Module:
         """The freshly initialised model of this seed."""
@@ -89,4 +116,27 @@ class TrainedRecipe:
         Raises:
             RunError: The loss is not finite.
         """
-        return self.training.fit(module, data, ids, seed, meter)
+        self.records.clear()
+        if not self.monitors:
+            return self.training.fit(module, data, ids, seed, meter)
+        if not isinstance(self.training, Training):
+            finding = f"{self.training.target!r} takes its own steps, which monitors do not see"
+            raise SpecError(finding, where="monitor", remedy="leave the monitors out, or train with the library's loop")
+        return self.training.fit(module, data, ids, seed, meter, self._watch)
+
+    def _watch(self, module: nn.Module, data: Data, ids: Tensor, optimizer: torch.optim.Optimizer, seed: int) -> OnStep:
+        """What to call after each step; the monitors' records are those of this training."""
+        watchers = {label: monitor(data, ids, optimizer, seed) for label, monitor in self.monitors.items()}
+        on_step = watch(module, *watchers.values())
+        on_step(0, math.nan)
+
+        def after(step: int, loss: float) -> None:
+            on_step(step, loss)
+            self.records.update({label: _plain(watcher.record) for label, watcher in watchers.items()})
+
+        return after
+
+
+def _plain(record: Mapping[str, Sequence[float]]) -> dict[str, list[float | None]]:
+    """A record as JSON can hold it."""
+    return {name: [value if math.isfinite(value) else None for value in values] for name, values in record.items()}

@@ -10,9 +10,17 @@ from expunge.study.choose import Entry
 TUNING, TUNING_RATE = (100,), 0.6
 """Seeds and discovery rate on which settings are chosen; neither is reported."""
 SHORT = {"epochs": 2}
-MODEL = {"name": "cnn", "fixed": 0.5}
-"""Half of the channels are reserved; the paper's model of capacity 0.5, which REM expands."""
-TIED = {**MODEL, "memory": 0.2}
+
+
+def model(memory: float) -> dict[str, Any]:
+    """The CNN with half of the channels reserved behind each of its ReLUs."""
+    block = {"name": "tied_dropout", "at": ["2", "5", "8", "11"], "fixed": 0.5, "memory": memory}
+    return {"name": "cnn", "block": [block]}
+
+
+MODEL = model(0.0)
+"""The paper's model of capacity 0.5, which REM expands."""
+TIED = model(0.2)
 """The same with example-tied dropout in training."""
 
 LOW, MEDIUM, HIGH = "label_swap", "class_confusion", "poison_trigger"

@@ -3,6 +3,8 @@
     sharpness = SharpnessMonitor(mean_loss, [batch], optimizer, every=50)
     fit(..., on_step=watch(model, sharpness))
 
+In a spec, `[[monitor]] name = "sharpness"` watches the training of originals and references.
+
 In a loop of your own, call `sharpness(step, model)` after each step. Monitors measure on examples that they are given,
 in evaluation mode, and keep plain lists. They draw from generators of their own and leave weights, gradients, buffers
 and modes as they are: the trained weights are the same, bit for bit, with and without them.
@@ -11,25 +13,16 @@ and modes as they are: the trained weights are the same, bit for bit, with and w
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 from torch import nn
 
 from expunge.train.monitors.feature_loss import FeatureLossMonitor, class_directions
 from expunge.train.monitors.sharpness import SharpnessMonitor
 
-__all__ = ["FeatureLossMonitor", "Monitor", "SharpnessMonitor", "class_directions", "watch"]
+__all__ = ["FeatureLossMonitor", "SharpnessMonitor", "class_directions", "watch"]
 
 
-class Monitor(Protocol):
-    """Anything to be called after each step."""
-
-    def __call__(self, step: int, model: nn.Module) -> None:
-        """Look at the model after so many steps."""
-        ...
-
-
-def watch(model: nn.Module, *monitors: Monitor) -> Callable[[int, float], None]:
+def watch(model: nn.Module, *monitors: Callable[[int, nn.Module], None]) -> Callable[[int, float], None]:
     """Monitors of a model as what `fit` takes for `on_step`."""
 
     def on_step(step: int, _: float) -> None:

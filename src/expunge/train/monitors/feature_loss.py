@@ -16,13 +16,65 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
 from expunge.base.errors import SpecError, unknown
-from expunge.train.monitors._measure import MeanLoss, fixed, mean_over, require_every, untouched
+from expunge.base.part import Count
+from expunge.core.contracts import Monitor
+from expunge.core.data import Data
+from expunge.train.monitors._measure import (
+    MeanLoss,
+    fixed,
+    mean_cross_entropy,
+    mean_over,
+    require_every,
+    sample,
+    untouched,
+)
+
+
+@dataclass(frozen=True)
+class FeatureLoss(Monitor):
+    """How much of the first layer lies in the span of the classes' means, with an alarm where that fades."""
+
+    every: Count = 50
+    """Steps between measurements."""
+    examples: Count = 200
+    """Training examples that loss and class means are measured on, drawn once."""
+    first: str | None = None
+    """Path of the layer whose rows are looked at; by default the first with a weight matrix."""
+    second: str | None = None
+    """Path of the layer whose norm is; by default the next with a weight matrix."""
+    drop: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.1
+    """Share of its peak by which alignment has to fall for an alarm."""
+
+    def __call__(self, data: Data, ids: Tensor, optimizer: torch.optim.Optimizer, seed: int) -> FeatureLossMonitor:
+        """The monitor of one training.
+
+        Raises:
+            SpecError: The data have no classes.
+        """
+        if not data.has_classes:
+            remedy, name = "leave this monitor out", type(data.objective).__name__
+            raise SpecError(
+                f"the objective is {name}", where="feature_loss", allowed="data with classes", remedy=remedy
+            )
+        batches = sample(data, ids, self.examples, seed)
+        directions = class_directions(torch.cat([b.inputs for b in batches]), torch.cat([b.targets for b in batches]))
+        return FeatureLossMonitor(
+            mean_cross_entropy(data),
+            batches,
+            directions,
+            first=self.first,
+            second=self.second,
+            every=self.every,
+            drop=self.drop,
+        )
 
 
 class FeatureLossMonitor:

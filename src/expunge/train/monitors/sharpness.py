@@ -15,18 +15,63 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from expunge.base.errors import SpecError
+from expunge.base.part import Count, Positive
+from expunge.base.seeds import derive
+from expunge.core.contracts import Monitor
+from expunge.core.data import Data
 from expunge.numerics.lanczos import lanczos
 from expunge.numerics.linops import differentiable, hessian
-from expunge.train.monitors._measure import MeanLoss, fixed, mean_over, require_every, untouched
+from expunge.train.monitors._measure import (
+    MeanLoss,
+    fixed,
+    mean_cross_entropy,
+    mean_over,
+    require_every,
+    sample,
+    untouched,
+)
 
 FRESH = 0.3
 """Share of a random direction beside the last vector: the top may have moved to a vector orthogonal to it."""
+
+
+@dataclass(frozen=True)
+class Sharpness(Monitor):
+    """The Hessian's largest eigenvalue on some training examples, beside the largest that SGD's step size can hold."""
+
+    cite: ClassVar[str] = (
+        "@inproceedings{cohen2021edge, title={Gradient Descent on Neural Networks Typically Occurs at the Edge of "
+        "Stability}, author={Cohen, Jeremy M and Kaur, Simran and Li, Yuanzhi and Kolter, J Zico and Talwalkar, "
+        "Ameet}, booktitle={ICLR}, year={2021}}"
+    )
+
+    every: Count = 50
+    """Steps between measurements."""
+    examples: Count = 200
+    """Training examples to measure on, drawn once."""
+    tolerance: Positive = 1e-3
+    """Largest residual of the eigenvalue, relative to it."""
+    limit: Count = 100
+    """Most Hessian-vector products in a measurement."""
+
+    def __call__(self, data: Data, ids: Tensor, optimizer: torch.optim.Optimizer, seed: int) -> SharpnessMonitor:
+        """The monitor of one training; the edge is infinite for optimisers other than SGD."""
+        return SharpnessMonitor(
+            mean_cross_entropy(data),
+            sample(data, ids, self.examples, seed),
+            optimizer if type(optimizer) is torch.optim.SGD else None,
+            every=self.every,
+            tolerance=self.tolerance,
+            limit=self.limit,
+            seed=derive(seed, "sharpness"),
+        )
 
 
 class SharpnessMonitor:

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 
+from expunge.blocks._tied_layer import base_only, with_memory
 from expunge.core.data import Batch
 from expunge.core.objective import Objective
-from expunge.core.tied import base_only, with_memory
 
 _DRAWS = 8
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.base.errors import SpecError
+from expunge.core.example_ids import current_ids
 
 SHARED = -1
 """An id that no example has, for those that are to share one mask (REM's code takes 0, which is also an example's)."""
@@ -41,68 +42,61 @@ class _Rule:
     memory: float | None = None
 
 
-class TiedDropout(nn.Module):
+class TiedLayer(nn.Module):
     """Example-tied dropout of a hidden layer's channels; it has no weights.
 
-    Your own module takes part with it by a `forward(self, inputs, ids=None)` that hands the ids, `[b]` int64, on to it.
+    Where memory is on it asks `expunge.core.example_ids` for the ids of the batch.
 
     Args:
-        channels: Number of channels.
-        fixed: Share of them that is always on, rounded to whole channels and at least one.
+        fixed: Share of the channels that is always on, rounded to whole channels and at least one.
         memory: Probability with which each of the others is on for an example in training.
         dim: The dimension of the hidden layer that counts channels; examples are dimension 0.
     """
 
-    def __init__(self, channels: int, fixed: float, memory: float = 0.0, dim: int = 1) -> None:
+    def __init__(self, fixed: float, memory: float = 0.0, dim: int = 1) -> None:
         super().__init__()
-        self.channels, self.memory, self.dim = channels, memory, dim
-        self.base = base_channels(channels, fixed)
+        self.fixed, self.memory, self.dim = fixed, memory, dim
         self.rule: _Rule | None = None
 
-    def forward(self, hidden: Tensor, ids: Tensor | None = None) -> Tensor:
+    def forward(self, hidden: Tensor) -> Tensor:
         """The hidden layer `[b, ...]` with zeros in the channels that are off.
 
         Raises:
-            SpecError: Ids are needed and there are none, or the channels are not as many as was said.
+            SpecError: Ids are needed and there are none, or not one per example.
         """
-        if hidden.shape[self.dim] != self.channels:
-            raise SpecError(
-                f"its input has {hidden.shape[self.dim]} channels in dimension {self.dim}",
-                where="model (TiedDropout)",
-                allowed=str(self.channels),
-            )
+        channels, shape = hidden.shape[self.dim], [1] * hidden.ndim
         rule = self.rule or _Rule(remember=self.training)
         memory = self.memory if rule.memory is None else rule.memory
-        shape = [1] * hidden.ndim
-        shape[self.dim] = self.channels
+        shape[self.dim] = channels
         if not rule.remember or memory == 0:
-            on = (torch.arange(self.channels, device=hidden.device) < self.base).view(shape)
+            on = torch.arange(channels, device=hidden.device) < base_channels(channels, self.fixed)
         else:
             shape[0] = len(hidden)
-            on = self.mask(self._required(ids, len(hidden)).to(hidden.device), memory).view(shape)
+            on = self.mask(_required_ids(len(hidden)).to(hidden.device), channels, memory)
         # Filled, not multiplied: zero times infinity is no number.
-        return hidden.masked_fill(~on, 0)
+        return hidden.masked_fill(~on.view(shape), 0)
 
-    def mask(self, ids: Tensor, memory: float | None = None) -> Tensor:
-        """Which channels are on for each id, `[len(ids), channels]` bool."""
-        channel = torch.arange(self.channels, device=ids.device)
-        drawn = example_hash(ids, self.channels)
+    def mask(self, ids: Tensor, channels: int, memory: float | None = None) -> Tensor:
+        """Which of so many channels are on for each id, `[len(ids), channels]` bool."""
+        channel = torch.arange(channels, device=ids.device)
         threshold = int((self.memory if memory is None else memory) * 2**_BITS)
-        return (channel < self.base) | (drawn < threshold)
+        return (channel < base_channels(channels, self.fixed)) | (example_hash(ids, channels) < threshold)
 
     def extra_repr(self) -> str:
         """What `print` shows of it."""
-        return f"{self.channels}, base={self.base}, memory={self.memory}"
+        return f"fixed={self.fixed}, memory={self.memory}, dim={self.dim}"
 
-    def _required(self, ids: Tensor | None, count: int) -> Tensor:
-        if ids is not None and len(ids) == count:
-            return ids
-        raise SpecError(
-            f"got {'no' if ids is None else len(ids)} ids for {count} examples",
-            where="model (TiedDropout)",
-            allowed="one id per example wherever memory is on, as in training",
-            remedy="let the model's forward take ids=None and pass them on",
-        )
+
+def _required_ids(count: int) -> Tensor:
+    ids = current_ids()
+    if ids is not None and len(ids) == count:
+        return ids
+    raise SpecError(
+        f"got {'no' if ids is None else len(ids)} ids for {count} examples",
+        where="model (tied dropout)",
+        allowed="one id per example wherever memory is on, as in training",
+        remedy="call the model inside `with expunge.core.example_ids.example_ids(ids):`",
+    )
 
 
 def base_channels(channels: int, fixed: float) -> int:
@@ -140,9 +134,9 @@ def _shifted(x: Tensor, bits: int) -> Tensor:
     return shifted
 
 
-def tied_layers(model: nn.Module) -> list[TiedDropout]:
+def tied_layers(model: nn.Module) -> list[TiedLayer]:
     """The model's example-tied dropout layers, in the order in which they are registered."""
-    return [module for module in model.modules() if isinstance(module, TiedDropout)]
+    return [module for module in model.modules() if isinstance(module, TiedLayer)]
 
 
 @contextmanager

@@ -1,0 +1,31 @@
+"""Which layer writes the channels that a module returns, and in which dimension they are counted."""
+
+from __future__ import annotations
+
+from torch import nn
+
+_FIRST = (nn.modules.conv._ConvNd, nn.GroupNorm, nn.modules.batchnorm._NormBase)
+"""Layers whose channels are dimension 1."""
+
+
+def writer_of(model: nn.Module, path: str) -> nn.Module | None:
+    """The last module with weights of its own inside the module at this path, or else registered before it."""
+    writer, inside = None, False
+    for name, module in model.named_modules():
+        within = name == path or name.startswith(f"{path}.")
+        if inside and not within:
+            break
+        inside = within
+        if next(module.parameters(recurse=False), None) is not None:
+            writer = module
+    return writer
+
+
+def channel_dim(writer: nn.Module | None) -> int:
+    """The dimension that counts channels behind such a layer: 1 for convolutions and their norms, else the last."""
+    return 1 if writer is None or isinstance(writer, _FIRST) else -1
+
+
+def channels_of(norm: nn.GroupNorm | nn.LayerNorm) -> int:
+    """How many channels a norm has; those of a layer norm are its last dimension."""
+    return norm.num_channels if isinstance(norm, nn.GroupNorm) else int(norm.normalized_shape[-1])

@@ -1,0 +1,163 @@
+"""Hidden layers that can be made wider: the layer that writes their channels, norms, and the layer that reads them.
+
+Modules with weights are paired in the order in which they are registered, which for most models is that in which they
+run. Two layers of the same sizes in a row may be the halves of a gated perceptron, which write the channels together.
+Whether a pair is what it looks like only a run can show: `widen` compares the outputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+_LINEAR, _CONVOLUTIONS = (nn.Linear,), (nn.Conv1d, nn.Conv2d)
+_CHANNEL_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm1d, nn.InstanceNorm2d)
+"""Norms that treat every channel alone."""
+_MIXING_NORMS = (nn.LayerNorm, nn.LocalResponseNorm)
+"""Norms over all channels: new ones would change what the others become."""
+
+
+@dataclass(frozen=True, eq=False)
+class Hidden:
+    """The channels between a layer that writes them and one that reads them."""
+
+    paths: tuple[str, ...]
+    """Of the layers that write."""
+    writers: tuple[Any, ...]
+    """One, or the two whose outputs are multiplied."""
+    norms: tuple[Any, ...]
+    reader: Any
+    channels: int
+
+    @property
+    def path(self) -> str:
+        """Of the first layer that writes."""
+        return self.paths[0]
+
+    @property
+    def positions(self) -> int:
+        """Inputs of the reader that belong to one channel: the positions of a flattened feature map, else 1."""
+        return inputs_of(self.reader) // self.channels_now
+
+    @property
+    def channels_now(self) -> int:
+        """Channels, with those that were added."""
+        return outputs_of(self.writers[0])
+
+    def added(self, share: float) -> int:
+        """How many channels to add for this share of those there are: whole groups of a group norm, at least one."""
+        groups = [self.channels // norm.num_groups for norm in self.norms if isinstance(norm, nn.GroupNorm)]
+        step = math.lcm(1, *groups)
+        return max(round(share * self.channels / step), 1) * step
+
+
+def hidden_layers(model: nn.Module) -> tuple[list[Hidden], dict[str, str]]:
+    """The hidden layers that look as if they could be widened.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        Those layers in the model's order, gated ones before others with the same layers, and by path of a layer that
+        writes why it cannot be widened.
+    """
+    layers = [(path, module) for path, module in model.named_modules() if _holds_weights(module)]
+    shared = _shared(model)
+    pairs: list[Hidden] = []
+    refusals: dict[str, str] = {}
+    for i, (path, writer) in enumerate(layers):
+        if not _supported(writer):
+            continue
+        later = layers[i + 1 :]
+        if _gated(writer, later, shared):
+            paths, writers = (path, later[0][0]), (writer, later[0][1])
+            pairs.append(Hidden(paths, writers, (), later[1][1], outputs_of(writer)))
+        count = next((k for k, (_, module) in enumerate(later) if not _is_norm(module)), len(later))
+        norms = [module for _, module in later[:count]]
+        reader = later[count] if count < len(later) else None
+        reason = _reason(writer, norms, reader, shared)
+        if reason or reader is None:
+            refusals[path] = reason
+        else:
+            pairs.append(Hidden((path,), (writer,), tuple(norms), reader[1], outputs_of(writer)))
+    return pairs, refusals
+
+
+def is_transposed(layer: nn.Module) -> bool:
+    """Whether it is a Hugging Face `Conv1D`: a linear layer whose weight is `[inputs, outputs]`."""
+    return type(layer).__name__ == "Conv1D" and type(layer).__module__.startswith("transformers.")
+
+
+def outputs_of(layer: Any) -> int:
+    """Channels that a layer writes."""
+    return int(layer.weight.shape[1 if is_transposed(layer) else 0])
+
+
+def inputs_of(layer: Any) -> int:
+    """Channels that a layer reads."""
+    return int(layer.weight.shape[0 if is_transposed(layer) else 1])
+
+
+def _gated(writer: Any, later: Sequence[tuple[str, Any]], shared: set[int]) -> bool:
+    """Whether the layer and the next one may write together what the one behind both reads."""
+    if len(later) < 2 or not (_supported(later[0][1]) and _supported(later[1][1])):
+        return False
+    other, reader = later[0][1], later[1]
+    alike = type(writer) is type(other) and writer.weight.shape == other.weight.shape
+    return alike and not _reason(writer, [], reader, shared) and not _reason(other, [], reader, shared)
+
+
+def _reason(writer: Any, norms: Sequence[Any], reader: tuple[str, Any] | None, shared: set[int]) -> str:
+    """Why the pair cannot be widened; empty where it looks as if it could."""
+    if reader is None:
+        return "no layer reads its outputs"
+    path, layer = reader
+    if not _supported(layer):
+        return f"{path!r}, which follows, is a {type(layer).__name__}"
+    if any(isinstance(norm, _MIXING_NORMS) for norm in norms):
+        return f"a {type(norms[0]).__name__} before {path!r} mixes its channels"
+    flat = isinstance(writer, _CONVOLUTIONS) and isinstance(layer, _LINEAR)
+    width, channels = inputs_of(layer), outputs_of(writer)
+    if width % channels or (width != channels and not flat):
+        return f"{path!r} does not read its {channels} outputs one by one"
+    if isinstance(layer, _CONVOLUTIONS) and not isinstance(writer, _CONVOLUTIONS):
+        return f"{path!r} is a convolution"
+    if any(_channels(norm) != channels for norm in norms):
+        return f"a norm before {path!r} has another number of channels"
+    held = [*writer.parameters(recurse=False), *layer.parameters(recurse=False)]
+    if any(id(parameter) in shared for parameter in held):
+        return f"its weights or those of {path!r} are used elsewhere too"
+    if not (writer.weight.requires_grad and layer.weight.requires_grad):
+        return f"its weights or those of {path!r} are frozen"
+    return ""
+
+
+def _supported(layer: Any) -> bool:
+    if type(layer) in _CONVOLUTIONS:
+        return bool(layer.groups == 1)
+    return type(layer) in _LINEAR or is_transposed(layer)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(module, (*_CHANNEL_NORMS, *_MIXING_NORMS, nn.GroupNorm))
+
+
+def _channels(norm: Any) -> int:
+    return int(norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.num_features)
+
+
+def _holds_weights(module: nn.Module) -> bool:
+    return next(module.parameters(recurse=False), None) is not None or _is_norm(module)
+
+
+def _shared(model: nn.Module) -> set[int]:
+    """Ids of parameters that are there under several names."""
+    seen, twice = set[int](), set[int]()
+    parameter: Tensor
+    for _, parameter in model.named_parameters(remove_duplicate=False):
+        (twice if id(parameter) in seen else seen).add(id(parameter))
+    return twice
