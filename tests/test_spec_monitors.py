@@ -71,7 +71,7 @@ def test_sharpness_is_that_of_the_training_loss_on_the_examples_drawn() -> None:
 
 def test_what_has_no_classes_has_no_class_means() -> None:
     texts = PythonDocs(train=20, test=4)()
-    with pytest.raises(SpecError, match=r"feature_loss: the data are tokens.*leave this monitor out"):
+    with pytest.raises(SpecError, match=r"feature_loss: the objective is LanguageModelling.*leave this monitor out"):
         FeatureLoss()(texts, texts.train, torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0), 0)
 
 

@@ -352,7 +352,8 @@ class RunsWithoutItsBlock(Step):
     blocks: ClassVar[tuple[type[nn.Module], ...]] = (TiedLayer,)
 
     def __call__(self, model: nn.Module, problem: Problem, recipe: Any, seed: int, *_: Any) -> Unlearned:
-        return Unlearned(self.apply(copy_for_training(model), problem, recipe, seed, Meter()).eval(), "", Cost(0, 0.0))
+        job = Job(problem, recipe, seed, Meter(), torch.device("cpu"))
+        return Unlearned(self.apply(copy_for_training(model), job).eval(), "", Cost(0, 0.0))
 
 
 class WorksOnNoBlockHere(Step):

@@ -330,7 +330,7 @@ def test_batch_norm_is_as_deployed_where_the_base_is_alone():
 def test_rem_is_documented():
     assert REM.paper[-4:].isdigit() and f"year = {{{REM.paper[-4:]}}}" in bibtex(REM.cite, where="REM")[0]
     assert "Cost: " in (module.__doc__ or "")
-    assert registry.facts("method", "rem")["needs"] == "" and REM.blocks == (TiedLayer,)
+    assert registry.facts("method", "rem")["needs"] == "decisions" and REM.blocks == (TiedLayer,)
 
 
 # --- on images: other methods on such a model, attacks, and what it is for -------------------------------------------

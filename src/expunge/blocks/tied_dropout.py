@@ -42,11 +42,7 @@ Fixed = Annotated[float, msgspec.Meta(gt=0, le=1)]
 class TiedDropout(Block):
     """Example-tied dropout of what a module returns."""
 
-    cite: ClassVar[str] = (
-        "@inproceedings{maini2023localized, title={Can Neural Network Memorization Be Localized?}, author={Maini, "
-        "Pratyush and Mozer, Michael C and Sedghi, Hanie and Lipton, Zachary C and Kolter, J Zico and Zhang, Chiyuan}, "
-        "booktitle={ICML}, year={2023}, note={arXiv:2307.09542}}"
-    )
+    cite: ClassVar[str] = "maini2023localized"
 
     fixed: Fixed = 0.5
     """Share of the channels that all examples use; the others are memory."""

@@ -46,11 +46,7 @@ FRESH = 0.3
 class Sharpness(Monitor):
     """The Hessian's largest eigenvalue on some training examples, beside the largest that SGD's step size can hold."""
 
-    cite: ClassVar[str] = (
-        "@inproceedings{cohen2021edge, title={Gradient Descent on Neural Networks Typically Occurs at the Edge of "
-        "Stability}, author={Cohen, Jeremy M and Kaur, Simran and Li, Yuanzhi and Kolter, J Zico and Talwalkar, "
-        "Ameet}, booktitle={ICLR}, year={2021}}"
-    )
+    cite: ClassVar[str] = "cohen2021edge"
 
     every: Count = 50
     """Steps between measurements."""
