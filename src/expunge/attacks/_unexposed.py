@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from expunge.core.case import Attacked, Case, Cost, Curve
 from expunge.core.objective import knows
 from expunge.core.problem import Problem
-from expunge.train.loop import in_order
+from expunge.train.evaluation import evaluate
 
 
 def allowed(problem: Problem, ids: Tensor) -> Tensor:
@@ -23,13 +23,8 @@ def allowed(problem: Problem, ids: Tensor) -> Tensor:
 
 
 def known(model: nn.Module, problem: Problem) -> np.ndarray:
-    """Whether the model, in evaluation mode, knows each unexposed forget example: `[n]` of 0 and 1."""
-    with torch.no_grad():
-        found = [
-            knows(problem.objective.decisions(model, batch), batch.size)
-            for batch in in_order(problem.data, problem.unexposed)
-        ]
-    return torch.cat(found).double().cpu().numpy()
+    """Whether the model knows each unexposed forget example: `[n]` of 0 and 1."""
+    return evaluate(model, problem, problem.unexposed, knows)
 
 
 def edited(model: nn.Module, case: Case, edit: Callable[[nn.Module], None]) -> Attacked:

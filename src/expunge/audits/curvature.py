@@ -21,17 +21,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from expunge.audits._evaluate import evaluate, sample
+from expunge.audits._evaluate import sample
 from expunge.base.part import Count, Positive
 from expunge.base.seeds import derive
 from expunge.core.case import Case
 from expunge.core.contracts import Audit
-from expunge.core.data import Batch
-from expunge.core.objective import Decisions, decision_losses, per_example
 from expunge.core.problem import Problem
 from expunge.evidence.scores import Scores
 from expunge.numerics.lanczos import lanczos
 from expunge.numerics.linops import differentiable, hessian
+from expunge.train.evaluation import batch_loss, evaluate, mean_loss
 from expunge.train.loop import in_order
 
 
@@ -73,19 +72,12 @@ class Curvature(Audit):
 
     def _top(self, model: nn.Module, problem: Problem, ids: Tensor, seed: int) -> float:
         # The loss of a diverged model has no derivatives; that it has none is the answer.
-        if not np.isfinite(evaluate(model, problem, ids, _mean_loss)).all():
+        if not np.isfinite(evaluate(model, problem, ids, mean_loss)).all():
             return float("nan")
         bent = copy.deepcopy(model).eval()
-
-        def mean_loss(asked: nn.Module, batch: Batch) -> Tensor:
-            return _mean_loss(problem.objective.decisions(asked, batch), batch.size).mean()
-
-        product = hessian(mean_loss, bent, differentiable(bent), list(in_order(problem.data, ids)))
+        batches = list(in_order(problem.data, ids))
+        product = hessian(batch_loss(problem), bent, differentiable(bent), batches)
         # One start for every model: what is compared differs by the model alone.
         generator = torch.Generator().manual_seed(derive(seed, "start"))
         found = lanczos(product, product.like, generator, tolerance=self.tolerance, limit=self.limit)
         return float(found.values[0])
-
-
-def _mean_loss(decisions: Decisions, size: int) -> Tensor:
-    return per_example(decision_losses(decisions), decisions.example, size, mean=True)

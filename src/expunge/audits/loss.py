@@ -13,9 +13,9 @@ from expunge.audits._evaluate import per_example_scores, sample
 from expunge.base.part import Count
 from expunge.core.case import Case
 from expunge.core.contracts import Audit
-from expunge.core.objective import Decisions, decision_losses, per_example
 from expunge.evidence.estimate import Better
 from expunge.evidence.scores import Scores
+from expunge.train.evaluation import mean_loss
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Loss(Audit):
                 model,
                 problem,
                 ids,
-                _mean_loss,
+                mean_loss,
                 metric="loss",
                 split=split,
                 role="description",
@@ -48,7 +48,3 @@ class Loss(Audit):
             )
             for split, ids, better in splits
         ]
-
-
-def _mean_loss(decisions: Decisions, size: int) -> Tensor:
-    return per_example(decision_losses(decisions).double(), decisions.example, size, mean=True)

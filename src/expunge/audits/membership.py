@@ -36,16 +36,16 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
 from torch import Tensor, nn
 
-from expunge.audits._evaluate import evaluate, sample
+from expunge.audits._evaluate import sample
 from expunge.base.errors import SpecError
 from expunge.base.part import Count
 from expunge.base.seeds import derive
 from expunge.core.case import Case
 from expunge.core.contracts import Audit
-from expunge.core.objective import Decisions, decision_losses, per_example
 from expunge.core.problem import Problem
 from expunge.evidence.intervals import Floats, Ints
 from expunge.evidence.scores import Role, Scores
+from expunge.train.evaluation import evaluate, mean_loss
 
 Attack = Callable[[Floats, Floats], Callable[[Floats], Floats]]
 """Losses of members and of others, each `[n]` -> losses of anyone to how much they look like a member's."""
@@ -82,7 +82,7 @@ class Membership(Audit):
         problem, attack = case.problem, ATTACKS[self.attack]
         members, others, split = self._known(problem)
         seen, unseen, forget = (
-            evaluate(model, problem, ids, _mean_loss) for ids in (members, others, problem.unexposed)
+            evaluate(model, problem, ids, mean_loss) for ids in (members, others, problem.unexposed)
         )
         if not np.isfinite(np.concatenate([seen, unseen, forget])).all():
             attack = _undefined
@@ -192,7 +192,3 @@ def _undefined(members: Floats, others: Floats) -> Callable[[Floats], Floats]:
 def _labelled(members: Floats, others: Floats) -> tuple[Floats, Ints]:
     features = np.concatenate([members, others])[:, None]
     return features, np.concatenate([np.ones(members.size, np.int64), np.zeros(others.size, np.int64)])
-
-
-def _mean_loss(decisions: Decisions, size: int) -> Tensor:
-    return per_example(decision_losses(decisions).double(), decisions.example, size, mean=True)

@@ -15,15 +15,15 @@ from typing import Annotated, ClassVar
 import msgspec
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from expunge.audits._evaluate import evaluate, sample
+from expunge.audits._evaluate import sample
 from expunge.base.part import Count
 from expunge.core.case import Case
 from expunge.core.contracts import Audit
-from expunge.core.objective import Decisions, decision_losses, per_example
 from expunge.core.problem import Problem
 from expunge.evidence.scores import Scores
+from expunge.train.evaluation import evaluate, mean_loss
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def barriers(
     losses: dict[str, list[float]] = {split: [] for split in splits}
     for between in interpolate(start, end, points):
         for split, ids in splits.items():
-            losses[split].append(float(evaluate(between, problem, ids, _mean_loss).mean()))
+            losses[split].append(float(evaluate(between, problem, ids, mean_loss).mean()))
     grid = np.arange(points)
     return [
         Scores(metric, split, np.array(values), grid, "predictor", "nats", "reference", reduce="barrier")
@@ -69,7 +69,3 @@ def interpolate(start: nn.Module, end: nn.Module, points: int) -> Iterator[nn.Mo
                 if tensor.is_floating_point():
                     tensor.copy_((1 - t) * first[name] + t * last[name])
             yield between
-
-
-def _mean_loss(decisions: Decisions, size: int) -> Tensor:
-    return per_example(decision_losses(decisions).double(), decisions.example, size, mean=True)

@@ -37,7 +37,7 @@ from expunge.diagnostics._logit_diagnostic import LogitDiagnostic, Sampled
 from expunge.evidence.estimate import Estimate, over_examples
 from expunge.numerics.linearised import Curvatures, Draw, Update, of_gram
 from expunge.numerics.stability import mean_square_limit
-from expunge.train.cscore import known
+from expunge.train.evaluation import known
 from expunge.train.loop import batch_count
 
 STEP, MIX = "step size to take", "weight of the ascent to take"
@@ -212,5 +212,5 @@ def _by_heart(case: Case) -> dict[str, Estimate]:
     problem, scores = case.problem, case.problem.data.cscore
     if scores is None:
         return {}
-    has = known(case.original, problem.data, problem.forget).double() - scores[problem.forget]
+    has = known(case.original, problem, problem.forget).double() - scores[problem.forget]
     return {BY_HEART: over_examples(has.numpy(), "share", "reference")}

@@ -53,9 +53,9 @@ from expunge.core.problem import Problem
 from expunge.core.tied import CITE as TIED
 from expunge.core.tied import SHARED, base_only, tied_layers, with_memory
 from expunge.methods._descent import Descent
-from expunge.methods._measure import known_share
 from expunge.models._tied import Fixed
 from expunge.tasks._split import REM as CITE
+from expunge.train.evaluation import known_share
 from expunge.train.loop import batches, in_order
 
 
