@@ -12,7 +12,7 @@ from expunge.core.data import Data
 from expunge.core.objective import infer_objective
 from expunge.models.mlp import MLP
 from expunge.train.cscore import Counts, count, cscores
-from expunge.train.evaluation import Examples, known
+from expunge.train.evaluation import DataWithObjective, known
 from expunge.train.training import TrainedRecipe, Training
 
 
@@ -115,6 +115,6 @@ def test_what_a_net_was_trained_on_never_counts(data: Data) -> None:
 
 def test_known_is_in_the_order_of_the_ids(recipe: TrainedRecipe, data: Data) -> None:
     model = train_model(recipe, data, data.train, 0)
-    ids, examples = torch.tensor([30, 11, 20, 40]), Examples(data, infer_objective(data))
+    ids, examples = torch.tensor([30, 11, 20, 40]), DataWithObjective(data, infer_objective(data))
     each = torch.cat([known(model, examples, ids[i : i + 1]) for i in range(4)])
     assert torch.equal(known(model, examples, ids), each)

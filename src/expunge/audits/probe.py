@@ -34,7 +34,7 @@ from expunge.base.part import Count
 from expunge.core.case import Case
 from expunge.core.contracts import Audit
 from expunge.core.data import Batch
-from expunge.core.features import Features, Layer, given_to_weights, require_layers
+from expunge.core.features import Features, FeatureSite, given_to_weights, require_layers
 from expunge.core.objective import Decisions, Objective, per_example
 from expunge.core.problem import Problem
 from expunge.evidence.estimate import Better
@@ -198,7 +198,7 @@ def _flat(features: Tensor) -> Tensor:
     return features.flatten(1)
 
 
-def _last_hidden(model: nn.Module, problem: Problem) -> Layer:
+def _last_hidden(model: nn.Module, problem: Problem) -> FeatureSite:
     """What the module with weights of its own that runs last is given."""
     layers = list(given_to_weights(model, problem))
     if not layers:

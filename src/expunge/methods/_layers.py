@@ -17,7 +17,7 @@ from expunge.methods._descent import Descent
 
 
 @dataclass(frozen=True)
-class Layer:
+class TrainableLayer:
     """A module with trainable parameters of its own: those not of its submodules, nor tied to an earlier layer."""
 
     name: str
@@ -25,7 +25,7 @@ class Layer:
     parameters: list[nn.Parameter]
 
 
-def layers(model: nn.Module) -> list[Layer]:
+def layers(model: nn.Module) -> list[TrainableLayer]:
     """The model's layers in the order in which they are registered, which is that of a sequential model's pass.
 
     A tied parameter belongs to the first layer that holds it: a language model's output layer that shares its weights
@@ -36,11 +36,11 @@ def layers(model: nn.Module) -> list[Layer]:
         own = [p for p in module.parameters(recurse=False) if p.requires_grad and id(p) not in seen]
         seen.update(id(p) for p in own)
         if own:
-            found.append(Layer(name, module, own))
+            found.append(TrainableLayer(name, module, own))
     return found
 
 
-def reinitialise(chosen: Sequence[Layer], seed: int) -> None:
+def reinitialise(chosen: Sequence[TrainableLayer], seed: int) -> None:
     """Give layers fresh initial values, in place, by their modules' `reset_parameters`; frozen parameters keep theirs.
 
     Raises:
@@ -67,7 +67,7 @@ def reinitialise(chosen: Sequence[Layer], seed: int) -> None:
 
 
 @contextmanager
-def training_only(model: nn.Module, chosen: Sequence[Layer]) -> Iterator[None]:
+def training_only(model: nn.Module, chosen: Sequence[TrainableLayer]) -> Iterator[None]:
     """Inside, only the chosen layers can change; the flags of the others are put back afterwards.
 
     The others are in evaluation mode too, so that the running statistics of a frozen batch norm stay as they are.
@@ -100,6 +100,6 @@ class LastLayers(Descent):
         with training_only(student, self.last(student)):
             return self.descend_on_retain(student, problem, seed, meter)
 
-    def last(self, student: nn.Module) -> list[Layer]:
+    def last(self, student: nn.Module) -> list[TrainableLayer]:
         """The last k layers."""
         return layers(student)[-self.k :]

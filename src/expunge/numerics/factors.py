@@ -153,7 +153,7 @@ def no_rule(layer: nn.Module, path: str, allowed: str = "") -> MissingError:
     )
 
 
-class Rule(NamedTuple):
+class LayerRule(NamedTuple):
     """What is known of one type of layer."""
 
     factors: Callable[[Any, Tensor, Tensor], dict[str, Factors] | None]
@@ -164,7 +164,7 @@ class Rule(NamedTuple):
     """Whether the layer's settings are among those that the rule describes."""
 
 
-def rule_of(layer: nn.Module) -> Rule | None:
+def rule_of(layer: nn.Module) -> LayerRule | None:
     """The rule that describes a layer with its settings; `None` where there is none.
 
     A class that is derived from a known one has its rule only where it computes the same, by the same `forward`.
@@ -270,14 +270,14 @@ def _has_statistics(layer: _BatchNorm) -> bool:
     return layer.running_mean is not None
 
 
-RULES: Mapping[type[nn.Module] | str, Rule] = {
-    nn.Linear: Rule(_linear, "columns"),
-    "transformers.pytorch_utils.Conv1D": Rule(_transposed_linear, "rows"),
-    nn.Conv1d: Rule(_convolution_1d, "columns", _pads_by_zeros),
-    nn.Conv2d: Rule(_convolution, "columns", _pads_by_zeros),
-    nn.Embedding: Rule(_embedding, covers=_is_plain),
-    nn.LayerNorm: Rule(_layer_norm),
-    nn.GroupNorm: Rule(_group_norm),
-    _BatchNorm: Rule(_batch_norm, covers=_has_statistics),
+RULES: Mapping[type[nn.Module] | str, LayerRule] = {
+    nn.Linear: LayerRule(_linear, "columns"),
+    "transformers.pytorch_utils.Conv1D": LayerRule(_transposed_linear, "rows"),
+    nn.Conv1d: LayerRule(_convolution_1d, "columns", _pads_by_zeros),
+    nn.Conv2d: LayerRule(_convolution, "columns", _pads_by_zeros),
+    nn.Embedding: LayerRule(_embedding, covers=_is_plain),
+    nn.LayerNorm: LayerRule(_layer_norm),
+    nn.GroupNorm: LayerRule(_group_norm),
+    _BatchNorm: LayerRule(_batch_norm, covers=_has_statistics),
 }
 """By class, or by its full name where the class is an optional dependency's."""

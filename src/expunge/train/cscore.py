@@ -15,7 +15,7 @@ from expunge.base.seeds import derive
 from expunge.core.case import Recipe, train_model
 from expunge.core.data import Data
 from expunge.core.objective import infer_objective
-from expunge.train.evaluation import Examples, known
+from expunge.train.evaluation import DataWithObjective, known
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def split(data: Data, seed: int, share: float = 0.7) -> Tensor:
 
 def tally(model: nn.Module, data: Data, seen: Tensor) -> Counts:
     """What a net that was trained on these says of the others."""
-    right = known(model, Examples(data, infer_objective(data)), data.train)
+    right = known(model, DataWithObjective(data, infer_objective(data)), data.train)
     return Counts((right & ~seen).long(), (~seen).long())
 
 

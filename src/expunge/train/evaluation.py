@@ -19,7 +19,7 @@ Measure = Callable[[Decisions, int], Tensor]
 
 
 class Judged(Protocol):
-    """Data, and the objective that makes decisions on them: a `Problem`, or `Examples`."""
+    """Data, and the objective that makes decisions on them: a `Problem`, or `DataWithObjective`."""
 
     @property
     def data(self) -> Data:
@@ -32,7 +32,7 @@ class Judged(Protocol):
         ...
 
 
-class Examples(NamedTuple):
+class DataWithObjective(NamedTuple):
     """Data and objective where there is no problem."""
 
     data: Data
