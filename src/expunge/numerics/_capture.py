@@ -57,10 +57,12 @@ def watched(layers: Mapping[str, nn.Module], *, in_place: bool = True) -> Iterat
 
 
 def uses(calls: list[Call], total: Tensor) -> list[Use]:
-    """The calls that the summed losses depend on, with gradients; the graph of `total` is used up."""
+    """The calls that the summed losses depend on, with gradients; `calls` is emptied, the graph of `total` used up."""
     outputs = [call.output for call in calls]
     gradients = torch.autograd.grad(total, outputs, allow_unused=True) if outputs else ()
-    pairs = zip(calls, gradients, strict=True)
+    pairs = list(zip(calls, gradients, strict=True))
+    # So that the caller holds the only reference to the inputs, and can free each once it has its factors.
+    calls.clear()
     return [Use(call.path, call.layer, call.inputs, gradient) for call, gradient in pairs if gradient is not None]
 
 
@@ -128,7 +130,8 @@ def _hook(path: str, calls: list[Call], in_place: bool) -> Callable[[nn.Module, 
 
 def _by_parameter(layer_uses: list[Use], wanted: dict[int, str], size: int) -> dict[str, list[Factors]]:
     found: dict[str, list[Factors]] = {}
-    for use in layer_uses:
+    while layer_uses:
+        use = layer_uses.pop(0)
         # A layer that was not given one row per example, such as an embedding of positions, tells none apart.
         if len(use.inputs) != size or len(use.gradients) != size:
             continue
