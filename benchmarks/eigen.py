@@ -31,7 +31,7 @@ from expunge.data.fashion_mnist import FashionMNIST
 from expunge.models.cnn import CNN
 from expunge.models.mlp import MLP
 from expunge.numerics.lanczos import lanczos
-from expunge.numerics.linops import Curvature, differentiable, hessian
+from expunge.numerics.linops import CurvatureOperator, differentiable, hessian
 from expunge.train.training import TrainedRecipe, Training
 
 ERRORS = (1e-3, 1e-6)
@@ -48,7 +48,7 @@ def main(repeats: int = 3) -> None:
         report(name, curvature(name), repeats)
 
 
-def report(name: str, operator: Curvature, repeats: int) -> None:
+def report(name: str, operator: CurvatureOperator, repeats: int) -> None:
     exact = by_eigsh(operator, 20)(1e-10, 0)[0]
     solvers: dict[str, Solve] = {"ours": ours(operator)} | {f"eigsh ncv {n}": by_eigsh(operator, n) for n in (20, 8)}
     if importlib.util.find_spec("pyhessian"):
@@ -80,7 +80,7 @@ def first(solve: Solve, exact: float, error: float, seed: int) -> tuple[float, f
     return TOLERANCES[-1], math.nan
 
 
-def ours(operator: Curvature) -> Solve:
+def ours(operator: CurvatureOperator) -> Solve:
     def solve(tolerance: float, seed: int) -> tuple[float, int]:
         found = lanczos(operator, operator.like, torch.Generator().manual_seed(seed), tolerance=tolerance)
         return float(found.values[0]), found.products
@@ -88,7 +88,7 @@ def ours(operator: Curvature) -> Solve:
     return solve
 
 
-def by_eigsh(operator: Curvature, ncv: int) -> Solve:
+def by_eigsh(operator: CurvatureOperator, ncv: int) -> Solve:
     def solve(tolerance: float, seed: int) -> tuple[float, int]:
         count = 0
 
@@ -105,7 +105,7 @@ def by_eigsh(operator: Curvature, ncv: int) -> Solve:
     return solve
 
 
-def by_pyhessian(operator: Curvature) -> Solve:
+def by_pyhessian(operator: CurvatureOperator) -> Solve:
     """Its own class on the same network, batch and loss, in double precision; products are counted as it asks for them.
 
     It computes the gradient's graph once and keeps it, where ours reads the batch again for every product.
@@ -141,7 +141,7 @@ def by_pyhessian(operator: Curvature) -> Solve:
     return solve
 
 
-def curvature(name: str) -> Curvature:
+def curvature(name: str) -> CurvatureOperator:
     data = FashionMNIST(train=1000)()
     recipe = TrainedRecipe(MODELS[name], Training(epochs=3), data)
     model = train_model(recipe, data, data.train, 0).double().eval()

@@ -11,7 +11,8 @@ from expunge.core.case import Meter, train_model
 from expunge.core.data import Data
 from expunge.core.example_ids import current_ids
 from expunge.models.mlp import MLP
-from expunge.train.cscore import Counts, count, cscores, known
+from expunge.train.cscore import Counts, count, cscores
+from expunge.train.evaluation import DataWithObjective, known
 from expunge.train.training import TrainedRecipe, Training
 
 
@@ -116,6 +117,6 @@ def test_what_a_net_was_trained_on_never_counts(data: Data) -> None:
 
 def test_known_is_in_the_order_of_the_ids(recipe: TrainedRecipe, data: Data) -> None:
     model = train_model(recipe, data, data.train, 0)
-    ids = torch.tensor([30, 11, 20, 40])
-    each = torch.cat([known(model, data, ids[i : i + 1]) for i in range(4)])
-    assert torch.equal(known(model, data, ids), each)
+    ids, examples = torch.tensor([30, 11, 20, 40]), DataWithObjective(data, data.objective)
+    each = torch.cat([known(model, examples, ids[i : i + 1]) for i in range(4)])
+    assert torch.equal(known(model, examples, ids), each)

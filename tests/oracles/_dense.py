@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from expunge.core.problem import Problem
+from expunge.numerics.linearised import Curvatures
 
 
 def jacobian(model: nn.Module, problem: Problem, place: int) -> tuple[Tensor, Tensor]:
@@ -34,3 +35,10 @@ def gradient(model: nn.Module, problem: Problem, place: int) -> Tensor:
 
 def curvatures(model: nn.Module, problem: Problem, ids: Tensor) -> Tensor:
     return torch.stack([curvature(model, problem, int(place)) for place in ids])
+
+
+def of_hessians(hessians: Tensor, retained: int) -> Curvatures:
+    """From positive semi-definite matrices `[m, p, p]`, the retain set's first, without their common range."""
+    values, vectors = torch.linalg.eigh(hessians.double())
+    assert float(values.min()) >= -1e-8 * float(values.abs().max())
+    return Curvatures(vectors * values.clamp(min=0).sqrt()[:, None], retained)

@@ -12,8 +12,8 @@ from expunge.core.case import Meter
 from expunge.core.data import IGNORE, Data
 from expunge.core.job import Job
 from expunge.core.problem import Problem
-from expunge.methods._measure import known_share
 from expunge.models.gpt import GPT
+from expunge.train.evaluation import known_share
 
 # Closed forms in float64, a handful of operations deep.
 EXACT = {"rtol": 1e-10, "atol": 1e-12}

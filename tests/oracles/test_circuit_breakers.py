@@ -12,7 +12,7 @@ from _toy import ALL_AT_ONCE, EXACT, classes, gpt, job, linear, tokens, vector
 from torch import Tensor, nn
 
 from expunge.base.errors import MissingError, SpecError
-from expunge.core.features import Layer
+from expunge.core.features import FeatureSite
 from expunge.core.modules import state_digest
 from expunge.core.problem import Problem
 from expunge.data.digits import Digits
@@ -191,4 +191,4 @@ def test_layers_that_cannot_be_used_are_named() -> None:
         model.unused = nn.Identity()
         model.forward = lambda inputs: nn.Sequential.forward(model[:7], inputs)
         tried(model, "unused")
-    assert CircuitBreakers(layers=["3"]).chosen(deep(), classes()) == [Layer("3")]
+    assert CircuitBreakers(layers=["3"]).chosen(deep(), classes()) == [FeatureSite("3")]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from _dense import of_hessians
 from _spectra import seeded
 from _steps import gram_of, operator, positive, radius
 from torch import Tensor
@@ -21,7 +22,7 @@ from expunge.numerics.coherence import (
     sharpnesses,
     similarities,
 )
-from expunge.numerics.linearised import Draw, Update, of_gram, of_hessians
+from expunge.numerics.linearised import Draw, Update, of_gram
 from expunge.numerics.stability import mean_square_limit, noise_radius
 
 EXACT = {"rtol": 1e-9, "atol": 1e-11}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from expunge.core.problem import Problem
 from expunge.diagnostics import _halves
-from expunge.diagnostics._halves import Part, over_halves
+from expunge.diagnostics._halves import SampledSet, over_halves
 from expunge.diagnostics._rows import curvature_gram, gradient_gram, rows_of
 from expunge.diagnostics._sample import Sample
 from expunge.numerics.coherence import similarities
@@ -64,8 +64,8 @@ def test_gradients_are_sums_over_roots_of_decisions(problem: Problem):
     torch.testing.assert_close(gradient_gram(sample).matrix, slopes @ slopes.T, **EXACT)
 
 
-def part(count: int, population: int) -> Part:
-    return Part(torch.arange(count), population)
+def part(count: int, population: int) -> SampledSet:
+    return SampledSet(torch.arange(count), population)
 
 
 def test_what_shrinks_with_the_sample_is_carried_over_exactly():
@@ -104,7 +104,7 @@ def test_groups_are_never_cut():
         seen.append(at[0])
         return float(len(at[0]))
 
-    found = over_halves(statistic, [Part(groups, 100)], seeded(), unit="")
+    found = over_halves(statistic, [SampledSet(groups, 100)], seeded(), unit="")
     assert found.n == 5 and len(seen) == 1 + _halves.HALVES
     for at in seen[1:]:
         inside = groups[at].unique()

@@ -18,10 +18,10 @@ from expunge.core.contracts import Method
 from expunge.core.problem import Problem
 from expunge.methods._dampening import Importances, adaptive_alpha, importances
 from expunge.methods._gradients import mean_absolute_gradient, mean_squared_gradient
-from expunge.methods._measure import known_share
 from expunge.methods.assd import ASSD
 from expunge.methods.lfssd import LFSSD, squared_norm
 from expunge.methods.potion import Potion, few_enough, norm
+from expunge.train.evaluation import known_share
 
 
 def norm_gradients(model: nn.Module, inputs: Tensor, power: int) -> Tensor:

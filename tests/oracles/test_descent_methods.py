@@ -15,12 +15,12 @@ from expunge.base.seeds import derive
 from expunge.core.case import Meter
 from expunge.core.objective import loss
 from expunge.methods._gradients import summed_gradient
-from expunge.methods._measure import known_share
 from expunge.methods.gradient_ascent import GradientAscent
 from expunge.methods.l1_sparse import L1Sparse, l1_norm
 from expunge.methods.neggrad_plus import NegGradPlus
 from expunge.methods.salun import SalUn, largest
 from expunge.methods.task_negation import TaskNegation
+from expunge.train.evaluation import known_share
 
 RATE = 0.01
 # One step over everything at once: with SGD the change is exactly -rate * gradient.

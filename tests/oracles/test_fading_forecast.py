@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from expunge.base.errors import SpecError
 from expunge.numerics.fading import FastSlow
-from expunge.numerics.fading_forecast import Forecast, forecast
+from expunge.numerics.fading_forecast import FadingForecast, forecast
 from expunge.numerics.hermite import hermite
 
 SETTINGS: dict[str, Any] = {"scale": 1.0, "ratio": 0.1, "step": 0.05, "steps": 20_000, "replicates": 30}
@@ -29,7 +29,7 @@ def made(c_2: float, count: int = 3000, noise: float = 0.3) -> tuple[Tensor, Ten
     return 3 * x + 1, z + c_2 * (z**2 - 1) / math.sqrt(2) + 5 + noise * torch.randn(count, generator=g)
 
 
-def predicted(x: Tensor, y: Tensor, act: Any = activation, **settings: Any) -> Forecast:
+def predicted(x: Tensor, y: Tensor, act: Any = activation, **settings: Any) -> FadingForecast:
     return forecast(x, y, act, torch.Generator().manual_seed(0), **{**SETTINGS, **settings})
 
 

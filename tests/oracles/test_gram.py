@@ -170,6 +170,16 @@ def grouped() -> nn.Module:
     return nn.Sequential(nn.Unflatten(1, (2, 1, 2)), body, nn.GroupNorm(2, 4), nn.Flatten(), nn.LazyLinear(3))
 
 
+def one_dimensional() -> nn.Module:
+    body = nn.Conv1d(2, 4, 2, groups=2, stride=2, padding=3, dilation=2)
+    return nn.Sequential(nn.Unflatten(1, (2, 2)), body, nn.ReLU(inplace=True), nn.Flatten(), nn.LazyLinear(3))
+
+
+def transposed() -> nn.Module:
+    kind = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    return nn.Sequential(nn.Unflatten(1, (2, 2)), kind(5, 2), nn.Tanh(), nn.Flatten(), kind(3, 10))
+
+
 def batch_normed() -> nn.Module:
     model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Softplus(), nn.Linear(3, 3, bias=False))
     model[1].running_mean.add_(0.3)
@@ -192,6 +202,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
     "padding by reflection": (lambda: convolutional(padding=1, padding_mode="reflect"), ["1.weight", "1.bias"]),
     "groups and strides": (grouped, []),
     "batch norm": (batch_normed, []),
+    "one dimension": (one_dimensional, []),
+    "transposed": (transposed, []),
 }  # fmt: skip
 
 

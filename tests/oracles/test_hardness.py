@@ -16,7 +16,7 @@ from expunge.core.case import Case
 from expunge.core.modules import state_digest
 from expunge.diagnostics.hardness import DAMAGE, HARDNESS, PREDICTED, Calibration, Hardness
 from expunge.evidence.estimate import Estimate
-from expunge.methods._measure import known_share
+from expunge.train.evaluation import known_share
 
 ALL = Hardness(learning_rate=0.05, ascent_weight=0.6, epochs=1000.0)
 

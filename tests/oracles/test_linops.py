@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from expunge.base.errors import RunError, SpecError
-from expunge.numerics.linops import Curvature, bends, differentiable, gauss_newton, hessian
+from expunge.numerics.linops import CurvatureOperator, bends, differentiable, gauss_newton, hessian
 
 SIZES = (4, 1, 2)
 
@@ -25,7 +25,7 @@ def vectors(size: int, count: int = 2) -> Tensor:
     return torch.randn(count, size, generator=torch.Generator().manual_seed(1)).double()
 
 
-def products(curvature: Curvature) -> tuple[Tensor, Tensor]:
+def products(curvature: CurvatureOperator) -> tuple[Tensor, Tensor]:
     """Random vectors and their products, as rows."""
     found = vectors(curvature.size)
     return found, torch.stack([curvature(vector) for vector in found])
@@ -103,7 +103,7 @@ def test_gauss_newton_products_are_those_of_the_formula(name: str):
     torch.testing.assert_close(found[1], found[0] @ dense, **EXACT)
 
 
-def gauss_newton_of(model: nn.Module, batches: list[Batch]) -> Curvature:
+def gauss_newton_of(model: nn.Module, batches: list[Batch]) -> CurvatureOperator:
     return gauss_newton(
         lambda m, b: m(b[0]), lambda o, b: flat_losses(o, b[1]).mean(), model, differentiable(model), batches
     )

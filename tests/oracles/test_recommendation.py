@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from _dense import curvatures
+from _dense import curvatures, of_hessians
 from _toy import classes, gpt, knowing, linear, net, tokens
 
 from expunge.base.errors import MissingError, SpecError
@@ -18,7 +18,7 @@ from expunge.diagnostics import recommendation as what
 from expunge.diagnostics import stability_limit
 from expunge.diagnostics.recommendation import Recommendation, curvature_of_logits
 from expunge.evidence.estimate import Estimate
-from expunge.numerics.linearised import Draw, Update, of_hessians
+from expunge.numerics.linearised import Draw, Update
 from expunge.numerics.stability import mean_square_limit
 
 ALL = Recommendation(epochs=1000.0, batch_size=6)

@@ -26,12 +26,12 @@ from expunge.core.modules import state_digest
 from expunge.core.problem import Problem
 from expunge.data.digits import Digits
 from expunge.methods import rem as module
-from expunge.methods._measure import known_share
 from expunge.methods.rem import REM, Best, Repair
 from expunge.models.cnn import CNN
 from expunge.models.mlp import MLP
 from expunge.tasks.label_swap import LabelSwap
 from expunge.tasks.poison_trigger import PoisonTrigger
+from expunge.train.evaluation import known_share
 from expunge.train.training import TrainedRecipe, Training
 
 RATE = 0.01

@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 import torch
+from _dense import of_hessians
 from _spectra import seeded
 from _steps import gram_of, operator, positive, radius, steps, weights
 from torch import Tensor
 
 from expunge.base.errors import RunError, SpecError
 from expunge.numerics._perron import spectral_radius
-from expunge.numerics.linearised import Curvatures, Draw, Update, of_gram, of_hessians
+from expunge.numerics.linearised import Curvatures, Draw, Update, of_gram
 from expunge.numerics.stability import (
-    critical_mix,
+    critical_ascent_weight,
     growth_rate,
     growth_steps,
     mean_limit,
@@ -131,7 +132,7 @@ def test_identical_gradients_are_one_direction():
     mean = 1 - 0.4 * (0.7 - 0.3) * h
     assert exactly.value == pytest.approx(mean**2)  # every batch has the same mean
     assert alone.value == pytest.approx(mean**2 + (0.4 * h) ** 2 * (0.7**2 * (1 / 2 - 1 / 4) + 0.3**2 * (1 - 1 / 3)))
-    assert critical_mix(of_gram(gram, 4)) == pytest.approx(0.5)
+    assert critical_ascent_weight(of_gram(gram, 4)) == pytest.approx(0.5)
 
 
 def test_whole_batches_have_no_noise():
@@ -179,14 +180,14 @@ def test_more_weights_than_examples_bend_down_once_per_forgotten_one():
         assert int((torch.linalg.eigvalsh(curvatures.average(ascent_weight)) < 0).sum()) == 10
         assert mean_limit(curvatures, plan) == mean_square_limit(curvatures, plan) == 0
         assert mean_radius(curvatures, plan) > 1
-    assert critical_mix(curvatures) == 0
+    assert critical_ascent_weight(curvatures) == 0
 
 
-def test_the_mean_leaves_above_the_critical_mix():
+def test_the_mean_leaves_above_the_critical_ascent_weight():
     """T4, with more examples than weights."""
     factors, _ = positive(40, 12, 1, seeded(4))
     curvatures = of_gram(gram_of(factors), 30)
-    critical = critical_mix(curvatures)
+    critical = critical_ascent_weight(curvatures)
     assert 0 < critical < 1
     for factor, sign in ((1 - 1e-3, 1), (1 + 1e-3, -1)):
         least = float(torch.linalg.eigvalsh(curvatures.average(factor * critical))[0])
@@ -303,8 +304,6 @@ def gram(matrix: Tensor, retained: int = 1, rows: int = 1) -> Callable[[], objec
         (gram(torch.zeros(2, 2)), "eigenvalues from 0 to 0"),
         (gram(torch.eye(3), retained=3), "3 retained"),
         (gram(torch.eye(3), retained=0), "0 retained"),
-        (lambda: of_hessians(torch.ones(2, 3, 2), 1), "hessians: have shape"),
-        (lambda: of_hessians(-torch.ones(2, 1, 1), 1), "hessians: one has the eigenvalue -1"),
         (lambda: Curvatures(torch.ones(3, 2), 1), "curvatures"),
         (lambda: one_step_bound(of_gram(torch.eye(2), 1), plan_with(momentum=0.5)()), "momentum: the bound has none"),  # type: ignore[arg-type]
     ],

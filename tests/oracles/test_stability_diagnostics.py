@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from _dense import curvatures, gradient
+from _dense import curvatures, gradient, of_hessians
 from _spectra import seeded
 from _toy import classes, cross_entropy, gpt, linear, net, tokens
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from expunge.diagnostics.coherence import Coherence
 from expunge.diagnostics.sharpness import Sharpness, noise_scale
 from expunge.diagnostics.stability_limit import StabilityLimit
 from expunge.evidence.estimate import Estimate
-from expunge.numerics.linearised import Draw, Update, of_hessians
+from expunge.numerics.linearised import Draw, Update
 from expunge.numerics.stability import growth_rate, mean_limit, mean_square_limit
 
 ALL: dict[str, Any] = {"epochs": 1000.0}

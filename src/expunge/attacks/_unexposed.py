@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from expunge.core.case import Attacked, Case, Cost, Curve
 from expunge.core.problem import Problem
-from expunge.train.loop import in_order
+from expunge.train.evaluation import tracked
 
 
 def allowed(problem: Problem, ids: Tensor) -> Tensor:
@@ -22,10 +22,8 @@ def allowed(problem: Problem, ids: Tensor) -> Tensor:
 
 
 def known(model: nn.Module, problem: Problem) -> np.ndarray:
-    """What the model, in evaluation mode, knows of each unexposed forget example, `[n]`: see `Objective.known`."""
-    with torch.no_grad():
-        found = [problem.objective.known(model, batch) for batch in in_order(problem.data, problem.unexposed)]
-    return torch.cat(found).double().cpu().numpy()
+    """What the model knows of each unexposed forget example, `[n]`: see `Objective.known`."""
+    return tracked(model, problem, problem.unexposed)
 
 
 def edited(model: nn.Module, case: Case, edit: Callable[[nn.Module], None]) -> Attacked:

@@ -20,16 +20,16 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor, nn
 
-from expunge.audits._evaluate import losses, sample
+from expunge.audits._evaluate import sample
 from expunge.base.part import Count, Positive
 from expunge.core.case import Case
 from expunge.core.contracts import Audit
-from expunge.core.data import Batch
 from expunge.core.generators import generator_of
 from expunge.core.problem import Problem
 from expunge.evidence.scores import Scores
 from expunge.numerics.lanczos import lanczos
 from expunge.numerics.linops import differentiable, hessian
+from expunge.train.evaluation import batch_loss, losses
 from expunge.train.loop import in_order
 
 
@@ -74,11 +74,8 @@ class Curvature(Audit):
         if not np.isfinite(losses(model, problem, ids)).all():
             return float("nan")
         bent = copy.deepcopy(model).eval()
-
-        def mean_loss(asked: nn.Module, batch: Batch) -> Tensor:
-            return problem.objective.losses(asked, batch).mean()
-
-        product = hessian(mean_loss, bent, differentiable(bent), list(in_order(problem.data, ids)))
+        batches = list(in_order(problem.data, ids))
+        product = hessian(batch_loss(problem), bent, differentiable(bent), batches)
         # One start for every model: what is compared differs by the model alone.
         generator = generator_of(seed, "start")
         found = lanczos(product, product.like, generator, tolerance=self.tolerance, limit=self.limit)

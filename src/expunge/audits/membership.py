@@ -36,7 +36,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
 from torch import Tensor, nn
 
-from expunge.audits._evaluate import losses, sample
+from expunge.audits._evaluate import sample
 from expunge.base.errors import SpecError
 from expunge.base.part import Count
 from expunge.base.seeds import derive
@@ -45,6 +45,7 @@ from expunge.core.contracts import Audit
 from expunge.core.problem import Problem
 from expunge.evidence.intervals import Floats, Ints
 from expunge.evidence.scores import Role, Scores
+from expunge.train.evaluation import losses
 
 Attack = Callable[[Floats, Floats], Callable[[Floats], Floats]]
 """Losses of members and of others, each `[n]` -> losses of anyone to how much they look like a member's."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor, nn
 
-from expunge.audits._evaluate import measured, sample
+from expunge.audits._evaluate import sample
 from expunge.base.part import Count
 from expunge.core.case import Case
 from expunge.core.contracts import Audit
@@ -25,6 +25,7 @@ from expunge.core.objective import Metric
 from expunge.core.problem import Problem
 from expunge.evidence.estimate import Better
 from expunge.evidence.scores import Role, Scores
+from expunge.train.evaluation import measured
 
 
 @dataclass(frozen=True)

@@ -28,18 +28,19 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from expunge.audits._evaluate import evaluate, per_example_scores, sample
+from expunge.audits._evaluate import per_example_scores, sample
 from expunge.base.errors import SpecError
 from expunge.base.part import Count
 from expunge.core.case import Case
 from expunge.core.contracts import Audit
 from expunge.core.data import Batch
-from expunge.core.features import Features, Layer, given_to_weights, require_layers
+from expunge.core.features import Features, FeatureSite, given_to_weights, require_layers
 from expunge.core.objective import DECISIONS, Decisions, Objective, per_example
 from expunge.core.problem import Problem
 from expunge.evidence.estimate import Better
 from expunge.evidence.intervals import Floats, Ints
 from expunge.evidence.scores import Role, Scores
+from expunge.train.evaluation import evaluate
 
 WHERE = "audit.probe.layer"
 
@@ -201,7 +202,7 @@ def _flat(features: Tensor) -> Tensor:
     return features.flatten(1)
 
 
-def _last_hidden(model: nn.Module, problem: Problem) -> Layer:
+def _last_hidden(model: nn.Module, problem: Problem) -> FeatureSite:
     """What the module with weights of its own that runs last is given."""
     layers = list(given_to_weights(model, problem))
     if not layers:

@@ -39,13 +39,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from expunge.audits._evaluate import evaluate
 from expunge.base.errors import MissingError, SpecError
 from expunge.core.case import Case
 from expunge.core.contracts import Audit
 from expunge.core.objective import Decisions
 from expunge.evidence.intervals import Floats
 from expunge.evidence.scores import Scores
+from expunge.train.evaluation import evaluate
 
 
 @dataclass(frozen=True)

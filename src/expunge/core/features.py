@@ -22,7 +22,7 @@ from expunge.core.problem import Problem
 
 
 @dataclass(frozen=True)
-class Layer:
+class FeatureSite:
     """Features of a model: what the module at this path returns, or what it is given."""
 
     path: str
@@ -38,7 +38,7 @@ class Features:
         where: The setting that names layers, for messages.
     """
 
-    def __init__(self, problem: Problem, layers: Sequence[Layer], where: str) -> None:
+    def __init__(self, problem: Problem, layers: Sequence[FeatureSite], where: str) -> None:
         self.problem, self.layers, self.where = problem, layers, where
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Decisions, list[Tensor]]:
@@ -47,7 +47,7 @@ class Features:
         Raises:
             SpecError: A layer does not hold one row per decision.
         """
-        caught: dict[Layer, Any] = {}
+        caught: dict[FeatureSite, Any] = {}
         handles = [_catch(model.get_submodule(layer.path), layer, caught) for layer in self.layers]
         try:
             decisions = self.problem.objective.decisions(model, batch)
@@ -56,7 +56,7 @@ class Features:
                 handle.remove()
         return decisions, [self._rows(layer, caught.get(layer), batch, decisions) for layer in self.layers]
 
-    def _rows(self, layer: Layer, found: Any, batch: Batch, decisions: Decisions) -> Tensor:
+    def _rows(self, layer: FeatureSite, found: Any, batch: Batch, decisions: Decisions) -> Tensor:
         found = _first(found)
         rows = _rows(found, batch, decisions, self.problem)
         if rows is not None:
@@ -69,7 +69,7 @@ class Features:
         )
 
 
-def require_layers(model: nn.Module, paths: Sequence[str], where: str) -> list[Layer]:
+def require_layers(model: nn.Module, paths: Sequence[str], where: str) -> list[FeatureSite]:
     """What the modules at these paths return.
 
     Raises:
@@ -79,10 +79,10 @@ def require_layers(model: nn.Module, paths: Sequence[str], where: str) -> list[L
     for path in paths:
         if not path or path not in modules:
             raise unknown("layer", path, [name for name in modules if name], where=where)
-    return [Layer(path) for path in paths]
+    return [FeatureSite(path) for path in paths]
 
 
-def given_to_weights(model: nn.Module, problem: Problem) -> dict[Layer, Tensor | None]:
+def given_to_weights(model: nn.Module, problem: Problem) -> dict[FeatureSite, Tensor | None]:
     """What each module with weights of its own is given, in the order in which they run on two test examples.
 
     Args:
@@ -93,9 +93,9 @@ def given_to_weights(model: nn.Module, problem: Problem) -> dict[Layer, Tensor |
         Per module its features `[n, ...]` with their graph, or `None` where it is not given one row per decision, as
         an embedding of positions is not. The first layers are usually the data themselves, which have no graph.
     """
-    caught: dict[Layer, Any] = {}
+    caught: dict[FeatureSite, Any] = {}
     weighted = [path for path, m in model.named_modules() if next(m.parameters(recurse=False), None) is not None]
-    handles = [_catch(model.get_submodule(path), Layer(path, given=True), caught) for path in weighted]
+    handles = [_catch(model.get_submodule(path), FeatureSite(path, given=True), caught) for path in weighted]
     batch = problem.data.batch(problem.test[:2])
     try:
         with evaluating(model), torch.enable_grad():
@@ -106,14 +106,14 @@ def given_to_weights(model: nn.Module, problem: Problem) -> dict[Layer, Tensor |
     return {layer: _rows(_first(found), batch, decisions, problem) for layer, found in caught.items()}
 
 
-def half_way_and_last(model: nn.Module, problem: Problem) -> list[Layer]:
+def half_way_and_last(model: nn.Module, problem: Problem) -> list[FeatureSite]:
     """What the modules with weights are given at half depth and last, among hidden states that training can change."""
     given = given_to_weights(model, problem).items()
     found = [layer for layer, features in given if features is not None and features.requires_grad]
     return list(dict.fromkeys([found[(len(found) - 1) // 2], found[-1]])) if found else []
 
 
-def _catch(module: nn.Module, layer: Layer, caught: dict[Layer, Any]) -> torch.utils.hooks.RemovableHandle:
+def _catch(module: nn.Module, layer: FeatureSite, caught: dict[FeatureSite, Any]) -> torch.utils.hooks.RemovableHandle:
     def keep(found: Any) -> None:
         # Moved to the end, so that the order is that of the last runs.
         caught.pop(layer, None)

@@ -27,7 +27,7 @@ Statistic = Callable[[Sequence[Tensor]], float]
 
 
 @dataclass(frozen=True)
-class Part:
+class SampledSet:
     """A sample of one set."""
 
     groups: Tensor
@@ -38,7 +38,7 @@ class Part:
 
 def over_halves(
     statistic: Statistic,
-    parts: Sequence[Part],
+    parts: Sequence[SampledSet],
     generator: torch.Generator,
     *,
     unit: str,
@@ -74,7 +74,7 @@ def over_halves(
 
 
 def _of_part(
-    statistic: Statistic, places: list[Tensor], index: int, part: Part, value: float, generator: torch.Generator
+    statistic: Statistic, places: list[Tensor], index: int, part: SampledSet, value: float, generator: torch.Generator
 ) -> tuple[float, float]:
     """How far the sample is off for one set, and the variance of that; nothing where it is the whole set."""
     count, groups = len(part.groups), part.groups.unique()

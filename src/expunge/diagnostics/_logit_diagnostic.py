@@ -13,7 +13,7 @@ from expunge.base.part import Count, Positive
 from expunge.core.case import Case
 from expunge.core.contracts import Diagnostic
 from expunge.core.problem import Problem
-from expunge.diagnostics._halves import Part
+from expunge.diagnostics._halves import SampledSet
 from expunge.diagnostics._rows import logit_gram, sampled_within
 from expunge.diagnostics._sample import Momentum, about
 from expunge.diagnostics.coherence import one_by_one, parts_of
@@ -33,7 +33,7 @@ class Sampled:
     logits: Tensor
     targets: Tensor
     retained: int
-    parts: list[Part]
+    parts: list[SampledSet]
     one_by_one: dict[str, Estimate]
     """What had no product form."""
 

@@ -15,15 +15,16 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from expunge.base.errors import RunError, SpecError
 from expunge.core.case import Case
-from expunge.core.objective import decision_losses, per_example
+from expunge.core.objective import Decisions, decision_losses, per_example
 from expunge.core.problem import Problem
 from expunge.numerics.linops import differentiable
-from expunge.train.loop import in_order
+from expunge.train.evaluation import evaluate
 
 Momentum = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 """Of the heavy ball, 0 to below 1."""
@@ -107,11 +108,10 @@ def about(case: Case) -> Iterator[None]:
 
 
 def _require_finite(sample: Sample) -> None:
-    with torch.no_grad():
-        for batch in in_order(sample.problem.data, sample.ids):
-            decisions = sample.problem.objective.decisions(sample.model, batch)
-            losses = per_example(decision_losses(decisions), decisions.example, batch.size)
-            if not losses.isfinite().all():
-                place = int(batch.ids[int((~losses.isfinite()).nonzero()[0, 0])])
-                found = f"the loss of example {place} is not finite"
-                raise RunError(found, where="loss", remedy="look at the model's weights: its training diverged")
+    def summed(decisions: Decisions, size: int) -> Tensor:
+        return per_example(decision_losses(decisions), decisions.example, size)
+
+    diverged = ~np.isfinite(evaluate(sample.model, sample.problem, sample.ids, summed))
+    if diverged.any():
+        finding = f"the loss of example {int(sample.ids[int(diverged.argmax())])} is not finite"
+        raise RunError(finding, where="loss", remedy="look at the model's weights: its training diverged")

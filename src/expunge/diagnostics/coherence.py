@@ -30,7 +30,7 @@ from torch import Tensor
 from expunge.core.case import Case
 from expunge.core.generators import generator_of
 from expunge.diagnostics._gram_diagnostic import GramDiagnostic
-from expunge.diagnostics._halves import Part, over_halves
+from expunge.diagnostics._halves import SampledSet, over_halves
 from expunge.diagnostics._rows import curvature_gram
 from expunge.diagnostics._sample import Sample, about
 from expunge.evidence.estimate import Estimate
@@ -129,11 +129,11 @@ class _Shared:
         return statistic
 
 
-def parts_of(sample: Sample) -> list[Part]:
+def parts_of(sample: Sample) -> list[SampledSet]:
     """Retain and forget set, as what their samples are from."""
     problem = sample.problem
     sets = ((sample.retain, problem.retain), (sample.forget, problem.forget))
-    return [Part(problem.data.group_of(ids), len(whole)) for ids, whole in sets]
+    return [SampledSet(problem.data.group_of(ids), len(whole)) for ids, whole in sets]
 
 
 def one_by_one(sample: Sample, names: Sequence[str]) -> dict[str, Estimate]:
@@ -147,11 +147,15 @@ def one_by_one(sample: Sample, names: Sequence[str]) -> dict[str, Estimate]:
     return {what: Estimate(share, math.nan, math.nan, len(names), "share", "lower")}
 
 
-def _share(statistic: Callable[[Sequence[Tensor]], float], parts: list[Part], generator: torch.Generator) -> Estimate:
+def _share(
+    statistic: Callable[[Sequence[Tensor]], float], parts: list[SampledSet], generator: torch.Generator
+) -> Estimate:
     return over_halves(statistic, parts, generator, unit="share", bounds=(0.0, 1.0))
 
 
-def _rank(statistic: Callable[[Sequence[Tensor]], float], parts: list[Part], generator: torch.Generator) -> Estimate:
+def _rank(
+    statistic: Callable[[Sequence[Tensor]], float], parts: list[SampledSet], generator: torch.Generator
+) -> Estimate:
     return over_halves(statistic, parts, generator, unit="directions", bounds=(1.0, math.inf), inverse=True)
 
 

@@ -22,7 +22,8 @@ from expunge.core.case import Case
 from expunge.core.contracts import Diagnostic
 from expunge.core.data import Data
 from expunge.evidence.estimate import Estimate, over_examples
-from expunge.train.cscore import cscores, known
+from expunge.train.cscore import cscores
+from expunge.train.evaluation import known
 
 KNOWS = "forget examples that the original knows"
 GENERAL = "C-score of the forget set (what a retrained model should know)"
@@ -57,7 +58,7 @@ class Memorization(Diagnostic):
                 raise MissingError("C-scores take a recipe", where="memorization", remedy="pass recipe=")
             scores = torch.full((len(data),), torch.nan, dtype=torch.float64)
             scores[data.train] = cscores(case.recipe, data, self.nets, derive(seed, "cscore"))
-        has = known(case.original, data, problem.forget).double()
+        has = known(case.original, problem, problem.forget).double()
         forget, retain = scores[problem.forget], scores[problem.retain]
         return {
             KNOWS: over_examples(has.numpy(), "share", "reference"),

@@ -37,7 +37,7 @@ from expunge.diagnostics._logit_diagnostic import LogitDiagnostic, Sampled
 from expunge.evidence.estimate import Estimate, over_examples
 from expunge.numerics.linearised import Curvatures, Draw, Update, of_gram
 from expunge.numerics.stability import mean_square_limit
-from expunge.train.cscore import known
+from expunge.train.evaluation import known
 from expunge.train.loop import batch_count
 
 STEP, MIX = "step size to take", "weight of the ascent to take"
@@ -58,7 +58,7 @@ FLAT = 5e-3
 """Directions with less than this share of the largest curvature are left out, as in `stability_limit`."""
 
 
-class Plan(NamedTuple):
+class RecommendedPlan(NamedTuple):
     """A setting of descent and ascent, with what it is predicted to do."""
 
     learning_rate: float
@@ -120,12 +120,12 @@ class Recommendation(LogitDiagnostic):
 
         return over_halves(inverse, sampled.parts[:1], generator, unit="step size", inverse=True)
 
-    def chosen(self, sampled: Sampled, problem: Problem, limit: float) -> Plan:
+    def chosen(self, sampled: Sampled, problem: Problem, limit: float) -> RecommendedPlan:
         """The plan with the smallest mix that forgets soon enough; where none does, that with the largest."""
         # Without any curvature no step size is too large, and the loss has nothing to say.
         rate = SHARE * limit if math.isfinite(limit) else SHARE
         for ascent_weight in MIXES:
-            plan = Plan(rate, ascent_weight, *self.predicted(sampled, problem, rate, ascent_weight))
+            plan = RecommendedPlan(rate, ascent_weight, *self.predicted(sampled, problem, rate, ascent_weight))
             if plan.steps <= SHARE * self.steps:
                 break
         return plan
@@ -212,5 +212,5 @@ def _by_heart(case: Case) -> dict[str, Estimate]:
     problem, scores = case.problem, case.problem.data.cscore
     if scores is None:
         return {}
-    has = known(case.original, problem.data, problem.forget).double() - scores[problem.forget]
+    has = known(case.original, problem, problem.forget).double() - scores[problem.forget]
     return {BY_HEART: over_examples(has.numpy(), "share", "reference")}

@@ -15,12 +15,12 @@ example. A largest eigenvalue takes about 8 products.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from expunge.base.errors import SpecError
 from expunge.base.part import Count, Positive
@@ -28,12 +28,12 @@ from expunge.core.case import Case
 from expunge.core.contracts import Diagnostic
 from expunge.core.data import Batch
 from expunge.core.generators import generator_of
-from expunge.core.objective import decision_losses, per_example
 from expunge.diagnostics._sample import Momentum, Sample, about, sampled
 from expunge.evidence.estimate import Estimate
 from expunge.evidence.intervals import t_quantile
 from expunge.numerics.lanczos import Eigenpairs, lanczos
 from expunge.numerics.linops import bends, differentiable, hessian
+from expunge.train.evaluation import batch_loss
 from expunge.train.loop import in_order
 
 TOP = "largest eigenvalue of the retain loss's Hessian"
@@ -92,7 +92,7 @@ class Sharpness(Diagnostic):
         with about(case):
             # Products take all weights from memory, whatever the batch: few large ones here, and one by one only once.
             together = list(in_order(case.problem.data, ids, TOGETHER))
-            product = hessian(_mean_loss(sample), sample.model, differentiable(sample.model), together)
+            product = hessian(batch_loss(sample.problem), sample.model, differentiable(sample.model), together)
             wanted = min(self.eigenvalues, self.limit)
             pairs = lanczos(product, product.like, generator, top=wanted, tolerance=self.tolerance, limit=self.limit)
             gradients, each = _of_batches(sample, pairs, list(in_order(case.problem.data, ids, size)))
@@ -159,7 +159,7 @@ def noise_scale(products: Tensor, size: int, left: float) -> Estimate:
 
 def _of_batches(sample: Sample, found: Eigenpairs, batches: list[Batch]) -> tuple[Tensor, Tensor]:
     """Each batch's mean gradient `[batches, p]`, and what it alone would move the eigenvalues by, `[batches, m]`."""
-    parameters, loss = differentiable(sample.model), _mean_loss(sample)
+    parameters, loss = differentiable(sample.model), batch_loss(sample.problem)
     vectors = found.vectors.T.contiguous()
     gradients = vectors.new_empty(len(batches), vectors.shape[1])
     each = torch.empty(len(batches), len(vectors), dtype=torch.float64)
@@ -175,11 +175,3 @@ def inner_products(rows: Tensor) -> Tensor:
     for part in parts:
         total.addmm_(part, part.T)
     return total.cpu()
-
-
-def _mean_loss(sample: Sample) -> Callable[[nn.Module, Batch], Tensor]:
-    def mean_loss(model: nn.Module, batch: Batch) -> Tensor:
-        decisions = sample.problem.objective.decisions(model, batch)
-        return per_example(decision_losses(decisions), decisions.example, batch.size, mean=True).mean()
-
-    return mean_loss

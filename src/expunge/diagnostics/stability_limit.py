@@ -36,7 +36,7 @@ from expunge.core.case import Case
 from expunge.core.generators import generator_of
 from expunge.core.problem import Problem
 from expunge.diagnostics._gram_diagnostic import GramDiagnostic
-from expunge.diagnostics._halves import Part, over_halves
+from expunge.diagnostics._halves import SampledSet, over_halves
 from expunge.diagnostics._rows import curvature_gram, gradient_gram
 from expunge.diagnostics._sample import Momentum, about
 from expunge.diagnostics.coherence import one_by_one, parts_of
@@ -108,7 +108,7 @@ class StabilityLimit(GramDiagnostic):
         return Update(self.learning_rate, self.ascent_weight, retain, forget, self.momentum)
 
     def _estimates(
-        self, curvatures: Curvatures, problem: Problem, parts: list[Part], generator: torch.Generator
+        self, curvatures: Curvatures, problem: Problem, parts: list[SampledSet], generator: torch.Generator
     ) -> dict[str, Estimate]:
         plan = self.update(problem)
         descent = replace(plan, ascent_weight=0.0)
@@ -174,7 +174,7 @@ def _picked(curvatures: Curvatures, measure: Callable[[Curvatures], float]) -> C
     return statistic
 
 
-def _relative(squares: Tensor, own: Tensor, part: Part, generator: torch.Generator) -> Estimate:
+def _relative(squares: Tensor, own: Tensor, part: SampledSet, generator: torch.Generator) -> Estimate:
     """Root of the mean squared gradient over that under the model's own labels."""
 
     def statistic(places: Sequence[Tensor]) -> float:

@@ -17,7 +17,8 @@ from expunge.core.data import Batch
 from expunge.core.modules import evaluating
 from expunge.core.objective import Decisions, decision_losses
 from expunge.core.problem import Problem
-from expunge.methods._per_example import Magnitude, chain, chunk_size, summed_magnitudes
+from expunge.numerics.factors import Magnitude
+from expunge.numerics.per_example import chain, chunk_size, summed_magnitudes
 from expunge.objectives.classification import Classification
 from expunge.train.loop import in_order
 
@@ -119,10 +120,10 @@ def _mean_magnitude(
                 return number(problem.objective.decisions(model, batch), batch.size)
 
             if layers is None:
-                found = [magnitude(gradient) for gradient in _gradient(value(), parameters)]
+                sums = [magnitude(gradient) for gradient in _gradient(value(), parameters)]
             else:
-                found = summed_magnitudes(layers, value, magnitude)
-            for entry, part in zip(total, found, strict=True):
+                sums = summed_magnitudes(layers, value, magnitude)
+            for entry, part in zip(total, sums, strict=True):
                 entry.add_(part)
             meter.charge(batch.size)
     return [entry / len(ids) for entry in total]

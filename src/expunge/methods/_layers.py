@@ -16,7 +16,7 @@ from expunge.methods._descent import Descent
 
 
 @dataclass(frozen=True)
-class Layer:
+class TrainableLayer:
     """A module with trainable parameters of its own: those not of its submodules, nor tied to an earlier layer."""
 
     name: str
@@ -24,7 +24,7 @@ class Layer:
     parameters: list[nn.Parameter]
 
 
-def layers(model: nn.Module) -> list[Layer]:
+def layers(model: nn.Module) -> list[TrainableLayer]:
     """The model's layers in the order in which they are registered, which is that of a sequential model's pass.
 
     A tied parameter belongs to the first layer that holds it: a language model's output layer that shares its weights
@@ -35,11 +35,11 @@ def layers(model: nn.Module) -> list[Layer]:
         own = [p for p in module.parameters(recurse=False) if p.requires_grad and id(p) not in seen]
         seen.update(id(p) for p in own)
         if own:
-            listed.append(Layer(name, module, own))
+            listed.append(TrainableLayer(name, module, own))
     return listed
 
 
-def reinitialise(chosen: Sequence[Layer], seed: int) -> None:
+def reinitialise(chosen: Sequence[TrainableLayer], seed: int) -> None:
     """Give layers fresh initial values, in place, by their modules' `reset_parameters`; frozen parameters keep theirs.
 
     Raises:
@@ -66,7 +66,7 @@ def reinitialise(chosen: Sequence[Layer], seed: int) -> None:
 
 
 @contextmanager
-def training_only(model: nn.Module, chosen: Sequence[Layer]) -> Iterator[None]:
+def training_only(model: nn.Module, chosen: Sequence[TrainableLayer]) -> Iterator[None]:
     """Inside, only the chosen layers can change; the flags of the others are put back afterwards.
 
     The others are in evaluation mode too, so that the running statistics of a frozen batch norm stay as they are.
@@ -99,6 +99,6 @@ class LastLayers(Descent):
         with training_only(student, self.last(student)):
             return self.descend_on_retain(student, job)
 
-    def last(self, student: nn.Module) -> list[Layer]:
+    def last(self, student: nn.Module) -> list[TrainableLayer]:
         """The last k layers."""
         return layers(student)[-self.k :]

@@ -38,7 +38,7 @@ from torch.nn import functional as F
 
 from expunge.base.errors import MissingError, SpecError
 from expunge.base.part import NonNegative, Positive
-from expunge.core.features import Features, Layer, half_way_and_last, require_layers
+from expunge.core.features import Features, FeatureSite, half_way_and_last, require_layers
 from expunge.core.job import Job
 from expunge.core.modules import evaluating
 from expunge.core.problem import Problem
@@ -90,7 +90,7 @@ class CircuitBreakers(PairedDescent):
 
         return step
 
-    def chosen(self, model: nn.Module, problem: Problem) -> list[Layer]:
+    def chosen(self, model: nn.Module, problem: Problem) -> list[FeatureSite]:
         """The layers that are named, or those at half depth and last."""
         if self.layers:
             layers = require_layers(model, self.layers, WHERE)
@@ -105,7 +105,7 @@ class CircuitBreakers(PairedDescent):
             )
         return layers
 
-    def _require_gradients(self, model: nn.Module, problem: Problem, layers: list[Layer]) -> None:
+    def _require_gradients(self, model: nn.Module, problem: Problem, layers: list[FeatureSite]) -> None:
         with evaluating(model):
             _, features = Features(problem, layers, WHERE)(model, problem.data.batch(problem.test[:2]))
         for layer, rows in zip(layers, features, strict=True):

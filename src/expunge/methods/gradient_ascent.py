@@ -22,7 +22,7 @@ from expunge.core.data import Batch
 from expunge.core.job import Job
 from expunge.core.problem import Problem
 from expunge.methods._descent import ForgetDescent
-from expunge.methods._measure import known_share
+from expunge.train.evaluation import known_share
 from expunge.train.loop import batches
 
 

@@ -37,7 +37,7 @@ from expunge.core.job import Job
 from expunge.core.objective import Decisions, per_example
 from expunge.methods._dampening import adaptive_alpha, dampen, forget_share, importances
 from expunge.methods._gradients import mean_absolute_gradient
-from expunge.methods._measure import known_share
+from expunge.train.evaluation import known_share
 
 
 @dataclass(frozen=True)

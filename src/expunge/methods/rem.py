@@ -69,7 +69,7 @@ from expunge.core.modules import evaluating, first_parameter, fixed_statistics
 from expunge.core.objective import decision_losses, per_example
 from expunge.core.problem import Problem
 from expunge.methods._descent import Descent
-from expunge.methods._measure import known_share
+from expunge.train.evaluation import known_share
 from expunge.train.loop import batches, in_order
 
 

@@ -37,7 +37,7 @@ from expunge.core.objective import Decisions, loss
 from expunge.core.problem import Problem
 from expunge.methods._descent import Descent
 from expunge.methods._distill import divergence, logits_of, teacher_of
-from expunge.methods._measure import known, known_share
+from expunge.train.evaluation import known, known_share
 
 
 @dataclass(frozen=True)

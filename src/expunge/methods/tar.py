@@ -46,7 +46,7 @@ from expunge.base.part import Count, NonNegative, Positive
 from expunge.core.case import copy_for_training
 from expunge.core.contracts import Method, require_trainable
 from expunge.core.data import Batch
-from expunge.core.features import Features, Layer, half_way_and_last, require_layers
+from expunge.core.features import Features, FeatureSite, half_way_and_last, require_layers
 from expunge.core.job import Job
 from expunge.core.modules import require_distinct
 from expunge.core.objective import loss
@@ -137,7 +137,7 @@ class TAR(Method):
         for _ in range(self.outer_steps):
             yield Round(next(retain), [list(islice(forget, self.inner_steps)) for _ in range(self.copies)])
 
-    def _held(self, model: nn.Module, problem: Problem) -> list[Layer]:
+    def _held(self, model: nn.Module, problem: Problem) -> list[FeatureSite]:
         if self.layers:
             return require_layers(model, self.layers, WHERE)
         return half_way_and_last(model, problem)

@@ -1,28 +1,69 @@
-"""One pass over a block of examples that keeps what every layer was given and the gradient of what it returned."""
+"""One pass over a batch that keeps the inputs of layers and the gradients of the losses at their outputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from expunge.base.errors import RunError, SpecError
 from expunge.numerics._batches import rows
-from expunge.numerics._factors import Factors, factors
 from expunge.numerics._failures import explained
+from expunge.numerics.factors import Factors, factors
 
 Losses = Callable[[nn.Module, Any], Tensor]
 """From the module and a batch, each example's loss, `[b]`."""
 
 
-@dataclass
-class _Call:
+class Call(NamedTuple):
+    """One call of a layer during a forward pass."""
+
+    path: str
     layer: nn.Module
     inputs: Tensor
-    probe: Tensor
+    output: Tensor
+    """What it returned, or zeros that were added to that: where the gradient is taken."""
+
+
+class Use(NamedTuple):
+    """One call of a layer, with the gradient of the summed losses at what it returned."""
+
+    path: str
+    layer: nn.Module
+    inputs: Tensor
+    """`[b, ...]`."""
+    gradients: Tensor
+    """`[b, ...]`."""
+
+
+@contextmanager
+def watched(layers: Mapping[str, nn.Module], *, in_place: bool = True) -> Iterator[list[Call]]:
+    """Keep every call of these layers that has one tensor as input and one as output.
+
+    Args:
+        layers: By path.
+        in_place: Whether what they return may be changed in place. Then gradients are taken at zeros that are added.
+    """
+    calls: list[Call] = []
+    handles = [layer.register_forward_hook(_hook(path, calls, in_place)) for path, layer in layers.items()]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def uses(calls: list[Call], total: Tensor) -> list[Use]:
+    """The calls that the summed losses depend on, with gradients; `calls` is emptied, the graph of `total` used up."""
+    outputs = [call.output for call in calls]
+    gradients = torch.autograd.grad(total, outputs, allow_unused=True) if outputs else ()
+    pairs = list(zip(calls, gradients, strict=True))
+    # So that the caller holds the only reference to the inputs, and can free each once it has its factors.
+    calls.clear()
+    return [Use(call.path, call.layer, call.inputs, gradient) for call, gradient in pairs if gradient is not None]
 
 
 def captured(model: nn.Module, losses: Losses, batch: Any, wanted: dict[int, str]) -> dict[str, list[Factors]]:
@@ -42,20 +83,13 @@ def captured(model: nn.Module, losses: Losses, batch: Any, wanted: dict[int, str
         SpecError: There is not one loss per example, or none depends on a parameter.
         RunError: A loss is not finite, or a module cannot be differentiated; names it.
     """
-    calls: list[_Call] = []
-    layers = [m for m in model.modules() if any(id(p) in wanted for p in m.parameters(recurse=False))]
-    # First, so that a hook that changes the output, as a block's does, runs on what the layer itself returned.
-    handles = [layer.register_forward_hook(_hook(calls), prepend=True) for layer in layers]
-    try:
+    layers = {p: m for p, m in model.named_modules() if any(id(w) in wanted for w in m.parameters(recurse=False))}
+    with watched(layers) as calls:
         total = summed(model, losses, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    probes = [call.probe for call in calls]
-    of_layers = [p for layer in layers for p in layer.parameters(recurse=False) if id(p) in wanted]
+    of_layers = [p for layer in layers.values() for p in layer.parameters(recurse=False) if id(p) in wanted]
     with explained(model, lambda: summed(model, losses, batch), of_layers):
-        slopes = torch.autograd.grad(total, probes, allow_unused=True) if probes else ()
-    return _factors(calls, slopes, wanted, rows(batch))
+        found = uses(calls, total)
+    return _by_parameter(found, wanted, rows(batch))
 
 
 def summed(model: nn.Module, losses: Losses, batch: Any) -> Tensor:
@@ -73,37 +107,36 @@ def summed(model: nn.Module, losses: Losses, batch: Any) -> Tensor:
 
 def example_losses(model: nn.Module, losses: Losses, batch: Any) -> Tensor:
     """Each example's loss, checked."""
-    found = losses(model, batch)
-    if found.shape != (rows(batch),):
-        found_shape = f"has shape {list(found.shape)}"
-        raise SpecError(found_shape, where="losses", allowed=f"one per example, [{rows(batch)}]")
-    if not found.isfinite().all():
-        place = int((~found.isfinite()).nonzero()[0, 0])
+    values = losses(model, batch)
+    if values.shape != (rows(batch),):
+        shape = f"has shape {list(values.shape)}"
+        raise SpecError(shape, where="losses", allowed=f"one per example, [{rows(batch)}]")
+    if not values.isfinite().all():
+        place = int((~values.isfinite()).nonzero()[0, 0])
         raise RunError("the loss is not finite", where=f"example {place} of a block", remedy="look at its inputs")
-    return found
+    return values
 
 
-def _hook(calls: list[_Call]) -> Callable[[nn.Module, tuple[Any, ...], Any], Tensor | None]:
+def _hook(path: str, calls: list[Call], in_place: bool) -> Callable[[nn.Module, tuple[Any, ...], Any], Tensor | None]:
     def keep(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Tensor | None:
         if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or not isinstance(output, Tensor):
             return None
-        # The gradient is taken at a zero that is added, since the output itself may be changed in place afterwards.
-        probe = output.new_zeros(()).expand(output.shape).requires_grad_()
-        calls.append(_Call(layer, inputs[0].detach(), probe))
-        return output + probe
+        zeros = output.new_zeros(()).expand(output.shape).requires_grad_() if in_place else None
+        calls.append(Call(path, layer, inputs[0].detach(), output if zeros is None else zeros))
+        return None if zeros is None else output + zeros
 
     return keep
 
 
-def _factors(
-    calls: list[_Call], slopes: tuple[Tensor | None, ...], wanted: dict[int, str], size: int
-) -> dict[str, list[Factors]]:
+def _by_parameter(layer_uses: list[Use], wanted: dict[int, str], size: int) -> dict[str, list[Factors]]:
     found: dict[str, list[Factors]] = {}
-    for call, slope in zip(calls, slopes, strict=True):
-        if slope is None or len(call.inputs) != size or len(slope) != size:
+    while layer_uses:
+        use = layer_uses.pop(0)
+        # A layer that was not given one row per example, such as an embedding of positions, tells none apart.
+        if len(use.inputs) != size or len(use.gradients) != size:
             continue
-        for key, value in (factors(call.layer, call.inputs, slope) or {}).items():
-            parameter = call.layer._parameters.get(key)
+        for key, value in (factors(use.layer, use.inputs, use.gradients) or {}).items():
+            parameter = use.layer._parameters.get(key)
             if parameter is not None and id(parameter) in wanted:
                 found.setdefault(wanted[id(parameter)], []).append(value)
     return found

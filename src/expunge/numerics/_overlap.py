@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from expunge.numerics._batches import parts
-from expunge.numerics._factors import Factors
+from expunge.numerics.factors import Factors
 
 PIECE = 2**22
 """Numbers that a temporary tensor may hold."""
@@ -105,15 +105,5 @@ def _by_gradients(ours: Uses, theirs: Uses, shape: torch.Size) -> Tensor:
 
 def gradients(uses: Uses, piece: slice, shape: torch.Size) -> Tensor:
     """Per-example gradients by some of the columns, flattened, `[b, n]`."""
-    total: Tensor | None = None
-    for use in uses:
-        columns = use.columns[..., piece]
-        if use.rows.ndim == 4:
-            one = use.rows.mT @ columns
-        else:
-            index = use.rows[:, 0, :, None].expand(-1, -1, columns.shape[3])
-            one = columns.new_zeros(len(columns), shape[0], columns.shape[3]).scatter_add_(1, index, columns[:, 0])
-            one = one[:, None]
-        total = one if total is None else total + one
-    assert total is not None
-    return total.flatten(1)
+    first, *others = (use.gradients(shape, piece) for use in uses)
+    return sum(others, first)

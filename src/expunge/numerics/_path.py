@@ -15,7 +15,7 @@ HALF = 0.5 * (1 - 1e-6)
 
 
 @dataclass(frozen=True)
-class Path:
+class AlignmentPath:
     """How alignment and scale go from s = 0 on; time is the step size of the first layer times steps."""
 
     times: Array

@@ -32,10 +32,10 @@ from numpy.polynomial import Polynomial
 from scipy.optimize import brentq
 
 from expunge.base.errors import SpecError
-from expunge.numerics._path import HALF, Path, falls_to, highest, horner
+from expunge.numerics._path import HALF, AlignmentPath, falls_to, highest, horner
 from expunge.numerics.ode import Array, Solver, Trajectory, integrate
 
-__all__ = ["FastSlow", "Path"]
+__all__ = ["AlignmentPath", "FastSlow"]
 
 Regime = Literal["kept", "part", "lost", "folded"]
 """Where the alignment ends: at 1, between, at 0 (with finitely many units: at a floor that vanishes with their number);
@@ -210,7 +210,7 @@ class FastSlow:
 
     def path(
         self, scale: float, horizon: float, points: int = 400, solver: Solver = "LSODA", tolerance: float = 1e-8
-    ) -> Path:
+    ) -> AlignmentPath:
         """The way from s = 0.
 
         Args:
@@ -232,7 +232,7 @@ class FastSlow:
         s, a = np.tanh(found.states[:, 0]), found.states[:, 1]
         when, height = highest(found)
         half = falls_to(found, math.atanh(HALF * math.tanh(height)), when)
-        return Path(times, s, a, self.loss(s, a), math.tanh(height), when, half - when)
+        return AlignmentPath(times, s, a, self.loss(s, a), math.tanh(height), when, half - when)
 
     def _overlap(self, s: Array | float) -> Array:
         """r: <w_i, w_j> of two units."""

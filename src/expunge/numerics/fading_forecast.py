@@ -37,7 +37,7 @@ NOTHING = 1e-6
 
 
 @dataclass(frozen=True)
-class Forecast:
+class FadingForecast:
     """What will become of the feature; intervals are of 90 %, over bootstrap replicates."""
 
     kappa: Estimate
@@ -83,7 +83,7 @@ def forecast(
     kinks: Sequence[float] = (),
     degree: int = 4,
     replicates: int = 200,
-) -> Forecast:
+) -> FadingForecast:
     """Predict what becomes of the direction that targets depend on most simply.
 
     Args:
@@ -141,7 +141,7 @@ def forecast(
 
     regime = "folded" if whole is None else str(whole["regime"])
     same = sum(one["regime"] == regime for one in drawn) / replicates
-    return Forecast(
+    return FadingForecast(
         estimate("kappa", ""),
         regime,  # type: ignore[arg-type]
         same,

@@ -37,11 +37,6 @@ class Course:
     retain: Tensor
     """The same of the retained ones."""
 
-    def steps_to(self, share: float) -> int | None:
-        """The first number of steps after which no more than a share of the forget set is known; `None`: never."""
-        below = (self.forget <= share).nonzero()
-        return int(below[0, 0]) if len(below) else None
-
 
 def course(
     gram: Tensor,

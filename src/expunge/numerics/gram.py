@@ -2,7 +2,7 @@
 
     K_ij = <dl_i/dw, dl_j/dw>, summed over parameters, for one set of examples or between two
 
-The factors of each layer's gradients (`_factors`) give its part of K exactly; blocks of examples go in pairs, so that
+The factors of each layer's gradients (`factors`) give its part of K exactly; blocks of examples go in pairs, so that
 the factors of two blocks are all that is ever held. What has no factors (another layer's parameters, a bare parameter,
 a weight that is also used outside of its layer) is found by comparing with autograd on two examples, and its gradients
 are taken one example at a time: slower, and exact too. A shared weight is the sum over its uses, cross terms included.
@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from expunge.base.errors import SpecError
 from expunge.numerics._batches import parts, rows, take
 from expunge.numerics._capture import Losses, captured, example_losses, summed
-from expunge.numerics._factors import Factors
 from expunge.numerics._failures import explained
 from expunge.numerics._modules import require_fixed, require_parameters
 from expunge.numerics._overlap import gradients, overlap
+from expunge.numerics.factors import Factors
 
 KEPT = 2**24
 """Numbers that gradients taken one by one may hold in memory between blocks; more are taken again for each pair."""

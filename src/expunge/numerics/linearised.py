@@ -149,20 +149,6 @@ def of_gram(gram: Tensor, retained: int, *, rows: int = 1, tolerance: float = 1e
     return Curvatures(coordinates.view(int(kept.sum()), -1, rows).transpose(0, 1), retained)
 
 
-def of_hessians(hessians: Tensor, retained: int) -> Curvatures:
-    """From dense positive semi-definite matrices `[m, p, p]`, the retain set's first.
-
-    Raises:
-        SpecError: They are not square, or one is not positive semi-definite.
-    """
-    if hessians.ndim != 3 or hessians.shape[1] != hessians.shape[2]:
-        raise SpecError(f"have shape {list(hessians.shape)}", where="hessians", allowed="[m, p, p]")
-    values, vectors = torch.linalg.eigh(hessians.double())
-    if float(values.min()) < -1e-8 * float(values.abs().max()):
-        raise SpecError(f"one has the eigenvalue {float(values.min()):.3g}", where="hessians", allowed="none below 0")
-    return Curvatures(vectors * values.clamp(min=0).sqrt()[:, None], retained)
-
-
 def require_gram(gram: Tensor, rows: int) -> None:
     """Refuse what is no Gram matrix of so many rows per example.
 

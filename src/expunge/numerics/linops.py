@@ -30,13 +30,13 @@ from expunge.numerics._batches import rows
 from expunge.numerics._failures import explain, require_uncut
 from expunge.numerics._modules import differentiable, require_fixed, require_parameters
 
-__all__ = ["Curvature", "bends", "differentiable", "gauss_newton", "hessian"]
+__all__ = ["CurvatureOperator", "bends", "differentiable", "gauss_newton", "hessian"]
 
 Parts = Sequence[Tensor]
 
 
 @dataclass(frozen=True)
-class Curvature:
+class CurvatureOperator:
     """A symmetric matrix that is a mean over batches, as a function on flat vectors; made by the functions below.
 
     Args:
@@ -126,7 +126,7 @@ def hessian(
     parameters: Sequence[nn.Parameter],
     batches: Iterable[Any],
     weight: Callable[[Any], float] = rows,
-) -> Curvature:
+) -> CurvatureOperator:
     """The Hessian of the mean loss.
 
     Args:
@@ -144,7 +144,7 @@ def hessian(
     def product(value: Tensor, batch: Any, parts: Parts) -> Parts:
         return _twice(value, parameters, parts)
 
-    return Curvature(lambda batch: _scalar(loss(model, batch)), product, model, parameters, batches, weight)
+    return CurvatureOperator(lambda batch: _scalar(loss(model, batch)), product, model, parameters, batches, weight)
 
 
 def gauss_newton(
@@ -154,7 +154,7 @@ def gauss_newton(
     parameters: Sequence[nn.Parameter],
     batches: Iterable[Any],
     weight: Callable[[Any], float] = rows,
-) -> Curvature:
+) -> CurvatureOperator:
     """The generalised Gauss-Newton matrix; positive semi-definite where the loss is convex in the outputs.
 
     With cross-entropy over logits it is the Fisher information of the model's own predictions.
@@ -177,7 +177,7 @@ def gauss_newton(
         curved = _twice(_finite(_scalar(loss(leaf, batch))), [leaf], [tangent])[0]
         return torch.autograd.grad(value, parameters, curved, allow_unused=True, materialize_grads=True)
 
-    return Curvature(lambda batch: outputs(model, batch), product, model, parameters, batches, weight)
+    return CurvatureOperator(lambda batch: outputs(model, batch), product, model, parameters, batches, weight)
 
 
 def bends(

@@ -43,8 +43,8 @@ def mean_limit(curvatures: Curvatures, update: Update) -> float:
     return 2 * (1 + update.momentum) / most if most > _rounding(values) else math.inf
 
 
-def critical_mix(curvatures: Curvatures) -> float:
-    """Mix above which E[w] leaves at every step size: 1 / (1 + max of v^T H_f v / v^T H_r v).
+def critical_ascent_weight(curvatures: Curvatures) -> float:
+    """Weight of the ascent above which E[w] leaves at every step size: 1 / (1 + max of v^T H_f v / v^T H_r v).
 
     It is 0 where the forget set bends a direction that the retain set does not, as it does wherever gradients are
     linearly independent.

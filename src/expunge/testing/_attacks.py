@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -18,7 +16,7 @@ from expunge.testing._rules import check_settings, randomness, reasons, require_
 from expunge.testing._settings import REGULARISED, TOKENS, Setting, every_setting
 from expunge.testing._state import Snapshot, contents, difference
 from expunge.testing._watch import Watch
-from expunge.train.loop import in_order
+from expunge.train.evaluation import tracked
 
 
 def check_attack(attack: Attack) -> None:
@@ -117,16 +115,9 @@ def _check_ends(done: Attacked, model: nn.Module, problem: Problem, fail: Fail) 
         raise fail("a model of its own", "the attacked model is the input's memory", "attack copy.deepcopy(model)")
     curve, ids = done.curve, torch.from_numpy(done.curve.ids)
     for point, name, end in ((0, "first point", model), (curve.peak, "peak", done.model)):
-        if not np.array_equal(_known(end, problem, ids), curve.values[point]):
+        if not np.array_equal(tracked(end, problem, ids), curve.values[point]):
             raise fail(
                 f"the {name} can be reproduced",
                 f"auditing the {'model as it came' if point == 0 else 'returned model'} gives other values",
                 "measure in evaluation mode, and return the weights of the earliest point with the highest mean",
             )
-
-
-def _known(model: nn.Module, problem: Problem, ids: Tensor) -> np.ndarray:
-    copied = copy.deepcopy(model).eval()
-    with torch.no_grad():
-        found = [problem.objective.known(copied, b) for b in in_order(problem.data, ids)]
-    return torch.cat(found).double().numpy()

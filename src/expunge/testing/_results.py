@@ -13,7 +13,7 @@ from expunge.core.problem import Problem
 from expunge.testing._error import Fail
 from expunge.testing._settings import Setting
 from expunge.testing._state import named, ties
-from expunge.train.loop import in_order
+from expunge.train.evaluation import outputs
 
 
 def check_result(result: nn.Module, given: nn.Module, setting: Setting, fail: Fail) -> None:
@@ -84,6 +84,4 @@ def _check_stored(result: nn.Module, setting: Setting, fail: Fail) -> None:
 
 
 def _outputs(model: nn.Module, problem: Problem) -> np.ndarray:
-    with torch.no_grad():
-        outputs = [problem.objective.prediction(model, batch) for batch in in_order(problem.data, problem.test)]
-    return torch.cat(outputs).numpy()
+    return outputs(model, problem, problem.test)

@@ -15,8 +15,7 @@ from expunge.base.seeds import derive
 from expunge.core.case import Recipe, train_model
 from expunge.core.data import Data
 from expunge.core.generators import generator_of
-from expunge.core.objective import knows
-from expunge.train.loop import in_order
+from expunge.train.evaluation import DataWithObjective, known
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def split(data: Data, seed: int, share: float = 0.7) -> Tensor:
 
 def tally(model: nn.Module, data: Data, seen: Tensor) -> Counts:
     """What a net that was trained on these says of the others."""
-    right = known(model, data, data.train)
+    right = known(model, DataWithObjective(data, data.objective), data.train)
     return Counts((right & ~seen).long(), (~seen).long())
 
 
@@ -74,11 +73,3 @@ def cscores(recipe: Recipe, data: Data, nets: int, seed: int) -> Tensor:
     for index in range(1, nets):
         total = total + count(recipe, data, derive(seed, index))
     return torch.nan_to_num(total.score, nan=float(total.score.nanmean()))
-
-
-def known(model: nn.Module, data: Data, ids: Tensor) -> Tensor:
-    """Whether the model gets each example right, `[len(ids)]` bool."""
-    objective, model = data.objective, model.eval()
-    with torch.no_grad():
-        found = [knows(objective.decisions(model, batch), batch.size) for batch in in_order(data, ids)]
-    return torch.cat(found)

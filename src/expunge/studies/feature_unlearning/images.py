@@ -50,13 +50,13 @@ def watched(second: float, images: int, epochs: int, seed: int) -> FeatureLossMo
     y = z + second * (z * z - 1) / math.sqrt(2)
     model = network(direction, generator)
     first, last = model.parameters()
-    monitor = FeatureLossMonitor(_mean_loss, [(x[images:], y[images:])], direction, every=50)
+    monitor = FeatureLossMonitor(_squared_loss, [(x[images:], y[images:])], direction, every=50)
     steps = [{"params": [first], "lr": STEP * UNITS}, {"params": [last], "lr": STEP * RATIO / UNITS}]
     order = torch.Generator().manual_seed(derive(seed, "batches"))
     monitor(0, model)
     fit(
         [first, last],
-        lambda batch: _mean_loss(model, (batch.inputs, batch.targets)),
+        lambda batch: _squared_loss(model, (batch.inputs, batch.targets)),
         _batches(x[:images], y[:images], epochs, order),
         torch.optim.SGD(steps),
         on_step=watch(model, monitor),
@@ -93,6 +93,6 @@ def network(direction: Tensor, generator: torch.Generator) -> nn.Sequential:
     return model
 
 
-def _mean_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+def _squared_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     squares: Tensor = (model(batch[0]) - batch[1]).square()
     return squares.mean() / 2

@@ -32,7 +32,7 @@ from expunge.tasks.hard_examples import HardExamples
 from expunge.tasks.label_swap import LabelSwap
 from expunge.tasks.random_subset import RandomSubset
 from expunge.tasks.whole_class import WholeClass
-from expunge.train.cscore import known
+from expunge.train.evaluation import known_share, losses
 from expunge.train.loop import PairBatch, fit, in_order, paired
 from expunge.train.optim import make_optimizer
 from expunge.train.training import TrainedRecipe, Training
@@ -89,11 +89,11 @@ def look(task: Task, train: int, epochs: int, most: int, seed: int) -> ForgetSet
         "rate": _rate(case, *PLANS[0], seed),
         "course": courses[0][0],
         "cosine": float(kept @ gone / (kept.norm() * gone.norm()).clamp(min=1e-30)),
-        "loss": _mean_loss(original, problem, problem.forget),
+        "loss": float(losses(original, problem, problem.forget).mean()),
         "lost": courses[0][1],
     }
     runs = [_forgotten(original, problem, *plan, most, seed) for plan in PLANS]
-    damage = _accuracy(original, problem, problem.retain) - _accuracy(runs[0][0], problem, problem.retain)
+    damage = known_share(original, problem, problem.retain) - known_share(runs[0][0], problem, problem.retain)
     outcome = {**_outcome(case, *runs[0], seed), "damage": damage}
     plans = [(course, float(run[1])) for (course, _), run in zip(courses, runs, strict=False)]
     methods = {
@@ -120,8 +120,8 @@ def _recommended(case: Case, seed: int) -> tuple[float, float]:
     predicted = plan[STEPS].value
     limit = 2 * math.ceil(predicted)
     student, steps = _forgotten(case.original, case.problem, plan[STEP].value, plan[MIX].value, limit, seed)
-    retain = case.problem.retain
-    return steps / predicted, _accuracy(case.original, case.problem, retain) - _accuracy(student, case.problem, retain)
+    before, after = (known_share(model, case.problem, case.problem.retain) for model in (case.original, student))
+    return steps / predicted, before - after
 
 
 def _rate(case: Case, rate: float, ascent_weight: float, seed: int) -> float:
@@ -151,12 +151,12 @@ def _forgotten(
     student = copy.deepcopy(original).train()
     parameters, generator = trainable(student), torch.Generator().manual_seed(derive(seed, "forget"))
     data, objective = problem.data, problem.objective
-    gone = GONE * _accuracy(original, problem, problem.forget)
+    gone = GONE * known_share(original, problem, problem.forget)
 
     def until_gone() -> Iterator[PairBatch]:
         stream = paired(data, problem.retain, problem.forget, BATCH, FORGET_BATCH, most, generator)
         for pair, _ in zip(stream, range(most), strict=False):
-            if _accuracy(student, problem, problem.forget) <= gone:
+            if known_share(student, problem, problem.forget) <= gone:
                 return
             yield pair
 
@@ -166,16 +166,6 @@ def _forgotten(
 
     done = fit(parameters, mixed, until_gone(), make_optimizer("sgd", parameters, rate))
     return student.eval(), done.steps
-
-
-def _accuracy(model: nn.Module, problem: Problem, ids: Tensor) -> float:
-    return float(known(model, problem.data, ids).double().mean())
-
-
-def _mean_loss(model: nn.Module, problem: Problem, ids: Tensor) -> float:
-    with torch.no_grad():
-        parts = [(problem.objective.loss(model, b), b.size) for b in in_order(problem.data, ids)]
-    return sum(float(value) * size for value, size in parts) / len(ids)
 
 
 def _mean_gradient(model: nn.Module, problem: Problem, ids: Tensor) -> Tensor:
