@@ -127,6 +127,11 @@ class Method(Part):
     """Whether it can be run again on a model of its kind, as audits by shadow models need; a file's content cannot."""
 
     @property
+    def required(self) -> frozenset[str]:
+        """What these settings cannot do without; `needs` unless a setting adds to it."""
+        return self.needs
+
+    @property
     def ascent(self) -> float | None:
         """Weight of the forget set's ascent, where plain descent on the retain set with it is all that the method does.
 
@@ -335,7 +340,7 @@ def refuse_model(part: Method | Attack | Audit, model: nn.Module, where: str) ->
 def unmet_needs(method: Method, objective: Objective, model: nn.Module, *, recipe: bool) -> list[str]:
     """What a method needs that this objective and this model, or one like it, do not have."""
     have = objective.provides | ({"recipe"} if recipe else set())
-    return [*sorted(method.needs - have), *(f"the block {name}" for name in method.missing_blocks(model))]
+    return [*sorted(method.required - have), *(f"the block {name}" for name in method.missing_blocks(model))]
 
 
 def refuse_objective(needs: frozenset[str], objective: Objective, where: str) -> None:

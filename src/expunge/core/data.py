@@ -134,12 +134,19 @@ class Data:
             chunks: Ids of each batch.
             generator: Augmentations draw from it; without one nothing is augmented.
         """
-        lazy = isinstance(self.inputs, LazyInputs)
-        read = self.inputs.stream(chunks) if lazy else (rows_of(self.inputs, ids) for ids in chunks)
-        for ids, inputs in zip(chunks, read, strict=True):
-            if generator is not None:
-                for augment in self.augmentations:
-                    inputs = augment(inputs, generator)
+        for batch in self._read(chunks):
+            yield batch if generator is None else self._augmented(batch, generator)
+
+    def _augmented(self, batch: Batch, generator: torch.Generator) -> Batch:
+        for augment in self.augmentations:
+            batch = batch._replace(inputs=augment(batch.inputs, generator))
+        return batch
+
+    def _read(self, chunks: Sequence[Tensor]) -> Iterator[Batch]:
+        if not isinstance(self.inputs, LazyInputs):
+            yield from (self.batch(ids) for ids in chunks)
+            return
+        for ids, inputs in zip(chunks, self.inputs.stream(chunks), strict=True):
             yield Batch(inputs, self.targets[ids], ids)
 
     @cached_property

@@ -215,6 +215,11 @@ class RetainingDescent(PairedDescent):
     """The retain term: `ce`, cross-entropy with the labels, or `kl`, KL(original || model), in nats, the mean over
     decisions. For `kl` the original is frozen and in evaluation mode; its forward passes are no gradients."""
 
+    @property
+    def required(self) -> frozenset[str]:
+        """With `kl` decisions too."""
+        return self.needs | ({"decisions"} if self.retain == "kl" else set())
+
     def retain_loss(self, student: nn.Module, job: Job, teacher: nn.Module | None = None) -> Callable[[Batch], Tensor]:
         """The retain term as a function of a retain batch.
 

@@ -36,7 +36,7 @@ def check_method(method: Method) -> None:
         ContractError: The first contract that is broken.
     """
     check_settings(method)
-    needs = frozenset(getattr(method, "needs", frozenset()))
+    needs = frozenset(getattr(method, "required", frozenset()))
     settings = [s for s in every_setting() if not needs - s.has and not _lacking(method, s)]
     if not settings and method.blocks:
         names = ", ".join(kind.__name__ for kind in method.blocks)
