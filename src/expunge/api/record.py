@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from safetensors.torch import save as save_tensors
 
+from expunge.base.manifest import ENVIRONMENT, SPEC, FileRecord, Manifest, StageRecord
 from expunge.base.record import file_digest, spelled, write_file
 from expunge.core.case import Cost, Curve
 from expunge.evidence.scores import Scores, dumps
 from expunge.evidence.table import Table
-from expunge.pipeline.folder import FORMAT, environment, finish
+from expunge.pipeline.folder import environment, finish
 
 Place = tuple[str, int, str | None]
 """Model, number of the reference, attack."""
@@ -47,31 +48,45 @@ def write_record(
     """
     # What an earlier audit copied here does not stay where the examples are no longer asked for.
     shutil.rmtree(root / "examples", ignore_errors=True)
-    write_file(root / "spec.json", json.dumps(spelled(facts), indent=1, default=str) + "\n")
-    write_file(root / "env.json", json.dumps(environment(), indent=1) + "\n")
+    write_file(root / SPEC, json.dumps(spelled(facts), indent=1, default=str) + "\n")
+    write_file(root / ENVIRONMENT, json.dumps(environment(), indent=1) + "\n")
     scores: dict[Place, list[Scores]] = defaultdict(list)
     for entry in table.measured:
         scores[entry.model, entry.seed, entry.attack].append(entry.scores)
     stages = [_entry(root, place, found, curves, cost) for place, found in scores.items()]
     if examples is not None:
         stages.append(_gallery(root, examples))
-    fields = ("models", "seeds", "attacks", "required", "about_one_model")
-    finish(
-        root,
-        {"format": FORMAT, **{name: getattr(table, name) for name in fields}, "versions": versions, "stages": stages},
+    manifest = Manifest(
+        models=tuple(table.models),
+        seeds=tuple(table.seeds),
+        attacks=tuple(table.attacks),
+        required=tuple(table.required),
+        about_one_model=table.about_one_model,
+        versions={kind: dict(parts) for kind, parts in versions.items()},
+        stages=tuple(stages),
     )
+    finish(root, manifest)
 
 
-def _gallery(root: Path, examples: Mapping[str, Any]) -> dict[str, Any]:
+def _gallery(root: Path, examples: Mapping[str, Any]) -> StageRecord:
     content = json.dumps(examples, ensure_ascii=False, indent=1).encode()
     files = {"examples": _write(root, "examples/s0.json", content)}
-    place = {"kind": "gallery", "model": "", "seed": 0, "attack": None, "part": "gallery", "key": None}
-    return place | {"gradients": 0, "seconds": 0.0, "files": files}
+    return StageRecord(
+        kind="gallery",
+        model="",
+        seed=0,
+        attack=None,
+        part="gallery",
+        key=None,
+        gradients=0,
+        seconds=0.0,
+        files=files,
+    )
 
 
 def _entry(
     root: Path, place: Place, scores: list[Scores], curves: Mapping[tuple[str, int, str], Curve], cost: Cost
-) -> dict[str, Any]:
+) -> StageRecord:
     model, index, attack = place
     name = "-".join(str(word) for word in (model, index, attack) if word is not None)
     files = {"scores": _write(root, f"scores/{name}.safetensors", dumps(scores))}
@@ -80,19 +95,19 @@ def _entry(
         tensors = {"steps": torch.from_numpy(curve.steps), "values": torch.from_numpy(curve.values)}
         files["curves"] = _write(root, f"curves/{name}.safetensors", save_tensors(tensors))
     unlearned = model not in ("original", "reference") and attack is None
-    return {
-        "kind": "unlearn" if unlearned else "attack" if attack else "audit",
-        "model": model,
-        "seed": index,
-        "attack": attack,
-        "part": attack or model,
-        "key": None,
-        "gradients": cost.gradients if unlearned else 0,
-        "seconds": round(cost.seconds, 3) if unlearned else 0.0,
-        "files": files,
-    }
+    return StageRecord(
+        kind="unlearn" if unlearned else "attack" if attack else "audit",
+        model=model,
+        seed=index,
+        attack=attack,
+        part=attack or model,
+        key=None,
+        gradients=cost.gradients if unlearned else 0,
+        seconds=round(cost.seconds, 3) if unlearned else 0.0,
+        files=files,
+    )
 
 
-def _write(root: Path, name: str, content: bytes) -> dict[str, str]:
+def _write(root: Path, name: str, content: bytes) -> FileRecord:
     write_file(root / name, content)
-    return {"path": name, "sha256": file_digest(root / name)}
+    return FileRecord(name, file_digest(root / name))

@@ -11,9 +11,6 @@ from expunge.evidence.estimate import Estimate, together
 from expunge.pipeline.plan import Plan
 from expunge.pipeline.stages import ESTIMATES
 
-FILE = "diagnosis.json"
-"""In the run's folder; the numbers of a seed alone lie in `diagnosis/`."""
-
 
 def diagnosis(plan: Plan, store: Store, labels: Collection[str | None] | None = None) -> list[dict[str, Any]]:
     """Read what is in the store.

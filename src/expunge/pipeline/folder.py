@@ -12,7 +12,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from expunge.base.errors import SpecError
+from expunge.base.manifest import DIAGNOSIS, ENVIRONMENT, SPEC, FileRecord, Manifest, StageRecord, write_manifest
 from expunge.base.record import (
     Store,
     canonical,
@@ -25,13 +28,10 @@ from expunge.base.record import (
     write_file,
 )
 from expunge.evidence.table import Table, read_table, verdicts_text
-from expunge.pipeline.diagnosis import FILE as DIAGNOSIS
 from expunge.pipeline.diagnosis import diagnosis
 from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.stages import CURVE, ESTIMATES, EXAMPLES, SCORES, WEIGHTS
 
-FORMAT = 1
-SPEC = "spec.json"
 FIXED = ("data", "model", "train", "forget", "seeds", "threads")
 """What must not differ between two runs into one folder: their rows could not stand in one table."""
 
@@ -52,7 +52,7 @@ class RunFolder:
         self.refuse_other(resolved)
         sweep_files(self.root)
         write_file(self.root / SPEC, json.dumps(spelled(resolved), indent=1) + "\n")
-        write_file(self.root / "env.json", json.dumps(environment(), indent=1) + "\n")
+        write_file(self.root / ENVIRONMENT, json.dumps(environment(), indent=1) + "\n")
 
     def refuse_other(self, resolved: dict[str, Any]) -> None:
         """Refuse what `open` would, and write nothing.
@@ -98,18 +98,17 @@ class RunFolder:
         # Examples that an earlier run into this folder showed must not outlive the wish to show them.
         shutil.rmtree(self.root / "examples", ignore_errors=True)
         self._keep_diagnosis(diagnosis(plan, store))
-        entries = [self._keep(stage, plan, store) for stage in plan.stages]
-        index = {
-            "format": FORMAT,
-            "models": ["original", "reference", *plan.methods],
-            "seeds": list(plan.spec.seeds),
-            "attacks": list(plan.attacks),
-            "required": [e.label for e in plan.spec.audit if e.required],
-            "about_one_model": plan.about_one_model,
-            "versions": plan.versions(),
-            "stages": entries,
-        }
-        return finish(self.root, index)
+        stages = tuple(self._keep(stage, plan, store) for stage in plan.stages)
+        manifest = Manifest(
+            models=("original", "reference", *plan.methods),
+            seeds=plan.spec.seeds,
+            attacks=tuple(plan.attacks),
+            required=tuple(entry.label for entry in plan.spec.audit if entry.required),
+            about_one_model=plan.about_one_model,
+            versions=plan.versions(),
+            stages=stages,
+        )
+        return finish(self.root, manifest)
 
     def _keep_diagnosis(self, found: list[dict[str, Any]]) -> None:
         """Write what the diagnostics said, or remove what those of an earlier run into this folder did."""
@@ -118,18 +117,8 @@ class RunFolder:
         if found:
             write_file(self.root / DIAGNOSIS, json.dumps(spelled(found), indent=1, allow_nan=False) + "\n")
 
-    def _keep(self, stage: Stage, plan: Plan, store: Store) -> dict[str, Any]:
-        cost = spent(stage, plan, store)
-        entry: dict[str, Any] = {
-            "kind": stage.kind,
-            "model": stage.model,
-            "seed": stage.seed,
-            "attack": stage.attack,
-            "part": stage.part,
-            "key": stage.key,
-            **cost,
-            "files": {},
-        }
+    def _keep(self, stage: Stage, plan: Plan, store: Store) -> StageRecord:
+        files: dict[str, FileRecord] = {}
         # Shadows are many models that only an audit asks: they stay in the cache.
         kept = (
             (SCORES, "scores"),
@@ -142,9 +131,18 @@ class RunFolder:
             path = store.path(stage.key, source)
             if path.is_file():
                 name = f"{folder}/{file_name(stage)}{path.suffix}"
-                entry["files"][folder] = {"path": name, "sha256": store.digest(stage.key, source)}
+                files[folder] = FileRecord(name, store.digest(stage.key, source))
                 link_or_copy(path, self.root / name)
-        return entry
+        return StageRecord(
+            kind=stage.kind,
+            model=stage.model,
+            seed=stage.seed,
+            attack=stage.attack,
+            part=stage.part,
+            key=stage.key,
+            files=files,
+            **spent(stage, plan, store),
+        )
 
 
 def spent(stage: Stage, plan: Plan, store: Store) -> dict[str, Any]:
@@ -163,22 +161,22 @@ def spent(stage: Stage, plan: Plan, store: Store) -> dict[str, Any]:
     return {"gradients": sum(fact["gradients"] for fact in facts) if priced else None, "seconds": seconds}
 
 
-def finish(root: Path, index: dict[str, Any]) -> Table:
+def finish(root: Path, manifest: Manifest) -> Table:
     """Judge what lies in the folder and write rows, verdicts and, last of all, the manifest.
 
     Args:
-        root: A folder that already holds every file that the index names.
-        index: The manifest but for the digests of rows and verdicts.
+        root: A folder that already holds every file that the manifest names.
+        manifest: But for the digests of the files that lie in the folder itself.
 
     Returns:
         The table that the score files hold.
     """
-    table = read_table(root, index)
+    table = read_table(root, manifest)
     write_file(root / "results.jsonl", rows_to_text(table.rows()))
     write_file(root / "verdicts.json", verdicts_text(table))
-    names = ("results.jsonl", "verdicts.json", DIAGNOSIS)
+    names = (SPEC, ENVIRONMENT, "results.jsonl", "verdicts.json", DIAGNOSIS)
     digests = {name: file_digest(root / name) for name in names if (root / name).is_file()}
-    write_file(root / "manifest.json", json.dumps({**index, "results": digests}, indent=1) + "\n")
+    write_manifest(root, replace(manifest, files=digests))
     return table
 
 
