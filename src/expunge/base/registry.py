@@ -33,6 +33,9 @@ FOLDERS = {
 }
 """Kind of part to the folder of the package that holds it; entry points use the group `expunge.<folder>`."""
 
+INSIDE = {"stage": "pipeline/stages"}
+"""Kinds that no spec names and no list shows, of which a run is made; their classes end in the kind."""
+
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -92,8 +95,8 @@ def load(kind: str, name: str, *, where: str = "") -> Any:
     if ":" in name:
         return _import(name, where=where)
     if name in _files(kind):
-        module = importlib.import_module(f"expunge.{FOLDERS[kind]}.{name}")
-        return _class_in(module, name)
+        module = importlib.import_module(f"expunge.{_folder(kind).replace('/', '.')}.{name}")
+        return _class_in(module, name if kind in FOLDERS else name + kind)
     if name in _entry_points(kind):
         return _entry_points(kind)[name].load()
     raise unknown(kind, name, names(kind), where=where)
@@ -162,15 +165,21 @@ def kinds_of(name: str) -> list[str]:
 
 @cache
 def _files(kind: str) -> dict[str, Path]:
-    if kind not in FOLDERS:
-        raise unknown("kind", kind, FOLDERS, where="registry")
-    found = (_PACKAGE / FOLDERS[kind]).glob("*.py")
+    found = (_PACKAGE / _folder(kind)).glob("*.py")
     return {path.stem: path for path in found if not path.stem.startswith("_")}
 
 
 @cache
 def _entry_points(kind: str) -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=f"expunge.{FOLDERS[kind]}")}
+    group = f"expunge.{_folder(kind).rpartition('/')[2]}"
+    return {point.name: point for point in entry_points(group=group)}
+
+
+def _folder(kind: str) -> str:
+    """Where files of a kind lie in the package."""
+    if kind not in FOLDERS | INSIDE:
+        raise unknown("kind", kind, FOLDERS, where="registry")
+    return (FOLDERS | INSIDE)[kind]
 
 
 def _class_in(module: Any, name: str) -> Any:

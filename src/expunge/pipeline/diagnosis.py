@@ -9,7 +9,7 @@ from typing import Any
 from expunge.base.record import Store
 from expunge.evidence.estimate import Estimate, together
 from expunge.pipeline.plan import Plan
-from expunge.pipeline.stages import ESTIMATES
+from expunge.pipeline.stage import ESTIMATES
 
 
 def diagnosis(plan: Plan, store: Store, labels: Collection[str | None] | None = None) -> list[dict[str, Any]]:

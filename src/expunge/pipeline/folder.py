@@ -6,6 +6,7 @@ import json
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -30,7 +31,7 @@ from expunge.base.record import (
 from expunge.evidence.table import Table, read_table, verdicts_text
 from expunge.pipeline.diagnosis import diagnosis
 from expunge.pipeline.plan import Plan, Stage
-from expunge.pipeline.stages import CURVE, ESTIMATES, EXAMPLES, SCORES, WEIGHTS
+from expunge.pipeline.stages._kind import kind_of
 
 FIXED = ("data", "model", "train", "forget", "seeds", "threads")
 """What must not differ between two runs into one folder: their rows could not stand in one table."""
@@ -119,17 +120,9 @@ class RunFolder:
 
     def _keep(self, stage: Stage, plan: Plan, store: Store) -> StageRecord:
         files: dict[str, FileRecord] = {}
-        # Shadows are many models that only an audit asks: they stay in the cache.
-        kept = (
-            (SCORES, "scores"),
-            (CURVE, "curves"),
-            (WEIGHTS, "models"),
-            (EXAMPLES, "examples"),
-            (ESTIMATES, "diagnosis"),
-        )
-        for source, folder in kept if stage.kind != "shadow" else ():
-            path = store.path(stage.key, source)
-            if path.is_file():
+        for source, folder in kind_of(stage.kind).files.items():
+            if folder is not None:
+                path = store.path(stage.key, source)
                 name = f"{folder}/{file_name(stage)}{path.suffix}"
                 files[folder] = FileRecord(name, store.digest(stage.key, source))
                 link_or_copy(path, self.root / name)
@@ -146,19 +139,29 @@ class RunFolder:
 
 
 def spent(stage: Stage, plan: Plan, store: Store) -> dict[str, Any]:
-    """Per-example gradients and seconds that a stage took; of a method with those of the methods that it goes after.
+    """Per-example gradients and seconds that a stage took.
 
-    The gradients are none where one of these methods was run elsewhere.
+    Those of a method include its statistics and the methods that it goes after, with theirs. The gradients are none
+    where one of these methods was run elsewhere.
     """
-    before = {s.key: s.needs for s in plan.stages if s.kind == "unlearn"} if stage.kind == "unlearn" else {}
-    keys = [stage.key]
-    while first := [key for key in before.get(keys[-1], ()) if key in before]:
-        keys += first
-    facts = [store.facts(key) for key in keys]
-    seconds = round(sum(fact["seconds"] for fact in facts), 3)
-    labels = [entry.label for entry in plan.spec.chain(stage.model)] if stage.kind == "unlearn" else []
-    priced = all(getattr(plan.methods[label], "priced", True) for label in labels)
-    return {"gradients": sum(fact["gradients"] for fact in facts) if priced else None, "seconds": seconds}
+    if stage.kind != "unlearn":
+        facts = store.facts(stage.key)
+        return {"gradients": facts["gradients"], "seconds": round(facts["seconds"], 3)}
+    keys = list(_of_method(stage, plan))
+    costs = [store.facts(key) for key in keys]
+    priced = all(getattr(plan.methods[entry.label], "priced", True) for entry in plan.spec.chain(stage.model))
+    gradients = sum(cost["gradients"] for cost in costs) if priced else None
+    return {"gradients": gradients, "seconds": round(sum(cost["seconds"] for cost in costs), 3)}
+
+
+def _of_method(stage: Stage, plan: Plan) -> Iterator[str]:
+    """Keys of all stages that lead from the original to a method's model."""
+    yield stage.key
+    if "statistics" in stage.inputs:
+        yield stage.input("statistics")
+    before = plan.by_key[stage.input("model")]
+    if before.kind == "unlearn":
+        yield from _of_method(before, plan)
 
 
 def finish(root: Path, manifest: Manifest) -> Table:
@@ -180,11 +183,17 @@ def finish(root: Path, manifest: Manifest) -> Table:
     return table
 
 
+_ONE_A_MODEL = ("original", "reference", "unlearn", "attack", "gallery")
+"""Kinds of which there is one stage for each model, seed and attack, so that these name its files."""
+
+
 def file_name(stage: Stage) -> str:
     """A readable name that is unique within the run."""
     if stage.kind == "diagnostic":
         return f"s{stage.seed}-{stage.part}"
-    part = {"audit": stage.part, "shadow": f"shadow-{stage.part}"}.get(stage.kind)
+    if stage.kind == "measure":
+        return f"measure-{stage.key}"
+    part = {"audit": stage.part, **dict.fromkeys(_ONE_A_MODEL)}.get(stage.kind, f"{stage.kind}-{stage.part}".strip("-"))
     words = [stage.model, f"s{stage.seed}", stage.attack, part]
     return "-".join(word for word in words if word)
 

@@ -91,6 +91,16 @@ class Parts:
             e.label: cast(Diagnostic, self._build("diagnostic", e, f"diagnostic[{i}]")) for i, e in enumerate(entries)
         }
 
+    def part(self, kind: str, label: str) -> Any:
+        """The method, attack, audit or diagnostic with this label."""
+        parts: dict[str, dict[str, Any]] = {
+            "method": {**self.methods},
+            "attack": {**self.attacks},
+            "audit": {**self.audits},
+            "diagnostic": {**self.diagnostics},
+        }
+        return parts[kind][label]
+
     def name_of(self, kind: str, label: str) -> str:
         """The registered name behind a label of an attack, audit or diagnostic."""
         entries = {"attack": self.spec.attack, "audit": self.spec.audit, "diagnostic": self.spec.diagnostic}[kind]

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from expunge.pipeline.layout import Layout, Stage
+from expunge.pipeline.layout import Layout
 from expunge.pipeline.parts import Parts
+from expunge.pipeline.seeds import StageSeeds
+from expunge.pipeline.stage import Stage
 
 __all__ = ["Plan", "Stage"]
 
@@ -18,4 +20,14 @@ class Plan(Parts):
     @cached_property
     def stages(self) -> list[Stage]:
         """All stages, each after those that it needs, in the order of the results."""
-        return list(Layout(self).stages())
+        return Layout(self).stages()
+
+    @cached_property
+    def by_key(self) -> dict[str, Stage]:
+        """The stages by their key; of several with one key the last."""
+        return {stage.key: stage for stage in self.stages}
+
+    @property
+    def seeds(self) -> StageSeeds:
+        """The seed of each stage."""
+        return StageSeeds(self)

@@ -20,14 +20,14 @@ from expunge.evidence.table import Table
 from expunge.evidence.verdict import Verdict
 from expunge.pipeline.diagnosis import diagnosis
 from expunge.pipeline.folder import RunFolder, file_name, spent
-from expunge.pipeline.forecast import Forecast, forecast
+from expunge.pipeline.forecast import StageForecast, forecast
 from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.schedule import run_missing
 from expunge.reporting.progress import Progress
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunResult:
     """What a run found."""
 
     folder: Path
@@ -50,7 +50,7 @@ class Outcome:
         }
 
 
-def run(spec: Spec, out: Path, *, workers: int = 1, progress: Progress | None = None) -> Outcome:
+def run(spec: Spec, out: Path, *, workers: int = 1, progress: Progress | None = None) -> RunResult:
     """Run a spec, or finish what is missing of it.
 
     Args:
@@ -88,10 +88,10 @@ def run(spec: Spec, out: Path, *, workers: int = 1, progress: Progress | None = 
         if progress is not None:
             progress.clear()
     table = folder.write(plan, store)
-    return Outcome(folder.root, table, table.rows(), table.verdicts(), costs(plan, store), diagnosis(plan, store))
+    return RunResult(folder.root, table, table.rows(), table.verdicts(), costs(plan, store), diagnosis(plan, store))
 
 
-def dry_run(spec: Spec, out: Path) -> list[Forecast]:
+def dry_run(spec: Spec, out: Path) -> list[StageForecast]:
     """What a run would do: every stage, whether it is there, and the seconds that it is expected to take.
 
     Raises:

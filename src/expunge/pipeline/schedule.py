@@ -16,7 +16,7 @@ from expunge.base.errors import RunError
 from expunge.base.record import Store
 from expunge.base.spec import Spec
 from expunge.pipeline.plan import Plan, Stage
-from expunge.pipeline.stages import Worker
+from expunge.pipeline.stages._worker import Worker
 
 Report = Callable[[Stage, dict[str, Any]], None]
 """Called with each stage that has finished, and its cost."""

@@ -17,7 +17,7 @@ from expunge.pipeline.parts import Parts
 from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.run import prepare
 from expunge.pipeline.schedule import run_stages
-from expunge.pipeline.stages import WEIGHTS
+from expunge.pipeline.stage import WEIGHTS
 from expunge.reporting.progress import Progress, clock_text
 
 
