@@ -33,7 +33,7 @@ FOLDERS = {
 }
 """Kind of part to the folder of the package that holds it; entry points use the group `expunge.<folder>`."""
 
-INSIDE = {"stage": "pipeline/stages"}
+INSIDE = {"stage": "pipeline/stages", "executor": "pipeline/executors"}
 """Kinds that no spec names and no list shows, of which a run is made; their classes end in the kind."""
 
 _PACKAGE = Path(__file__).resolve().parent.parent

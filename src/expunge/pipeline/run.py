@@ -19,10 +19,11 @@ from expunge.core.objective import infer_objective
 from expunge.evidence.table import Table
 from expunge.evidence.verdict import Verdict
 from expunge.pipeline.diagnosis import diagnosis
+from expunge.pipeline.executor import executor_of
 from expunge.pipeline.folder import RunFolder, file_name, spent
 from expunge.pipeline.forecast import StageForecast, forecast
 from expunge.pipeline.plan import Plan, Stage
-from expunge.pipeline.schedule import run_missing
+from expunge.pipeline.schedule import run_stages
 from expunge.reporting.progress import Progress
 
 
@@ -50,13 +51,16 @@ class RunResult:
         }
 
 
-def run(spec: Spec, out: Path, *, workers: int = 1, progress: Progress | None = None) -> RunResult:
+def run(
+    spec: Spec, out: Path, *, workers: int = 1, on: str | None = None, progress: Progress | None = None
+) -> RunResult:
     """Run a spec, or finish what is missing of it.
 
     Args:
         spec: What to run.
         out: Folder for runs; the record goes to `out/<name>`, outputs of stages to `out/cache`.
-        workers: Processes side by side; the numbers do not depend on it.
+        workers: Stages that run side by side; the numbers do not depend on it.
+        on: Name of the executor; by default this process for one worker, and processes for several.
         progress: Told of each stage; silent by default.
 
     Returns:
@@ -65,6 +69,7 @@ def run(spec: Spec, out: Path, *, workers: int = 1, progress: Progress | None = 
     Raises:
         ExpungeError: A bad spec, a run folder of another spec, a stage that failed; what is finished is kept.
     """
+    executor = executor_of(on, workers)
     plan, store, folder = Plan(spec), Store(out / CACHE), RunFolder(out / spec.name)
     _check(plan)
     folder.open(plan.resolved())
@@ -83,7 +88,7 @@ def run(spec: Spec, out: Path, *, workers: int = 1, progress: Progress | None = 
         folder.event(stage.name, facts)
 
     try:
-        run_missing(plan, store, workers, report, begun)
+        run_stages(plan, store, plan.stages, executor, report, begun)
     finally:
         if progress is not None:
             progress.clear()

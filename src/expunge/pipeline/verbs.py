@@ -11,6 +11,7 @@ from expunge.base.record import Store, write_file
 from expunge.base.spec import CACHE, Entry, Spec
 from expunge.diagnostics._plan import default_set, planned, with_plan
 from expunge.pipeline.diagnosis import diagnosis
+from expunge.pipeline.executor import executor_of
 from expunge.pipeline.folder import spent
 from expunge.pipeline.forecast import forecast, gradients
 from expunge.pipeline.parts import Parts
@@ -149,7 +150,7 @@ def _run(plan: Plan, store: Store, stages: list[Stage], progress: Progress) -> N
             plan,
             store,
             stages,
-            1,
+            executor_of(None, 1),
             lambda stage, f: progress.finished(stage.key, stage.name, f["seconds"]),
             lambda stage: progress.begun(stage.key, stage.name),
         )
