@@ -17,11 +17,11 @@ from msgspec.structs import replace
 
 from expunge.base.errors import SpecError
 from expunge.base.manifest import DIAGNOSIS, ENVIRONMENT, SPEC, FileRecord, Manifest, StageRecord, write_manifest
+from expunge.base.memory import MemoryStore
 from expunge.base.record import (
     Store,
     canonical,
     file_digest,
-    link_or_copy,
     rows_to_text,
     spelled,
     storage_error,
@@ -51,6 +51,14 @@ class RunFolder:
             RunError: It cannot be written to.
         """
         self.refuse_other(resolved)
+        self.describe(resolved)
+
+    def describe(self, resolved: dict[str, Any]) -> None:
+        """Write the spec and the environment.
+
+        Raises:
+            RunError: The folder cannot be written to.
+        """
         sweep_files(self.root)
         write_file(self.root / SPEC, json.dumps(spelled(resolved), indent=1) + "\n")
         write_file(self.root / ENVIRONMENT, json.dumps(environment(), indent=1) + "\n")
@@ -94,14 +102,14 @@ class RunFolder:
         except OSError as error:
             raise storage_error(error, self.root / "events.jsonl") from None
 
-    def write(self, plan: Plan, store: Store) -> Table:
+    def write(self, plan: Plan, store: Store | MemoryStore) -> Table:
         """Put the finished run's scores, models, rows and verdicts into the folder, the manifest last."""
         # Examples that an earlier run into this folder showed must not outlive the wish to show them.
         shutil.rmtree(self.root / "examples", ignore_errors=True)
         self._keep_diagnosis(diagnosis(plan, store))
         stages = tuple(self._keep(stage, plan, store) for stage in plan.stages)
         manifest = Manifest(
-            models=("original", "reference", *plan.methods),
+            models=tuple(plan.models),
             seeds=plan.spec.seeds,
             attacks=tuple(plan.attacks),
             required=tuple(entry.label for entry in plan.spec.audit if entry.required),
@@ -118,14 +126,13 @@ class RunFolder:
         if found:
             write_file(self.root / DIAGNOSIS, json.dumps(spelled(found), indent=1, allow_nan=False) + "\n")
 
-    def _keep(self, stage: Stage, plan: Plan, store: Store) -> StageRecord:
+    def _keep(self, stage: Stage, plan: Plan, store: Store | MemoryStore) -> StageRecord:
         files: dict[str, FileRecord] = {}
         for source, folder in kind_of(stage.kind).files.items():
-            if folder is not None:
-                path = store.path(stage.key, source)
-                name = f"{folder}/{file_name(stage)}{path.suffix}"
+            if folder is not None and folder not in plan.left_out:
+                name = f"{folder}/{file_name(stage)}{Path(source).suffix}"
                 files[folder] = FileRecord(name, store.digest(stage.key, source))
-                link_or_copy(path, self.root / name)
+                store.keep(stage.key, source, self.root / name)
         return StageRecord(
             kind=stage.kind,
             model=stage.model,
@@ -138,7 +145,7 @@ class RunFolder:
         )
 
 
-def spent(stage: Stage, plan: Plan, store: Store) -> dict[str, Any]:
+def spent(stage: Stage, plan: Plan, store: Store | MemoryStore) -> dict[str, Any]:
     """Per-example gradients and seconds that a stage took.
 
     Those of a method include its statistics and the methods that it goes after, with theirs. The gradients are none

@@ -68,7 +68,8 @@ class Layout:
 
     def _of_seed(self, seed: int, original: Stage, *, only_reference: bool) -> Iterator[Stage]:
         models = {} if only_reference else {ORIGINAL: original}
-        models[REFERENCE] = self.stage("reference", REFERENCE, seed, None, "reference", self._training, {})
+        if self.parts.retrains:
+            models[REFERENCE] = self.stage("reference", REFERENCE, seed, None, "reference", self._training, {})
         yield from models.values()
         for entry in () if only_reference else self.parts.spec.chained:
             *statistics, made = self._unlearning("unlearn", entry, models[entry.after or ORIGINAL], entry.label, {})
@@ -84,7 +85,7 @@ class Layout:
             yield from shadow_stages
             for stages in attacked_stages.values():
                 yield from stages
-        for label, model in models.items():
+        for label, model in ((label, model) for label, model in models.items() if label in self.parts.models):
             yield from self._audits(label, model, original, None, shadows)
             for attack in self.parts.attacks if label != ORIGINAL else ():
                 *statistics, attacked = self._attacking("attack", attack, model, attack, {})
@@ -190,6 +191,7 @@ class Layout:
         content = {
             "stage": kind_of(kind).fingerprint(),
             "facts": facts,
+            "labels": self.parts.labels(kind, model, attack, part),
             "seed": seed,
             "task_seed": None if seed is None else self.parts.task_seed(seed),
             "inputs": inputs,

@@ -21,6 +21,7 @@ from expunge.core.contracts import Architecture, Attack, Audit, Diagnostic, Meth
 from expunge.core.data import Data
 from expunge.core.problem import Problem
 from expunge.diagnostics._plan import planned, with_plan
+from expunge.evidence.table import ORIGINAL, REFERENCE
 from expunge.train.training import TrainedRecipe, Training
 
 
@@ -135,6 +136,25 @@ class Parts:
     def recipe(self, data: Data) -> TrainedRecipe:
         """How models on this view of the data are trained."""
         return TrainedRecipe(self.architecture, self.training, data)
+
+    @property
+    def retrains(self) -> bool:
+        """Whether there are references."""
+        return True
+
+    @property
+    def models(self) -> list[str]:
+        """The models that are attacked, audited and shown, in order."""
+        return [ORIGINAL, *([REFERENCE] if self.retrains else []), *self.methods]
+
+    def labels(self, kind: str, model: str, attack: str | None, part: str) -> Any:
+        """What enters a stage's key of its labels; nothing, for seeds do not depend on them."""
+        return None
+
+    @property
+    def left_out(self) -> frozenset[str]:
+        """Folders that the record does without."""
+        return frozenset()
 
     @property
     def about_one_model(self) -> bool:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from torch import nn
+
+from expunge.core.data import Data
 from expunge.pipeline.layout import Layout
 from expunge.pipeline.parts import Parts
 from expunge.pipeline.seeds import StageSeeds
@@ -26,6 +29,10 @@ class Plan(Parts):
     def by_key(self) -> dict[str, Stage]:
         """The stages by their key; of several with one key the last."""
         return {stage.key: stage for stage in self.stages}
+
+    def fresh(self, stage: Stage, data: Data) -> nn.Module:
+        """A module that the weights of a stage fit."""
+        return self.recipe(data).build(0)
 
     @property
     def seeds(self) -> StageSeeds:

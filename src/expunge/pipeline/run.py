@@ -73,7 +73,7 @@ def run(
     plan, store, folder = Plan(spec), Store(out / CACHE), RunFolder(out / spec.name)
     _check(plan)
     folder.open(plan.resolved())
-    _open(store)
+    open_store(store)
     if progress is not None:
         expected = {f.stage.key: f.seconds for f in forecast(plan, store) if not f.done}
         progress.start(len(plan.stages), expected, workers)
@@ -208,10 +208,15 @@ def prepare(plan: Plan, store: Store) -> None:
         ExpungeError: A bad spec, or a folder that cannot be written to.
     """
     _check(plan)
-    _open(store)
+    open_store(store)
 
 
-def _open(store: Store) -> None:
+def open_store(store: Store) -> None:
+    """Make the store's folder and sweep it.
+
+    Raises:
+        RunError: It cannot be written to.
+    """
     try:
         store.root.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from expunge.base.memory import MemoryStore
 from expunge.base.record import Store
 from expunge.base.registry import add_search_path
 from expunge.base.spec import Spec
@@ -20,7 +21,7 @@ Begun = Callable[[Stage], None]
 
 
 def run_stages(
-    plan: Plan, store: Store, stages: Sequence[Stage], executor: Executor, report: Report, begun: Begun
+    plan: Plan, store: Store | MemoryStore, stages: Sequence[Stage], executor: Executor, report: Report, begun: Begun
 ) -> None:
     """Compute those of the stages that the store lacks, each after those that it needs.
 
@@ -46,7 +47,7 @@ _worker: Worker | None = None
 """What this process has made of the last spec that it ran stages of: plan, data and problems."""
 
 
-def compute(spec: Spec, store: Store, stage: Stage) -> dict[str, Any]:
+def compute(spec: Spec, store: Store | MemoryStore, stage: Stage) -> dict[str, Any]:
     """Compute one stage, in whichever process; see `Worker.run`."""
     global _worker
     if _worker is None or _worker.plan.spec != spec or _worker.store != store:

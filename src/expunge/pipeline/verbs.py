@@ -54,7 +54,7 @@ def unlearn_one(spec: Spec, out: Path, label: str | None, save: Path | None, pro
     _start(store, stages, progress)
     _run(plan, store, stages, progress)
     path = save or Path(f"{chosen}.safetensors")
-    write_file(path, store.path(final.key, WEIGHTS).read_bytes())
+    write_file(path, store.read(final.key, WEIGHTS))
     return {"model": str(path), "method": chosen, **spent(final, plan, store)}
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from expunge.base.errors import ExpungeError, RunError
+from expunge.base.memory import MemoryStore
 from expunge.base.record import Store
 from expunge.core import checkpoint
 from expunge.core.case import Case, Shadows
@@ -26,7 +27,7 @@ class Worker:
     """A run's plan and store, with the problems that it has made so far."""
 
     plan: Plan
-    store: Store
+    store: Store | MemoryStore
     _problems: dict[int | None, Problem] = field(default_factory=dict)
 
     def run(self, stage: Stage) -> dict[str, Any]:
@@ -68,8 +69,8 @@ class Worker:
 
     def model(self, key: str, problem: Problem) -> nn.Module:
         """The stored model with this key, in evaluation mode."""
-        recipe = self.plan.recipe(problem.data)
-        return checkpoint.load(recipe.build(0), self.store.path(key, WEIGHTS)).eval()
+        content, where = self.store.read(key, WEIGHTS), self.store.place(key, WEIGHTS)
+        return checkpoint.restore(self.plan.fresh(self.plan.by_key[key], problem.data), content, where).eval()
 
     def models(self, keys: Iterable[str], problem: Problem) -> list[nn.Module]:
         """Several stored models."""
@@ -85,7 +86,7 @@ class Worker:
         return {"statistics": self._tensors(stage.input("statistics"))} if "statistics" in stage.inputs else {}
 
     def _tensors(self, key: str) -> dict[str, Tensor]:
-        return load_tensors(self.store.path(key, STATISTICS).read_bytes())
+        return load_tensors(self.store.read(key, STATISTICS))
 
 
 def _check_files(kind: StageKind, stage: Stage, output: Output) -> None:

@@ -28,7 +28,7 @@ class GalleryStage(StageKind):
         problem, by_key = worker.problem(stage), worker.plan.by_key
         asked = [by_key[key] for key in stage.several("models")]
         models = (((s.model, s.attack), worker.model(s.key, problem)) for s in asked)
-        table = gallery(problem, models, worker.plan.seeds.case(stage))
+        table = gallery(problem, models, stage.seed or 0)
         return Output({EXAMPLES: json.dumps(table, ensure_ascii=False, indent=1).encode()})
 
     def cost(self, plan: Parts, stage: Stage) -> float:
@@ -36,8 +36,8 @@ class GalleryStage(StageKind):
 
     def added(self, layout: Layout, stages: Sequence[Stage]) -> Iterator[Stage]:
         if layout.parts.spec.gallery:
-            seed = layout.parts.spec.seeds[0]
-            models = [stage for stage in stages if stage.seed == seed and stage.kind in ASKED]
+            seed, shown = layout.parts.spec.seeds[0], layout.parts.models
+            models = [stage for stage in stages if stage.seed == seed and stage.kind in ASKED and stage.model in shown]
             # Its output names the models, so that here, unlike elsewhere, a label is part of the address.
             facts = {"format": FORMAT, "models": [(stage.model, stage.attack) for stage in models]}
             inputs = {"models": tuple(stage.key for stage in models)}
