@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import expunge
 from expunge.attacks.relearn import Relearn
+from expunge.base import registry
 from expunge.base.errors import MissingError, RunError, SpecError
 from expunge.base.manifest import read_manifest
 from expunge.base.record import rows_to_text
@@ -325,3 +327,48 @@ def test_a_folder_keeps_what_was_computed_for_another_session(
     assert audited(closures, tmp_path / "other") == in_memory
     assert "outputs stay in memory" in capsys.readouterr().err and not (tmp_path / "other").exists()
     sys.modules.pop("my_recipe")
+
+
+WHO_TRAINS = """
+import os
+from pathlib import Path
+import test_notebook
+
+def build():
+    return test_notebook.build()
+
+def train(model, dataset):
+    (Path(__file__).parent / f"trained-by-{os.getpid()}").touch()
+    test_notebook.train(model, dataset)
+"""
+
+
+def test_workers_give_the_same_numbers_where_the_case_can_be_handed_over(
+    own: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "their_recipe.py").write_text(WHO_TRAINS)
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = expunge.recipe(*(registry.load("method", f"their_recipe:{name}") for name in ("build", "train")))
+    model = copy.deepcopy(own.model)
+    model[1].requires_grad_(False)
+
+    def audited(forget: Any, retain: Any, test: Any, **where: Any) -> str:
+        case = expunge.case(model, forget=forget, retain=retain, test=test, recipe=recipe)
+        first = expunge.unlearn(case, "random_relabel", epochs=1)
+        both = expunge.unlearn(case, "finetune", after=first, epochs=1)
+        audits = ["loss", {"name": "u_lira", "shadows": 4}]
+        attacks = [{"name": "relearn", "epochs": 1}]
+        return rows_to_text(expunge.audit(both, case, attacks=attacks, audits=audits, gallery=True, **where).rows)
+
+    tensors = own.forget, own.retain, own.test
+    alone = audited(*tensors)
+    here = {f"trained-by-{os.getpid()}"}
+    assert {path.name for path in tmp_path.glob("trained-by-*")} == here
+    assert audited(*tensors, folder=tmp_path / "kept", workers=2) == alone
+    assert {path.name for path in tmp_path.glob("trained-by-*")} > here
+    assert capsys.readouterr().err == ""
+    assert audited(*tensors, workers=2) == alone
+    assert "all stages run in this process: that takes a folder" in capsys.readouterr().err
+    audited(*([(x, int(y)) for x, y in dataset] for dataset in tensors), folder=tmp_path / "numbers", workers=2)
+    assert "all stages run in this process: the items of the data are no pairs" in capsys.readouterr().err
+    sys.modules.pop("their_recipe")

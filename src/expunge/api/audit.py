@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 from safetensors.numpy import load as load_arrays
 
 from expunge.api.addresses import addresses_of
+from expunge.api.home import home_of
 from expunge.api.parts import entries_of, expect, parts_of
 from expunge.api.plan import CasePlan, chain, spec_of
 from expunge.base.errors import MissingError, SpecError
@@ -106,6 +107,7 @@ def audit(
     references: int = 3,
     gallery: bool = False,
     folder: str | Path | None = None,
+    workers: int = 1,
 ) -> Result:
     """Attack and measure the unlearned model beside retrained references.
 
@@ -122,6 +124,8 @@ def audit(
         folder: Keeps what is computed in `folder/cache`, so that an audit that was interrupted, or is made again in
             another session, computes only what is missing. The functions of the recipe must be importable for that; a
             change of the file that holds one computes all anew. Otherwise outputs stay in memory: a message says so.
+        workers: Stages that run side by side, in processes, which takes a folder. The numbers do not depend on it. A
+            case of which a part cannot be handed to another process runs in this one: a message says so.
 
     Returns:
         Rows and verdict.
@@ -140,9 +144,21 @@ def audit(
     store, addresses = _store_of(case, folder)
     plan = CasePlan(spec_of(done, count, *entries, gallery), case, done, run_attacks, run_audits, count, addresses)
     _hand_over(plan, store)
-    unread = _Unread(plan, store)
-    run_stages(plan, store, plan.stages, executor_of(None, 1), lambda stage, _: unread.finished(stage), lambda _: None)
+    plan, unread = _spread(plan, store, workers), _Unread(plan, store)
+    executor = executor_of(None, workers if plan.elsewhere else 1)
+    run_stages(plan, store, plan.stages, executor, lambda stage, _: unread.finished(stage), lambda _: None)
     return Result(plan, store)
+
+
+def _spread(plan: CasePlan, store: Store | MemoryStore, workers: int) -> CasePlan:
+    """The plan with what other processes need, where several workers are asked for and can be had."""
+    if workers == 1:
+        return plan
+    home = home_of(plan, store.root.parent) if isinstance(store, Store) else "that takes a folder, to share outputs"
+    if isinstance(home, str):
+        Progress().say(f"all stages run in this process: {home}")
+        return plan
+    return replace(plan, elsewhere=home)
 
 
 def _store_of(case: Case, folder: str | Path | None) -> tuple[Store | MemoryStore, dict[str, str]]:

@@ -79,6 +79,8 @@ class CasePlan(Plan):
     references: int
     addresses: Mapping[str, str] = field(default_factory=dict)
     """Content addresses of data, model and training, where outputs outlive the case; see `api/addresses.py`."""
+    elsewhere: Any = None
+    """What other processes make this plan from, see `api/home.py`; none where it only runs in this one."""
 
     def __post_init__(self) -> None:
         """Parts are made already."""
@@ -141,11 +143,12 @@ class CasePlan(Plan):
 
     def labels(self, kind: str, model: str, attack: str | None, part: str) -> Any:
         """Labels, which seeds depend on; and the weights that `unlearn` returned, whatever was done to them since."""
-        weights = self._weights[model] if kind == "unlearn" else None
+        weights = self.weights[model] if kind == "unlearn" else None
         return [self.case.seed, model, attack, part, weights]
 
     @cached_property
-    def _weights(self) -> dict[str, str]:
+    def weights(self) -> dict[str, str]:
+        """Content address of what each method returned."""
         return {label: weights_digest(step.model) for label, step in self.steps.items()}
 
     @property
@@ -159,6 +162,10 @@ class CasePlan(Plan):
 
     def original(self, data: Data) -> nn.Module:
         return self.case.original
+
+    @property
+    def home(self) -> Any:
+        return self.elsewhere or _Here(self)
 
     @property
     def seeds(self) -> CaseSeeds:
@@ -201,6 +208,16 @@ class CasePlan(Plan):
             "attack": {entry.name: self.attacks[entry.label].version for entry in spec.attack},
             "audit": {entry.name: self.audits[entry.label].version for entry in spec.audit},
         }
+
+
+@dataclass(frozen=True, eq=False)
+class _Here:
+    """A plan that only this process has."""
+
+    kept: CasePlan
+
+    def plan(self) -> CasePlan:
+        return self.kept
 
 
 def chain(done: Unlearned) -> list[Unlearned]:

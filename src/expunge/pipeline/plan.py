@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from torch import nn
 
+from expunge.base.registry import add_search_path
+from expunge.base.spec import Spec
 from expunge.core.data import Data
 from expunge.pipeline.layout import Layout
 from expunge.pipeline.parts import Parts
@@ -14,6 +17,18 @@ from expunge.pipeline.seeds import StageSeeds
 from expunge.pipeline.stage import Stage
 
 __all__ = ["Plan", "Stage"]
+
+
+@dataclass(frozen=True)
+class SpecHome:
+    """A spec, which is all that a plan follows from."""
+
+    spec: Spec
+
+    def plan(self) -> Plan:
+        """The plan of the spec."""
+        add_search_path(self.spec.folder)
+        return Plan(self.spec)
 
 
 @dataclass(frozen=True)
@@ -33,6 +48,11 @@ class Plan(Parts):
     def fresh(self, stage: Stage, data: Data) -> nn.Module:
         """A module that the weights of a stage fit."""
         return self.recipe(data).build(0)
+
+    @property
+    def home(self) -> Any:
+        """What another process makes this plan from, by `home.plan()`: small plain data, and no code."""
+        return SpecHome(self.spec)
 
     @property
     def seeds(self) -> StageSeeds:

@@ -1,4 +1,4 @@
-"""Run the stages that are missing, as tasks of an executor. A task is the spec, the store and a stage, and no code."""
+"""Run the stages that are missing, as tasks of an executor. A task names a spec, the store and a stage: no code."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from expunge.base.errors import RunError
 from expunge.base.memory import MemoryStore
 from expunge.base.record import Store
-from expunge.base.registry import add_search_path
-from expunge.base.spec import Spec
 from expunge.pipeline.executor import Executor, Task
 from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.stages._worker import Worker
@@ -37,31 +36,44 @@ def run_stages(
         ExpungeError: The first failure; stages that finished before it are kept, and so are those that were running
             beside it, which come to their end first.
     """
+    home = plan.home
     missing = {stage.key: stage for stage in stages if not store.has(stage.key)}
-    tasks = [Task(key, compute, (plan.spec, store, stage), stage.needs) for key, stage in missing.items()]
-    with _known(Worker(plan, store)):
+    tasks = [Task(key, compute, (home, store, stage), stage.needs) for key, stage in missing.items()]
+    with _known(home, Worker(plan, store)):
         executor.run(tasks, lambda task: begun(missing[task.key]), lambda task, cost: report(missing[task.key], cost))
 
 
-_worker: Worker | None = None
-"""What this process has made of the last spec that it ran stages of: plan, data and problems."""
+_known_worker: tuple[Any, Worker] | None = None
+"""What this process has made of the last plan that it ran stages of: parts, data and problems; and their home."""
 
 
-def compute(spec: Spec, store: Store | MemoryStore, stage: Stage) -> dict[str, Any]:
-    """Compute one stage, in whichever process; see `Worker.run`."""
-    global _worker
-    if _worker is None or _worker.plan.spec != spec or _worker.store != store:
-        add_search_path(spec.folder)
-        _worker = Worker(Plan(spec), store)
-    return _worker.run(stage)
+def compute(home: Any, store: Store | MemoryStore, stage: Stage) -> dict[str, Any]:
+    """Compute one stage, in whichever process; see `Worker.run`.
+
+    Args:
+        home: What the plan is made from, see `Plan.home`.
+        store: Where inputs are and outputs go.
+        stage: Which one.
+
+    Raises:
+        ExpungeError: The stage failed, or it follows from other settings, code or data here.
+    """
+    global _known_worker
+    if _known_worker is None or _known_worker[0] != home or _known_worker[1].store != store:
+        _known_worker = home, Worker(home.plan(), store)
+    worker = _known_worker[1]
+    if stage.key not in worker.plan.by_key:
+        remedy = "leave code and data alone while it runs, and run the same again"
+        raise RunError("this process plans the stage differently", where=stage.name, remedy=remedy)
+    return worker.run(stage)
 
 
 @contextmanager
-def _known(worker: Worker) -> Iterator[None]:
+def _known(home: Any, worker: Worker) -> Iterator[None]:
     """For stages that run in this process: the plan is made already."""
-    global _worker
-    before, _worker = _worker, worker
+    global _known_worker
+    before, _known_worker = _known_worker, (home, worker)
     try:
         yield
     finally:
-        _worker = before
+        _known_worker = before
