@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
 import json
+import os
+import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,11 +19,15 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import expunge
+from expunge.attacks.relearn import Relearn
+from expunge.base import registry
 from expunge.base.errors import MissingError, RunError, SpecError
+from expunge.base.manifest import read_manifest
 from expunge.base.record import rows_to_text
 from expunge.base.seeds import derive
 from expunge.core.modules import state_digest
 from expunge.methods.finetune import Finetune
+from expunge.reporting.page import write_report
 from expunge.reporting.verify import verify
 
 
@@ -231,3 +241,134 @@ def test_the_place_of_an_error_is_said_once(own: Setting) -> None:
     seen = expunge.diagnose(case)
     for diagnostic in ("coherence", "hardness", "recommendation", "sharpness", "stability_limit"):
         assert seen.left_out[diagnostic].startswith("original (Frozen): no parameter takes a gradient"), diagnostic
+
+
+def test_the_record_holds_each_method_with_its_settings(own: Setting, tmp_path: Path) -> None:
+    case = expunge.case(own.model, forget=own.forget, retain=own.retain, test=own.test, holdout=own.holdout)
+    first = expunge.unlearn(case, "random_relabel", epochs=2, learning_rate=1e-3)
+    both = expunge.unlearn(case, "finetune", after=first, epochs=1, budget=150)
+    folder = expunge.audit(both, case, attacks=[], audits=[]).save(tmp_path / "run")
+    one, two = json.loads((folder / "spec.json").read_text())["method"]
+    assert (one["name"], one["epochs"], one["learning_rate"]) == ("random_relabel", 2, 1e-3)
+    assert "after" not in one and "budget" not in one
+    assert (two["name"], two["label"], two["epochs"]) == ("finetune", "random_relabel_finetune", 1)
+    assert (two["after"], two["budget"]) == ("random_relabel", 150)
+    manifest = read_manifest(folder)
+    # The first method alone is neither audited nor shown; its cost is part of the chain's.
+    assert manifest.models == ("original", "random_relabel_finetune")
+    spent = {stage.model: stage.gradients for stage in manifest.stages if stage.kind == "unlearn"}
+    assert spent == {"random_relabel": first.cost.gradients, "random_relabel_finetune": both.cost.gradients}
+    assert not (folder / "models").exists() and verify(folder)["verdicts"] == 1
+    assert "random_relabel_finetune" in write_report(folder).read_text(encoding="utf-8")
+
+
+def test_a_model_that_was_changed_by_hand_is_measured_anew(own: Setting) -> None:
+    case = expunge.case(own.model, forget=own.forget, retain=own.retain, test=own.test, holdout=own.holdout)
+    done = expunge.unlearn(case, "finetune", epochs=1)
+    other = copy.deepcopy(done.model)
+    torch.nn.init.zeros_(other[-1].weight)
+    values = [
+        {(row["metric"], row["split"]): row["value"] for row in result.rows if row["model"] == "finetune"}
+        for result in (expunge.audit(d, case, attacks=[]) for d in (done, replace(done, model=other), done))
+    ]
+    assert values[0] == values[2] != values[1]
+    assert values[1]["accuracy", "test"] < 0.3 < values[0]["accuracy", "test"]
+
+
+def test_the_same_attack_under_two_labels_draws_twice_as_seeds_depend_on_labels(own: Setting) -> None:
+    case = expunge.case(own.model, forget=own.forget, retain=own.retain, test=own.test, holdout=own.holdout)
+    done = expunge.unlearn(case, "random_relabel", epochs=2)
+    tables = [{"name": "relearn", "epochs": 1, "label": label} for label in ("a", "b")]
+    result = expunge.audit(done, case, attacks=tables, audits=[])
+    for label, table in zip("ab", tables, strict=True):
+        by_hand = Relearn(epochs=1)(done.model, case, derive(case.seed, "attack", table["label"], 0))
+        curve = result.curves["random_relabel", 0, label]
+        assert (curve.values == by_hand.curve.values).all() and (curve.ids == by_hand.curve.ids).all()
+
+
+RECIPE = """
+from pathlib import Path
+from torch import nn
+import test_notebook
+
+def build():
+    return test_notebook.build()
+
+def train(model, dataset):
+    with (Path(__file__).parent / "trainings").open("a") as file:
+        file.write("once ")
+    test_notebook.train(model, dataset)
+"""
+
+
+def test_a_folder_keeps_what_was_computed_for_another_session(
+    own: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my_recipe.py").write_text(RECIPE)
+    monkeypatch.syspath_prepend(tmp_path)
+    my_recipe = importlib.import_module("my_recipe")
+
+    def audited(recipe: Any, folder: Path | None) -> str:
+        """As in a new session: another case, which remembers nothing."""
+        case = expunge.case(own.model, forget=own.forget, retain=own.retain, test=own.test, recipe=recipe)
+        done = expunge.unlearn(case, "finetune", epochs=1)
+        attacks = [{"name": "relearn", "epochs": 1}]
+        return rows_to_text(expunge.audit(done, case, attacks=attacks, folder=folder).rows)
+
+    named = expunge.recipe(my_recipe.build, my_recipe.train)
+    in_memory = audited(named, None)
+    assert (tmp_path / "trainings").read_text().split() == ["once"] * 3
+    assert audited(named, tmp_path / "kept") == in_memory
+    assert audited(named, tmp_path / "kept") == in_memory
+    assert (tmp_path / "trainings").read_text().split() == ["once"] * 6
+    assert capsys.readouterr().err == ""
+    # A function that cannot be imported has no address that could be trusted in another session.
+    closures = expunge.recipe(lambda: build(), my_recipe.train)
+    assert audited(closures, tmp_path / "other") == in_memory
+    assert "outputs stay in memory" in capsys.readouterr().err and not (tmp_path / "other").exists()
+    sys.modules.pop("my_recipe")
+
+
+WHO_TRAINS = """
+import os
+from pathlib import Path
+import test_notebook
+
+def build():
+    return test_notebook.build()
+
+def train(model, dataset):
+    (Path(__file__).parent / f"trained-by-{os.getpid()}").touch()
+    test_notebook.train(model, dataset)
+"""
+
+
+def test_workers_give_the_same_numbers_where_the_case_can_be_handed_over(
+    own: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "their_recipe.py").write_text(WHO_TRAINS)
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = expunge.recipe(*(registry.load("method", f"their_recipe:{name}") for name in ("build", "train")))
+    model = copy.deepcopy(own.model)
+    model[1].requires_grad_(False)
+
+    def audited(forget: Any, retain: Any, test: Any, **where: Any) -> str:
+        case = expunge.case(model, forget=forget, retain=retain, test=test, recipe=recipe)
+        first = expunge.unlearn(case, "random_relabel", epochs=1)
+        both = expunge.unlearn(case, "finetune", after=first, epochs=1)
+        audits = ["loss", {"name": "u_lira", "shadows": 4}]
+        attacks = [{"name": "relearn", "epochs": 1}]
+        return rows_to_text(expunge.audit(both, case, attacks=attacks, audits=audits, gallery=True, **where).rows)
+
+    tensors = own.forget, own.retain, own.test
+    alone = audited(*tensors)
+    here = {f"trained-by-{os.getpid()}"}
+    assert {path.name for path in tmp_path.glob("trained-by-*")} == here
+    assert audited(*tensors, folder=tmp_path / "kept", workers=2) == alone
+    assert {path.name for path in tmp_path.glob("trained-by-*")} > here
+    assert capsys.readouterr().err == ""
+    assert audited(*tensors, workers=2) == alone
+    assert "all stages run in this process: that takes a folder" in capsys.readouterr().err
+    audited(*([(x, int(y)) for x, y in dataset] for dataset in tensors), folder=tmp_path / "numbers", workers=2)
+    assert "all stages run in this process: the items of the data are no pairs" in capsys.readouterr().err
+    sys.modules.pop("their_recipe")

@@ -405,7 +405,7 @@ def test_verify_names_a_result_that_was_edited(record: Path, name: str) -> None:
     assert result.code == 4 and str(path) in result.message()
     # A digest made to fit does not help: rows and verdicts follow from the scores.
     manifest = json.loads((record / "manifest.json").read_text())
-    manifest["results"][name] = file_digest(path)
+    manifest["files"][name] = file_digest(path)
     (record / "manifest.json").write_text(json.dumps(manifest))
     result = cli("verify", record)
     assert result.code == 4 and str(path) in result.message() and "allowed: " in result.message()

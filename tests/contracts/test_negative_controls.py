@@ -22,7 +22,7 @@ from expunge.core.job import Job
 from expunge.core.modules import frozen_copy, require_distinct, shared_storage
 from expunge.core.objective import kl
 from expunge.evidence.verdict import Verdict
-from expunge.pipeline.run import Outcome, run
+from expunge.pipeline.run import RunResult, run
 
 
 class NeverUnlearned(Method):
@@ -60,17 +60,17 @@ SPEC = {
 
 
 @pytest.fixture(scope="module")
-def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     folder: Path = tmp_path_factory.mktemp("controls")
     return run(parse(SPEC, folder), folder)
 
 
 @pytest.fixture(scope="module")
-def verdicts(outcome: Outcome) -> dict[str, Verdict]:
+def verdicts(outcome: RunResult) -> dict[str, Verdict]:
     return {verdict.model: verdict for verdict in outcome.verdicts}
 
 
-def mean(outcome: Outcome, model: str, split: str) -> float:
+def mean(outcome: RunResult, model: str, split: str) -> float:
     (value,) = [
         row["value"]
         for row in outcome.rows
@@ -81,7 +81,7 @@ def mean(outcome: Outcome, model: str, split: str) -> float:
     return float(value)
 
 
-def test_there_is_something_to_forget(outcome: Outcome) -> None:
+def test_there_is_something_to_forget(outcome: RunResult) -> None:
     """Positive control: the original has the wrong labels by heart, the reference does not, and both are of use."""
     assert mean(outcome, "original", "forget") > 0.9
     assert mean(outcome, "reference", "forget") < 0.1

@@ -16,7 +16,7 @@ from expunge.base.spec import parse
 from expunge.core import checkpoint
 from expunge.methods.finetune import Finetune
 from expunge.pipeline.plan import Plan
-from expunge.pipeline.stages import WEIGHTS
+from expunge.pipeline.stage import WEIGHTS
 from expunge.reporting.page import write_report
 from helpers import Table, cli, contents, finished, run, snapshot, tiny, write_spec
 

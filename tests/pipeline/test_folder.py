@@ -45,9 +45,9 @@ def test_the_record_is_complete_and_its_digests_are_those_of_the_files(out: Path
     assert manifest["seeds"] == [0, 1] and manifest["attacks"] == ["relearn"]
     assert len(manifest["stages"]) == 30 == len(stages_done(out))
     named = {file["path"]: file["sha256"] for stage in manifest["stages"] for file in stage["files"].values()}
-    named |= manifest["results"]
+    named |= manifest["files"]
     assert {name: file_digest(folder / name) for name in named} == named
-    extra = {"spec.json", "env.json", "events.jsonl", "manifest.json", "report.html"}
+    extra = {"events.jsonl", "manifest.json", "report.html"}
     assert set(snapshot(folder)) == set(named) | extra
     newest = max(folder.glob("*.json*"), key=lambda path: path.stat().st_mtime_ns)
     assert newest.name == "manifest.json"

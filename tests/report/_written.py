@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from safetensors.numpy import save
 
+from expunge.base.manifest import Manifest, write_manifest
 from expunge.base.record import file_digest, rows_to_text
 from expunge.evidence.scores import Scores, dumps
 from expunge.evidence.table import read_table, verdicts_text
@@ -96,19 +98,20 @@ class Writer:
                 alone = self.facts["about_one_model"] and model != "reference" and seed != self.seeds[0]
                 if not alone:
                     self.model(model, seed)
-        head = {"format": 1, "models": list(self.known), "seeds": self.seeds, "attacks": self.attacks}
-        manifest = head | self.facts | {"stages": self.stages}
+        head = {"models": list(self.known), "seeds": self.seeds, "attacks": self.attacks}
+        manifest = msgspec.convert({"versions": {}} | head | self.facts | {"stages": self.stages}, Manifest)
         table = read_table(self.root, manifest)
         self.write("results.jsonl", rows_to_text(table.rows()))
         self.write("verdicts.json", verdicts_text(table))
-        digests = {name: file_digest(self.root / name) for name in ("results.jsonl", "verdicts.json")}
         self.write("spec.json", json.dumps(self.spec()))
         packages = {"expunge": "0.1.0", "torch": "2.6.0"}
         self.write(
             "env.json",
             json.dumps({"python": "3.11.0", "system": "Linux", "machine": "x", "packages": packages, "commit": None}),
         )
-        self.write("manifest.json", json.dumps(manifest | {"results": digests}))
+        names = ("spec.json", "env.json", "results.jsonl", "verdicts.json")
+        digests = {name: file_digest(self.root / name) for name in names}
+        write_manifest(self.root, msgspec.structs.replace(manifest, files=digests))
         return self.root
 
     def write(self, name: str, text: str) -> None:

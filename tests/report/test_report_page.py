@@ -96,7 +96,7 @@ def test_what_a_diagnostic_foretold_stands_beside_what_was_measured(run_folder: 
     # A file that the manifest does not name is none of this record's.
     assert "No diagnostic ran" in Reader(page_of(run_folder)).text
     manifest = json.loads((run_folder / "manifest.json").read_text())
-    manifest["results"]["diagnosis.json"] = ""
+    manifest["files"]["diagnosis.json"] = ""
     (run_folder / "manifest.json").write_text(json.dumps(manifest))
     page = page_of(run_folder)
     text = Reader(page).text
@@ -301,6 +301,7 @@ def test_one_model_of_the_users_has_an_interval_over_examples(make_run: Callable
 
 def test_values_that_are_not_finite_are_named(make_run: Callable[..., Path]) -> None:
     folder = make_run()
+    from expunge.base.manifest import read_manifest
     from expunge.base.record import rows_to_text
     from expunge.evidence import scores
     from expunge.evidence.table import read_table, verdicts_text
@@ -312,7 +313,7 @@ def test_values_that_are_not_finite_are_named(make_run: Callable[..., Path]) -> 
             "barrier", "forget", losses, held[1].ids, "predictor", "nats", "reference", reduce="barrier"
         )
         (folder / name).write_bytes(scores.dumps([held[0], changed]))
-    table = read_table(folder, json.loads((folder / "manifest.json").read_text()))
+    table = read_table(folder, read_manifest(folder))
     (folder / "results.jsonl").write_text(rows_to_text(table.rows()))
     (folder / "verdicts.json").write_text(verdicts_text(table))
     assert "not finite" in page_of(folder)

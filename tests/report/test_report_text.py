@@ -12,10 +12,11 @@ import msgspec
 import pytest
 
 from expunge.base import registry
+from expunge.base.manifest import read_manifest
 from expunge.base.part import Count, Part
 from expunge.reporting.listing import estimates
 from expunge.reporting.text import WIDTH, costs_table, describe, shown, spelled_type, verdict_table
-from expunge.reporting.verify import read_manifest, read_run
+from expunge.reporting.verify import read_run
 
 
 def table_of(folder: Path) -> str:

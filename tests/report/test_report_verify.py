@@ -23,8 +23,8 @@ def accept_digest(folder: Path, name: str) -> None:
     listed = [file for stage in manifest["stages"] for file in stage["files"].values() if file["path"] == name]
     for file in listed:
         file["sha256"] = file_digest(folder / name)
-    if name in manifest["results"]:
-        manifest["results"][name] = file_digest(folder / name)
+    if name in manifest["files"]:
+        manifest["files"][name] = file_digest(folder / name)
     path.write_text(json.dumps(manifest))
 
 
@@ -32,11 +32,12 @@ def test_an_untouched_run_agrees(run_folder: Path) -> None:
     manifest = json.loads((run_folder / "manifest.json").read_text())
     rows = (run_folder / "results.jsonl").read_text().count("\n")
     found = verify(run_folder)
-    assert found == {"digests": sum(len(s["files"]) for s in manifest["stages"]) + 2, "rows": rows, "verdicts": 2}
+    assert found == {"digests": sum(len(s["files"]) for s in manifest["stages"]) + 4, "rows": rows, "verdicts": 2}
 
 
 @pytest.mark.parametrize(
-    "name", ["scores/hidden-s1-accuracy.safetensors", "models/clean-s0.safetensors", "results.jsonl"]
+    "name",
+    ["scores/hidden-s1-accuracy.safetensors", "models/clean-s0.safetensors", "results.jsonl", "spec.json", "env.json"],
 )
 def test_a_changed_byte_is_named(run_folder: Path, name: str) -> None:
     path = run_folder / name
@@ -113,6 +114,7 @@ def test_a_damaged_manifest_is_named(run_folder: Path, text: str) -> None:
 def test_other_versions_are_mentioned(run_folder: Path) -> None:
     path = run_folder / "env.json"
     path.write_text(path.read_text().replace('"expunge": "0.1.0"', '"expunge": "0.0.1"'))
+    accept_digest(run_folder, "env.json")
     verdicts = run_folder / "verdicts.json"
     verdicts.write_text(verdicts.read_text().replace("0.9", "0.8"))
     accept_digest(run_folder, "verdicts.json")

@@ -4,40 +4,76 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
-import torch
-from torch import nn
+import numpy as np
+from safetensors.numpy import load as load_arrays
 
-from expunge.api.models import references_of, shadows_of
-from expunge.api.parts import expect, parts_of
-from expunge.api.record import write_record
-from expunge.base.record import write_file
-from expunge.base.seeds import derive
+from expunge.api.addresses import addresses_of
+from expunge.api.home import home_of
+from expunge.api.parts import entries_of, expect, parts_of
+from expunge.api.plan import CasePlan, chain, spec_of
+from expunge.base.errors import MissingError
+from expunge.base.memory import MemoryStore
+from expunge.base.record import Store, write_file
+from expunge.base.spec import CACHE
+from expunge.core import checkpoint
 from expunge.core.case import Case, Cost, Curve, Unlearned
 from expunge.core.contracts import Attack, Audit, refuse_model, refuse_objective
+from expunge.evidence.scores import loads
 from expunge.evidence.table import Measured, Table
 from expunge.evidence.verdict import Verdict
-from expunge.pipeline import gallery as galleries
+from expunge.pipeline.executor import executor_of
+from expunge.pipeline.folder import RunFolder
+from expunge.pipeline.run import open_store
+from expunge.pipeline.schedule import run_stages
+from expunge.pipeline.stage import CURVE, SCORES, WEIGHTS, Stage
+from expunge.pipeline.stages._kind import kind_of
+from expunge.reporting.progress import Progress
+
+_stores: WeakKeyDictionary[Case, MemoryStore] = WeakKeyDictionary()
+"""Outputs of stages are kept with their case: references and shadows are trained once."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
     """What an audit found about one model."""
 
-    table: Table
-    curves: Mapping[tuple[str, int, str], Curve]
-    """(model, reference number, attack) -> the attack's curve."""
-    facts: Mapping[str, Any]
-    """What was run, as plain data."""
-    cost: Cost
-    """Of unlearning."""
-    versions: Mapping[str, Mapping[str, int]]
-    """Version of each attack and audit, by name."""
-    examples: Mapping[str, Any] | None = None
-    """Forget examples with what every model says to them, see `pipeline.gallery`; only where they were asked for."""
+    plan: CasePlan = field(repr=False)
+    """What was run."""
+    store: Store | MemoryStore = field(repr=False)
+    """The outputs of its stages."""
+
+    @cached_property
+    def table(self) -> Table:
+        """All scores."""
+        plan = self.plan
+        measured = [
+            Measured(stage.model, stage.seed or 0, stage.attack, scores)
+            for stage in plan.stages
+            if kind_of(stage.kind).files.get(SCORES)
+            for scores in loads(self.store.read(stage.key, SCORES))
+        ]
+        return Table(measured, plan.models, plan.spec.seeds, list(plan.attacks), about_one_model=True)
+
+    @property
+    def curves(self) -> Mapping[tuple[str, int, str], Curve]:
+        """(model, reference number, attack) -> the attack's curve."""
+        attacks = [stage for stage in self.plan.stages if stage.kind == "attack"]
+        return {(stage.model, stage.seed or 0, stage.attack or ""): self._curve(stage) for stage in attacks}
+
+    def _curve(self, stage: Stage) -> Curve:
+        arrays, [end] = load_arrays(self.store.read(stage.key, CURVE)), loads(self.store.read(stage.key, SCORES))
+        return Curve(arrays["steps"], arrays["values"], np.asarray(end.ids))
+
+    @property
+    def cost(self) -> Cost:
+        """Of unlearning."""
+        return self.plan.done.cost
 
     @property
     def verdict(self) -> Verdict:
@@ -50,10 +86,11 @@ class Result:
         return self.table.rows()
 
     def save(self, folder: str | Path) -> Path:
-        """Write a record that `expunge report`, `verify` and `compare` read; returns its folder."""
-        root = Path(folder)
-        write_record(root, self.table, self.curves, self.facts, self.cost, self.versions, self.examples)
-        return root
+        """Write a record, without weights, that `expunge report`, `verify` and `compare` read; returns its folder."""
+        record = RunFolder(Path(folder))
+        record.describe(self.plan.resolved())
+        record.write(self.plan, self.store)
+        return record.root
 
     def __str__(self) -> str:
         from expunge.reporting.text import verdict_table
@@ -69,6 +106,8 @@ def audit(
     audits: Sequence[str | Mapping[str, Any]] = ("loss", "distance"),
     references: int = 3,
     gallery: bool = False,
+    folder: str | Path | None = None,
+    workers: int = 1,
 ) -> Result:
     """Attack and measure the unlearned model beside retrained references.
 
@@ -82,6 +121,11 @@ def audit(
             needed for more than an accusation. None are trained where the case has no recipe.
         gallery: Copy some of the forget examples into the result, its record and its report, with what the models say
             to them; off, for they may be personal.
+        folder: Keeps what is computed in `folder/cache`, so that an audit that was interrupted, or is made again in
+            another session, computes only what is missing. The functions of the recipe must be importable for that; a
+            change of the file that holds one computes all anew. Otherwise outputs stay in memory: a message says so.
+        workers: Stages that run side by side, in processes, which takes a folder. The numbers do not depend on it. A
+            case of which a part cannot be handed to another process runs in this one: a message says so.
 
     Returns:
         Rows and verdict.
@@ -96,27 +140,67 @@ def audit(
     run_attacks, run_audits = parts_of("attack", attacks), parts_of("audit", always) | parts_of("audit", audits)
     _check(done, case, run_attacks, run_audits)
     count = references if case.recipe is not None else 0
-    models = [("original", 0, case.original), (done.method, 0, done.model)]
-    models += [("reference", i, model) for i, model in enumerate(references_of(case, count))]
-    measured: list[Measured] = []
-    curves: dict[tuple[str, int, str], Curve] = {}
-    asked: list[tuple[galleries.Name, nn.Module]] = []
-    for name, index, model in models:
-        made = done if model is done.model else None
-        measured += _measure(name, index, None, model, case, run_audits, made)
-        asked += [((name, None), model)] if index == 0 else []
-        for label, attack in run_attacks.items() if name != "original" else ():
-            attacked = attack(model, case, derive(case.seed, "attack", label, index))
-            curves[name, index, label] = attacked.curve
-            asked += [((name, label), attacked.model)] if gallery and index == 0 else []
-            again = {key: part for key, part in run_audits.items() if part.after_attack}
-            measured += _measure(name, index, (label, attack), attacked.model, case, again, made)
-    names = ["original", *(["reference"] if count else []), done.method]
-    table = Table(measured, names, list(range(max(count, 1))), list(run_attacks), about_one_model=True)
-    facts = _facts(done, case, run_attacks, run_audits, count)
-    versions = {"attack": _versions(attacks, run_attacks), "audit": _versions([*always, *audits], run_audits)}
-    shown = galleries.gallery(case.problem, asked, 0) if gallery else None
-    return Result(table, curves, facts, done.cost, versions, shown)
+    entries = entries_of(attacks), (*entries_of(always), *entries_of(audits))
+    store, addresses = _store_of(case, folder)
+    plan = CasePlan(spec_of(done, count, *entries, gallery), case, done, run_attacks, run_audits, count, addresses)
+    _hand_over(plan, store)
+    plan, unread = _spread(plan, store, workers), _Unread(plan, store)
+    executor = executor_of(None, workers if plan.elsewhere else 1)
+    run_stages(plan, store, plan.stages, executor, lambda stage, _: unread.finished(stage), lambda _: None)
+    return Result(plan, store)
+
+
+def _spread(plan: CasePlan, store: Store | MemoryStore, workers: int) -> CasePlan:
+    """The plan with what other processes need, where several workers are asked for and can be had."""
+    if workers == 1:
+        return plan
+    home = home_of(plan, store.root.parent) if isinstance(store, Store) else "that takes a folder, to share outputs"
+    if isinstance(home, str):
+        Progress().say(f"all stages run in this process: {home}")
+        return plan
+    return replace(plan, elsewhere=home)
+
+
+def _store_of(case: Case, folder: str | Path | None) -> tuple[Store | MemoryStore, dict[str, str]]:
+    """Where outputs go, and the addresses of what enters them where that is a folder."""
+    if folder is not None:
+        addresses = addresses_of(case)
+        if isinstance(addresses, dict):
+            store = Store(Path(folder) / CACHE)
+            open_store(store)
+            return store, addresses
+        Progress().say(f"outputs stay in memory, and not in {folder}: {addresses} cannot be imported by its name")
+    return _stores.setdefault(case, MemoryStore()), {}
+
+
+def _hand_over(plan: CasePlan, store: Store | MemoryStore) -> None:
+    """Store what `unlearn` returned as the output of the methods' stages."""
+    for stage in (stage for stage in plan.stages if stage.kind == "unlearn"):
+        step = plan.steps[stage.model]
+        before = step.after.cost if step.after else Cost(0, 0.0)
+        gradients, seconds = step.cost.gradients - before.gradients, step.cost.seconds - before.seconds
+        store.put(
+            stage.key,
+            {WEIGHTS: checkpoint.dump(step.model)},
+            {"stage": stage.name, "gradients": gradients, "seconds": round(seconds, 3)},
+        )
+
+
+class _Unread:
+    """Lets go of weights in memory that no stage will read any more: attacked models are many, and `done` is kept."""
+
+    def __init__(self, plan: CasePlan, store: Store | MemoryStore) -> None:
+        self.store = store
+        self.readers = {stage.key: set[str]() for stage in plan.stages if stage.kind in ("attack", "unlearn")}
+        for stage in (stage for stage in plan.stages if stage.kind != "unlearn"):
+            for key in self.readers.keys() & set(stage.needs):
+                self.readers[key].add(stage.key)
+
+    def finished(self, stage: Stage) -> None:
+        for key, readers in self.readers.items():
+            readers.discard(stage.key)
+            if isinstance(self.store, MemoryStore) and all(self.store.has(reader) for reader in readers):
+                self.store.drop(key, WEIGHTS)
 
 
 def report(result: Result, path: str | Path) -> Path:
@@ -140,46 +224,15 @@ def _check(done: Unlearned, case: Case, attacks: Mapping[str, Any], audits: Mapp
     for label, part in audits.items():
         refuse_objective(part.needs, case.problem.objective, where=f"audit {label!r}")
         if part.shadow_pairs:
-            shadows_of(case, done, 0)
+            _check_shadows(done, case)
 
 
-def _measure(
-    name: str,
-    index: int,
-    attack: tuple[str, Attack] | None,
-    model: nn.Module,
-    case: Case,
-    audits: Mapping[str, Any],
-    made: Unlearned | None,
-) -> list[Measured]:
-    found: list[Measured] = []
-    for label, part in audits.items():
-        around = shadows_of(case, made, part.shadow_pairs, attack) if part.shadow_pairs else None
-        scores = part(model, replace(case, shadows=around), derive(case.seed, "audit", label))
-        found += [Measured(name, index, attack[0] if attack else None, entry) for entry in scores]
-    return found
-
-
-def _versions(wanted: Sequence[str | Mapping[str, Any]], parts: Mapping[str, Any]) -> dict[str, int]:
-    tables = [{"name": item} if isinstance(item, str) else item for item in wanted]
-    return {table["name"]: parts[table.get("label", table["name"])].version for table in tables}
-
-
-def _facts(
-    done: Unlearned, case: Case, attacks: Mapping[str, Any], audits: Mapping[str, Any], count: int
-) -> dict[str, Any]:
-    def tables(parts: Mapping[str, Any]) -> list[dict[str, Any]]:
-        return [{"name": label, **part.settings()} for label, part in parts.items()]
-
-    problem = case.problem
-    return {
-        "name": done.method,
-        "seeds": list(range(max(count, 1))),
-        "threads": torch.get_num_threads(),
-        "data": {"name": "your data", "train": len(problem.train), "test": len(problem.test)},
-        "model": {"name": type(case.original).__name__},
-        "forget": {"name": "your forget set", "count": len(problem.forget)},
-        "method": [{"name": done.method}],
-        "attack": tables(attacks),
-        "audit": tables(audits),
-    }
+def _check_shadows(done: Unlearned, case: Case) -> None:
+    if case.recipe is None:
+        raise MissingError("there is no recipe to train shadow models with", where="case", remedy="pass recipe=")
+    if any(step.part is None or not step.part.repeatable for step in chain(done)):
+        raise MissingError(
+            "how the model was unlearned is not known, and shadow models need the same",
+            where="case",
+            remedy="make it with expunge.unlearn, by another method than checkpoint",
+        )

@@ -7,6 +7,7 @@ from typing import Any
 
 from expunge.base import registry
 from expunge.base.errors import SpecError
+from expunge.base.spec import Entry
 
 
 def parts_of(kind: str, wanted: Sequence[str | Mapping[str, Any]]) -> dict[str, Any]:
@@ -38,6 +39,12 @@ def parts_of(kind: str, wanted: Sequence[str | Mapping[str, Any]]) -> dict[str, 
             raise SpecError(f"{label!r} is there twice", where=where, remedy=remedy.replace("'", '"'))
         parts[label] = registry.build(kind, name, table, where=where)
     return parts
+
+
+def entries_of(wanted: Sequence[str | Mapping[str, Any]]) -> tuple[Entry, ...]:
+    """Name and label of each part that `parts_of` made."""
+    tables = [{"name": item} if isinstance(item, str) else item for item in wanted]
+    return tuple(Entry(table["name"], table.get("label", table["name"])) for table in tables)
 
 
 def expect(value: Any, wanted: type, where: str, allowed: str) -> None:

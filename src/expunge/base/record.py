@@ -105,6 +105,27 @@ class Store:
         """Where a file of a finished stage lies."""
         return self.root / key / name
 
+    def read(self, key: str, name: str) -> bytes:
+        """The content of a file of a finished stage.
+
+        Raises:
+            RunError: It cannot be read.
+        """
+        path = self.path(key, name)
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            finding, remedy = f"cannot read ({error.strerror})", f"delete {path.parent} and run again"
+            raise RunError(finding, where=str(path), remedy=remedy) from None
+
+    def place(self, key: str, name: str) -> str:
+        """Where a file of a finished stage is, for messages."""
+        return str(self.path(key, name))
+
+    def keep(self, key: str, name: str, target: Path) -> None:
+        """Put a stored file into a run's folder; see `link_or_copy`."""
+        link_or_copy(self.path(key, name), target)
+
     def facts(self, key: str) -> dict[str, Any]:
         """What a finished stage noted about itself: its cost, mainly."""
         found: dict[str, Any] = json.loads(self.path(key, "stage.json").read_text(encoding="utf-8"))

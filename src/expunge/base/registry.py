@@ -42,6 +42,9 @@ IN_FOLDERS = frozenset({"study"})
 
 _PLACES = {"monitor": "train/monitors"}
 """Folders that lie inside another one."""
+INSIDE = {"stage": "pipeline/stages", "executor": "pipeline/executors"}
+"""Kinds that no spec names and no list shows, of which a run is made; their classes end in the kind."""
+
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -100,10 +103,10 @@ def load(kind: str, name: str, *, where: str = "") -> Any:
     if ":" in name:
         return _import(name, where=where)
     if name in _files(kind):
-        module = f"expunge.{_place(kind).replace('/', '.')}.{name}"
+        module = f"expunge.{_folder(kind).replace('/', '.')}.{name}"
         if kind in IN_FOLDERS:
             return _class_in(importlib.import_module(f"{module}.{kind}"), name + kind)
-        return _class_in(importlib.import_module(module), name)
+        return _class_in(importlib.import_module(module), name if kind in FOLDERS else name + kind)
     if name in _entry_points(kind):
         return _entry_points(kind)[name].load()
     raise unknown(kind, name, names(kind), where=where)
@@ -185,15 +188,9 @@ def kinds_of(name: str) -> list[str]:
     return [kind for kind in FOLDERS if name in names(kind)]
 
 
-def _place(kind: str) -> str:
-    return _PLACES.get(kind, FOLDERS[kind])
-
-
 @cache
 def _files(kind: str) -> dict[str, Path]:
-    if kind not in FOLDERS:
-        raise unknown("kind", kind, FOLDERS, where="registry")
-    folder = _PACKAGE / _place(kind)
+    folder = _PACKAGE / _folder(kind)
     if kind in IN_FOLDERS:
         return {path.parent.name: path for path in folder.glob(f"*/{kind}.py")}
     return {path.stem: path for path in folder.glob("*.py") if not path.stem.startswith("_")}
@@ -201,7 +198,15 @@ def _files(kind: str) -> dict[str, Path]:
 
 @cache
 def _entry_points(kind: str) -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=f"expunge.{FOLDERS[kind]}")}
+    group = f"expunge.{_folder(kind).rpartition('/')[2]}"
+    return {point.name: point for point in entry_points(group=group)}
+
+
+def _folder(kind: str) -> str:
+    """Where files of a kind lie in the package."""
+    if kind not in FOLDERS | INSIDE:
+        raise unknown("kind", kind, FOLDERS, where="registry")
+    return (FOLDERS | INSIDE | _PLACES)[kind]
 
 
 def _class_in(module: Any, name: str) -> Any:

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from expunge.base.errors import SpecError
+from expunge.base.errors import RunError, SpecError
+from expunge.base.manifest import Manifest
 from expunge.base.record import spelled
 from expunge.evidence.estimate import Estimate, over_seeds
 from expunge.evidence.quantity import Quantity
@@ -179,18 +180,28 @@ def _row(
     }
 
 
-def read_table(root: Path, manifest: dict[str, Any]) -> Table:
+def read_table(root: Path, manifest: Manifest) -> Table:
     """The table that a run's score files hold; needs no torch."""
     measured, required = [], []
-    for entry in manifest["stages"]:
-        held = entry["files"].get("scores")
-        for scores in load(root / held["path"]) if held else ():
-            measured.append(Measured(entry["model"], entry["seed"], entry["attack"], scores))
+    for stage in manifest.stages:
+        file = stage.files.get("scores")
+        if file is None:
+            continue
+        if stage.seed is None:
+            raise RunError("these scores have no seed", where=str(root / file.path))
+        for scores in load(root / file.path):
+            measured.append(Measured(stage.model, stage.seed, stage.attack, scores))
             # A spec requires an audit by its label; what that measures has a name of its own.
-            if entry["kind"] == "audit" and entry["part"] in manifest["required"] and scores.role == "knowledge":
+            if stage.kind == "audit" and stage.part in manifest.required and scores.role == "knowledge":
                 required.append(scores.metric)
-    fields = ("models", "seeds", "attacks", "about_one_model")
-    return Table(measured, required=list(dict.fromkeys(required)), **{name: manifest[name] for name in fields})
+    return Table(
+        measured,
+        manifest.models,
+        manifest.seeds,
+        manifest.attacks,
+        list(dict.fromkeys(required)),
+        manifest.about_one_model,
+    )
 
 
 def verdicts_text(table: Table) -> str:

@@ -1,5 +1,5 @@
 """Spec to record: plan the stages, run what is missing, judge, and write it down."""
 
-from expunge.pipeline.run import Outcome, run
+from expunge.pipeline.run import RunResult, run
 
-__all__ = ["Outcome", "run"]
+__all__ = ["RunResult", "run"]

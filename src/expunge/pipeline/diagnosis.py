@@ -6,16 +6,16 @@ import json
 from collections.abc import Collection
 from typing import Any
 
+from expunge.base.memory import MemoryStore
 from expunge.base.record import Store
 from expunge.evidence.estimate import Estimate, together
 from expunge.pipeline.plan import Plan
-from expunge.pipeline.stages import ESTIMATES
-
-FILE = "diagnosis.json"
-"""In the run's folder; the numbers of a seed alone lie in `diagnosis/`."""
+from expunge.pipeline.stage import ESTIMATES
 
 
-def diagnosis(plan: Plan, store: Store, labels: Collection[str | None] | None = None) -> list[dict[str, Any]]:
+def diagnosis(
+    plan: Plan, store: Store | MemoryStore, labels: Collection[str | None] | None = None
+) -> list[dict[str, Any]]:
     """Read what is in the store.
 
     Args:
@@ -30,7 +30,7 @@ def diagnosis(plan: Plan, store: Store, labels: Collection[str | None] | None = 
     return [_of_diagnostic(plan, store, label) for label in plan.diagnostics if labels is None or label in labels]
 
 
-def _of_diagnostic(plan: Plan, store: Store, label: str) -> dict[str, Any]:
+def _of_diagnostic(plan: Plan, store: Store | MemoryStore, label: str) -> dict[str, Any]:
     diagnostic = plan.diagnostics[label]
     stages = [stage for stage in plan.stages if stage.kind == "diagnostic" and stage.part == label]
     found = {stage.seed: _read(store, stage.key) for stage in stages}
@@ -48,8 +48,8 @@ def _of_diagnostic(plan: Plan, store: Store, label: str) -> dict[str, Any]:
     }
 
 
-def _read(store: Store, key: str) -> dict[str, Estimate]:
-    held = json.loads(store.path(key, ESTIMATES).read_text("utf-8"))
+def _read(store: Store | MemoryStore, key: str) -> dict[str, Estimate]:
+    held = json.loads(store.read(key, ESTIMATES))
     # A number that is not finite is spelled out in JSON.
     numbers = ("value", "low", "high")
     return {what: Estimate(**{**one, **{name: float(one[name]) for name in numbers}}) for what, one in held.items()}

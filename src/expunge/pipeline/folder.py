@@ -6,18 +6,22 @@ import json
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from expunge.base.errors import SpecError
+from expunge.base.manifest import DIAGNOSIS, ENVIRONMENT, SPEC, FileRecord, Manifest, StageRecord, write_manifest
+from expunge.base.memory import MemoryStore
 from expunge.base.record import (
     Store,
     canonical,
     file_digest,
-    link_or_copy,
     rows_to_text,
     spelled,
     storage_error,
@@ -25,13 +29,10 @@ from expunge.base.record import (
     write_file,
 )
 from expunge.evidence.table import Table, read_table, verdicts_text
-from expunge.pipeline.diagnosis import FILE as DIAGNOSIS
 from expunge.pipeline.diagnosis import diagnosis
 from expunge.pipeline.plan import Plan, Stage
-from expunge.pipeline.stages import CURVE, ESTIMATES, EXAMPLES, SCORES, WEIGHTS
+from expunge.pipeline.stages._kind import kind_of
 
-FORMAT = 1
-SPEC = "spec.json"
 FIXED = ("data", "model", "train", "forget", "seeds", "threads")
 """What must not differ between two runs into one folder: their rows could not stand in one table."""
 
@@ -50,9 +51,17 @@ class RunFolder:
             RunError: It cannot be written to.
         """
         self.refuse_other(resolved)
+        self.describe(resolved)
+
+    def describe(self, resolved: dict[str, Any]) -> None:
+        """Write the spec and the environment.
+
+        Raises:
+            RunError: The folder cannot be written to.
+        """
         sweep_files(self.root)
         write_file(self.root / SPEC, json.dumps(spelled(resolved), indent=1) + "\n")
-        write_file(self.root / "env.json", json.dumps(environment(), indent=1) + "\n")
+        write_file(self.root / ENVIRONMENT, json.dumps(environment(), indent=1) + "\n")
 
     def refuse_other(self, resolved: dict[str, Any]) -> None:
         """Refuse what `open` would, and write nothing.
@@ -93,23 +102,22 @@ class RunFolder:
         except OSError as error:
             raise storage_error(error, self.root / "events.jsonl") from None
 
-    def write(self, plan: Plan, store: Store) -> Table:
+    def write(self, plan: Plan, store: Store | MemoryStore) -> Table:
         """Put the finished run's scores, models, rows and verdicts into the folder, the manifest last."""
         # Examples that an earlier run into this folder showed must not outlive the wish to show them.
         shutil.rmtree(self.root / "examples", ignore_errors=True)
         self._keep_diagnosis(diagnosis(plan, store))
-        entries = [self._keep(stage, plan, store) for stage in plan.stages]
-        index = {
-            "format": FORMAT,
-            "models": ["original", "reference", *plan.methods],
-            "seeds": list(plan.spec.seeds),
-            "attacks": list(plan.attacks),
-            "required": [e.label for e in plan.spec.audit if e.required],
-            "about_one_model": plan.about_one_model,
-            "versions": plan.versions(),
-            "stages": entries,
-        }
-        return finish(self.root, index)
+        stages = tuple(self._keep(stage, plan, store) for stage in plan.stages)
+        manifest = Manifest(
+            models=tuple(plan.models),
+            seeds=plan.spec.seeds,
+            attacks=tuple(plan.attacks),
+            required=tuple(entry.label for entry in plan.spec.audit if entry.required),
+            about_one_model=plan.about_one_model,
+            versions=plan.versions(),
+            stages=stages,
+        )
+        return finish(self.root, manifest)
 
     def _keep_diagnosis(self, found: list[dict[str, Any]]) -> None:
         """Write what the diagnostics said, or remove what those of an earlier run into this folder did."""
@@ -118,75 +126,81 @@ class RunFolder:
         if found:
             write_file(self.root / DIAGNOSIS, json.dumps(spelled(found), indent=1, allow_nan=False) + "\n")
 
-    def _keep(self, stage: Stage, plan: Plan, store: Store) -> dict[str, Any]:
-        cost = spent(stage, plan, store)
-        entry: dict[str, Any] = {
-            "kind": stage.kind,
-            "model": stage.model,
-            "seed": stage.seed,
-            "attack": stage.attack,
-            "part": stage.part,
-            "key": stage.key,
-            **cost,
-            "files": {},
-        }
-        # Shadows are many models that only an audit asks: they stay in the cache.
-        kept = (
-            (SCORES, "scores"),
-            (CURVE, "curves"),
-            (WEIGHTS, "models"),
-            (EXAMPLES, "examples"),
-            (ESTIMATES, "diagnosis"),
+    def _keep(self, stage: Stage, plan: Plan, store: Store | MemoryStore) -> StageRecord:
+        files: dict[str, FileRecord] = {}
+        for source, folder in kind_of(stage.kind).written(plan).items():
+            if folder is not None and folder not in plan.left_out:
+                name = f"{folder}/{file_name(stage)}{Path(source).suffix}"
+                files[folder] = FileRecord(name, store.digest(stage.key, source))
+                store.keep(stage.key, source, self.root / name)
+        return StageRecord(
+            kind=stage.kind,
+            model=stage.model,
+            seed=stage.seed,
+            attack=stage.attack,
+            part=stage.part,
+            key=stage.key,
+            files=files,
+            **spent(stage, plan, store),
         )
-        for source, folder in kept if stage.kind != "shadow" else ():
-            path = store.path(stage.key, source)
-            if path.is_file():
-                name = f"{folder}/{file_name(stage)}{path.suffix}"
-                entry["files"][folder] = {"path": name, "sha256": store.digest(stage.key, source)}
-                link_or_copy(path, self.root / name)
-        return entry
 
 
-def spent(stage: Stage, plan: Plan, store: Store) -> dict[str, Any]:
-    """Per-example gradients and seconds that a stage took; of a method with those of the methods that it goes after.
+def spent(stage: Stage, plan: Plan, store: Store | MemoryStore) -> dict[str, Any]:
+    """Per-example gradients and seconds that a stage took.
 
-    The gradients are none where one of these methods was run elsewhere.
+    Those of a method include its statistics and the methods that it goes after, with theirs. The gradients are none
+    where one of these methods was run elsewhere.
     """
-    before = {s.key: s.needs for s in plan.stages if s.kind == "unlearn"} if stage.kind == "unlearn" else {}
-    keys = [stage.key]
-    while first := [key for key in before.get(keys[-1], ()) if key in before]:
-        keys += first
-    facts = [store.facts(key) for key in keys]
-    seconds = round(sum(fact["seconds"] for fact in facts), 3)
-    labels = [entry.label for entry in plan.spec.chain(stage.model)] if stage.kind == "unlearn" else []
-    priced = all(getattr(plan.methods[label], "priced", True) for label in labels)
-    return {"gradients": sum(fact["gradients"] for fact in facts) if priced else None, "seconds": seconds}
+    if stage.kind != "unlearn":
+        facts = store.facts(stage.key)
+        return {"gradients": facts["gradients"], "seconds": round(facts["seconds"], 3)}
+    keys = list(_of_method(stage, plan))
+    costs = [store.facts(key) for key in keys]
+    priced = all(getattr(plan.methods[entry.label], "priced", True) for entry in plan.spec.chain(stage.model))
+    gradients = sum(cost["gradients"] for cost in costs) if priced else None
+    return {"gradients": gradients, "seconds": round(sum(cost["seconds"] for cost in costs), 3)}
 
 
-def finish(root: Path, index: dict[str, Any]) -> Table:
+def _of_method(stage: Stage, plan: Plan) -> Iterator[str]:
+    """Keys of all stages that lead from the original to a method's model."""
+    yield stage.key
+    if "statistics" in stage.inputs:
+        yield stage.input("statistics")
+    before = plan.by_key[stage.input("model")]
+    if before.kind == "unlearn":
+        yield from _of_method(before, plan)
+
+
+def finish(root: Path, manifest: Manifest) -> Table:
     """Judge what lies in the folder and write rows, verdicts and, last of all, the manifest.
 
     Args:
-        root: A folder that already holds every file that the index names.
-        index: The manifest but for the digests of rows and verdicts.
+        root: A folder that already holds every file that the manifest names.
+        manifest: But for the digests of the files that lie in the folder itself.
 
     Returns:
         The table that the score files hold.
     """
-    table = read_table(root, index)
+    table = read_table(root, manifest)
     write_file(root / "results.jsonl", rows_to_text(table.rows()))
     write_file(root / "verdicts.json", verdicts_text(table))
-    names = ("results.jsonl", "verdicts.json", DIAGNOSIS)
+    names = (SPEC, ENVIRONMENT, "results.jsonl", "verdicts.json", DIAGNOSIS)
     digests = {name: file_digest(root / name) for name in names if (root / name).is_file()}
-    write_file(root / "manifest.json", json.dumps({**index, "results": digests}, indent=1) + "\n")
+    write_manifest(root, replace(manifest, files=digests))
     return table
+
+
+_ONE_A_MODEL = ("original", "reference", "unlearn", "attack", "gallery")
+"""Kinds of which there is one stage for each model, seed and attack, so that these name its files."""
 
 
 def file_name(stage: Stage) -> str:
     """A readable name that is unique within the run."""
     if stage.kind == "diagnostic":
         return f"s{stage.seed}-{stage.part}"
-    part = {"audit": stage.part, "shadow": f"shadow-{stage.part}"}.get(stage.kind)
+    if stage.kind == "measure":
+        return f"measure-{stage.key}"
+    part = {"audit": stage.part, **dict.fromkeys(_ONE_A_MODEL)}.get(stage.kind, f"{stage.kind}-{stage.part}".strip("-"))
     words = [stage.model, f"s{stage.seed}", stage.attack, part]
     return "-".join(word for word in words if word)
 

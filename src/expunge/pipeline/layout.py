@@ -1,52 +1,27 @@
-"""From parts to stages. A stage is one computation with a content address made of all that enters it."""
+"""From parts to stages: what a run computes, in which order, and from which inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from itertools import chain
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 
+from expunge.base import registry
+from expunge.base.part import Part, source_digest
 from expunge.base.record import address
 from expunge.base.spec import Entry
-from expunge.pipeline.gallery import FORMAT as GALLERY
+from expunge.evidence.table import ORIGINAL, REFERENCE
 from expunge.pipeline.parts import Parts
+from expunge.pipeline.stage import Inputs, Stage
+from expunge.pipeline.stages._kind import kind_of
 
 LOOP = 1
 """Raised whenever the training loop or the way stages are run would compute other numbers."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One computation of a run."""
-
-    kind: str
-    """`measure`, `original`, `reference`, `unlearn`, `shadow`, `attack`, `audit`, `diagnostic` or `gallery`."""
-    model: str
-    """`original`, `reference` or a method's label; empty for `measure` and `gallery`."""
-    seed: int | None
-    """The run's seed that it belongs to."""
-    attack: str | None
-    """Label of the attack that it is, or comes after; of a shadow, that it was attacked with."""
-    part: str
-    """Label of the method, attack, audit or diagnostic that it runs; a shadow's number."""
-    key: str
-    """Content address of the output."""
-    needs: tuple[str, ...] = field(default=(), repr=False)
-    """Keys of the stages that must come first."""
-    start: str | None = None
-    """Label of the method whose model a method starts from."""
-
-    @property
-    def name(self) -> str:
-        """What it is, for people."""
-        words = [self.kind, self.model if self.kind != self.model else "", self.part if self.part != self.model else ""]
-        first = self.attack if self.kind in ("audit", "shadow") else self.start
-        after = f"after {first}" if first else ""
-        seed = "" if self.seed is None else f"seed {self.seed}: "
-        return seed + " ".join(word for word in [*words, after] if word)
+Shadows = Mapping[str, list[Stage]]
+"""Model -> its shadows, by their number."""
 
 
 @dataclass(frozen=True)
@@ -55,139 +30,177 @@ class Layout:
 
     parts: Parts
 
-    def stages(self) -> Iterator[Stage]:
+    def stages(self) -> list[Stage]:
         """All of them, each after those that it needs, in the order of the results."""
-        # What is measured takes training too, with the same recipe.
-        trained = {"training": self.parts.training.fingerprint()}
-        measure = self._stage("measure", "", None, None, "measure", trained, ()) if self.parts.task.measures else None
-        if measure:
-            yield measure
-        needs = (measure.key,) if measure else ()
-        basis: Stage | None = None
-        first: list[Stage] = []
+        stages, shared = [], set[str]()
+        for stage in self._stages():
+            # Methods with the same statistics share one stage; every other stage has a line of its own in the record.
+            if stage.kind != "measure" or stage.key not in shared:
+                stages.append(stage)
+            shared.add(stage.key)
+        for name in registry.names("stage"):
+            stages += list(kind_of(name).added(self, stages))
+        return stages
+
+    def _stages(self) -> Iterator[Stage]:
+        yield from [self._measured] if self._measured else []
+        original: Stage | None = None
         for seed in self.parts.spec.seeds:
             # One model of the user's is one original and one unlearned model, whatever the number of references.
-            known = basis if self.parts.about_one_model else None
-            basis = known or self._original(seed, needs)
-            found = list(self._of_seed(seed, basis, needs, only_reference=known is not None))
-            first = first or found
-            yield from found
-        if self.parts.spec.gallery:
-            yield self._gallery(first, needs)
+            known = original if self.parts.about_one_model else None
+            original = known or self._original(seed)
+            yield from self._of_seed(seed, original, only_reference=known is not None)
 
-    def _gallery(self, stages: list[Stage], measured: tuple[str, ...]) -> Stage:
-        models = [stage for stage in stages if stage.kind not in ("audit", "diagnostic", "shadow")]
-        # Its output names the models, so that here, unlike elsewhere, a label is part of the address.
-        facts = {"format": GALLERY, "models": [(stage.model, stage.attack) for stage in models]}
-        needs = (*measured, *(stage.key for stage in models))
-        return self._stage("gallery", "", self.parts.spec.seeds[0], None, "gallery", facts, needs)
+    @cached_property
+    def _measured(self) -> Stage | None:
+        """The task's statistics. They take training too, with the same recipe."""
+        if not self.parts.task.measures:
+            return None
+        return self._made("measure", "", None, None, "measure", self._training, {})
 
-    def _original(self, seed: int, measured: tuple[str, ...]) -> Stage:
+    @cached_property
+    def _training(self) -> dict[str, Any]:
+        return {"training": self.parts.training.fingerprint()}
+
+    @cached_property
+    def _watched(self) -> dict[str, Any]:
+        """Training with monitors, which change no bit of it but add a file."""
+        monitors = {label: part.fingerprint() for label, part in self.parts.monitors.items()}
+        return self._training | ({"monitors": monitors} if monitors else {})
+
+    def _original(self, seed: int) -> Stage:
         weights = {"weights": self.parts.own_digest} if self.parts.about_one_model else {}
-        facts = {"training": self.parts.training.fingerprint(), **weights}
-        return self._stage("original", "original", seed, None, "original", facts, measured)
+        return self.stage("original", ORIGINAL, seed, None, "original", self._watched | weights, {})
 
-    def _of_seed(
-        self, seed: int, original: Stage, measured: tuple[str, ...], *, only_reference: bool
-    ) -> Iterator[Stage]:
-        facts = {"training": self.parts.training.fingerprint()}
-        models = {} if only_reference else {"original": original}
-        models["reference"] = self._stage("reference", "reference", seed, None, "reference", facts, measured)
-        for entry in () if only_reference else self.parts.spec.chained:
-            needs, label = (*measured, models[entry.after or "original"].key), entry.label
-            made = self._stage("unlearn", label, seed, None, label, self._unlearning(entry), needs)
-            models[label] = replace(made, start=entry.after)
+    def _of_seed(self, seed: int, original: Stage, *, only_reference: bool) -> Iterator[Stage]:
+        models = {} if only_reference else {ORIGINAL: original}
+        if self.parts.retrains:
+            models[REFERENCE] = self.stage("reference", REFERENCE, seed, None, "reference", self._watched, {})
         yield from models.values()
+        for entry in () if only_reference else self.parts.spec.chained:
+            *statistics, made = self._unlearning("unlearn", entry, models[entry.after or ORIGINAL], entry.label, {})
+            yield from statistics
+            models[entry.label] = replace(made, start=entry.after)
+            yield models[entry.label]
         yield from () if only_reference else self._diagnostics(original)
-        shadows = self._shadows(original.seed, measured)
-        attacked_shadows = {attack: self._attacked_shadows(attack, shadows, measured) for attack in self.parts.attacks}
-        for made_like in () if only_reference else (shadows, *attacked_shadows.values()):
-            yield from chain.from_iterable(made_like.values())
-        for label, model in models.items():
-            yield from self._audits(label, model, original, measured, None, shadows)
-            for attack in self.parts.attacks if label != "original" else ():
-                part = self._attacking(attack)
-                attacked = self._stage("attack", label, seed, attack, attack, part, (*measured, model.key))
-                yield attacked
-                yield from self._audits(label, attacked, original, measured, attack, attacked_shadows[attack])
+        # References of one original share its problem and its shadows, which stand where the original does.
+        shadow_stages = self._shadows(original.seed)
+        shadows = _numbered(shadow_stages)
+        attacked_stages = {attack: self._attacked_shadows(attack, shadows) for attack in self.parts.attacks}
+        if not only_reference:
+            yield from shadow_stages
+            for stages in attacked_stages.values():
+                yield from stages
+        for label, model in ((label, model) for label, model in models.items() if label in self.parts.models):
+            yield from self._audits(label, model, original, None, shadows)
+            for attack in self.parts.attacks if label != ORIGINAL else ():
+                *statistics, attacked = self._attacking("attack", attack, model, attack, {})
+                yield from (*statistics, attacked)
+                yield from self._audits(label, attacked, original, attack, _numbered(attacked_stages[attack]))
 
-    def _attacking(self, attack: str) -> dict[str, Any]:
-        return {"part": self.parts.attacks[attack].fingerprint()}
+    def _unlearning(self, kind: str, entry: Entry, start: Stage, part: str, facts: dict[str, Any]) -> list[Stage]:
+        """The method's statistics of the model that it starts from, where it has any; then its stage."""
+        method = self.parts.methods[entry.label]
+        facts = facts | self._training | {"part": method.fingerprint(), "budget": entry.budget}
+        statistics, inputs = self._statistics("method", entry.label, start)
+        return [*statistics, self.stage(kind, entry.label, start.seed, None, part, facts, inputs)]
 
-    def _unlearning(self, entry: Entry) -> dict[str, Any]:
-        facts = {"part": self.parts.methods[entry.label].fingerprint(), "budget": entry.budget}
-        return facts | {"training": self.parts.training.fingerprint()}
+    def _attacking(self, kind: str, attack: str, model: Stage, part: str, facts: dict[str, Any]) -> list[Stage]:
+        facts = facts | {"part": self.parts.attacks[attack].fingerprint()}
+        statistics, inputs = self._statistics("attack", attack, model)
+        return [*statistics, self.stage(kind, model.model, model.seed, attack, part, facts, inputs)]
 
-    def _shadows(self, seed: int | None, measured: tuple[str, ...]) -> dict[str, list[Stage]]:
-        """By model, as many as an audit asks for at most; references of one model share its problem and its shadows."""
+    def _shadows(self, seed: int | None) -> list[Stage]:
+        """As many of each model as an audit asks for at most."""
         count = max(audit.shadow_pairs for audit in self.parts.audits.values())
-
-        def made(model: str, facts: dict[str, Any], needs: list[tuple[str, ...]]) -> list[Stage]:
-            return [
-                self._stage("shadow", model, seed, None, str(i), {"index": i, **facts}, keys)
-                for i, keys in enumerate(needs)
+        stages, made = list[Stage](), dict[str, list[Stage]]()
+        for model in (ORIGINAL, REFERENCE):
+            facts = {"of": model, **self._training}
+            made[model] = [
+                self.stage("shadow", model, seed, None, str(i), {"index": i, **facts}, {}) for i in range(count)
             ]
-
-        facts = {"training": self.parts.training.fingerprint()}
-        found = {model: made(model, {"of": model, **facts}, [measured] * count) for model in ("original", "reference")}
+            stages += made[model]
         for entry in self.parts.spec.chained:
-            needs = [(*measured, stage.key) for stage in found[entry.after or "original"]]
-            found[entry.label] = made(entry.label, self._unlearning(entry), needs)
-        return found
+            starts = made[entry.after or ORIGINAL]
+            unlearned = [self._unlearning("shadow", entry, s, s.part, {"index": int(s.part)}) for s in starts]
+            made[entry.label] = [last for *_, last in unlearned]
+            stages += [stage for several in unlearned for stage in several]
+        return stages
 
-    def _attacked_shadows(
-        self, attack: str, shadows: dict[str, list[Stage]], measured: tuple[str, ...]
-    ) -> dict[str, list[Stage]]:
-        """By model, as many as an audit asks for that is repeated after attacks."""
+    def _attacked_shadows(self, attack: str, shadows: Shadows) -> list[Stage]:
+        """As many of each model as an audit asks for that is repeated after attacks."""
         count = max((audit.shadow_pairs for audit in self.parts.audits.values() if audit.after_attack), default=0)
-
-        def attacked(shadow: Stage) -> Stage:
-            facts, needs = {"index": int(shadow.part), **self._attacking(attack)}, (*measured, shadow.key)
-            return self._stage("shadow", shadow.model, shadow.seed, attack, shadow.part, facts, needs)
-
-        return {model: [attacked(shadow) for shadow in found[:count]] for model, found in shadows.items()}
+        return [
+            stage
+            for made in shadows.values()
+            for shadow in made[:count]
+            for stage in self._attacking("shadow", attack, shadow, shadow.part, {"index": int(shadow.part)})
+        ]
 
     def _audits(
-        self,
-        label: str,
-        model: Stage,
-        basis: Stage,
-        measured: tuple[str, ...],
-        attack: str | None,
-        shadows: dict[str, list[Stage]],
+        self, label: str, model: Stage, original: Stage, attack: str | None, shadows: Shadows
     ) -> Iterator[Stage]:
+        # A retrained model is held against what was trained and left alone, as the original is.
+        around = {
+            "knew": shadows.get(ORIGINAL if label == REFERENCE else label, []),
+            "never": shadows.get(REFERENCE, []),
+        }
         for name, audit in self.parts.audits.items():
             if attack is not None and not audit.after_attack:
                 continue
-            # A retrained model is held against what was trained and left alone, as the original is.
-            around = [*shadows["original" if label == "reference" else label], *shadows["reference"]]
-            keys = [stage.key for stage in around if int(stage.part) < audit.shadow_pairs]
-            needs = tuple(dict.fromkeys((*measured, model.key, *keys, basis.key)))
-            yield self._stage("audit", label, model.seed, attack, name, {"part": audit.fingerprint()}, needs)
+            statistics, inputs = self._statistics("audit", name, model)
+            yield from statistics
+            inputs |= {"original": original.key}
+            for role, stages in around.items() if audit.shadow_pairs else ():
+                inputs[role] = tuple(stage.key for stage in stages[: audit.shadow_pairs])
+            yield self.stage("audit", label, model.seed, attack, name, {"part": audit.fingerprint()}, inputs)
 
     def _diagnostics(self, original: Stage) -> Iterator[Stage]:
-        needs, first = (*original.needs, original.key), original.seed == self.parts.spec.seeds[0]
+        first = original.seed == self.parts.spec.seeds[0]
         for label, diagnostic in self.parts.diagnostics.items():
             if first or diagnostic.repeats(self.parts.data):
-                facts = {"part": diagnostic.fingerprint(), "training": self.parts.training.fingerprint()}
-                yield self._stage("diagnostic", "original", original.seed, None, label, facts, needs)
+                facts = {"part": diagnostic.fingerprint(), **self._training}
+                statistics, inputs = self._statistics("diagnostic", label, original)
+                yield from statistics
+                yield self.stage("diagnostic", ORIGINAL, original.seed, None, label, facts, inputs)
 
-    def _stage(
-        self,
-        kind: str,
-        model: str,
-        seed: int | None,
-        attack: str | None,
-        part: str,
-        facts: dict[str, Any],
-        needs: tuple[str, ...],
+    def _statistics(self, kind: str, label: str, model: Stage) -> tuple[list[Stage], dict[str, str | tuple[str, ...]]]:
+        """The stage with a part's statistics of a model, where it has any, and the inputs of the part's own stage."""
+        inputs: dict[str, str | tuple[str, ...]] = {"model": model.key}
+        part = self.parts.part(kind, label)
+        if not getattr(part, "measures", False):
+            return [], inputs
+        facts = {"statistics": _measuring(part)}
+        stage = self.stage("measure", model.model, model.seed, model.attack, label, facts, dict(inputs))
+        return [replace(stage, part_kind=kind)], {**inputs, "statistics": stage.key}
+
+    def stage(
+        self, kind: str, model: str, seed: int | None, attack: str | None, part: str, facts: Any, inputs: Inputs
+    ) -> Stage:
+        """A stage with its key.
+
+        Args:
+            kind: Name of the kind.
+            model: As in `Stage`, as are `seed`, `attack` and `part`.
+            seed: The run's seed.
+            attack: Label of the attack.
+            part: Label of the part.
+            facts: Plain data that the output depends on besides the inputs, the problem and how models are trained.
+            inputs: Keys by name. The task's statistics are added, as `measured`, where the task has any.
+        """
+        measured = {"measured": self._measured.key} if self._measured else {}
+        return self._made(kind, model, seed, attack, part, facts, {**measured, **inputs})
+
+    def _made(
+        self, kind: str, model: str, seed: int | None, attack: str | None, part: str, facts: Any, inputs: Inputs
     ) -> Stage:
         content = {
-            "stage": kind,
+            "stage": kind_of(kind).fingerprint(),
             "facts": facts,
+            "labels": self.parts.labels(kind, model, attack, part),
             "seed": seed,
             "task_seed": None if seed is None else self.parts.task_seed(seed),
-            "needs": needs,
+            "inputs": inputs,
             "loop": LOOP,
             "torch": torch.__version__,
             "threads": self.parts.spec.threads,
@@ -197,4 +210,20 @@ class Layout:
             "augmentation": [part.fingerprint() for part in self.parts.augmentations.values()],
             "objective": self.parts.data.objective.fingerprint(),
         }
-        return Stage(kind, model, seed, attack, part, address(content), needs)
+        return Stage(kind, model, seed, attack, part, address(content), inputs)
+
+
+def _numbered(stages: list[Stage]) -> Shadows:
+    """Shadows by their model, without the statistics that were made for them."""
+    models = dict.fromkeys(stage.model for stage in stages if stage.kind == "shadow")
+    return {model: [s for s in stages if s.kind == "shadow" and s.model == model] for model in models}
+
+
+def _measuring(part: Any) -> dict[str, Any]:
+    """What a part's statistics depend on, as plain data for the key of their stage."""
+    if not hasattr(part, "measuring"):
+        facts: dict[str, Any] = part.fingerprint()
+        return facts
+    # Code of the user's has no version to trust: the file that defines `measure` is its version.
+    ours = type(part).measure.__module__.partition(".")[0] == Part.__module__.partition(".")[0]
+    return dict(part.measuring()) | ({} if ours else {"code": source_digest(type(part).measure)})

@@ -35,6 +35,7 @@ from expunge.core.data import Data
 from expunge.core.objective import Objective
 from expunge.core.problem import Problem
 from expunge.diagnostics._plan import planned, with_plan
+from expunge.evidence.table import ORIGINAL, REFERENCE
 from expunge.train.function_training import FunctionTraining
 from expunge.train.training import TrainedRecipe, Training
 
@@ -114,6 +115,16 @@ class Parts:
             e.label: cast(Monitor, self._build("monitor", e, f"monitor[{i}]")) for i, e in enumerate(self.spec.monitor)
         }
 
+    def part(self, kind: str, label: str) -> Any:
+        """The method, attack, audit or diagnostic with this label."""
+        parts: dict[str, dict[str, Any]] = {
+            "method": {**self.methods},
+            "attack": {**self.attacks},
+            "audit": {**self.audits},
+            "diagnostic": {**self.diagnostics},
+        }
+        return parts[kind][label]
+
     def name_of(self, kind: str, label: str) -> str:
         """The registered name behind a label of an attack, audit or diagnostic."""
         entries = {"attack": self.spec.attack, "audit": self.spec.audit, "diagnostic": self.spec.diagnostic}[kind]
@@ -161,6 +172,25 @@ class Parts:
     def recipe(self, data: Data, *, watched: bool = False) -> TrainedRecipe:
         """How models on this view of the data are trained; with the spec's monitors where it is `watched`."""
         return TrainedRecipe(self.architecture, self.training, data, self.monitors if watched else {})
+
+    @property
+    def retrains(self) -> bool:
+        """Whether there are references."""
+        return True
+
+    @property
+    def models(self) -> list[str]:
+        """The models that are attacked, audited and shown, in order."""
+        return [ORIGINAL, *([REFERENCE] if self.retrains else []), *self.methods]
+
+    def labels(self, kind: str, model: str, attack: str | None, part: str) -> Any:
+        """What enters a stage's key of its labels; nothing, for seeds do not depend on them."""
+        return None
+
+    @property
+    def left_out(self) -> frozenset[str]:
+        """Folders that the record does without."""
+        return frozenset()
 
     @property
     def about_one_model(self) -> bool:

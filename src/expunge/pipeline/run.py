@@ -18,15 +18,16 @@ from expunge.core.contracts import Attack, Audit, Method, refuse_model, refuse_u
 from expunge.evidence.table import Table
 from expunge.evidence.verdict import Verdict
 from expunge.pipeline.diagnosis import diagnosis
+from expunge.pipeline.executor import executor_of
 from expunge.pipeline.folder import RunFolder, file_name, spent
-from expunge.pipeline.forecast import Forecast, forecast
+from expunge.pipeline.forecast import StageForecast, forecast
 from expunge.pipeline.plan import Plan, Stage
-from expunge.pipeline.schedule import run_missing
+from expunge.pipeline.schedule import run_stages
 from expunge.reporting.progress import Progress
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunResult:
     """What a run found."""
 
     folder: Path
@@ -49,13 +50,16 @@ class Outcome:
         }
 
 
-def run(spec: Spec, out: Path, *, workers: int = 1, progress: Progress | None = None) -> Outcome:
+def run(
+    spec: Spec, out: Path, *, workers: int = 1, on: str | None = None, progress: Progress | None = None
+) -> RunResult:
     """Run a spec, or finish what is missing of it.
 
     Args:
         spec: What to run.
         out: Folder for runs; the record goes to `out/<name>`, outputs of stages to `out/cache`.
-        workers: Processes side by side; the numbers do not depend on it.
+        workers: Stages that run side by side; the numbers do not depend on it.
+        on: Name of the executor; by default this process for one worker, and processes for several.
         progress: Told of each stage; silent by default.
 
     Returns:
@@ -64,10 +68,11 @@ def run(spec: Spec, out: Path, *, workers: int = 1, progress: Progress | None = 
     Raises:
         ExpungeError: A bad spec, a run folder of another spec, a stage that failed; what is finished is kept.
     """
+    executor = executor_of(on, workers)
     plan, store, folder = Plan(spec), Store(out / CACHE), RunFolder(out / spec.name)
     _check(plan)
     folder.open(plan.resolved())
-    _open(store)
+    open_store(store)
     if progress is not None:
         expected = {f.stage.key: f.seconds for f in forecast(plan, store) if not f.done}
         progress.start(len(plan.stages), expected, workers)
@@ -82,15 +87,15 @@ def run(spec: Spec, out: Path, *, workers: int = 1, progress: Progress | None = 
         folder.event(stage.name, facts)
 
     try:
-        run_missing(plan, store, workers, report, begun)
+        run_stages(plan, store, plan.stages, executor, report, begun)
     finally:
         if progress is not None:
             progress.clear()
     table = folder.write(plan, store)
-    return Outcome(folder.root, table, table.rows(), table.verdicts(), costs(plan, store), diagnosis(plan, store))
+    return RunResult(folder.root, table, table.rows(), table.verdicts(), costs(plan, store), diagnosis(plan, store))
 
 
-def dry_run(spec: Spec, out: Path) -> list[Forecast]:
+def dry_run(spec: Spec, out: Path) -> list[StageForecast]:
     """What a run would do: every stage, whether it is there, and the seconds that it is expected to take.
 
     Raises:
@@ -202,10 +207,15 @@ def prepare(plan: Plan, store: Store) -> None:
         ExpungeError: A bad spec, or a folder that cannot be written to.
     """
     _check(plan)
-    _open(store)
+    open_store(store)
 
 
-def _open(store: Store) -> None:
+def open_store(store: Store) -> None:
+    """Make the store's folder and sweep it.
+
+    Raises:
+        RunError: It cannot be written to.
+    """
     try:
         store.root.mkdir(parents=True, exist_ok=True)
     except OSError as error:

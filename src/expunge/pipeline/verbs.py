@@ -11,13 +11,14 @@ from expunge.base.record import Store, write_file
 from expunge.base.spec import CACHE, Entry, Spec
 from expunge.diagnostics._plan import default_set, planned, with_plan
 from expunge.pipeline.diagnosis import diagnosis
+from expunge.pipeline.executor import executor_of
 from expunge.pipeline.folder import spent
 from expunge.pipeline.forecast import forecast, gradients
 from expunge.pipeline.parts import Parts
 from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.run import prepare
 from expunge.pipeline.schedule import run_stages
-from expunge.pipeline.stages import WEIGHTS
+from expunge.pipeline.stage import WEIGHTS
 from expunge.reporting.progress import Progress, clock_text
 
 
@@ -53,7 +54,7 @@ def unlearn_one(spec: Spec, out: Path, label: str | None, save: Path | None, pro
     _start(store, stages, progress)
     _run(plan, store, stages, progress)
     path = save or Path(f"{chosen}.safetensors")
-    write_file(path, store.path(final.key, WEIGHTS).read_bytes())
+    write_file(path, store.read(final.key, WEIGHTS))
     return {"model": str(path), "method": chosen, **spent(final, plan, store)}
 
 
@@ -149,7 +150,7 @@ def _run(plan: Plan, store: Store, stages: list[Stage], progress: Progress) -> N
             plan,
             store,
             stages,
-            1,
+            executor_of(None, 1),
             lambda stage, f: progress.finished(stage.key, stage.name, f["seconds"]),
             lambda stage: progress.begun(stage.key, stage.name),
         )

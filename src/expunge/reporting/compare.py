@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from expunge.base.errors import SpecError
+from expunge.base.errors import ExpungeError, SpecError
+from expunge.base.manifest import read_manifest
 from expunge.evidence.intervals import student
 from expunge.evidence.scores import Scores
 from expunge.evidence.table import ORIGINAL, Key
 from expunge.reporting._toml import spelled_value
 from expunge.reporting.record import Json, Run
 from expunge.reporting.text import columns_of, shown
-from expunge.reporting.verify import read_json
 
 SAME = ("data", "forget")
 """Parts of the spec that must not differ."""
@@ -46,11 +46,9 @@ class Pair:
                 folder holds no finished run.
             RunError: A file of a record is missing or damaged.
         """
-        formats = [_formats(folder) for folder in (first, second)]
-        for name, ours in formats[0].items():
-            theirs = formats[1].get(name, ours)
-            if ours != theirs:
-                raise _differ(f"the formats of their {name}", ours, theirs)
+        ours, theirs = _score_format(first), _score_format(second)
+        if None not in (ours, theirs) and ours != theirs:
+            raise _differ("the formats of their scores", ours, theirs)
         pair = cls(Run.open(first), Run.open(second))
         pair._check()
         return pair
@@ -177,16 +175,15 @@ class Pair:
         }
 
 
-def _formats(folder: Path) -> dict[str, Any]:
-    """The formats of a run's manifest and scores, as far as they can be read at all."""
+def _score_format(folder: Path) -> int | None:
+    """The format of a run's scores, as far as it can be read at all."""
     try:
-        manifest = read_json(folder / "manifest.json") if (folder / "manifest.json").is_file() else {}
-        held = next(s["files"]["scores"]["path"] for s in manifest["stages"] if "scores" in s["files"])
-        content = (folder / held).read_bytes()
+        path = read_manifest(folder).file("scores")
+        content = (folder / path).read_bytes() if path else b""
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        return {"manifests": manifest["format"], "scores": json.loads(header["__metadata__"]["expunge"])["format"]}
-    except (OSError, ValueError, KeyError, TypeError, StopIteration):
-        return {}  # whoever opens the run says what is wrong with it
+        return int(json.loads(header["__metadata__"]["expunge"])["format"])
+    except (ExpungeError, OSError, ValueError, KeyError, TypeError):
+        return None  # whoever opens the run says what is wrong with it
 
 
 def _differ(what: str, ours: Any, theirs: Any) -> SpecError:

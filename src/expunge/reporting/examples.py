@@ -6,9 +6,9 @@ from itertools import takewhile
 
 from markupsafe import Markup
 
+from expunge.base.manifest import read_json
 from expunge.evidence.table import ORIGINAL, REFERENCE
 from expunge.reporting.record import NAMES, Json, Run
-from expunge.reporting.verify import read_json
 
 OPEN = {"images": 6, "texts": 3}
 """How many stand on the page at once; the others are folded."""
@@ -17,10 +17,10 @@ PICTURE = "data:image/png;base64,"
 
 def examples(run: Run) -> Json | None:
     """What the gallery stage left, arranged by example and model; none where the run was made without."""
-    held = next((s["files"]["examples"] for s in run.manifest["stages"] if "examples" in s["files"]), None)
-    if held is None or not (run.folder / held["path"]).is_file():
+    path = run.manifest.file("examples")
+    if path is None or not (run.folder / path).is_file():
         return None
-    found = read_json(run.folder / held["path"])
+    found = read_json(run.folder / path)
     models = list(dict.fromkeys(entry["model"] for entry in found["models"]))
     shown = [_example(found, example, models) for example in found["examples"]]
     count = OPEN.get(found["kind"], 0)

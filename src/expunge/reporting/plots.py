@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from safetensors.numpy import load_file
 
+from expunge.base.manifest import Manifest
 from expunge.evidence.intervals import student
 from expunge.evidence.table import Table
 from expunge.reporting.svg import COMPACT, INK, METHOD, ORIGINAL, REFERENCE, SECOND, SMALL, Drawing, drawing, panel
@@ -49,13 +50,13 @@ class Curves:
         return f"{shown(float(self.mean()[place[0]]), unit)}{' %' if unit == 'share' else ''}" if place.size else ""
 
 
-def attack_curves(folder: Path, manifest: Mapping[str, Any], model: str, attack: str) -> Curves | None:
+def attack_curves(folder: Path, manifest: Manifest, model: str, attack: str) -> Curves | None:
     """What a model's curves under an attack say of the share that is known; none where there are none."""
     found = []
-    for stage in manifest["stages"]:
-        held = stage["files"].get("curves")
-        if held and (stage["model"], stage["attack"]) == (model, attack):
-            arrays = load_file(folder / held["path"])
+    for stage in manifest.stages:
+        file = stage.files.get("curves")
+        if file and (stage.model, stage.attack) == (model, attack):
+            arrays = load_file(folder / file.path)
             found.append((arrays["steps"].astype(np.float64), arrays["values"].astype(np.float64).mean(axis=1)))
     return _joined(found)
 

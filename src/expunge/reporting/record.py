@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from expunge.base.manifest import (
+    ENVIRONMENT,
+    Manifest,
+    StageRecord,
+    read_diagnosis,
+    read_json,
+    read_manifest,
+    read_spec,
+)
 from expunge.evidence.table import ORIGINAL, REFERENCE, Table
 from expunge.reporting.text import over_seeds
-from expunge.reporting.verify import read_json, read_manifest, read_run
+from expunge.reporting.verify import read_run
 
 Json = dict[str, Any]
 NAMES = {ORIGINAL: "original", REFERENCE: "retrained (reference)"}
@@ -22,7 +31,7 @@ class Run:
     """The record of a finished run."""
 
     folder: Path
-    manifest: Json
+    manifest: Manifest
     spec: Json
     """As run, or, for an audit made in a notebook, what is known of it; nothing in it is certain to be there."""
     environment: Json
@@ -38,8 +47,8 @@ class Run:
             RunError: A file of the record is missing or damaged.
         """
         manifest = read_manifest(folder)
-        spec, environment, verdicts = (read_json(folder / f"{name}.json") for name in ("spec", "env", "verdicts"))
-        return cls(folder, manifest, spec, environment, verdicts, read_run(folder, manifest))
+        spec, environment = read_spec(folder, manifest), read_json(folder / ENVIRONMENT)
+        return cls(folder, manifest, spec, environment, read_json(folder / "verdicts.json"), read_run(folder, manifest))
 
     @property
     def name(self) -> str:
@@ -59,8 +68,7 @@ class Run:
     @property
     def versions(self) -> Mapping[str, Mapping[str, int]]:
         """Version of each part by the spec's table and the part's name; empty in records from before they were kept."""
-        found: Mapping[str, Mapping[str, int]] = self.manifest.get("versions", {})
-        return found
+        return self.manifest.versions
 
     @property
     def again(self) -> bool:
@@ -75,9 +83,7 @@ class Run:
     @cached_property
     def diagnosis(self) -> list[Json]:
         """What each diagnostic said, see `pipeline.diagnosis`; empty where none ran."""
-        name = "diagnosis.json"
-        read: list[Json] = read_json(self.folder / name) if name in self.manifest["results"] else []
-        return [_current_names(entry) for entry in read]
+        return read_diagnosis(self.folder, self.manifest)
 
     def part(self, key: str) -> Json:
         """The settings of `data`, `model` or `forget`, empty where they are not known."""
@@ -104,30 +110,18 @@ class Run:
         after = [entry for entry in found if entry is not None]
         return max(after, key=lambda entry: float(entry["residual"]), default=self.audit(model, *key, None))
 
-    def made(self, model: str) -> list[Json]:
+    def made(self, model: str) -> list[StageRecord]:
         """The stages that trained or unlearned a model, one per seed."""
         kinds = ("original", "reference", "unlearn")
-        return [s for s in self.manifest["stages"] if s["kind"] in kinds and s["model"] == model]
+        return [stage for stage in self.manifest.stages if stage.kind in kinds and stage.model == model]
 
     def cost_share(self, model: str) -> float | None:
         """Per-example gradients of making a model as a share of a retraining's; none where either is not known."""
-        ours, theirs = (mean(self.made(name), "gradients") for name in (model, REFERENCE))
+        ours, theirs = (mean([stage.gradients for stage in self.made(name)]) for name in (model, REFERENCE))
         return ours / theirs if theirs and ours is not None else None
 
 
-def mean(stages: list[Json], what: str) -> float | None:
+def mean(values: Sequence[float | None]) -> float | None:
     """Mean of a cost over stages, none without stages or where one is not known."""
-    values = [stage[what] for stage in stages]
-    return sum(values) / len(values) if values and None not in values else None
-
-
-def _current_names(entry: Json) -> Json:
-    """An entry of `diagnosis.json` under today's keys; format 1 had `probe` and `foretells`."""
-    if "diagnostic" in entry:
-        return entry
-    rows = [{("predicts" if key == "foretells" else key): value for key, value in row.items()} for row in entry["rows"]]
-    return {
-        **{key: value for key, value in entry.items() if key != "probe"},
-        "diagnostic": entry["probe"],
-        "rows": rows,
-    }
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None

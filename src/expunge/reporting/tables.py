@@ -44,7 +44,8 @@ def cost_table(run: Run) -> Json:
     """What one seed of each model cost, and what the audits and attacks of all cost together."""
     lines = []
     for model in run.table.models:
-        seconds, gradients = (mean(run.made(model), what) for what in ("seconds", "gradients"))
+        seconds = mean([stage.seconds for stage in run.made(model)])
+        gradients = mean([stage.gradients for stage in run.made(model)])
         share = None if model == ORIGINAL else run.cost_share(model)
         # What was done elsewhere, training in a notebook or a checkpoint's unlearning, has no cost that is known here.
         seconds = None if gradients is None else seconds
@@ -55,11 +56,11 @@ def cost_table(run: Run) -> Json:
         ]
         cells = [{"value": text, "interval": "", "sort": _key(value)} for text, value in told]
         lines.append({"model": NAMES.get(model, model), "cells": cells})
-    stages = run.manifest["stages"]
+    stages = run.manifest.stages
     others = {
         kind: {
-            "count": sum(s["kind"] == kind for s in stages),
-            "seconds": sum(s["seconds"] for s in stages if s["kind"] == kind),
+            "count": sum(stage.kind == kind for stage in stages),
+            "seconds": sum(stage.seconds for stage in stages if stage.kind == kind),
         }
         for kind in ("measure", "diagnostic", "shadow", "attack", "audit")
     }

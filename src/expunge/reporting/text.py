@@ -117,7 +117,7 @@ def costs_table(costs: Mapping[str, Mapping[str, float]]) -> str:
     """What each kind of stage cost.
 
     Args:
-        costs: Name -> stages, seconds and gradients, as `Outcome.costs`; gradients are NaN where they are not known.
+        costs: Name -> stages, seconds and gradients, as `RunResult.costs`; gradients are NaN where they are not known.
 
     Returns:
         A line per kind; methods with the share of a retraining's gradients that one of them takes.

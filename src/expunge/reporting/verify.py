@@ -7,21 +7,14 @@ models, the data or the code that trained them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from expunge.base.errors import RunError, SpecError
+from expunge.base.errors import RunError
+from expunge.base.manifest import ENVIRONMENT, RERUN, Manifest, read_json, read_manifest
 from expunge.base.record import file_digest, rows_to_text
 from expunge.evidence.table import Table, read_table, verdicts_text
-
-FORMATS = (1,)
-"""Formats of the manifest that can be read."""
-TOP = ("models", "seeds", "attacks", "required", "about_one_model", "results")
-STAGE = ("kind", "model", "seed", "attack", "gradients", "seconds", "files")
-"""What the manifest says of the run, and of each stage."""
-RERUN = "run `expunge run SPEC` again, which keeps finished stages"
 
 
 def verify(folder: Path) -> dict[str, int]:
@@ -39,7 +32,7 @@ def verify(folder: Path) -> dict[str, int]:
     """
     manifest = read_manifest(folder)
     digests = 0
-    for name, expected in _digests(manifest):
+    for name, expected in manifest.digests():
         _check_digest(folder / name, expected)
         digests += 1
     table = read_run(folder, manifest)
@@ -49,48 +42,7 @@ def verify(folder: Path) -> dict[str, int]:
     return {"digests": digests, "rows": rows.count("\n"), "verdicts": len(json.loads(verdicts))}
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a finished run.
-
-    Raises:
-        SpecError: The folder holds no run, or one that has not finished.
-        RunError: The manifest is damaged, or comes from a newer format.
-    """
-    path = folder / "manifest.json"
-    if not path.is_file():
-        if (folder / "spec.json").is_file():
-            raise SpecError("the run has not finished: there is no manifest.json", where=str(folder), remedy=RERUN)
-        raise SpecError(
-            "it holds no run", where=str(folder), allowed="a folder that 'expunge run' wrote, as runs/<name>"
-        )
-    manifest = read_json(path)
-    if not isinstance(manifest, dict) or "stages" not in manifest:
-        raise RunError("this is no manifest", where=str(path), remedy=RERUN)
-    if manifest.get("format") not in FORMATS:
-        allowed = ", ".join(map(str, FORMATS))
-        finding = f"found format {manifest.get('format')}"
-        raise RunError(finding, where=str(path), allowed=allowed, remedy="update expunge")
-    lacking = [key for key in TOP if key not in manifest] + [k for s in manifest["stages"] for k in STAGE if k not in s]
-    if lacking:
-        raise RunError(f"{lacking[0]!r} is missing", where=str(path), remedy=RERUN)
-    return manifest
-
-
-def read_json(path: Path) -> Any:
-    """A file of the record.
-
-    Raises:
-        RunError: It is missing or damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError("the file is missing", where=str(path), remedy=RERUN) from None
-    except ValueError as error:
-        raise RunError(f"the file is damaged ({error})", where=str(path), remedy=RERUN) from None
-
-
-def read_run(folder: Path, manifest: dict[str, Any]) -> Table:
+def read_run(folder: Path, manifest: Manifest) -> Table:
     """The table of a finished run.
 
     Raises:
@@ -100,13 +52,6 @@ def read_run(folder: Path, manifest: dict[str, Any]) -> Table:
         return read_table(folder, manifest)
     except FileNotFoundError as error:
         raise RunError("the file is missing", where=str(error.filename), remedy=RERUN) from None
-
-
-def _digests(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    for stage in manifest["stages"]:
-        for file in stage["files"].values():
-            yield file["path"], file["sha256"]
-    yield from manifest["results"].items()
 
 
 def _check_digest(path: Path, expected: str) -> None:
@@ -162,7 +107,7 @@ def _first_difference(there: Any, here: Any) -> tuple[str, Any, Any]:
 
 def _hint(folder: Path) -> str:
     """Other versions round other last digits; that is worth knowing before anybody is suspected."""
-    recorded = read_json(folder / "env.json").get("packages", {})
+    recorded = read_json(folder / ENVIRONMENT).get("packages", {})
     other = [
         f"{name} {recorded[name]} recorded, {version(name)} here"
         for name in ("expunge", "numpy", "scipy")

@@ -93,9 +93,9 @@ def map_of(run: Run) -> Map | str:
 
 def _files(run: Run, seed: int) -> dict[str, Path]:
     order = {model: i for i, model in enumerate(run.table.models)}
-    stages = [s for s in run.manifest["stages"] if s["seed"] == seed and s["attack"] is None and "models" in s["files"]]
-    stages.sort(key=lambda stage: order[stage["model"]])
-    return {stage["model"]: run.folder / stage["files"]["models"]["path"] for stage in stages}
+    stages = [s for s in run.manifest.stages if s.seed == seed and s.attack is None and "models" in s.files]
+    stages.sort(key=lambda stage: order[stage.model])
+    return {stage.model: run.folder / stage.files["models"].path for stage in stages}
 
 
 def distances(paths: Sequence[Path]) -> Floats:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from expunge.base.errors import SpecError, unknown
 from expunge.base.part import source_digest
 from expunge.base.record import address, canonical, spelled, storage_error, sweep_files, write_file
 from expunge.evidence.claim import decide
+from expunge.pipeline.executor import Task, executor_of
 from expunge.pipeline.folder import environment
 from expunge.reporting.progress import Progress
 from expunge.reporting.study import write_study_page
@@ -124,17 +123,9 @@ def _measured(study: Study, seeds: Sequence[int], work: Work, basis: Mapping[str
 def _in_processes(
     study: Study, seeds: Sequence[int], work: Work, basis: Mapping[str, Any], keys: Mapping[int, str]
 ) -> None:
-    # Spawned, not forked: a fork after torch has started its threads can hang.
     alone = replace(work, workers=1, progress=None)
-    with ProcessPoolExecutor(min(work.workers, len(seeds)), multiprocessing.get_context("spawn")) as pool:
-        running = {pool.submit(_measure, study, seed, alone, basis, keys[seed]): seed for seed in seeds}
-        try:
-            for done in as_completed(running):
-                done.result()
-                _tell(work, running[done])
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    tasks = [Task(str(seed), _measure, (study, seed, alone, basis, keys[seed])) for seed in seeds]
+    executor_of("processes", work.workers).run(tasks, lambda task: None, lambda task, _: _tell(work, int(task.key)))
 
 
 def _measure(study: Study, seed: int, work: Work, basis: Mapping[str, Any], key: str) -> None:

@@ -9,7 +9,6 @@ are its scale, and a preset is a set of values for them.
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from expunge.base.errors import MissingError, SpecError, unknown
+from expunge.base.manifest import read_manifest
 from expunge.base.part import Part
 from expunge.base.spec import parse
 from expunge.evidence.claim import Claim, Measured
@@ -84,8 +84,7 @@ class Work:
         """Seconds of computing behind all runs of the study; a stage that two runs share counts once."""
         stages: dict[str, float] = {}
         for path in self.out.glob(f"{self.name}-*/manifest.json"):
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            stages |= {stage["key"]: stage["seconds"] for stage in manifest["stages"]}
+            stages |= {stage.key: stage.seconds for stage in read_manifest(path.parent).stages if stage.key}
         return sum(stages.values())
 
     def record(self, name: str) -> Run:

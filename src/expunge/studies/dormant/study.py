@@ -90,7 +90,7 @@ class DormantStudy(Study):
             **chosen,
             "verdicts": {name: {v["model"]: v["flags"] for v in run.verdicts} for name, run in runs.items()},
             "cost": {label: runs["hard"].cost_share(label) for label in runs["hard"].methods},
-            "scores": {name: run.manifest["results"] for name, run in runs.items()},
+            "scores": {name: run.manifest.results for name, run in runs.items()},
         }
 
     def _on_ours(self) -> list[str]:

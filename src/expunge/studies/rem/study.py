@@ -69,7 +69,7 @@ class RemStudy(Study):
         chosen = choose(work, tuning if self.choosing else {}, grid, kept_and_forgotten)
         scores = {}
         for name, spec in self._runs(chosen["entries"]):
-            scores[name] = work.run({**spec, "seeds": list(seeds)}, name).manifest["results"]
+            scores[name] = work.run({**spec, "seeds": list(seeds)}, name).manifest.results
         return {**chosen, "scores": scores}
 
     def _base(self, regularity: str, rate: float, **task: Any) -> dict[str, Any]:

@@ -1,0 +1,130 @@
+"""A case in a folder, from which another process makes the same plan: data and weights as files, functions by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from expunge.api.case import FunctionRecipe
+from expunge.api.plan import CasePlan
+from expunge.base import registry
+from expunge.base.record import address, write_file
+from expunge.base.spec import Spec
+from expunge.core import checkpoint
+from expunge.core.case import Case, Cost, Unlearned
+from expunge.core.data import Data
+from expunge.core.objective import Objective
+from expunge.core.problem import Problem
+
+IDS = ("forget", "retain", "test", "holdout")
+
+
+@dataclass(frozen=True)
+class CaseHome:
+    """What another process is given instead of the case itself."""
+
+    folder: Path
+    """Holds `data.safetensors`, and weights by the model's label."""
+    spec: Spec
+    seed: int
+    functions: tuple[str, str]
+    """The recipe's, as `module:function`."""
+    objective: Objective = field(compare=False)
+    labels: tuple[str, ...]
+    frozen: Mapping[str, tuple[str, ...]]
+    """By model, the parameters that take no gradient."""
+    methods: Mapping[str, Any]
+    attacks: Mapping[str, Any]
+    audits: Mapping[str, Any]
+    references: int
+    addresses: Mapping[str, str]
+
+    def plan(self) -> CasePlan:
+        """The plan of this case."""
+        tensors = load_tensors((self.folder / "data.safetensors").read_bytes())
+        inputs, targets = tensors["inputs"], tensors["targets"]
+        data = Data(inputs, targets, tensors["train"], tensors["test"], self.labels, objective=self.objective)
+        make, train = (registry.load("method", name) for name in self.functions)
+        recipe = FunctionRecipe(make, train, TensorDataset(inputs, targets))
+        problem = Problem(data, **{name: tensors[name] for name in IDS})  # type: ignore[arg-type]  # tensors of ids
+        case = Case(self.seed, problem, self._model(recipe, "original"), recipe)
+        done: Unlearned | None = None
+        for entry in self.spec.method:
+            model, part = self._model(recipe, entry.label), self.methods[entry.label]
+            done = Unlearned(model, entry.label, Cost(0, 0.0), {}, part, entry.budget, done)
+        assert done is not None
+        parts = dict(self.attacks), dict(self.audits)
+        return CasePlan(self.spec, case, done, *parts, self.references, self.addresses)
+
+    def _model(self, recipe: FunctionRecipe, label: str) -> nn.Module:
+        model = checkpoint.load(recipe.build(0), self.folder / f"{label}.safetensors")
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name not in self.frozen[label])
+        return model
+
+
+def home_of(plan: CasePlan, folder: Path) -> CaseHome | str:
+    """Write what another process needs into a folder, or say in a few words what cannot be written."""
+    case, recipe = plan.case, plan.case.recipe
+    models = {"original": case.original} | {label: step.model for label, step in plan.steps.items()}
+    if not isinstance(recipe, FunctionRecipe):
+        return "there is no recipe"
+    if not isinstance(case.problem.data.inputs, Tensor):
+        return "the inputs are not one tensor in memory"
+    if not _pairs(recipe, case.problem.data):
+        return "the items of the data are no pairs of tensors"
+    fresh = recipe.build(0)
+    if any(type(model) is not type(fresh) or _place(model) != _place(fresh) for model in models.values()):
+        return "the recipe builds another kind of model, or on another device"
+    data, problem = case.problem.data, case.problem
+    tensors = {"inputs": data.inputs, "targets": data.targets, "train": data.train}
+    tensors |= {name: getattr(problem, name) for name in IDS}
+    root = folder / "cases" / address([plan.addresses, sorted(plan.weights.items()), plan.own_digest])
+    write_file(root / "data.safetensors", save_tensors({n: t.contiguous().clone() for n, t in tensors.items()}))
+    for label, model in models.items():
+        write_file(root / f"{label}.safetensors", checkpoint.dump(model))
+    frozen = {
+        label: tuple(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
+        for label, model in models.items()
+    }
+    names = tuple(f"{function.__module__}:{function.__name__}" for function in (recipe.make, recipe.train))
+    return CaseHome(
+        root,
+        plan.spec,
+        case.seed,
+        (names[0], names[1]),
+        problem.objective,
+        data.labels,
+        frozen,
+        {label: step.part for label, step in plan.steps.items()},
+        plan.attacks,
+        plan.audits,
+        plan.references,
+        plan.addresses,
+    )
+
+
+def _pairs(recipe: FunctionRecipe, data: Data) -> bool:
+    """Whether the user's training sees what the data hold, item by item."""
+
+    def same(item: Any, row: int) -> bool:
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            return False
+        held = data.inputs[row], data.targets[row]
+        return all(
+            isinstance(a, Tensor) and a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(item, held, strict=True)
+        )
+
+    return all(same(recipe.items[row], row) for row in range(len(data.inputs)))
+
+
+def _place(model: nn.Module) -> Any:
+    return next((parameter.device for parameter in model.parameters()), None)

@@ -1,0 +1,272 @@
+"""A case of a notebook as a plan: the same stages as a spec's, made of what the user handed over in memory.
+
+Seeds are a notebook's own: references all belong to one case and differ by their number. Shadows draw what those of a
+spec with the same seed draw, so that on the same data, in the same order, `u_lira` of one method has the numbers of a
+spec; a chain of methods draws others.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from expunge.base.part import Part
+from expunge.base.seeds import derive
+from expunge.base.spec import Entry, Spec
+from expunge.core import checkpoint
+from expunge.core.case import Case, Unlearned
+from expunge.core.data import Data
+from expunge.core.modules import first_parameter
+from expunge.core.problem import Problem
+from expunge.evidence.table import ORIGINAL
+from expunge.pipeline.plan import Plan
+from expunge.pipeline.seeds import StageSeeds
+from expunge.pipeline.stage import Stage
+
+
+@dataclass(frozen=True)
+class Given(Part):
+    """What the user handed over, in the place of a part that a spec would name."""
+
+    measures: ClassVar[bool] = False
+    what: str = ""
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class CaseSeeds(StageSeeds):
+    """Seeds of the stages of a case."""
+
+    seed: int
+
+    def case(self, stage: Stage) -> int:
+        return self.seed
+
+    def train(self, stage: Stage) -> int:
+        if stage.kind == "reference":
+            return derive(self.seed, "reference", stage.seed)
+        return derive(self._own(stage), "train")
+
+    def unlearn(self, stage: Stage) -> int:
+        return derive(self._own(stage), "unlearn", stage.model)
+
+    def attack(self, stage: Stage) -> int:
+        number = [] if stage.kind == "shadow" else [stage.seed]
+        return derive(self._own(stage), "attack", stage.attack, *number)
+
+    def audit(self, stage: Stage) -> int:
+        return derive(self.seed, "audit", stage.part)
+
+    def _own(self, stage: Stage) -> int:
+        return derive(self.seed, "shadow", stage.part) if stage.kind == "shadow" else self.seed
+
+
+@dataclass(frozen=True)
+class CasePlan(Plan):
+    """Audits of one unlearned model: `done`, by the attacks and audits of the spec, beside so many references."""
+
+    case: Case
+    done: Unlearned
+    run_attacks: dict[str, Any]
+    run_audits: dict[str, Any]
+    references: int
+    addresses: Mapping[str, str] = field(default_factory=dict)
+    """Content addresses of data, model and training, where outputs outlive the case; see `api/addresses.py`."""
+    elsewhere: Any = None
+    """What other processes make this plan from, see `api/home.py`; none where it only runs in this one."""
+
+    def __post_init__(self) -> None:
+        """Parts are made already."""
+
+    @cached_property
+    def source(self) -> Any:
+        return Given("data", self.addresses.get("data", ""))
+
+    @cached_property
+    def architecture(self) -> Any:
+        return Given("model", self.addresses.get("model", ""))
+
+    @cached_property
+    def training(self) -> Any:
+        return Given("training", self.addresses.get("training", ""))
+
+    @cached_property
+    def task(self) -> Any:
+        return Given("forget set")
+
+    @cached_property
+    def steps(self) -> dict[str, Unlearned]:
+        """What each method of the chain returned, by its label."""
+        return {step.method: step for step in chain(self.done)}
+
+    @cached_property
+    def methods(self) -> Any:
+        return {label: step.part or Given(label) for label, step in self.steps.items()}
+
+    @cached_property
+    def attacks(self) -> Any:
+        return self.run_attacks
+
+    @cached_property
+    def audits(self) -> Any:
+        return self.run_audits
+
+    @cached_property
+    def diagnostics(self) -> Any:
+        return {}
+
+    @cached_property
+    def data(self) -> Data:
+        return self.case.problem.data
+
+    def problem(self, seed: int, measured: dict[str, Tensor]) -> Problem:
+        return self.case.problem
+
+    @cached_property
+    def monitors(self) -> Any:
+        return {}
+
+    @cached_property
+    def augmentations(self) -> Any:
+        return {}
+
+    def recipe(self, data: Data, *, watched: bool = False) -> Any:
+        return self.case.recipe
+
+    @property
+    def retrains(self) -> bool:
+        return self.references > 0
+
+    @property
+    def models(self) -> list[str]:
+        judged = {label for label in self.methods if label != self.done.method}
+        return [model for model in super().models if model not in judged]
+
+    def labels(self, kind: str, model: str, attack: str | None, part: str) -> Any:
+        """Labels, which seeds depend on; and the weights that `unlearn` returned, whatever was done to them since."""
+        weights = self.weights[model] if kind == "unlearn" else None
+        return [self.case.seed, model, attack, part, weights]
+
+    @cached_property
+    def weights(self) -> dict[str, str]:
+        """Content address of what each method returned."""
+        return {label: weights_digest(step.model) for label, step in self.steps.items()}
+
+    @property
+    def left_out(self) -> frozenset[str]:
+        """A record of a notebook holds no weights: the user has those that matter."""
+        return frozenset({"models"})
+
+    @cached_property
+    def own_digest(self) -> str:
+        return weights_digest(self.case.original)
+
+    def original(self, data: Data) -> nn.Module:
+        return self.case.original
+
+    @property
+    def home(self) -> Any:
+        return self.elsewhere or _Here(self)
+
+    @property
+    def seeds(self) -> CaseSeeds:
+        return CaseSeeds(self, self.case.seed)
+
+    def fresh(self, stage: Stage, data: Data) -> nn.Module:
+        """A copy of the user's own model or of what its method returned; for what is trained, one that is built."""
+        own = {ORIGINAL: self.case.original} | {label: step.model for label, step in self.steps.items()}
+        trained = stage.kind in ("reference", "shadow") and stage.model not in self.steps
+        if stage.model in own and not trained:
+            return copy.deepcopy(own[stage.model])
+        place = first_parameter(self.case.original).device
+        with torch.random.fork_rng(devices=[]):
+            module: nn.Module = self.case.recipe.build(0)  # type: ignore[union-attr]
+        return module.to(place)
+
+    def resolved(self) -> dict[str, Any]:
+        """What is known of the run, in the place of a spec."""
+        problem = self.case.problem
+
+        def tables(entries: tuple[Entry, ...], parts: dict[str, Any]) -> list[dict[str, Any]]:
+            return [_table(entry, parts[entry.label]) for entry in entries]
+
+        return {
+            "name": self.spec.name,
+            "seeds": list(self.spec.seeds),
+            "threads": self.spec.threads,
+            "data": {"name": "your data", "train": len(problem.train), "test": len(problem.test)},
+            "model": {"name": type(self.case.original).__name__},
+            "forget": {"name": "your forget set", "count": len(problem.forget)},
+            "method": tables(self.spec.method, self.methods),
+            "attack": tables(self.spec.attack, self.attacks),
+            "audit": tables(self.spec.audit, self.audits),
+        }
+
+    def versions(self) -> dict[str, dict[str, int]]:
+        """Version of each attack and audit, by name."""
+        spec = self.spec
+        return {
+            "attack": {entry.name: self.attacks[entry.label].version for entry in spec.attack},
+            "audit": {entry.name: self.audits[entry.label].version for entry in spec.audit},
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class _Here:
+    """A plan that only this process has."""
+
+    kept: CasePlan
+
+    def plan(self) -> CasePlan:
+        return self.kept
+
+
+def chain(done: Unlearned) -> list[Unlearned]:
+    """The methods' results that lead to this one, itself last."""
+    return [*(chain(done.after) if done.after else []), done]
+
+
+def spec_of(
+    done: Unlearned, references: int, attacks: tuple[Entry, ...], audits: tuple[Entry, ...], gallery: bool
+) -> Spec:
+    """What is to be done, as a spec says it."""
+    methods = tuple(
+        Entry(
+            step.method.removeprefix(f"{step.after.method}_") if step.after else step.method,
+            step.method,
+            budget=step.budget,
+            after=step.after.method if step.after else None,
+        )
+        for step in chain(done)
+    )
+    yours = Entry("yours", "yours")
+    return Spec(
+        name=done.method,
+        seeds=tuple(range(max(references, 1))),
+        data=yours,
+        model=yours,
+        forget=yours,
+        method=methods,
+        attack=attacks,
+        audit=audits,
+        threads=torch.get_num_threads(),
+        gallery=gallery,
+    )
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Content address of a model's weights."""
+    return hashlib.sha256(checkpoint.dump(model)).hexdigest()
+
+
+def _table(entry: Entry, part: Any) -> dict[str, Any]:
+    settings = {} if isinstance(part, Given) else part.settings()
+    named = {"label": entry.label if entry.label != entry.name else None, "budget": entry.budget, "after": entry.after}
+    return {"name": entry.name, **settings, **{key: value for key, value in named.items() if value is not None}}

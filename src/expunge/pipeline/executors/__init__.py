@@ -1,0 +1,1 @@
+"""Where tasks run; one executor a file, see `pipeline/executor.py`."""

@@ -1,0 +1,88 @@
+"""How stages make models: by training, by a method, by an attack. Shadows are made in the same three ways."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from expunge.core import checkpoint
+from expunge.core.case import Meter, train_model
+from expunge.core.contracts import Method
+from expunge.core.problem import Problem
+from expunge.evidence import scores as score_files
+from expunge.evidence.scores import Scores
+from expunge.pipeline.parts import Parts
+from expunge.pipeline.stage import CURVE, MONITORS, SCORES, WEIGHTS, Stage
+from expunge.pipeline.stages._kind import Output, setting
+from expunge.pipeline.stages._worker import Worker
+
+
+def trained(worker: Worker, stage: Stage, ids: Tensor, *, watched: bool = False) -> Output:
+    """A model trained on these examples; `watched`, with what the spec's monitors measured meanwhile."""
+    plan, data, meter = worker.plan, worker.problem(stage).data, Meter()
+    recipe = plan.recipe(data, watched=watched)
+    model = train_model(recipe, data, ids, plan.seeds.train(stage), meter)
+    files = {WEIGHTS: checkpoint.dump(model)}
+    if watched and plan.monitors:
+        files[MONITORS] = json.dumps(recipe.records, indent=1, allow_nan=False).encode()
+    return Output(files, meter.gradients)
+
+
+def written_by_training(files: Mapping[str, str | None], plan: Parts) -> Mapping[str, str | None]:
+    """What a watched training writes: weights, and the monitors' records where the spec has any."""
+    return {**files, MONITORS: "monitors"} if plan.monitors else files
+
+
+def unlearned(worker: Worker, stage: Stage) -> Output:
+    """What the stage's method makes of its input `model`."""
+    problem, plan = worker.problem(stage), worker.plan
+    start = worker.model(stage.input("model"), problem)
+    method, budget = plan.methods[stage.model], plan.spec.chain(stage.model)[-1].budget
+    recipe, seed = plan.recipe(problem.data), plan.seeds.unlearn(stage)
+    done = method(start, problem, recipe, seed, budget, **worker.statistics(stage))
+    return Output({WEIGHTS: checkpoint.dump(done.model)}, done.cost.gradients)
+
+
+def attacked(worker: Worker, stage: Stage) -> Output:
+    """What the stage's attack makes of its input `model`, the attack's curve, and what is known at the curve's end."""
+    problem, label = worker.problem(stage), stage.attack
+    assert label is not None
+    model = worker.model(stage.input("model"), problem)
+    attack, seed = worker.plan.attacks[label], worker.plan.seeds.attack(stage)
+    done = attack(model, worker.case(stage, model), seed, **worker.statistics(stage))
+    curve = {"steps": torch.from_numpy(done.curve.steps), "values": torch.from_numpy(done.curve.values)}
+    end = _end_of(done.curve.values, done.curve.ids, problem)
+    files = {
+        WEIGHTS: checkpoint.dump(done.model),
+        CURVE: save_tensors(curve),
+        SCORES: score_files.dumps([end]),
+    }
+    return Output(files, done.cost.gradients)
+
+
+def _end_of(values: np.ndarray, ids: np.ndarray, problem: Problem) -> Scores:
+    group = None if problem.data.groups is None else problem.data.group_of(torch.from_numpy(ids)).numpy()
+    return Scores("known_at_end", "forget", values[-1], ids, "description", "share", "reference", group=group)
+
+
+def training_cost(plan: Parts) -> float:
+    """Per-example gradients of training one model."""
+    return plan.training.epochs * len(plan.data.train)
+
+
+def unlearning_cost(plan: Parts, label: str) -> float:
+    """Per-example gradients that a method says it will take; a pass over the training set where it does not say."""
+    method = plan.methods[label]
+    if "recipe" in getattr(method, "needs", ()):
+        return training_cost(plan)
+    return method.expected_gradients(*plan.sizes) if isinstance(method, Method) else len(plan.data.train)
+
+
+def attack_cost(plan: Parts, label: str | None) -> float:
+    """Per-example gradients of an attack."""
+    return len(plan.data.train) * setting(plan.attacks[label or ""], "epochs", 1)

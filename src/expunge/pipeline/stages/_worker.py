@@ -1,0 +1,98 @@
+"""A process's view of a run: it runs stages, and loads what they need."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from torch import Tensor, nn
+
+from expunge.base.errors import ExpungeError, RunError
+from expunge.base.memory import MemoryStore
+from expunge.base.record import Store
+from expunge.core import checkpoint
+from expunge.core.case import Case, Shadows
+from expunge.core.problem import Problem
+from expunge.pipeline.plan import Plan, Stage
+from expunge.pipeline.stage import STATISTICS, WEIGHTS
+from expunge.pipeline.stages._kind import Output, kind_of
+
+
+@dataclass
+class Worker:
+    """A run's plan and store, with the problems that it has made so far."""
+
+    plan: Plan
+    store: Store | MemoryStore
+    _problems: dict[int | None, Problem] = field(default_factory=dict)
+
+    def run(self, stage: Stage) -> dict[str, Any]:
+        """Compute a stage and store its output.
+
+        Args:
+            stage: Its inputs are in the store.
+
+        Returns:
+            Its cost: seconds, and per-example gradients where there are any.
+
+        Raises:
+            ExpungeError: The stage failed; names it.
+        """
+        torch.set_num_threads(self.plan.spec.threads)
+        start, kind = time.perf_counter(), kind_of(stage.kind)
+        try:
+            output = kind.run(self, stage)
+        except ExpungeError as error:
+            raise type(error)(
+                error.finding,
+                where=f"{stage.name}: {error.where}" if error.where else stage.name,
+                allowed=error.allowed,
+                remedy=error.remedy,
+            ) from None
+        _check_files(kind.written(self.plan), stage, output)
+        seconds = round(time.perf_counter() - start, 3)
+        facts = {"stage": stage.name, "gradients": output.gradients, "seconds": seconds}
+        self.store.put(stage.key, output.files, facts)
+        return facts
+
+    def problem(self, stage: Stage) -> Problem:
+        """The problem of the stage's seed."""
+        if stage.seed not in self._problems:
+            assert stage.seed is not None
+            measured = self._tensors(stage.input("measured")) if "measured" in stage.inputs else {}
+            self._problems[stage.seed] = self.plan.problem(stage.seed, measured)
+        return self._problems[stage.seed]
+
+    def model(self, key: str, problem: Problem) -> nn.Module:
+        """The stored model with this key, in evaluation mode."""
+        content, where = self.store.read(key, WEIGHTS), self.store.place(key, WEIGHTS)
+        return checkpoint.restore(self.plan.fresh(self.plan.by_key[key], problem.data), content, where).eval()
+
+    def models(self, keys: Iterable[str], problem: Problem) -> list[nn.Module]:
+        """Several stored models."""
+        return [self.model(key, problem) for key in keys]
+
+    def case(self, stage: Stage, original: nn.Module, shadows: Shadows | None = None) -> Case:
+        """What a part sees of the stage's seed."""
+        problem = self.problem(stage)
+        return Case(self.plan.seeds.case(stage), problem, original, self.plan.recipe(problem.data), shadows=shadows)
+
+    def statistics(self, stage: Stage) -> dict[str, Mapping[str, Tensor]]:
+        """Keywords for the call of the stage's part: its statistics, where it measures any."""
+        return {"statistics": self._tensors(stage.input("statistics"))} if "statistics" in stage.inputs else {}
+
+    def _tensors(self, key: str) -> dict[str, Tensor]:
+        return load_tensors(self.store.read(key, STATISTICS))
+
+
+def _check_files(named: Mapping[str, str | None], stage: Stage, output: Output) -> None:
+    if output.files.keys() != named.keys():
+        raise RunError(
+            f"it wrote {', '.join(sorted(output.files)) or 'nothing'}",
+            where=stage.name,
+            allowed=f"the files that its kind names: {', '.join(sorted(named)) or 'none'}",
+        )

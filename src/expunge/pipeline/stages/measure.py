@@ -1,0 +1,47 @@
+"""Statistics of a part, computed once for all stages that use them: C-scores, importances, curvature factors.
+
+A part with `measures = True` gets such a stage. A task is asked `measure(data, recipe, seed)`, once for all seeds, and
+is called with the tensors. Any other part is asked `measure(model, problem, seed, meter)` about the model that it
+works on, and is called with the tensors as the keyword `statistics`. Its `measuring()` says, as plain data, what the
+statistics depend on: parts that say the same share one stage. Without `measuring()` that is the part with all settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from safetensors.torch import save as save_tensors
+
+from expunge.core.case import Meter
+from expunge.pipeline.parts import Parts
+from expunge.pipeline.stage import STATISTICS, Stage
+from expunge.pipeline.stages._kind import Output, StageKind, setting
+from expunge.pipeline.stages._models import training_cost
+from expunge.pipeline.stages._worker import Worker
+
+
+@dataclass(frozen=True)
+class MeasureStage(StageKind):
+    """Statistics of a part as tensors."""
+
+    files: ClassVar[Mapping[str, str | None]] = {STATISTICS: None}
+
+    def run(self, worker: Worker, stage: Stage) -> Output:
+        plan, seed, meter = worker.plan, worker.plan.seeds.measure(stage), Meter()
+        if stage.part_kind is None:
+            tensors = plan.task.measure(plan.data, plan.recipe(plan.data), seed)
+        else:
+            problem, part = worker.problem(stage), plan.part(stage.part_kind, stage.part)
+            model = worker.model(stage.input("model"), problem)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                tensors = part.measure(model, problem, seed, meter)
+        return Output({STATISTICS: save_tensors({n: t.contiguous() for n, t in tensors.items()})}, meter.gradients)
+
+    def cost(self, plan: Parts, stage: Stage) -> float:
+        if stage.part_kind is not None:
+            return len(plan.data.train)
+        return 0 if plan.data.cscore is not None else 0.7 * training_cost(plan) * setting(plan.task, "nets", 1)

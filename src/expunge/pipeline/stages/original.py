@@ -1,0 +1,39 @@
+"""The model that knows the forget set: trained, or brought by the user."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from expunge.core import checkpoint
+from expunge.pipeline.parts import Parts
+from expunge.pipeline.stage import WEIGHTS, Stage
+from expunge.pipeline.stages._kind import Output, StageKind
+from expunge.pipeline.stages._models import trained, training_cost, written_by_training
+from expunge.pipeline.stages._worker import Worker
+
+
+@dataclass(frozen=True)
+class OriginalStage(StageKind):
+    """Weights of the original."""
+
+    files: ClassVar[Mapping[str, str | None]] = {WEIGHTS: "models"}
+
+    def written(self, plan: Parts) -> Mapping[str, str | None]:
+        return self.files if plan.about_one_model else written_by_training(self.files, plan)
+
+    def run(self, worker: Worker, stage: Stage) -> Output:
+        problem = worker.problem(stage)
+        model = worker.plan.original(problem.data)
+        if model is None:
+            return trained(worker, stage, problem.train, watched=True)
+        # One forward pass now, so that an output of the wrong width is reported here and not deep in a method.
+        with torch.no_grad():
+            problem.objective.measure(model.eval(), problem.data.batch(problem.test[:2]))
+        return Output({WEIGHTS: checkpoint.dump(model)})
+
+    def cost(self, plan: Parts, stage: Stage) -> float:
+        return 0 if plan.about_one_model else training_cost(plan)

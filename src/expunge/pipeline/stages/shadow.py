@@ -1,0 +1,46 @@
+"""A model made like an audited one from another seed: trained, then unlearned, then attacked, a stage each.
+
+Shadows are many models that only an audit asks: they stay in the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from expunge.evidence.table import ORIGINAL, REFERENCE
+from expunge.pipeline.parts import Parts
+from expunge.pipeline.stage import WEIGHTS, Stage
+from expunge.pipeline.stages._kind import Output, StageKind
+from expunge.pipeline.stages._models import (
+    attack_cost,
+    attacked,
+    trained,
+    training_cost,
+    unlearned,
+    unlearning_cost,
+)
+from expunge.pipeline.stages._worker import Worker
+
+
+@dataclass(frozen=True)
+class ShadowStage(StageKind):
+    """Weights of a shadow."""
+
+    files: ClassVar[Mapping[str, str | None]] = {WEIGHTS: None}
+
+    def run(self, worker: Worker, stage: Stage) -> Output:
+        if stage.attack is not None:
+            output = attacked(worker, stage)
+            return Output({WEIGHTS: output.files[WEIGHTS]}, output.gradients)
+        if stage.model not in (ORIGINAL, REFERENCE):
+            return unlearned(worker, stage)
+        problem = worker.problem(stage)
+        return trained(worker, stage, problem.train if stage.model == ORIGINAL else problem.reference_train)
+
+    def cost(self, plan: Parts, stage: Stage) -> float:
+        if stage.attack is not None:
+            return attack_cost(plan, stage.attack)
+        trains = stage.model in (ORIGINAL, REFERENCE)
+        return training_cost(plan) if trains else unlearning_cost(plan, stage.model)

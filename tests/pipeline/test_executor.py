@@ -1,0 +1,141 @@
+"""What runs tasks: their order, the first failure, the end of the parent, and an executor of another package."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from expunge.base.errors import RunError, SpecError
+from expunge.base.record import Store, rows_to_text
+from expunge.base.spec import parse
+from expunge.pipeline.executor import Executor, Task, executor_of
+from expunge.pipeline.plan import Plan
+from expunge.pipeline.run import run as run_spec
+from expunge.pipeline.schedule import run_stages
+from helpers import tiny
+
+EXECUTORS = [executor_of(None, 1), executor_of(None, 2)]
+BACKWARDS = """
+from dataclasses import dataclass
+from expunge.pipeline.executor import Executor, ready
+
+@dataclass(frozen=True)
+class Backwards(Executor):
+    def run(self, tasks, begun, finished):
+        waiting = list(tasks)
+        while waiting:
+            task = ready(waiting, [])[-1]
+            waiting.remove(task)
+            begun(task)
+            finished(task, task.call(*task.arguments))
+"""
+
+
+def wrote(folder: Path, name: str, needs: Sequence[str], seconds: float = 0.0) -> list[str]:
+    """Which of the files it needs were there, after some time."""
+    found = [need for need in needs if (folder / need).exists()]
+    time.sleep(seconds)
+    (folder / name).touch()
+    return found
+
+
+def failed(folder: Path, name: str) -> None:
+    raise RunError("it failed", where=name)
+
+
+def killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("executor", EXECUTORS, ids=["inline", "processes"])
+def test_a_task_runs_after_those_that_it_needs(executor: Executor, tmp_path: Path) -> None:
+    needs = {"a": (), "b": ("a",), "c": ("a",), "d": ("b", "c", "elsewhere")}
+    tasks = [Task(k, wrote, (tmp_path, k, n, 0.05 if k == "a" else 0.0), n) for k, n in needs.items()]
+    begun, finished = list[str](), dict[str, Any]()
+    executor.run(tasks, lambda task: begun.append(task.key), lambda task, found: finished.update({task.key: found}))
+    assert sorted(begun) == sorted(finished) == sorted(needs)
+    assert finished == {"a": [], "b": ["a"], "c": ["a"], "d": ["b", "c"]}
+
+
+def test_after_a_failure_nothing_begins_and_what_runs_comes_to_its_end(tmp_path: Path) -> None:
+    slow = Task("slow", wrote, (tmp_path, "slow", (), 1.0))
+    later = [Task(k, wrote, (tmp_path, k, ()), ()) for k in ("e", "f")]
+    finished = list[str]()
+    with pytest.raises(RunError, match="bad: it failed"):
+        executor_of(None, 2).run(
+            [slow, Task("bad", failed, (tmp_path, "bad")), *later],
+            lambda task: None,
+            lambda task, found: finished.append(task.key),
+        )
+    assert finished == ["slow"] and {path.name for path in tmp_path.iterdir()} == {"slow"}
+
+
+def test_a_killed_worker_has_a_message() -> None:
+    with pytest.raises(RunError, match=r"a worker was killed.*--workers"):
+        executor_of(None, 2).run([Task("a", killed)], lambda task: None, lambda task, found: None)
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import time\n"
+        "from expunge.pipeline.executor import Task, executor_of\n"
+        "if __name__ == '__main__':\n"
+        "    tasks = [Task(str(i), time.sleep, (300,)) for i in range(2)]\n"
+        "    executor_of(None, 2).run(tasks, lambda task: print(task.key, flush=True), print)\n"
+    )
+    parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, start_new_session=True)
+    assert parent.stdout is not None
+    for _ in range(2):
+        parent.stdout.readline()
+    time.sleep(2)
+    parent.kill()
+    parent.wait()
+    until = time.monotonic() + 30
+    # A pipe that nobody holds any more ends: all workers are gone.
+    os.set_blocking(parent.stdout.fileno(), False)
+    while parent.stdout.read() != b"":
+        assert time.monotonic() < until, "a worker outlives its parent"
+        time.sleep(0.05)
+    parent.stdout.close()
+
+
+def test_what_crosses_processes_is_small(tmp_path: Path) -> None:
+    tasks = list[Task]()
+
+    class Looking(Executor):
+        def run(self, given: Sequence[Task], begun: Any, finished: Any) -> None:
+            tasks.extend(given)
+
+    plan = Plan(parse(tiny(), tmp_path))
+    run_stages(plan, Store(tmp_path), plan.stages, Looking(), lambda stage, cost: None, lambda stage: None)
+    assert len(tasks) == 30 and max(len(pickle.dumps(task)) for task in tasks) < 3000
+
+
+def test_an_executor_of_another_package_gives_the_same_rows(install: Any, tmp_path: Path) -> None:
+    install(BACKWARDS, {"Backwards": "expunge.executors"})
+    spec = parse(tiny(), tmp_path)
+    usual, other = run_spec(spec, tmp_path / "usual"), run_spec(spec, tmp_path / "other", on="backwards", workers=2)
+    assert rows_to_text(usual.rows) == rows_to_text(other.rows)
+
+    def order(folder: Path) -> list[str]:
+        lines = (folder / "events.jsonl").read_text().splitlines()
+        return [line.partition('"what"')[2].partition('"gradients"')[0] for line in lines]
+
+    usual_order, other_order = order(usual.folder), order(other.folder)
+    assert usual_order != other_order and sorted(usual_order) == sorted(other_order)
+
+
+def test_an_unknown_executor_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"on\.name: unknown executor 'ray'; allowed: inline, processes"):
+        run_spec(parse(tiny(), tmp_path), tmp_path / "runs", on="ray")
+    assert not (tmp_path / "runs").exists()
