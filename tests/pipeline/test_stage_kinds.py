@@ -72,4 +72,4 @@ def test_a_stage_that_does_not_write_what_its_class_names_is_refused(
     install(KIND.replace('{"sizes.json": json.dumps(sizes).encode()}', written), GROUPS)
     result = run(tiny(), tmp_path / "runs")
     assert result.code == 4 and "sizes original: it wrote" in result.message()
-    assert "what Sizes.files names: sizes.json" in result.message()
+    assert "the files that its kind names: sizes.json" in result.message()
