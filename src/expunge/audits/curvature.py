@@ -27,6 +27,7 @@ from expunge.base.seeds import derive
 from expunge.core.case import Case
 from expunge.core.contracts import Audit
 from expunge.core.data import Batch
+from expunge.core.device import computing
 from expunge.core.problem import Problem
 from expunge.evidence.scores import Scores
 from expunge.numerics.lanczos import lanczos
@@ -82,5 +83,7 @@ class Curvature(Audit):
         product = hessian(mean_loss, bent, differentiable(bent), list(in_order(problem.data, ids)))
         # One start for every model: what is compared differs by the model alone.
         generator = torch.Generator().manual_seed(derive(seed, "start"))
-        found = lanczos(product, product.like, generator, tolerance=self.tolerance, limit=self.limit)
+        # Second derivatives need more digits than bfloat16 has.
+        with computing("float32"):
+            found = lanczos(product, product.like, generator, tolerance=self.tolerance, limit=self.limit)
         return float(found.values[0])

@@ -19,6 +19,7 @@ from expunge.core.data import Data
 from expunge.core.modules import trainable
 from expunge.core.objective import Objective
 from expunge.core.problem import Problem
+from expunge.core.seeding import forked
 from expunge.core.tied import tied_layers
 from expunge.evidence.estimate import Estimate
 from expunge.evidence.scores import Scores
@@ -170,8 +171,7 @@ class Method(Part):
         refuse_model(self, model, type(self).__name__)
         self.check(problem)
         start, meter, student = time.perf_counter(), Meter(budget), copy_for_training(model)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with forked(seed):
             student = self.apply(student, problem, recipe, seed, meter).eval()
         return Unlearned(student, type(self).__name__, Cost(meter.gradients, time.perf_counter() - start))
 

@@ -18,6 +18,7 @@ from expunge.core.modules import evaluating
 from expunge.core.objective import Decisions, decision_losses
 from expunge.core.problem import Problem
 from expunge.methods._per_example import Magnitude, chain, chunk_size, summed_magnitudes
+from expunge.numerics.precision import wide, zeros_for
 from expunge.objectives.classification import Classification
 from expunge.train.loop import in_order
 
@@ -89,7 +90,7 @@ def summed_gradient(
     ids, parameters = _affordable(ids, meter), require_trainable(model)
     if len(ids) == 0:
         return None
-    total = [torch.zeros_like(parameter) for parameter in parameters]
+    total = [zeros_for(parameter) for parameter in parameters]
     with evaluating(model):
         for batch in in_order(problem.data, ids, batch_size):
             losses = decision_losses(problem.objective.decisions(model, batch))
@@ -109,7 +110,7 @@ def _mean_magnitude(
     ids, parameters = _affordable(ids, meter), require_trainable(model)
     if len(ids) == 0:
         return None
-    total = [torch.zeros_like(parameter) for parameter in parameters]
+    total = [zeros_for(parameter) for parameter in parameters]
     # Another objective may run the model in its own way.
     layers = chain(model) if type(problem.objective) is Classification else None
     with evaluating(model):
@@ -119,7 +120,7 @@ def _mean_magnitude(
                 return number(problem.objective.decisions(model, batch), batch.size)
 
             if layers is None:
-                found = [magnitude(gradient) for gradient in _gradient(value(), parameters)]
+                found = [magnitude(wide(gradient)) for gradient in _gradient(value(), parameters)]
             else:
                 found = summed_magnitudes(layers, value, magnitude)
             for entry, part in zip(total, found, strict=True):

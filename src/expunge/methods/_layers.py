@@ -13,6 +13,7 @@ from expunge.base.errors import MissingError
 from expunge.base.part import Count
 from expunge.core.case import Meter
 from expunge.core.problem import Problem
+from expunge.core.seeding import forked
 from expunge.methods._descent import Descent
 
 
@@ -46,8 +47,7 @@ def reinitialise(chosen: Sequence[Layer], seed: int) -> None:
     Raises:
         MissingError: A module has no such method.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with forked(seed):
         for layer in chosen:
             # Attention calls it by a private name.
             names = ("reset_parameters", "_reset_parameters")

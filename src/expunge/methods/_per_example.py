@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from expunge.numerics.precision import wide
+
 Magnitude = Callable[[Tensor], Tensor]
 """`torch.abs` or `torch.square`: anything elementwise with m(a b) = m(a) m(b)."""
 
@@ -78,7 +80,11 @@ def summed_magnitudes(layers: list[nn.Module], total: Callable[[], Tensor], magn
             hook.remove()
     back = torch.autograd.grad(value, [output for _, _, output in seen])
     with torch.no_grad():
-        return [part for (layer, x, _), g in zip(seen, back, strict=True) for part in _of_layer(layer, x, g, magnitude)]
+        return [
+            part
+            for (layer, x, _), g in zip(seen, back, strict=True)
+            for part in _of_layer(layer, wide(x), wide(g), magnitude)
+        ]
 
 
 def _of_layer(layer: Any, x: Tensor, g: Tensor, magnitude: Magnitude) -> list[Tensor]:
@@ -102,7 +108,7 @@ def _of_weight(layer: Any, x: Tensor, g: Tensor, magnitude: Magnitude) -> Tensor
     if kind is nn.GroupNorm:
         normal = F.group_norm(x, layer.num_groups, eps=layer.eps)
     else:
-        normal = F.batch_norm(x, layer.running_mean, layer.running_var, eps=layer.eps)
+        normal = F.batch_norm(x, wide(layer.running_mean), wide(layer.running_var), eps=layer.eps)
     return magnitude((_positions(normal) * g).sum(1)).sum(0)
 
 

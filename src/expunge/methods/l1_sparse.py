@@ -26,6 +26,7 @@ from expunge.core.modules import trainable
 from expunge.core.objective import loss
 from expunge.core.problem import Problem
 from expunge.methods._descent import Descent
+from expunge.numerics.precision import wide
 from expunge.train.loop import batches
 from expunge.train.optim import OptimizerName
 
@@ -73,4 +74,4 @@ class L1Sparse(Descent):
 
 def l1_norm(model: nn.Module) -> Tensor:
     """Sum of the absolute values of all trainable weights."""
-    return torch.stack([parameter.abs().sum() for parameter in trainable(model)]).sum()
+    return torch.stack([wide(parameter).abs().sum() for parameter in trainable(model)]).sum()

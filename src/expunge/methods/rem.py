@@ -55,6 +55,7 @@ from expunge.core.tied import SHARED, base_only, tied_layers, with_memory
 from expunge.methods._descent import Descent
 from expunge.methods._measure import known_share
 from expunge.models._tied import Fixed
+from expunge.numerics.precision import wide_type
 from expunge.tasks._split import REM as CITE
 from expunge.train.loop import batches, in_order
 
@@ -185,7 +186,7 @@ class Losses:
         self.student, self.problem, self.together = student, problem, together
         self.memory, self.beta, self.ascent = memory, beta, ascent
         # Nothing is augmented, so that the frozen reference model would say the same at every step.
-        self.reference = torch.zeros(len(problem.data), dtype=first_parameter(student).dtype)
+        self.reference = torch.zeros(len(problem.data), dtype=wide_type(first_parameter(student).dtype))
         with evaluating(student), torch.no_grad():
             for batch in in_order(problem.data, problem.train):
                 self.reference[batch.ids] = self._with_memory(batch).cpu()

@@ -11,6 +11,7 @@ import torch
 from expunge.base.part import Part
 from expunge.base.record import Store
 from expunge.core.contracts import Method
+from expunge.core.seeding import forked
 from expunge.numerics.linops import differentiable
 from expunge.pipeline.gallery import PICTURES
 from expunge.pipeline.plan import Plan, Stage
@@ -63,7 +64,7 @@ def seconds_per_gradient(plan: Plan) -> float:
     model = plan.recipe(data).build(0).train()
     parameters, batch = differentiable(model), data.batch(data.train[: plan.training.batch_size])
     times = []
-    with torch.random.fork_rng(devices=[]):
+    with forked():
         for _ in range(4):
             start = time.perf_counter()
             torch.autograd.grad(objective.loss(model, batch), parameters, allow_unused=True)

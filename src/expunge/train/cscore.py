@@ -80,4 +80,4 @@ def known(model: nn.Module, data: Data, ids: Tensor) -> Tensor:
     objective, model = data.objective, model.eval()
     with torch.no_grad():
         found = [knows(objective.decisions(model, batch), batch.size) for batch in in_order(data, ids)]
-    return torch.cat(found)
+    return torch.cat(found).cpu()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from expunge.base.errors import SpecError
 from expunge.core.modules import evaluating
+from expunge.core.seeding import forked
 from expunge.numerics._batches import rows
 
 MeanLoss = Callable[[nn.Module, Any], Tensor]
@@ -43,7 +44,7 @@ def require_every(every: int) -> None:
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and a random state that is put back, whatever the loss draws."""
-    with evaluating(model), torch.random.fork_rng(devices=[]):
+    with evaluating(model), forked():
         yield
 
 
