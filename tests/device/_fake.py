@@ -22,8 +22,8 @@ class Backend(_DummyBackendModule):
     """What PyTorch asks a device for; its random numbers are the CPU's."""
 
     _initialized = True
-    restored = 0
-    """How often a random state was put back on it."""
+    kept = 0
+    """How often its random state was read."""
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16]
@@ -32,10 +32,10 @@ class Backend(_DummyBackendModule):
         return nullcontext()
 
     def get_rng_state(self) -> Tensor:
+        Backend.kept += 1
         return torch.get_rng_state()
 
     def set_rng_state(self, state: Tensor) -> None:
-        Backend.restored += 1
         torch.set_rng_state(state)
 
 

@@ -16,6 +16,7 @@ from expunge.core.case import Case, Meter
 from expunge.core.device import computing
 from expunge.core.objective import loss
 from expunge.core.recompute import checkpointed, micro_batches
+from expunge.core.seeding import forked
 from expunge.core.tied import base_only
 from expunge.methods._gradients import mean_absolute_gradient, mean_squared_gradient, summed_gradient
 from expunge.methods.lfssd import squared_norm
@@ -131,6 +132,24 @@ def test_micro_batches_keep_activations_of_one_at_a_time() -> None:
             loss(setting.problem.objective.decisions(model, batch))
         most.append(sum(alive))
     assert most[1] < most[0] / 2
+
+
+def test_dropout_is_the_same_when_a_micro_batch_is_computed_again() -> None:
+    """A step along the gradient lowers the loss of the masks that were drawn as much as the gradient says."""
+    setting = SETTINGS[PLAIN]
+    model, batch = setting.model().double().train(), setting.problem.data.batch(setting.problem.train)
+    model.drop = nn.Dropout(0.5)
+
+    def value() -> Tensor:
+        with forked(3), micro_batches(4):
+            return loss(setting.problem.objective.decisions(model, batch))
+
+    slopes = torch.autograd.grad(before := value(), list(model.parameters()))
+    with torch.no_grad():
+        for parameter, slope in zip(model.parameters(), slopes, strict=True):
+            parameter.sub_(1e-6 * slope)
+    expected = 1e-6 * sum(float(slope.square().sum()) for slope in slopes)
+    assert float((before - value()).detach()) == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_mask_that_holds_in_a_block_holds_in_the_backward_pass() -> None:

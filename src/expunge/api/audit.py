@@ -18,6 +18,8 @@ from expunge.base.record import write_file
 from expunge.base.seeds import derive
 from expunge.core.case import Case, Cost, Curve, Unlearned
 from expunge.core.contracts import Attack, Audit, refuse_model, refuse_objective
+from expunge.core.device import precision
+from expunge.core.modules import first_parameter
 from expunge.evidence.table import Measured, Table
 from expunge.evidence.verdict import Verdict
 from expunge.pipeline import gallery as galleries
@@ -176,6 +178,8 @@ def _facts(
         "name": done.method,
         "seeds": list(range(max(count, 1))),
         "threads": torch.get_num_threads(),
+        "device": first_parameter(done.model).device.type,
+        "precision": precision(),
         "data": {"name": "your data", "train": len(problem.train), "test": len(problem.test)},
         "model": {"name": type(case.original).__name__},
         "forget": {"name": "your forget set", "count": len(problem.forget)},

@@ -48,7 +48,8 @@ def write_record(
     # What an earlier audit copied here does not stay where the examples are no longer asked for.
     shutil.rmtree(root / "examples", ignore_errors=True)
     write_file(root / "spec.json", json.dumps(spelled(facts), indent=1, default=str) + "\n")
-    write_file(root / "env.json", json.dumps(environment(), indent=1) + "\n")
+    ran_on = {key: facts.get(key) for key in ("device", "precision")}
+    write_file(root / "env.json", json.dumps({**environment(), **ran_on}, indent=1) + "\n")
     scores: dict[Place, list[Scores]] = defaultdict(list)
     for entry in table.measured:
         scores[entry.model, entry.seed, entry.attack].append(entry.scores)

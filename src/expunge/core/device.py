@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import nn
 
 from expunge.base.errors import SpecError
+from expunge.base.spec import DEVICES, PRECISIONS
 
 Precision = Literal["float32", "bf16"]
 """`float32` computes in the model's own type; `bf16` runs forward passes in bfloat16, on weights in float32."""
 
 _PRECISION: ContextVar[Precision] = ContextVar("precision", default="float32")
-_ALLOWED = "auto, cpu, cuda, cuda:<number> or mps"
 
 
 def available() -> list[str]:
@@ -38,9 +38,9 @@ def resolve(name: str, where: str = "device") -> torch.device:
     present = available()
     if name == "auto":
         return torch.device(present[0])
-    kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (number and not (kind == "cuda" and number.isdecimal())):
-        raise SpecError(f"found {name!r}", where=where, allowed=_ALLOWED)
+    kind, colon, number = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (colon and not (kind == "cuda" and number.isdecimal())):
+        raise SpecError(f"found {name!r}", where=where, allowed=DEVICES)
     wanted = f"cuda:{int(number or 0)}" if kind == "cuda" else name
     if wanted not in present:
         raise SpecError(
@@ -50,6 +50,12 @@ def resolve(name: str, where: str = "device") -> torch.device:
             remedy='set device = "auto"; `expunge doctor` says what a GPU needs',
         )
     return torch.device(wanted)
+
+
+def device_name(device: torch.device | str) -> str:
+    """The device for people and records: `cpu`, `cuda:0 NVIDIA H200`."""
+    device = torch.device(device)
+    return f"{device} {torch.cuda.get_device_name(device)}" if device.type == "cuda" else str(device)
 
 
 def placed(model: nn.Module, device: torch.device | str) -> nn.Module:
@@ -70,15 +76,15 @@ def placed(model: nn.Module, device: torch.device | str) -> nn.Module:
 
 
 @contextmanager
-def computing(precision: Precision) -> Iterator[None]:
+def computing(precision: str) -> Iterator[None]:
     """Inside, forward passes run in this precision; losses and weights stay in float32.
 
     Raises:
         SpecError: There is no such precision.
     """
-    if precision not in ("float32", "bf16"):
-        raise SpecError(f"found {precision!r}", where="precision", allowed="float32 or bf16")
-    before = _PRECISION.set(precision)
+    if precision not in PRECISIONS:
+        raise SpecError(f"found {precision!r}", where="precision", allowed=" or ".join(PRECISIONS))
+    before = _PRECISION.set(cast(Precision, precision))
     try:
         yield
     finally:

@@ -32,7 +32,7 @@ from expunge.pipeline.stages import CURVE, ESTIMATES, EXAMPLES, SCORES, WEIGHTS
 
 FORMAT = 1
 SPEC = "spec.json"
-FIXED = ("data", "model", "train", "forget", "seeds", "threads")
+FIXED = ("data", "model", "train", "forget", "seeds", "threads", "device", "precision")
 """What must not differ between two runs into one folder: their rows could not stand in one table."""
 
 
@@ -52,7 +52,8 @@ class RunFolder:
         self.refuse_other(resolved)
         sweep_files(self.root)
         write_file(self.root / SPEC, json.dumps(spelled(resolved), indent=1) + "\n")
-        write_file(self.root / "env.json", json.dumps(environment(), indent=1) + "\n")
+        ran_on = {key: resolved.get(key) for key in ("device", "precision")}
+        write_file(self.root / "env.json", json.dumps({**environment(), **ran_on}, indent=1) + "\n")
 
     def refuse_other(self, resolved: dict[str, Any]) -> None:
         """Refuse what `open` would, and write nothing.
@@ -64,6 +65,8 @@ class RunFolder:
         if path.is_file():
             held = self._held(path)
             wanted = json.loads(canonical(resolved))
+            # Records of before devices could be named ran on the CPU.
+            held = {"device": "cpu", "precision": "float32", **held}
             differing = [key for key in FIXED if held.get(key) != wanted[key]]
             if differing:
                 other = "other" if differing[0] in ("seeds", "threads") else "another"

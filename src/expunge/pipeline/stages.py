@@ -20,6 +20,7 @@ from expunge.base.record import Store, spelled
 from expunge.base.seeds import derive
 from expunge.core import checkpoint
 from expunge.core.case import Case, Meter, Shadows, train_model
+from expunge.core.device import computing, device_name
 from expunge.core.problem import Problem
 from expunge.evidence import scores as score_files
 from expunge.evidence.scores import Scores
@@ -59,8 +60,11 @@ class Worker:
         """
         torch.set_num_threads(self.plan.spec.threads)
         start = time.perf_counter()
+        # Diagnostics look at curvature, which needs more digits than bfloat16 has.
+        precision = "float32" if stage.kind == "diagnostic" else self.plan.spec.precision
         try:
-            files, gradients = _KINDS[stage.kind](self, stage)
+            with computing(precision):
+                files, gradients = _KINDS[stage.kind](self, stage)
         except ExpungeError as error:
             raise type(error)(
                 error.finding,
@@ -68,7 +72,13 @@ class Worker:
                 allowed=error.allowed,
                 remedy=error.remedy,
             ) from None
-        facts = {"stage": stage.name, "gradients": gradients, "seconds": round(time.perf_counter() - start, 3)}
+        facts = {
+            "stage": stage.name,
+            "gradients": gradients,
+            "seconds": round(time.perf_counter() - start, 3),
+            "device": device_name(self.plan.device),
+            "precision": precision,
+        }
         self.store.put(stage.key, files, facts)
         return facts
 
