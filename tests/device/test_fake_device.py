@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,17 +16,24 @@ from torch import Tensor, nn
 
 import expunge
 from expunge.base import registry
+from expunge.base.spec import parse
 from expunge.core import checkpoint
 from expunge.core.case import Case, Meter, Recipe, Shadows, train_model
 from expunge.core.contracts import TIED_DROPOUT, Method
+from expunge.core.data import Batch
 from expunge.core.device import placed
 from expunge.core.modules import first_parameter
 from expunge.core.problem import Problem
 from expunge.core.recompute import micro_batches
+from expunge.methods.rem import REM
+from expunge.pipeline import parts
+from expunge.pipeline.run import run
 from expunge.testing._rules import accepted
 from expunge.testing._settings import MEMORY, PLAIN, REGULARISED, TOKENS, Setting, every_setting
 from expunge.train.ensemble import train_ensemble
+from expunge.train.monitors.sharpness import SharpnessMonitor
 from expunge.train.training import TrainedRecipe
+from helpers import tiny
 
 SMALL: dict[str, dict[str, Any]] = {
     "tar": {"outer_steps": 3, "inner_steps": 2, "batch_size": 8, "forget_batch_size": 4},
@@ -86,9 +95,23 @@ def test_method(name: str) -> None:
         near(*(answers(made, setting.problem) for made in done), tolerance=0.01)
 
 
-@pytest.mark.parametrize("name", registry.names("attack"))
-def test_attack(name: str) -> None:
-    attack = registry.load("attack", name)()
+def test_variants_of_rem() -> None:
+    setting = settings()[MEMORY]
+    for variant in ("no_removal", "no_redirection", "ascent", "npo"):
+        done = REM(epochs=1, variant=variant)(model(setting, FAKE), setting.problem, None, 5)  # type: ignore[arg-type]
+        assert first_parameter(done.model).device == FAKE
+
+
+ATTACKS: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in registry.names("attack")),
+    ("relearn", {"k": 1, "source": "test", "epochs": 1}),
+    ("relearn", {"k": 1, "source": "forget", "epochs": 1}),
+]
+
+
+@pytest.mark.parametrize(("name", "given"), ATTACKS)
+def test_attack(name: str, given: dict[str, Any]) -> None:
+    attack = registry.load("attack", name)(**given)
     for setting in [settings()[REGULARISED]]:
         done = [
             attack(start := model(setting, device), Case(0, setting.problem, start, recipe(setting, device)), 5)
@@ -98,9 +121,16 @@ def test_attack(name: str) -> None:
         assert done[1].curve.values.dtype == np.float64 and first_parameter(done[1].model).device == FAKE
 
 
-@pytest.mark.parametrize("name", registry.names("audit"))
-def test_audit(name: str) -> None:
-    audit = registry.load("audit", name)(**SMALL.get(name, {}))
+AUDITS: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in registry.names("audit")),
+    ("membership", {"attack": "loss"}),
+    ("membership", {"attack": "confidence"}),
+]
+
+
+@pytest.mark.parametrize(("name", "given"), AUDITS)
+def test_audit(name: str, given: dict[str, Any]) -> None:
+    audit = registry.load("audit", name)(**given)
     for setting in suitable(audit):
         scores = [
             audit(model(setting, device, 1), case(setting, device, audit.shadow_pairs), 5) for device in ("cpu", FAKE)
@@ -149,6 +179,43 @@ def test_micro_batches_keep_the_random_state_of_the_device() -> None:
     with micro_batches(4):
         setting.problem.objective.loss(model(setting, FAKE).train(), batch)
     assert Backend.kept - before == 4
+
+
+def test_monitors_of_training() -> None:
+    setting = settings()[PLAIN]
+    batch = setting.problem.data.batch(setting.problem.train)
+
+    def mean_loss(module: nn.Module, batch: Batch) -> Tensor:
+        return setting.problem.objective.loss(module, batch)
+
+    watches = []
+    for device in ("cpu", FAKE):
+        student, watch = model(setting, device), SharpnessMonitor(mean_loss, [batch], every=1)
+        for step in (1, 2):
+            watch(step, student)
+        watches.append(watch)
+    near(*(np.array(watch.sharpness + watch.losses) for watch in watches))
+
+
+def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the spec to the record, with every stage there is."""
+    spec = parse(
+        tiny(
+            seeds=[0],
+            gallery=True,
+            method=[{"name": "finetune", "epochs": 1}, {"name": "ssd", "after": "finetune"}],
+            attack=[{"name": "relearn", "epochs": 1}],
+            audit=[{"name": "loss"}, {"name": "distance"}],
+            diagnostic=[{"name": "coherence"}],
+        ),
+        tmp_path,
+    )
+    plain = run(spec, tmp_path / "cpu")
+    monkeypatch.setattr(parts, "resolve", lambda name: FAKE)
+    there = run(spec, tmp_path / "fake")
+    assert json.loads((there.folder / "env.json").read_text())["device"] == "fake"
+    values = [[row["value"] for row in outcome.rows if row["metric"] == "loss"] for outcome in (plain, there)]
+    near(*(np.array(found, dtype=float) for found in values), tolerance=0.02)
 
 
 def test_nets_side_by_side() -> None:

@@ -130,4 +130,4 @@ def _known(model: nn.Module, problem: Problem, ids: Tensor) -> np.ndarray:
     copied = copy.deepcopy(model).eval()
     with torch.no_grad():
         found = [knows(problem.objective.decisions(copied, b), b.size) for b in in_order(problem.data, ids)]
-    return torch.cat(found).double().numpy()
+    return torch.cat(found).double().cpu().numpy()

@@ -87,4 +87,4 @@ def _check_stored(result: nn.Module, setting: Setting, fail: Fail) -> None:
 def _logits(model: nn.Module, problem: Problem) -> np.ndarray:
     with torch.no_grad():
         found = [problem.objective.decisions(model, batch).logits for batch in in_order(problem.data, problem.test)]
-    return torch.cat(found).numpy()
+    return torch.cat(found).cpu().numpy()
