@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from expunge.base.errors import SpecError
+from expunge.base.registry import add_search_path
 from expunge.base.spec import Spec, parse
 from expunge.core import device as devices
 from expunge.core.modules import first_parameter
@@ -92,3 +93,20 @@ def test_a_run_in_bf16_says_on_what_it_ran(tmp_path: Path) -> None:
 def test_models_of_a_run_are_built_on_its_device() -> None:
     plan = Plan(spec_of(device="cpu"))
     assert plan.device == torch.device("cpu") == first_parameter(plan.recipe(plan.data).build(0)).device
+
+
+def test_a_function_of_the_users_that_draws_from_numpy_gives_the_same_numbers(tmp_path: Path) -> None:
+    """An audit in a spec, which no call of the library wraps."""
+    (tmp_path / "drawing.py").write_text(
+        "import random\n"
+        "import numpy as np\n"
+        "from expunge.evidence.scores import Scores\n"
+        "def look(model, case, seed):\n"
+        "    ids = case.problem.unexposed.numpy()\n"
+        "    values = np.random.rand(len(ids)) + random.random()\n"
+        "    return [Scores('drawn', 'forget', values, ids, 'description', 'share', 'reference')]\n"
+    )
+    add_search_path(tmp_path)
+    spec = replace(spec_of(seeds=[0], audit=[{"name": "drawing:look"}], attack=[]), folder=tmp_path)
+    rows = [[row["value"] for row in run(spec, tmp_path / out).rows if row["metric"] == "drawn"] for out in "ab"]
+    assert rows[0] and rows[0] == rows[1]

@@ -207,5 +207,19 @@ def test_a_glob_that_matches_nothing_and_a_model_without_checkpointing_are_refus
     model = SETTINGS[PLAIN].model()
     with pytest.raises(SpecError, match=r"no module matches 'layers\.\*'"):
         checkpointed(model, "layers.*")
-    with pytest.raises(SpecError, match="no gradient_checkpointing_enable"):
+    with pytest.raises(SpecError, match="no checkpointing of its own"):
         checkpointed(model, "auto")
+
+
+def test_a_hugging_face_model_checkpoints_itself() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(vocab_size=11, n_positions=8, n_embd=8, n_layer=2, n_head=2)
+    for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
+        setattr(config, name, 0.0)
+    setting, model = SETTINGS[TOKENS], transformers.GPT2LMHeadModel(config).train()
+    again, batch = checkpointed(copy.deepcopy(model), "auto"), setting.problem.data.batch(setting.problem.train)
+    flags = [value for module in again.modules() for name, value in vars(module).items() if "checkpointing" in name]
+    assert True in flags
+    values = [loss(setting.problem.objective.decisions(m, batch)) for m in (model, again)]
+    for ours, theirs in zip(gradients(values[0], model), gradients(values[1], again), strict=True):
+        torch.testing.assert_close(ours, theirs)

@@ -81,22 +81,15 @@ def checkpointed(model: nn.Module, which: str, where: str = "checkpointing") -> 
 
     Args:
         model: Gradients stay the same.
-        which: `auto` for the model's own `gradient_checkpointing_enable`, or a glob over the paths of its modules, such
-            as `layers.*`: a `*` does not match a dot.
+        which: `auto` for the way of the model itself, as those of Hugging Face have, or a glob over the paths
+            of its modules, such as `layers.*`: a `*` does not match a dot.
         where: The setting, for messages.
 
     Raises:
         SpecError: The model has no such function, or no module has such a path.
     """
     if which == OWN:
-        enable = getattr(model, "gradient_checkpointing_enable", None)
-        if enable is None:
-            raise SpecError(
-                f"{type(model).__name__} has no gradient_checkpointing_enable",
-                where=where,
-                allowed="a glob over module paths, such as 'layers.*'",
-            )
-        enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        _enable(model, where)
         return model
     modules = [module for path, module in model.named_modules() if path and _matches(path, which)]
     if not modules:
@@ -106,6 +99,22 @@ def checkpointed(model: nn.Module, which: str, where: str = "checkpointing") -> 
         # A bound method, which copy.deepcopy binds to the copy.
         module.forward = MethodType(_again, module)
     return model
+
+
+def _enable(model: Any, where: str) -> None:
+    # The first is the name since version 5 of transformers.
+    kwargs = {"use_reentrant": False}
+    try:
+        if hasattr(model, "activation_checkpointing_enable"):
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
+        else:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+    except (AttributeError, ValueError):
+        raise SpecError(
+            f"{type(model).__name__} has no checkpointing of its own",
+            where=where,
+            allowed="a glob over module paths, such as 'layers.*'",
+        ) from None
 
 
 def _matches(path: str, pattern: str) -> bool:

@@ -77,7 +77,8 @@ class NoisyDistillation(PairedDescent):
         perturb_once(student, seed, lambda parameter, generator: add_noise(parameter, self.sigma, generator))
         steps = self.steps(student, meter)
         schedule = cosine(self.epochs * batch_count(len(problem.retain), self.batch_size), self.final)
-        fit(steps.parameters, pair_loss, self.pairs(problem, seed), steps.optimizer, meter=meter, schedule=schedule)
+        items, count = self.pairs(problem, seed), self.accumulate
+        fit(steps.parameters, pair_loss, items, steps.optimizer, meter=meter, schedule=schedule, accumulate=count)
         return student
 
     def pair_loss(self, student: nn.Module, problem: Problem, seed: int) -> Callable[[Pair], Tensor]:

@@ -22,6 +22,7 @@ from expunge.core import checkpoint
 from expunge.core.case import Case, Meter, Shadows, train_model
 from expunge.core.device import computing, device_name
 from expunge.core.problem import Problem
+from expunge.core.seeding import forked
 from expunge.evidence import scores as score_files
 from expunge.evidence.scores import Scores
 from expunge.pipeline.gallery import gallery
@@ -63,7 +64,8 @@ class Worker:
         # Diagnostics look at curvature, which needs more digits than bfloat16 has.
         precision = "float32" if stage.kind == "diagnostic" else self.plan.spec.precision
         try:
-            with computing(precision):
+            # Parts of the user's may draw from global state.
+            with computing(precision), forked(derive(_seed_of(stage), "stage", stage.kind, stage.part)):
                 files, gradients = _KINDS[stage.kind](self, stage)
         except ExpungeError as error:
             raise type(error)(
