@@ -370,8 +370,6 @@ WRONG_METHODS = {
     FreezesInput: "the input model is unchanged",
     ChangesData: "the data are unchanged",
     DrawsGlobally: "global randomness is untouched",
-    DrawsFromNumpy: "global randomness is untouched",
-    DrawsFromPython: "global randomness is untouched",
     Drifts: "deterministic",
     DependsOnGlobalState: "deterministic",
     Remembers: "a new model each time",
@@ -425,11 +423,17 @@ def test_a_broken_contract_says_what_to_do() -> None:
     assert "'first.weight' and 7 more" in message
 
 
+@pytest.mark.parametrize("kind", [DrawsFromNumpy, DrawsFromPython])
+def test_a_method_may_draw_from_global_state(kind: type[Step]) -> None:
+    """Its call seeds NumPy's and Python's generators and puts them back."""
+    testing.check_method(kind())
+
+
 def test_checks_leave_the_global_random_state_alone() -> None:
     states = [torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()]
     testing.check_method(Step())
     with pytest.raises(testing.ContractError):
-        testing.check_method(DrawsFromNumpy())
+        testing.check_method(DrawsGlobally())
     assert torch.equal(torch.get_rng_state(), states[0])
     assert np.array_equal(np.random.get_state()[1], states[1]) and random.getstate() == states[2]
 

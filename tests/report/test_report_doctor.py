@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from expunge.reporting import doctor
+from expunge.reporting.accelerators import facts
 
 
 def checks() -> dict[str, dict[str, Any]]:
@@ -44,8 +46,48 @@ def test_missing_and_old_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     found = checks()
     assert found["torch"]["found"] == "not installed"
     assert "pip install torch" in found["torch"]["remedy"]
+    assert found["bf16"]["found"] == "torch is not installed"
     assert found["numpy"]["found"].startswith("1.2, and 1.26 is needed")
     assert found["numpy"]["remedy"].startswith("pip install 'numpy>=1.26")
+
+
+def of_torch(**said: Any) -> Any:
+    """A PyTorch that says so."""
+    gpu = SimpleNamespace(name="NVIDIA H200", total_memory=139 * 2**30, major=said.get("major", 9), minor=0)
+    return SimpleNamespace(
+        __version__="2.13.0",
+        version=SimpleNamespace(cuda=said.get("built")),
+        cuda=SimpleNamespace(
+            is_available=lambda: said.get("gpus", 0) > 0,
+            device_count=lambda: said.get("gpus", 0),
+            get_device_properties=lambda index: gpu,
+        ),
+        backends=SimpleNamespace(
+            mps=SimpleNamespace(is_available=lambda: said.get("mps", False), is_built=lambda: said.get("mac", False)),
+            cpu=SimpleNamespace(get_cpu_capability=lambda: "AVX2"),
+        ),
+        cpu=SimpleNamespace(_is_avx512_bf16_supported=lambda: False),
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "what", "ok", "words"),
+    [
+        ({"gpus": 2, "built": "12.8"}, "GPU (cuda:1)", True, "NVIDIA H200, 139 GB, compute capability 9.0"),
+        ({"gpus": 2, "built": "12.8"}, "bf16", True, "cuda:0, cuda:1"),
+        ({"gpus": 1, "built": "12.8", "major": 7}, "bf16", False, "compute capability 8.0"),
+        ({"built": "12.8"}, "GPU (cuda)", False, "nvidia-smi"),
+        ({}, "GPU (cuda)", False, "built without CUDA"),
+        ({"mps": True, "mac": True}, "GPU (mps)", True, "Apple"),
+        ({"mps": True, "mac": True}, "bf16", True, "mps"),
+        ({"mac": True}, "GPU (mps)", False, "built for it"),
+        ({}, "GPU (mps)", False, "Apple silicon"),
+        ({}, "bf16", False, "float32"),
+    ],
+)
+def test_it_names_devices_and_what_is_missing(said: dict[str, Any], what: str, ok: bool, words: str) -> None:
+    [(_, there, found, remedy)] = [fact for fact in facts(of_torch(**said)) if fact[0] == what]
+    assert there is ok and words in found + remedy and ok == (remedy == "")
 
 
 def test_missing_data_and_browser(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

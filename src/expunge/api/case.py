@@ -19,8 +19,11 @@ from expunge.base.seeds import derive
 from expunge.core.case import Case, Meter, Recipe, Unlearned
 from expunge.core.collect import Collected, collect, items_of
 from expunge.core.data import Batch, Data
+from expunge.core.device import placed
+from expunge.core.modules import first_parameter
 from expunge.core.objective import CLASSES, TOKENS, Objective, inferred
 from expunge.core.problem import Problem
+from expunge.core.seeding import forked
 
 
 @dataclass(frozen=True)
@@ -31,23 +34,24 @@ class FunctionRecipe:
         make: Returns a freshly initialised module.
         train: `train(module, dataset)` trains it in place on a map-style data set of your own items, by your own loop.
         items: The items by id.
+        device: Where models are built, and where they end: that of the user's own model.
     """
 
     make: Callable[[], nn.Module]
     train: Callable[[nn.Module, Dataset[Any]], object]
     items: Dataset[Any]
+    device: torch.device | str = "cpu"
 
     def build(self, seed: int) -> nn.Module:
         """The freshly initialised module of this seed."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return self.make()
+        with forked(seed):
+            return placed(self.make(), self.device)
 
     def fit(self, module: nn.Module, data: Data, ids: Tensor, seed: int, meter: Meter | None = None) -> nn.Module:
         """Hand the module and the chosen items to the user's function; what it costs in gradients is not known."""
-        torch.manual_seed(seed)
-        self.train(module, Subset(self.items, ids.tolist()))
-        return module
+        with forked(seed):
+            self.train(module, Subset(self.items, ids.tolist()))
+        return placed(module, self.device)
 
 
 Functions = tuple[Callable[[], nn.Module], Callable[[nn.Module, Dataset[Any]], object]]
@@ -103,7 +107,7 @@ def case(
     objective = named(objective) if isinstance(objective, str) else objective
     data, ids = _pool(model, parts, objective)
     items = items_of(list(parts.values()))
-    made = FunctionRecipe(*recipe, items) if isinstance(recipe, tuple) else recipe
+    made = FunctionRecipe(*recipe, items, first_parameter(model).device) if isinstance(recipe, tuple) else recipe
     problem = Problem(data, **ids)  # type: ignore[arg-type]  # four tensors of ids
     with torch.no_grad():
         problem.objective.measure(copy.deepcopy(model).eval(), data.batch(ids["forget"][:2]))
@@ -161,7 +165,8 @@ def _cat(tensors: list[Tensor], what: str) -> Tensor:
     shapes = {tuple(t.shape[1:]) for t in tensors}
     if len(shapes) > 1:
         raise SpecError(f"{what} have shapes {sorted(shapes)}", where="forget, retain, test", allowed="one shape")
-    return torch.cat(tensors)
+    # Data stay on the CPU; batches follow the model.
+    return torch.cat([tensor.cpu() for tensor in tensors])
 
 
 def _labels(model: nn.Module, batch: Batch, objective: Objective) -> tuple[str, ...]:

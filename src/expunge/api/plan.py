@@ -25,6 +25,7 @@ from expunge.core.case import Case, Unlearned
 from expunge.core.data import Data
 from expunge.core.modules import first_parameter
 from expunge.core.problem import Problem
+from expunge.core.seeding import forked
 from expunge.evidence.table import ORIGINAL
 from expunge.pipeline.plan import Plan
 from expunge.pipeline.seeds import StageSeeds
@@ -129,6 +130,11 @@ class CasePlan(Plan):
     def problem(self, seed: int, measured: dict[str, Tensor]) -> Problem:
         return self.case.problem
 
+    @property
+    def device(self) -> torch.device:
+        """Where the user put the model."""
+        return first_parameter(self.case.original).device
+
     @cached_property
     def monitors(self) -> Any:
         return {}
@@ -185,10 +191,9 @@ class CasePlan(Plan):
         trained = stage.kind in ("reference", "shadow") and stage.model not in self.steps
         if stage.model in own and not trained:
             return copy.deepcopy(own[stage.model])
-        place = first_parameter(self.case.original).device
-        with torch.random.fork_rng(devices=[]):
+        with forked():
             module: nn.Module = self.case.recipe.build(0)  # type: ignore[union-attr]
-        return module.to(place)
+        return module.to(self.device)
 
     def resolved(self) -> dict[str, Any]:
         """What is known of the run, in the place of a spec."""
@@ -201,6 +206,8 @@ class CasePlan(Plan):
             "name": self.spec.name,
             "seeds": list(self.spec.seeds),
             "threads": self.spec.threads,
+            "device": self.device.type,
+            "precision": self.spec.precision,
             "data": {"name": "your data", "train": len(problem.train), "test": len(problem.test)},
             "model": {"name": type(self.case.original).__name__},
             "forget": {"name": "your forget set", "count": len(problem.forget)},

@@ -27,6 +27,7 @@ from expunge.core.case import Attacked, Case, Cost, Curve, Meter, copy_for_train
 from expunge.core.contracts import Attack, require_trainable
 from expunge.core.generators import generator_of
 from expunge.core.problem import Problem
+from expunge.core.seeding import forked
 from expunge.train.loop import batch_count, batches, fit
 from expunge.train.optim import OptimizerName, make_optimizer
 
@@ -47,6 +48,8 @@ class Relearn(Attack):
     """Examples per step."""
     optimizer: OptimizerName = "adam"
     """`adam`, `adamw` or `sgd`."""
+    accumulate: Count = 1
+    """Micro-batches that each batch is taken in, to save memory; the loss is that of the whole batch."""
     points: Count = 20
     """Evaluations along the curve, evenly spaced over the steps, besides the one before the first."""
 
@@ -66,8 +69,7 @@ class Relearn(Attack):
         ids, student = self.training_ids(problem), copy_for_training(model)
         steps = self.epochs * batch_count(len(ids), self.batch_size)
         watch = _Watch(student, problem, every=max(steps // self.points, 1), last=steps)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with forked(seed):
             watch.look(0)
             self._train(student, problem, ids, seed, meter, watch)
         curve = Curve(np.array(watch.steps), np.stack(watch.values), problem.unexposed.numpy())
@@ -101,6 +103,7 @@ class Relearn(Attack):
             make_optimizer(self.optimizer, parameters, self.learning_rate),
             meter=meter,
             on_step=watch.after_step,
+            accumulate=self.accumulate,
         )
 
 

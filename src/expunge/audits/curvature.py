@@ -24,6 +24,7 @@ from expunge.audits._evaluate import sample
 from expunge.base.part import Count, Positive
 from expunge.core.case import Case
 from expunge.core.contracts import Audit
+from expunge.core.device import computing
 from expunge.core.generators import generator_of
 from expunge.core.problem import Problem
 from expunge.evidence.scores import Scores
@@ -78,5 +79,7 @@ class Curvature(Audit):
         product = hessian(batch_loss(problem), bent, differentiable(bent), batches)
         # One start for every model: what is compared differs by the model alone.
         generator = generator_of(seed, "start")
-        found = lanczos(product, product.like, generator, tolerance=self.tolerance, limit=self.limit)
+        # Second derivatives need more digits than bfloat16 has.
+        with computing("float32"):
+            found = lanczos(product, product.like, generator, tolerance=self.tolerance, limit=self.limit)
         return float(found.values[0])

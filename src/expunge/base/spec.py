@@ -20,6 +20,8 @@ RESERVED = ("original", "reference")
 """Model names in results that no method's label may take."""
 CACHE = "cache"
 """Folder beside the runs that holds the outputs of stages; no run may have its name."""
+DEVICES = "auto, cpu, cuda, cuda:<number> or mps"
+PRECISIONS = ("float32", "bf16")
 VERDICTS = ("dormant", "incomplete", "damaged", "over-forgotten", "erased", "inconclusive")
 
 
@@ -73,6 +75,12 @@ class Spec:
     """What is measured while originals and references train."""
     gate: tuple[Gate, ...] = ()
     threads: int = 1
+    device: str = "auto"
+    """Where models run: `auto` (CUDA, then MPS, then the CPU), `cpu`, `cuda`, `cuda:1`, `mps`."""
+    precision: str = "float32"
+    """Of forward passes: `float32` or `bf16`; weights and losses stay in float32."""
+    checkpointing: str | None = None
+    """Modules whose activations are computed again in the backward pass: a glob over their paths, or `auto`."""
     gallery: bool = False
     """Whether forget examples are copied into the record and shown in the report; off, for they may be personal."""
     folder: Path = Path()
@@ -90,7 +98,8 @@ class Spec:
 
 
 KEYS = (
-    "name", "seeds", "threads", "gallery", "data", "objective", "augmentation", "model", "train", "forget",
+    "name", "seeds", "threads", "device", "precision", "checkpointing", "gallery",
+    "data", "objective", "augmentation", "model", "train", "forget",
     "method", "attack", "audit", "diagnostic", "monitor", "gate",
 )  # fmt: skip
 
@@ -150,6 +159,9 @@ def parse(table: Mapping[str, Any], folder: Path) -> Spec:
         name=_name(table["name"], "name"),
         seeds=_seeds(table.get("seeds", [0, 1, 2])),
         threads=_whole(table.get("threads", 1), "threads", at_least=1),
+        device=_typed(table.get("device", "auto"), str, "device", DEVICES),
+        precision=_precision(table.get("precision", "float32")),
+        checkpointing=_checkpointing(table.get("checkpointing")),
         gallery=_typed(table.get("gallery", False), bool, "gallery", "true or false"),
         data=_entry(table["data"], "data"),
         objective=_entry(table["objective"], "objective") if "objective" in table else None,
@@ -278,6 +290,17 @@ def _name(value: Any, where: str) -> str:
     if not _NAME.fullmatch(name):
         raise SpecError(f"found {name!r}", where=where, allowed="letters, digits, '.', '_' and '-'")
     return name
+
+
+def _precision(value: Any) -> str:
+    if value not in PRECISIONS:
+        raise SpecError(f"found {value!r}", where="precision", allowed=" or ".join(PRECISIONS))
+    return str(value)
+
+
+def _checkpointing(value: Any) -> str | None:
+    allowed = "auto, or a glob over paths of modules, such as 'layers.*'"
+    return None if value is None else str(_typed(value, str, "checkpointing", allowed))
 
 
 def _whole(value: Any, where: str, *, at_least: int) -> int:

@@ -15,6 +15,7 @@ from expunge.blocks._put import inserted, put
 from expunge.core.contracts import Architecture
 from expunge.core.data import Data
 from expunge.core.modules import evaluating
+from expunge.core.seeding import forked
 
 PRESERVED = 1e-9
 """Largest change of an output that counts as none, in double precision."""
@@ -122,7 +123,7 @@ def _named(block: Any, where: str) -> Any:
 def _outputs(module: nn.Module, data: Data) -> Tensor:
     """What the model says of two examples, in double precision."""
     double = copy.deepcopy(module).double().eval()
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), forked():
         outputs: Tensor = data.objective.prediction(double, data.batch(data.train[:2]))
         return outputs
 
@@ -142,7 +143,7 @@ def _require_run(module: nn.Module, data: Data, added: list[Any], where: str) ->
     reached = set[nn.Module]()
     handles = [block.module.register_forward_hook(lambda run, _, __: reached.add(run)) for block in added]
     try:
-        with evaluating(module), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with evaluating(module), torch.no_grad(), forked():
             data.objective.prediction(module, data.batch(data.train[:2]))
     except (RuntimeError, ValueError, IndexError) as error:
         raise SpecError(f"the model does not run with it ({error})", where=where, remedy="put it elsewhere") from None

@@ -9,12 +9,12 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from expunge.base.errors import MissingError
 from expunge.core.data import Data
 from expunge.core.problem import Problem
+from expunge.core.seeding import forked
 
 
 class Recipe(Protocol):
@@ -145,8 +145,7 @@ class Case:
 
 def train_model(recipe: Recipe, data: Data, ids: Tensor, seed: int, meter: Meter | None = None) -> nn.Module:
     """Build and train a model; nothing outside is touched, the global random state included."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with forked(seed):
         module = recipe.build(seed)
         return recipe.fit(module, data, ids, seed, meter).eval()
 

@@ -20,6 +20,7 @@ from expunge.core.job import Job
 from expunge.core.modules import first_parameter, trainable
 from expunge.core.objective import Objective
 from expunge.core.problem import Problem
+from expunge.core.seeding import forked
 from expunge.evidence.estimate import Estimate
 from expunge.evidence.scores import Scores
 
@@ -201,8 +202,7 @@ class Method(Part):
         refuse_model(self, model, type(self).__name__)
         self.check(problem)
         start, meter, student = time.perf_counter(), Meter(budget), copy_for_training(model)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with forked(seed):
             job = Job(problem, recipe, seed, meter, first_parameter(student).device)
             student = self.apply(student, job).eval()
         return Unlearned(student, type(self).__name__, Cost(meter.gradients, time.perf_counter() - start))

@@ -35,6 +35,11 @@ class Batch(NamedTuple):
         """Number of examples."""
         return len(self.ids)
 
+    def chunk(self, count: int) -> list[Batch]:
+        """So many batches of about the same size, in order; as many as there are examples where that is fewer."""
+        rows = torch.arange(self.size).chunk(count)
+        return [Batch(rows_of(self.inputs, at), self.targets[at], self.ids[at]) for at in rows]
+
 
 @dataclass(frozen=True)
 class Data:

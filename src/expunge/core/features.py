@@ -19,6 +19,8 @@ from expunge.core.data import Batch
 from expunge.core.modules import evaluating
 from expunge.core.objective import Decisions
 from expunge.core.problem import Problem
+from expunge.core.recompute import micro_batches
+from expunge.numerics.precision import wide
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ class Features:
         caught: dict[FeatureSite, Any] = {}
         handles = [_catch(model.get_submodule(layer.path), layer, caught) for layer in self.layers]
         try:
-            decisions = self.problem.objective.decisions(model, batch)
+            # The hooks see one forward pass, which must be that of the whole batch.
+            with micro_batches(1):
+                decisions = self.problem.objective.decisions(model, batch)
         finally:
             for handle in handles:
                 handle.remove()
@@ -60,7 +64,7 @@ class Features:
         found = _first(found)
         rows = _rows(found, batch, decisions, self.problem)
         if rows is not None:
-            return rows
+            return wide(rows)
         shape = f"a tensor of shape {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise SpecError(
             f"{layer.path!r} has {shape}, not features for each of {len(decisions.targets)} decisions",

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from expunge.base.errors import SpecError
+from expunge.core.device import Precision, forward_pass, precision
 from expunge.core.example_ids import example_ids
 from expunge.core.modules import first_parameter
+from expunge.core.recompute import in_micro_batches
+from expunge.numerics.precision import wide
 
 if TYPE_CHECKING:
     from expunge.core.data import Batch
@@ -25,20 +29,30 @@ def output_of(model: nn.Module, batch: Batch, output: str | int | None = None) -
             it is a tensor, else its `logits`.
 
     Returns:
-        A tensor, with gradients where enabled.
+        A tensor in float32 or wider, with gradients where enabled.
 
     Raises:
-        SpecError: The model returns several outputs and it is not said which one counts.
+        SpecError: The model returns several outputs and it is not said which one counts, or it has batch norm and the
+            batch is to be taken in micro-batches.
     """
-    inputs = moved(batch.inputs, first_parameter(model))
-    with example_ids(batch.ids):
+    # Read here: where a backward pass runs it again, in a thread of its own, the setting is not known.
+    run = partial(_pass, model, output, precision())
+    return in_micro_batches(run, model, batch)
+
+
+def _pass(model: nn.Module, output: str | int | None, precision: Precision, batch: Batch) -> Tensor:
+    place = first_parameter(model)
+    inputs = moved(batch.inputs, place)
+    with forward_pass(place.device, precision), example_ids(batch.ids):
         if isinstance(inputs, Mapping):
             returned = model(**inputs)
         elif isinstance(inputs, tuple):
             returned = model(*inputs)
         else:
             returned = model(inputs)
-    return chosen_output(returned, output, model)
+    chosen = chosen_output(returned, output, model)
+    # Losses in bfloat16 would have two or three digits.
+    return wide(chosen)
 
 
 def moved(inputs: Any, place: Tensor) -> Any:
@@ -47,7 +61,8 @@ def moved(inputs: Any, place: Tensor) -> Any:
         return {name: moved(value, place) for name, value in inputs.items()}
     if isinstance(inputs, tuple):
         return tuple(moved(value, place) for value in inputs)
-    inputs = inputs.to(place.device)
+    if inputs.device != place.device:
+        inputs = inputs.to(place.device, non_blocking=inputs.device.type == "cpu" and inputs.is_pinned())
     return inputs.to(place.dtype) if inputs.is_floating_point() else inputs
 
 

@@ -33,6 +33,7 @@ class Steps:
     parameters: list[nn.Parameter]
     optimizer: torch.optim.Optimizer
     meter: Meter
+    accumulate: int = 1
 
     def run(
         self,
@@ -41,7 +42,15 @@ class Steps:
         on_step: Callable[[int, float], None] | None = None,
     ) -> Fit:
         """One step per item; the caller stops where the result says that the budget is exhausted."""
-        return fit(self.parameters, loss_fn, items, self.optimizer, meter=self.meter, on_step=on_step)
+        return fit(
+            self.parameters,
+            loss_fn,
+            items,
+            self.optimizer,
+            meter=self.meter,
+            on_step=on_step,
+            accumulate=self.accumulate,
+        )
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,9 @@ class Descent(Method):
     """`adam`, `adamw` or `sgd`."""
     weight_decay: NonNegative = 0.0
     """Coefficient of the squared norm."""
+    accumulate: Count = 1
+    """Micro-batches that each batch is taken in, to save memory; the loss is that of the whole batch. Batches of which
+    hidden layers are read stay whole."""
 
     def expected_gradients(self, retain: int, forget: int) -> float:
         """One per retain example and epoch."""
@@ -67,7 +79,7 @@ class Descent(Method):
         """Steps on the student's trainable parameters with this method's optimiser."""
         parameters = require_trainable(student)
         optimizer = make_optimizer(self.optimizer, parameters, self.learning_rate, self.weight_decay)
-        return Steps(parameters, optimizer, meter)
+        return Steps(parameters, optimizer, meter, self.accumulate)
 
     def descend(
         self, student: nn.Module, loss_fn: Callable[[Item], Tensor], items: Iterable[Item], meter: Meter

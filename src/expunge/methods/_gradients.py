@@ -19,6 +19,7 @@ from expunge.core.objective import Decisions, decision_losses
 from expunge.core.problem import Problem
 from expunge.numerics.factors import Magnitude
 from expunge.numerics.per_example import chain, chunk_size, summed_magnitudes
+from expunge.numerics.precision import wide, zeros_for
 from expunge.objectives.classification import Classification
 from expunge.train.loop import in_order
 
@@ -90,7 +91,7 @@ def summed_gradient(
     ids, parameters = _affordable(ids, meter), require_trainable(model)
     if len(ids) == 0:
         return None
-    total = [torch.zeros_like(parameter) for parameter in parameters]
+    total = [zeros_for(parameter) for parameter in parameters]
     with evaluating(model):
         for batch in in_order(problem.data, ids, batch_size):
             losses = decision_losses(problem.objective.decisions(model, batch))
@@ -110,7 +111,7 @@ def _mean_magnitude(
     ids, parameters = _affordable(ids, meter), require_trainable(model)
     if len(ids) == 0:
         return None
-    total = [torch.zeros_like(parameter) for parameter in parameters]
+    total = [zeros_for(parameter) for parameter in parameters]
     # Another objective may run the model in its own way.
     layers = chain(model) if type(problem.objective) is Classification else None
     with evaluating(model):
@@ -120,7 +121,7 @@ def _mean_magnitude(
                 return number(problem.objective.decisions(model, batch), batch.size)
 
             if layers is None:
-                sums = [magnitude(gradient) for gradient in _gradient(value(), parameters)]
+                sums = [magnitude(wide(gradient)) for gradient in _gradient(value(), parameters)]
             else:
                 sums = summed_magnitudes(layers, value, magnitude)
             for entry, part in zip(total, sums, strict=True):

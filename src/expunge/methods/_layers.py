@@ -12,6 +12,7 @@ from torch import nn
 from expunge.base.errors import MissingError
 from expunge.base.part import Count
 from expunge.core.job import Job
+from expunge.core.seeding import forked
 from expunge.methods._descent import Descent
 
 
@@ -45,8 +46,7 @@ def reinitialise(chosen: Sequence[TrainableLayer], seed: int) -> None:
     Raises:
         MissingError: A module has no such method.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with forked(seed):
         for layer in chosen:
             # Attention calls it by a private name.
             names = ("reset_parameters", "_reset_parameters")

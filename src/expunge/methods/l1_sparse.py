@@ -24,6 +24,7 @@ from expunge.core.job import Job
 from expunge.core.modules import trainable
 from expunge.core.problem import Problem
 from expunge.methods._descent import Descent
+from expunge.numerics.precision import wide
 from expunge.train.loop import batches
 from expunge.train.optim import OptimizerName
 
@@ -67,4 +68,4 @@ class L1Sparse(Descent):
 
 def l1_norm(model: nn.Module) -> Tensor:
     """Sum of the absolute values of all trainable weights."""
-    return torch.stack([parameter.abs().sum() for parameter in trainable(model)]).sum()
+    return torch.stack([wide(parameter).abs().sum() for parameter in trainable(model)]).sum()

@@ -74,7 +74,8 @@ class NoisyDistillation(PairedDescent):
         perturb_once(student, job, lambda parameter, generator: add_noise(parameter, self.sigma, generator))
         steps = self.steps(student, job.meter)
         schedule = cosine(self.epochs * batch_count(len(job.problem.retain), self.batch_size), self.final)
-        fit(steps.parameters, pair_loss, self.pairs(job), steps.optimizer, meter=job.meter, schedule=schedule)
+        items, count = self.pairs(job), self.accumulate
+        fit(steps.parameters, pair_loss, items, steps.optimizer, meter=job.meter, schedule=schedule, accumulate=count)
         return student
 
     def pair_loss(self, student: nn.Module, job: Job) -> Callable[[PairBatch], Tensor]:

@@ -69,6 +69,7 @@ from expunge.core.modules import evaluating, first_parameter, fixed_statistics
 from expunge.core.objective import decision_losses, per_example
 from expunge.core.problem import Problem
 from expunge.methods._descent import Descent
+from expunge.numerics.precision import wide_type
 from expunge.train.evaluation import known_share
 from expunge.train.loop import batches, in_order
 
@@ -224,7 +225,7 @@ class Losses:
         self.student, self.problem, self.together = student, problem, together
         self.memory, self.beta, self.ascent = memory, beta, ascent
         # Nothing is augmented, so that the frozen reference model would say the same at every step.
-        self.reference = torch.zeros(len(problem.data), dtype=first_parameter(student).dtype)
+        self.reference = torch.zeros(len(problem.data), dtype=wide_type(first_parameter(student).dtype))
         with evaluating(student), torch.no_grad():
             for batch in in_order(problem.data, problem.train):
                 self.reference[batch.ids] = self._with_memory(batch).cpu()

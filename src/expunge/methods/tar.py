@@ -52,6 +52,7 @@ from expunge.core.modules import require_distinct
 from expunge.core.objective import loss
 from expunge.core.problem import Problem
 from expunge.methods._distill import teacher_of
+from expunge.numerics.precision import zeros_for
 from expunge.train.loop import endless, fit, mean_batch
 from expunge.train.optim import OptimizerName, make_optimizer
 
@@ -161,7 +162,7 @@ def tampered_gradient(
         SpecError: A copy shares storage with the model, as a model with its own idea of copying can make it.
         RunError: An adversary diverged.
     """
-    total = [torch.zeros_like(parameter) for parameter in require_trainable(model)]
+    total = [zeros_for(parameter) for parameter in require_trainable(model)]
     for batches in forget:
         adversary = copy_for_training(model)
         require_distinct(adversary, model)

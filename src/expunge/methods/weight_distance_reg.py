@@ -26,6 +26,7 @@ from expunge.core.data import Batch
 from expunge.core.job import Job
 from expunge.core.modules import trainable
 from expunge.methods._descent import Descent
+from expunge.numerics.precision import wide
 
 EPSILON = 1e-8
 """Under the root; in squared units of the weights."""
@@ -55,5 +56,5 @@ class WeightDistanceReg(Descent):
 
 def distance(parameters: Sequence[Tensor], start: Sequence[Tensor]) -> Tensor:
     """Root of the mean squared difference over all entries together, plus `EPSILON` under the root; a scalar."""
-    squares = [(parameter - origin).square().sum() for parameter, origin in zip(parameters, start, strict=True)]
+    squares = [wide(parameter - origin).square().sum() for parameter, origin in zip(parameters, start, strict=True)]
     return (torch.stack(squares).sum() / sum(origin.numel() for origin in start) + EPSILON).sqrt()

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from expunge.base.errors import MissingError
+from expunge.numerics.precision import wide
 
 Magnitude = Callable[[Tensor], Tensor]
 """`torch.abs` or `torch.square`: anything elementwise with m(a b) = m(a) m(b)."""
@@ -238,7 +239,8 @@ def _group_norm(layer: nn.GroupNorm, inputs: Tensor, gradients: Tensor) -> dict[
 def _batch_norm(layer: _BatchNorm, inputs: Tensor, gradients: Tensor) -> dict[str, Factors] | None:
     if layer.training:
         return None
-    plain = F.batch_norm(inputs, layer.running_mean, layer.running_var, eps=layer.eps)
+    assert layer.running_mean is not None and layer.running_var is not None
+    plain = F.batch_norm(inputs, wide(layer.running_mean), wide(layer.running_var), eps=layer.eps)
     return _affine(layer, _channels_last(gradients), _channels_last(plain))
 
 

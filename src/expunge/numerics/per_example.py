@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from expunge.numerics._capture import uses, watched
 from expunge.numerics.factors import RULES, Magnitude, factors, no_rule, rule_of
+from expunge.numerics.precision import wide
 
 CHUNK, NUMBERS = 32, 1 << 17
 """Examples at a time, fewer where inputs are large: at most so many numbers."""
@@ -82,7 +83,7 @@ def summed_magnitudes(
     layer_uses, sums = uses(calls, value), []
     with torch.no_grad():
         for use in layer_uses:
-            found = factors(use.layer, use.inputs, use.gradients)
+            found = factors(use.layer, wide(use.inputs), wide(use.gradients))
             if found is None:
                 raise no_rule(use.layer, use.path)
             trained = [(key, p) for key, p in use.layer._parameters.items() if p is not None and p.requires_grad]

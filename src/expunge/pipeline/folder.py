@@ -33,7 +33,7 @@ from expunge.pipeline.diagnosis import diagnosis
 from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.stages._kind import kind_of
 
-FIXED = ("data", "model", "train", "forget", "seeds", "threads")
+FIXED = ("data", "model", "train", "forget", "seeds", "threads", "device", "precision")
 """What must not differ between two runs into one folder: their rows could not stand in one table."""
 
 
@@ -61,7 +61,8 @@ class RunFolder:
         """
         sweep_files(self.root)
         write_file(self.root / SPEC, json.dumps(spelled(resolved), indent=1) + "\n")
-        write_file(self.root / ENVIRONMENT, json.dumps(environment(), indent=1) + "\n")
+        ran_on = {key: resolved.get(key) for key in ("device", "precision")}
+        write_file(self.root / ENVIRONMENT, json.dumps({**environment(), **ran_on}, indent=1) + "\n")
 
     def refuse_other(self, resolved: dict[str, Any]) -> None:
         """Refuse what `open` would, and write nothing.
@@ -73,6 +74,8 @@ class RunFolder:
         if path.is_file():
             held = self._held(path)
             wanted = json.loads(canonical(resolved))
+            # Records of before devices could be named ran on the CPU.
+            held = {"device": "cpu", "precision": "float32", **held}
             differing = [key for key in FIXED if held.get(key) != wanted[key]]
             if differing:
                 other = "other" if differing[0] in ("seeds", "threads") else "another"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from expunge.base.record import Store
+from expunge.core.seeding import forked
 from expunge.numerics.linops import differentiable
 from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.stages._kind import kind_of
@@ -58,7 +59,7 @@ def seconds_per_gradient(plan: Plan) -> float:
     model = plan.recipe(data).build(0).train()
     parameters, batch = differentiable(model), data.batch(data.train[: plan.training.batch_size])
     times = []
-    with torch.random.fork_rng(devices=[]):
+    with forked():
         for _ in range(4):
             start = time.perf_counter()
             torch.autograd.grad(objective.loss(model, batch), parameters, allow_unused=True)

@@ -204,6 +204,8 @@ class Layout:
             "loop": LOOP,
             "torch": torch.__version__,
             "threads": self.parts.spec.threads,
+            "device": self.parts.device.type,
+            "precision": self.parts.spec.precision,
             "data": self.parts.source.fingerprint(),
             "model": self.parts.architecture.fingerprint(),
             "task": self.parts.task.fingerprint(),

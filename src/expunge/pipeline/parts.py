@@ -32,6 +32,7 @@ from expunge.core.contracts import (
     refuse_objective,
 )
 from expunge.core.data import Data
+from expunge.core.device import placed, resolve
 from expunge.core.objective import Objective
 from expunge.core.problem import Problem
 from expunge.diagnostics._plan import planned, with_plan
@@ -49,7 +50,7 @@ class Parts:
     def __post_init__(self) -> None:
         # Parts are made at once, so that a bad setting is reported before anything is computed.
         _ = self.source, self.objective, self.augmentations, self.architecture, self.training, self.task
-        _ = self.methods, self.attacks, self.audits, self.diagnostics, self.monitors
+        _ = self.device, self.methods, self.attacks, self.audits, self.diagnostics, self.monitors
 
     def _build(self, kind: str, entry: Entry, where: str) -> Part:
         return registry.build(kind, entry.name, entry.settings, where=where, folder=self.spec.folder)
@@ -171,7 +172,14 @@ class Parts:
 
     def recipe(self, data: Data, *, watched: bool = False) -> TrainedRecipe:
         """How models on this view of the data are trained; with the spec's monitors where it is `watched`."""
-        return TrainedRecipe(self.architecture, self.training, data, self.monitors if watched else {})
+        return TrainedRecipe(
+            self.architecture,
+            self.training,
+            data,
+            monitors=self.monitors if watched else {},
+            device=self.device,
+            checkpointing=self.spec.checkpointing,
+        )
 
     @property
     def retrains(self) -> bool:
@@ -191,6 +199,15 @@ class Parts:
     def left_out(self) -> frozenset[str]:
         """Folders that the record does without."""
         return frozenset()
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where models run.
+
+        Raises:
+            SpecError: There is no such device on this machine.
+        """
+        return resolve(self.spec.device)
 
     @property
     def about_one_model(self) -> bool:
@@ -218,7 +235,8 @@ class Parts:
         """
         if self.spec.weights is not None:
             return checkpoint.load(self.recipe(data).build(0), Path(self.spec.weights), where="model.weights")
-        return self.architecture.original(data) if self.about_one_model else None
+        own = self.architecture.original(data) if self.about_one_model else None
+        return None if own is None else placed(own, self.device)
 
     def resolved(self) -> dict[str, Any]:
         """Everything that the run will use, given or default, as plain data."""
@@ -244,6 +262,9 @@ class Parts:
             "name": spec.name,
             "seeds": list(spec.seeds),
             "threads": spec.threads,
+            "device": self.device.type,
+            "precision": spec.precision,
+            **({"checkpointing": spec.checkpointing} if spec.checkpointing else {}),
             "gallery": spec.gallery,
             "data": table(spec.data, self.source),
             "objective": self._resolved_objective(),

@@ -22,6 +22,10 @@ class StageSeeds:
         """The seed of the case that a part sees."""
         return stage.seed or 0
 
+    def stage(self, stage: Stage) -> int:
+        """For the global generators, which parts of the user's may draw from."""
+        return derive(_own(stage), "stage", stage.kind)
+
     def measure(self, stage: Stage) -> int:
         """For statistics. Those of a task belong to the data and not to a seed of the run."""
         return derive(_own(stage), "measure")

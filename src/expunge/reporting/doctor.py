@@ -1,4 +1,4 @@
-"""What this machine can run, and what to install for the rest; looks, and imports nothing heavy to do so."""
+"""What this machine can run, and what to install for the rest; looks, and imports nothing heavy but PyTorch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
+
+from expunge.reporting.accelerators import accelerators
 
 PACKAGE = Path(__file__).resolve().parent.parent
 EMBEDDED = ("fashion_mnist_12k.npz", "fashion_mnist_cscores.npz")
@@ -31,7 +33,8 @@ def examine() -> dict[str, list[Check]]:
         `{"checks": [{"what", "ok", "found", "remedy"}]}`; the remedy is empty where all is well.
     """
     checks = [_python(), _torch(), *(_package(name) for name in ("numpy", "scipy")), _cores(), _memory(), _disk()]
-    return {"checks": [*checks, _embedded(), _fashion_mnist(), _browser()]}
+    devices = [_check(*fact) for fact in accelerators()]
+    return {"checks": [*checks, *devices, _embedded(), _fashion_mnist(), _browser()]}
 
 
 def browser() -> str | None:

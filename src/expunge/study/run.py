@@ -17,6 +17,7 @@ from expunge.base import registry
 from expunge.base.errors import SpecError, unknown
 from expunge.base.part import source_digest
 from expunge.base.record import address, canonical, spelled, storage_error, sweep_files, write_file
+from expunge.core.seeding import forked
 from expunge.evidence.claim import decide
 from expunge.pipeline.executor import Task, executor_of
 from expunge.pipeline.folder import environment
@@ -131,8 +132,7 @@ def _in_processes(
 def _measure(study: Study, seed: int, work: Work, basis: Mapping[str, Any], key: str) -> None:
     torch.set_num_threads(1)
     start = time.perf_counter()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with forked(seed):
         found = _plain(dict(study.measure(seed, work, basis)))
     entry = {"key": key, "seconds": round(time.perf_counter() - start, 2), "measured": found}
     write_file(_file(work, seed), canonical(spelled(entry)) + "\n")

@@ -14,6 +14,7 @@ from expunge.blocks._put import inserted
 from expunge.core import checkpoint
 from expunge.core.contracts import Block
 from expunge.core.example_ids import example_ids
+from expunge.core.seeding import forked
 from expunge.testing._error import ContractError, Fail, failing
 from expunge.testing._rules import check_settings, randomness, reasons
 from expunge.testing._state import difference
@@ -49,8 +50,7 @@ def check_block(block: Block) -> None:
 def _models() -> Iterator[tuple[str, nn.Module, str, Tensor]]:
     """Name, model, the path of a hidden layer that can be widened too, and inputs of four examples."""
     generator = torch.Generator().manual_seed(0)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with forked(0):
         yield (
             "vectors",
             nn.Sequential(nn.Linear(5, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, 3)),

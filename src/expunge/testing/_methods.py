@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from expunge.base.errors import ExpungeError, MissingError
 from expunge.core.case import Unlearned
 from expunge.core.contracts import Method
 from expunge.core.modules import shared_storage
+from expunge.core.seeding import forked
 from expunge.testing._error import ContractError, Fail, failing
 from expunge.testing._results import check_result
 from expunge.testing._rules import accepted, check_settings, randomness, reasons, require_same, require_same_problem
@@ -108,7 +108,7 @@ def _check_needs(method: Method, needs: frozenset[str], met: Setting) -> None:
 
 
 def _lacking(method: Method, setting: Setting) -> list[str]:
-    with torch.random.fork_rng(devices=[]):
+    with forked():
         return method.missing_blocks(setting.make())
 
 

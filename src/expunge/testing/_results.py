@@ -10,6 +10,7 @@ from expunge.base.errors import SpecError
 from expunge.core import checkpoint
 from expunge.core.modules import first_parameter, shared_storage
 from expunge.core.problem import Problem
+from expunge.core.seeding import forked
 from expunge.testing._error import Fail
 from expunge.testing._settings import Setting
 from expunge.testing._state import named, ties
@@ -69,7 +70,7 @@ def _check_frozen(result: nn.Module, given: nn.Module, fail: Fail) -> None:
 
 def _check_stored(result: nn.Module, setting: Setting, fail: Fail) -> None:
     """A run stores each result as weights and reads them into a model that the recipe built."""
-    with torch.random.fork_rng(devices=[]):
+    with forked():
         fresh = setting.make()
     try:
         stored = checkpoint.restore(fresh, checkpoint.dump(result), "result").eval()

@@ -17,6 +17,7 @@ from expunge.core.contracts import Audit, Method
 from expunge.core.data import Data
 from expunge.core.modules import state_digest
 from expunge.core.problem import Problem
+from expunge.core.seeding import forked
 from expunge.testing._error import ContractError, Fail
 from expunge.testing._settings import Setting
 from expunge.testing._state import Snapshot, contents, equal, named
@@ -51,7 +52,7 @@ def accepted(part: object, settings: list[Setting]) -> list[Setting]:
 def _accepts(part: object, setting: Setting) -> bool:
     if not isinstance(part, Method | Audit):
         return True
-    with torch.random.fork_rng(devices=[]):
+    with forked():
         model = setting.make()
     try:
         part.check_model(model)
@@ -94,7 +95,7 @@ def randomness(start: int, fail: Fail, *, torch_too: bool = True) -> Iterator[No
                 raise fail(
                     "global randomness is untouched",
                     f"the global state of {name} moved",
-                    "draw from a torch.Generator of your own, or inside torch.random.fork_rng",
+                    "draw from a torch.Generator of your own, or inside expunge.core.seeding.forked",
                 )
     finally:
         torch.set_rng_state(torch_state)

@@ -26,7 +26,7 @@ def contents(holder: Any, path: str = "") -> dict[str, str]:
         value, place = getattr(holder, entry.name), f"{path}{entry.name}"
         if isinstance(value, Tensor):
             head = f"{value.dtype}{tuple(value.shape)}".encode()
-            found[place] = hashlib.sha256(head + value.contiguous().numpy().tobytes()).hexdigest()
+            found[place] = hashlib.sha256(head + value.cpu().contiguous().numpy().tobytes()).hexdigest()
         elif is_dataclass(value):
             found |= contents(value, f"{place}.")
     return found
@@ -57,4 +57,4 @@ def named(module: nn.Module) -> dict[str, Tensor]:
 def equal(a: Tensor, b: Tensor) -> bool:
     """By bytes, so that a NaN equals itself."""
     same = a.shape == b.shape and a.dtype == b.dtype
-    return same and a.detach().numpy().tobytes() == b.detach().numpy().tobytes()
+    return same and a.detach().cpu().numpy().tobytes() == b.detach().cpu().numpy().tobytes()

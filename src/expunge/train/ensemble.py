@@ -18,6 +18,7 @@ from torch.func import functional_call, stack_module_state
 
 from expunge.base.errors import SpecError
 from expunge.core.data import Batch, Data
+from expunge.core.seeding import forked
 from expunge.train.loop import batch_count, fit
 from expunge.train.optim import make_optimizer
 from expunge.train.training import TrainedRecipe, Training
@@ -82,8 +83,7 @@ def train_ensemble(recipe: TrainedRecipe, data: Data, ids: Tensor, seeds: Sequen
         raise SpecError("the training is a function", where="train.name", remedy="train the nets one by one")
     if t.clip is not None:
         raise SpecError(f"found {t.clip}", where="train.clip", allowed="none for an ensemble")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seeds[0])
+    with forked(seeds[0]):
         nets = [recipe.build(seed) for seed in seeds]
         together = Ensemble(nets).train()
         parameters = list(together.parameters())

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from expunge.base.errors import RunError
 from expunge.core.case import Meter
 from expunge.core.data import Batch, Data
+from expunge.core.recompute import micro_batches
 
 
 class Sized(Protocol):
@@ -59,6 +60,7 @@ def fit(
     schedule: Callable[[int], float] | None = None,
     on_step: Callable[[int, float], None] | None = None,
     clip: float | None = None,
+    accumulate: int = 1,
 ) -> Fit:
     """Take one optimiser step per batch.
 
@@ -71,6 +73,7 @@ def fit(
         schedule: Step (from 0) to a factor on each group's learning rate.
         on_step: Called after each step with the number of steps taken and the loss.
         clip: Largest norm of the gradient; `None` for no clipping.
+        accumulate: Micro-batches that each batch is taken in, to save memory; the loss is that of the whole batch.
 
     Returns:
         Steps, last loss, and whether the budget ended the loop.
@@ -89,7 +92,8 @@ def fit(
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * schedule(step)
         optimizer.zero_grad(set_to_none=True)
-        loss = loss_fn(item)
+        with micro_batches(accumulate):
+            loss = loss_fn(item)
         loss.backward()
         if clip is not None:
             nn.utils.clip_grad_norm_(parameters, clip)

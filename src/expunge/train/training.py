@@ -15,6 +15,9 @@ from expunge.base.part import Count, NonNegative, Part, Positive, Share
 from expunge.core.case import Meter
 from expunge.core.contracts import require_trainable
 from expunge.core.data import Data
+from expunge.core.device import placed
+from expunge.core.recompute import checkpointed
+from expunge.core.seeding import forked
 from expunge.train.function_training import FunctionTraining
 from expunge.train.loop import batches, fit
 from expunge.train.monitors import watch
@@ -42,6 +45,8 @@ class Training(Part):
     """Learning rate at the end over that at the start, reached along a cosine; 1 keeps it constant."""
     clip: Positive | None = None
     """Largest norm of the gradient; none by default."""
+    accumulate: Count = 1
+    """Micro-batches that each batch is taken in, to save memory; the loss is that of the whole batch."""
 
     def schedule(self, steps: int) -> Callable[[int], float] | None:
         """Factor on the learning rate at each step, or `None` where it is constant."""
@@ -81,6 +86,7 @@ class Training(Part):
             schedule=self.schedule(self.epochs * math.ceil(len(ids) / self.batch_size)),
             on_step=watched(module, data, ids, optimizer, seed) if watched else None,
             clip=self.clip,
+            accumulate=self.accumulate,
         )
         return module
 
@@ -94,6 +100,8 @@ class TrainedRecipe:
         training: The library's loop with its settings, or a function of the user's.
         data: Gives the architecture its input shape and number of labels.
         monitors: What is measured while a model trains, by label; the trained weights do not depend on it.
+        device: Where models are built, and stay.
+        checkpointing: Which activations are computed again in the backward pass; see `core.recompute.checkpointed`.
     """
 
     architecture: Any
@@ -102,13 +110,17 @@ class TrainedRecipe:
     monitors: Mapping[str, Any] = field(default_factory=dict)
     records: dict[str, dict[str, list[float | None]]] = field(default_factory=dict, compare=False)
     """What the monitors measured in the last training, by label; `None` where a number is not finite."""
+    device: torch.device | str = "cpu"
+    checkpointing: str | None = None
 
     def build(self, seed: int) -> nn.Module:
         """The freshly initialised model of this seed."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        # Initial weights are drawn on the CPU, so that they are the same on every device.
+        with forked(seed):
             module: nn.Module = self.architecture(self.data)
-            return module
+        if self.checkpointing is not None:
+            checkpointed(module, self.checkpointing)
+        return placed(module, self.device)
 
     def fit(self, module: nn.Module, data: Data, ids: Tensor, seed: int, meter: Meter | None = None) -> nn.Module:
         """Train the module, in place.

@@ -16,7 +16,9 @@ from expunge.base.memory import MemoryStore
 from expunge.base.record import Store
 from expunge.core import checkpoint
 from expunge.core.case import Case, Shadows
+from expunge.core.device import computing, device_name
 from expunge.core.problem import Problem
+from expunge.core.seeding import forked
 from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.stage import STATISTICS, WEIGHTS
 from expunge.pipeline.stages._kind import Output, kind_of
@@ -44,8 +46,12 @@ class Worker:
         """
         torch.set_num_threads(self.plan.spec.threads)
         start, kind = time.perf_counter(), kind_of(stage.kind)
+        # Diagnostics look at curvature, which needs more digits than bfloat16 has.
+        precision = "float32" if stage.kind == "diagnostic" else self.plan.spec.precision
         try:
-            output = kind.run(self, stage)
+            # Parts of the user's may draw from global state.
+            with computing(precision), forked(self.plan.seeds.stage(stage)):
+                output = kind.run(self, stage)
         except ExpungeError as error:
             raise type(error)(
                 error.finding,
@@ -55,7 +61,8 @@ class Worker:
             ) from None
         _check_files(kind.written(self.plan), stage, output)
         seconds = round(time.perf_counter() - start, 3)
-        facts = {"stage": stage.name, "gradients": output.gradients, "seconds": seconds}
+        ran_on = {"device": device_name(self.plan.device), "precision": precision}
+        facts = {"stage": stage.name, "gradients": output.gradients, "seconds": seconds, **ran_on}
         self.store.put(stage.key, output.files, facts)
         return facts
 

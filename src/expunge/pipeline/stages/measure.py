@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from safetensors.torch import save as save_tensors
 
 from expunge.core.case import Meter
+from expunge.core.seeding import forked
 from expunge.pipeline.parts import Parts
 from expunge.pipeline.stage import STATISTICS, Stage
 from expunge.pipeline.stages._kind import Output, StageKind, setting
@@ -36,8 +36,7 @@ class MeasureStage(StageKind):
         else:
             problem, part = worker.problem(stage), plan.part(stage.part_kind, stage.part)
             model = worker.model(stage.input("model"), problem)
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+            with forked(seed):
                 tensors = part.measure(model, problem, seed, meter)
         return Output({STATISTICS: save_tensors({n: t.contiguous() for n, t in tensors.items()})}, meter.gradients)
 

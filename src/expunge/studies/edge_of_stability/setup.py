@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from expunge.base.errors import RunError
+from expunge.core.seeding import forked
 from expunge.data.fashion_mnist import FashionMNIST
 from expunge.train.loop import fit
 from expunge.train.monitors import SharpnessMonitor
@@ -72,8 +73,7 @@ def examples(count: int, generator: torch.Generator) -> Examples:
 
 def network(activation: str, width: int, seed: int, layers: int = LAYERS) -> nn.Sequential:
     """A chain of linear layers without biases, initialised as PyTorch does."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with forked(seed):
         widths = [SIDE * SIDE, *[width] * (layers - 1)]
         modules: list[nn.Module] = []
         for before, after in pairwise(widths):

@@ -14,6 +14,7 @@ from expunge.base.errors import SpecError
 from expunge.base.seeds import derive
 from expunge.core.data import Batch, Data
 from expunge.core.modules import evaluating
+from expunge.core.seeding import forked
 from expunge.numerics._batches import rows
 
 _BATCH = 512
@@ -58,7 +59,7 @@ def require_every(every: int) -> None:
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and a random state that is put back, whatever the loss draws."""
-    with evaluating(model), torch.random.fork_rng(devices=[]):
+    with evaluating(model), forked():
         yield
 
 

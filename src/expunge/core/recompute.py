@@ -1,0 +1,152 @@
+"""Less memory for activations: forward passes in micro-batches, and layers that are computed again when needed.
+
+A batch in `k` micro-batches gives the *same* loss as the whole batch, for every loss. Outputs of the micro-batches are
+joined before the loss is computed, so that a mean over decisions stays a mean over all decisions, whatever number of
+them an example has. Activations are kept for one micro-batch at a time: the backward pass runs each forward pass again
+(Chen et al. 2016, arXiv:1604.06174). This costs about a third more time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from fnmatch import fnmatchcase
+from functools import partial
+from types import MethodType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from expunge.base.errors import SpecError
+from expunge.core.modules import first_parameter
+
+if TYPE_CHECKING:
+    from expunge.core.data import Batch
+
+_COUNT: ContextVar[int] = ContextVar("micro_batches", default=1)
+OWN = "auto"
+"""The value of `checkpointing` for models that know how to checkpoint themselves, as those of Hugging Face do."""
+
+
+@contextmanager
+def micro_batches(count: int) -> Iterator[None]:
+    """Inside, every forward pass of a batch runs in so many micro-batches, or one per example where it has fewer."""
+    before = _COUNT.set(count)
+    try:
+        yield
+    finally:
+        _COUNT.reset(before)
+
+
+def in_micro_batches(run: Callable[[Batch], Tensor], model: nn.Module, batch: Batch) -> Tensor:
+    """The outputs of a batch, `[b, ...]`, computed in micro-batches where there are to be any.
+
+    Args:
+        run: The forward pass of the model, a batch to outputs `[b, ...]`.
+        model: Looked at for batch norm.
+        batch: The whole batch.
+
+    Raises:
+        SpecError: Batch norm in training mode, which needs the whole batch at once.
+    """
+    parts = batch.chunk(_COUNT.get()) if _COUNT.get() > 1 else [batch]
+    if len(parts) < 2:
+        return run(batch)
+    if any(isinstance(module, _BatchNorm) and module.training for module in model.modules()):
+        raise SpecError(
+            "the model has batch norm, whose statistics are those of the whole batch",
+            where="accumulate",
+            allowed="1 for such a model",
+            remedy="set accumulate = 1, or use a model with another norm",
+        )
+    if not torch.is_grad_enabled():
+        return torch.cat([run(part) for part in parts])
+    contexts, place = _as_now(model), first_parameter(model)
+
+    def of_part(part: Batch, place: Tensor) -> Tensor:
+        return run(part)
+
+    # PyTorch repeats the random numbers of the devices of its arguments: the batch is on the CPU, the model may not be.
+    outputs = [checkpoint(of_part, part, place, use_reentrant=False, context_fn=contexts) for part in parts]
+    return torch.cat(outputs)
+
+
+def checkpointed(model: nn.Module, which: str, where: str = "checkpointing") -> nn.Module:
+    """Let a model compute activations again in the backward pass instead of keeping them; it is changed in place.
+
+    Args:
+        model: Gradients stay the same.
+        which: `auto` for the way of the model itself, as those of Hugging Face have, or a glob over the paths
+            of its modules, such as `layers.*`: a `*` does not match a dot.
+        where: The setting, for messages.
+
+    Raises:
+        SpecError: The model has no such function, or no module has such a path.
+    """
+    if which == OWN:
+        _enable(model, where)
+        return model
+    modules = [module for path, module in model.named_modules() if path and _matches(path, which)]
+    if not modules:
+        paths = [path for path, _ in model.named_modules() if path]
+        raise SpecError(f"no module matches {which!r}", where=where, allowed=", ".join(paths[:12]) or "none")
+    for module in modules:
+        # A bound method, which copy.deepcopy binds to the copy.
+        module.forward = MethodType(_again, module)
+    return model
+
+
+def _enable(model: Any, where: str) -> None:
+    # The first is the name since version 5 of transformers.
+    kwargs = {"use_reentrant": False}
+    try:
+        if hasattr(model, "activation_checkpointing_enable"):
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs=kwargs)
+        else:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+    except (AttributeError, ValueError):
+        raise SpecError(
+            f"{type(model).__name__} has no checkpointing of its own",
+            where=where,
+            allowed="a glob over module paths, such as 'layers.*'",
+        ) from None
+
+
+def _matches(path: str, pattern: str) -> bool:
+    steps, wanted = path.split("."), pattern.split(".")
+    return len(steps) == len(wanted) and all(map(fnmatchcase, steps, wanted))
+
+
+def _again(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    forward = partial(type(module).forward, module)
+    if not (module.training and torch.is_grad_enabled()):
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, context_fn=_as_now(module), **kwargs)
+
+
+def _as_now(model: nn.Module) -> Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]:
+    """Contexts of a forward pass and of its repetition, which sees modes, and rules of blocks, as they are now."""
+    modes = [(module, module.training) for module in model.modules()]
+    rules: list[tuple[Any, Any]] = [(module, module.rule) for module in model.modules() if hasattr(module, "rule")]
+    return lambda: (nullcontext(), _again_as(modes, rules))
+
+
+@contextmanager
+def _again_as(modes: Sequence[tuple[nn.Module, bool]], rules: Sequence[tuple[Any, Any]]) -> Iterator[None]:
+    then = [(module, module.training) for module, _ in modes], [(layer, layer.rule) for layer, _ in rules]
+    _set(modes, rules)
+    try:
+        yield
+    finally:
+        _set(*then)
+
+
+def _set(modes: Sequence[tuple[nn.Module, bool]], rules: Sequence[tuple[Any, Any]]) -> None:
+    for module, training in modes:
+        module.training = training
+    for layer, rule in rules:
+        layer.rule = rule
