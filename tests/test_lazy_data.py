@@ -136,6 +136,37 @@ def test_peak_memory_stays_flat() -> None:
     assert peaks[1] < peaks[0] + 60, peaks
 
 
+def test_a_notebook_reads_its_data_sets_batch_by_batch() -> None:
+    import expunge
+
+    data, _ = pair()
+    parts = {"forget": slice(0, 20), "retain": slice(20, 120), "test": slice(120, 180)}
+    sets = {name: Listed(data.inputs[rows], data.targets[rows]) for name, rows in parts.items()}
+
+    def build() -> nn.Module:
+        return MLP(widths=[8])(data)
+
+    def train(model: nn.Module, dataset: Any) -> None:
+        inputs, targets = torch.stack([x for x, _ in dataset]), torch.tensor([y for _, y in dataset])
+        optimizer = torch.optim.Adam(model.parameters(), 0.01)
+        for _ in range(30):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(inputs), targets).backward()
+            optimizer.step()
+
+    model = build()
+    train(model, Listed(data.inputs[:120], data.targets[:120]))
+    rows = []
+    for in_memory in (True, False):
+        case = expunge.case(model, recipe=expunge.recipe(build, train), in_memory=in_memory, **sets)
+        assert isinstance(case.problem.data.inputs, LazyInputs) != in_memory
+        done = expunge.unlearn(case, "random_relabel", epochs=1)
+        rows.append(expunge.audit(done, case, references=1).rows)
+    assert repr(rows[0]) == repr(rows[1])
+    with pytest.raises(SpecError, match="map-style data set"):
+        expunge.case(model, forget=iter([1]), retain=sets["retain"], test=sets["test"], in_memory=False)
+
+
 # --- Augmentations ---------------------------------------------------------------------------------------------------
 
 

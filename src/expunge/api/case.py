@@ -17,9 +17,10 @@ from expunge.base import registry
 from expunge.base.errors import SpecError
 from expunge.base.seeds import derive
 from expunge.core.case import Case, Meter, Recipe, Unlearned
-from expunge.core.collect import Collected, collect, items_of
+from expunge.core.collect import Collected, ItemInputs, collect, collect_lazily, items_of
 from expunge.core.data import Batch, Data
 from expunge.core.device import placed
+from expunge.core.lazy import LazyInputs
 from expunge.core.modules import first_parameter
 from expunge.core.objective import CLASSES, TOKENS, Objective, inferred
 from expunge.core.problem import Problem
@@ -80,6 +81,8 @@ def case(
     holdout: Any = None,
     recipe: Recipe | Functions | None = None,
     objective: Objective | str | None = None,
+    in_memory: bool = True,
+    workers: int = 0,
     seed: int = 0,
 ) -> Case:
     """Your model and your data as a case.
@@ -94,6 +97,9 @@ def case(
         recipe: How such models are trained: `expunge.recipe(build, train)`, or an object with `build` and `fit`.
         objective: What the model is judged by: a name such as `multilabel`, or with settings
             `expunge.objective("segmentation", ignore=255)`; inferred from the targets where that is obvious.
+        in_memory: Whether inputs are copied into memory. Otherwise they are read batch by batch from your map-style
+            data sets, whose items must be the same on every read; targets stay in memory.
+        workers: Processes that read ahead where inputs are not in memory.
         seed: Everything random follows from it.
 
     Returns:
@@ -103,9 +109,10 @@ def case(
         SpecError: The data do not fit the model or each other; says where.
     """
     sources = {"forget": forget, "retain": retain, "test": test} | ({"holdout": holdout} if holdout is not None else {})
-    parts = {name: collect(source, where=name) for name, source in sources.items()}
+    read = collect if in_memory else collect_lazily
+    parts = {name: read(source, where=name) for name, source in sources.items()}
     objective = named(objective) if isinstance(objective, str) else objective
-    data, ids = _pool(model, parts, objective)
+    data, ids = _pool(model, parts, objective, workers)
     items = items_of(list(parts.values()))
     made = FunctionRecipe(*recipe, items, first_parameter(model).device) if isinstance(recipe, tuple) else recipe
     problem = Problem(data, **ids)  # type: ignore[arg-type]  # four tensors of ids
@@ -147,17 +154,21 @@ def unlearn(
 
 
 def _pool(
-    model: nn.Module, parts: Mapping[str, Collected], objective: Objective | None
+    model: nn.Module, parts: Mapping[str, Collected], objective: Objective | None, workers: int
 ) -> tuple[Data, dict[str, Tensor]]:
     """All parts under consecutive ids, and the ids of each."""
-    inputs = _cat([part.inputs for part in parts.values()], "inputs")
+    whole = [part.inputs for part in parts.values() if part.inputs is not None]
+    lazy = LazyInputs(ItemInputs(items_of(list(parts.values()))), workers=workers)
+    inputs = _cat(whole, "inputs") if whole else lazy
     targets = _cat([part.targets for part in parts.values()], "targets")
-    ends = torch.tensor([len(part.inputs) for part in parts.values()]).cumsum(0)
-    ids = dict(zip(parts, torch.tensor_split(torch.arange(len(inputs)), ends[:-1]), strict=True))
+    ends = torch.tensor([len(part.targets) for part in parts.values()]).cumsum(0)
+    ids = dict(zip(parts, torch.tensor_split(torch.arange(len(targets)), ends[:-1]), strict=True))
     train = torch.cat([ids["forget"], ids["retain"]])
     given = objective or inferred(inputs, targets)
     targets = targets if targets.is_floating_point() else targets.long()
-    labels = () if given is None else _labels(model, Batch(inputs[:2], targets[:2], torch.arange(2)), given)
+    labels = (
+        () if given is None else _labels(model, Batch(inputs[torch.arange(2)], targets[:2], torch.arange(2)), given)
+    )
     return Data(inputs, targets, train, ids["test"], labels, objective=given).judged_by(None), ids
 
 

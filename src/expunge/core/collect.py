@@ -22,7 +22,8 @@ TARGETS = ("labels", "label", "y", "targets")
 class Collected:
     """Inputs `[n, ...]` and targets `[n]` or `[n, t]`, with the items as their owner would see them."""
 
-    inputs: Tensor
+    inputs: Tensor | None
+    """`None` where they are read when they are needed."""
     targets: Tensor
     items: Dataset[Any]
 
@@ -65,6 +66,42 @@ def collect(source: Any, *, where: str) -> Collected:
         where=where,
         allowed="a data set, a pair of tensors or arrays, or batches of (x, y)",
     )
+
+
+class ItemInputs(Dataset[Any]):
+    """The inputs of a data set's items, without their targets."""
+
+    def __init__(self, items: Dataset[Any]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Tensor:
+        return _pair(self.items[index], "data", index)[0]
+
+
+def collect_lazily(source: Any, *, where: str) -> Collected:
+    """Read the targets of a map-style data set, and leave its inputs where they are.
+
+    Args:
+        source: A map-style data set of `(x, y)` or of dicts; each item is read once here, and kept no longer.
+        where: What it is for, for messages.
+
+    Returns:
+        Targets and items; no inputs.
+
+    Raises:
+        SpecError: It is no map-style data set, or an item has no input or no target.
+    """
+    if not hasattr(source, "__getitem__") or not hasattr(source, "__len__"):
+        raise SpecError(
+            f"found {type(source).__name__}",
+            where=where,
+            allowed="a map-style data set, with __getitem__ and __len__, where in_memory is False",
+        )
+    targets = _join(torch.stack, [_pair(source[i], where, i)[1] for i in range(len(source))], where)
+    return Collected(None, targets, source)
 
 
 def items_of(parts: Sequence[Collected]) -> ConcatDataset[Any]:
