@@ -166,9 +166,8 @@ def _pool(
     train = torch.cat([ids["forget"], ids["retain"]])
     given = objective or inferred(inputs, targets)
     targets = targets if targets.is_floating_point() else targets.long()
-    labels = (
-        () if given is None else _labels(model, Batch(inputs[torch.arange(2)], targets[:2], torch.arange(2)), given)
-    )
+    first = torch.arange(2)
+    labels = () if given is None else _labels(model, Batch(inputs[first], targets[:2], first), given)
     return Data(inputs, targets, train, ids["test"], labels, objective=given).judged_by(None), ids
 
 
