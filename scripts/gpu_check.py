@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ import torch
 from expunge.base import registry
 from expunge.base.spec import read
 from expunge.core.case import train_model
-from expunge.core.contracts import TIED_DROPOUT
 from expunge.core.device import available, device_name, resolve
 from expunge.data.digits import Digits
 from expunge.models.mlp import MLP
@@ -68,8 +68,7 @@ def method_row(name: str, device: torch.device) -> Row:
     """Seconds of a method on both devices, and the relative distance between the two results."""
     data, method = Digits(train=600)(), registry.load("method", name)()
     problem = RandomSubset(count=60)(data, 0, {})
-    architecture = MLP(fixed=0.5) if TIED_DROPOUT in method.needs else MLP()
-    recipe = TrainedRecipe(architecture, Training(epochs=5), data)
+    recipe = TrainedRecipe(MLP(), Training(epochs=5), data)
     original = train_model(recipe, data, problem.train, 0)
     ours, theirs = (timed(method, original, problem, recipe, where) for where in (torch.device("cpu"), device))
     return {
@@ -81,14 +80,14 @@ def method_row(name: str, device: torch.device) -> Row:
 
 
 def for_digits() -> list[str]:
-    """The methods that need no more than a classifier, a recipe and tied dropout."""
-    there = Classification.provides | {"recipe", TIED_DROPOUT}
+    """The methods that need no more than a classifier and a recipe."""
+    there = Classification.provides | {"recipe"}
     return [n for n in registry.names("method") if n not in FILES and registry.load("method", n).needs <= there]
 
 
 def timed(method: Any, original: Any, problem: Any, recipe: TrainedRecipe, device: torch.device) -> tuple[Any, float]:
     """The unlearned model and the seconds that it took; a first call starts the device."""
-    recipe = TrainedRecipe(recipe.architecture, recipe.training, recipe.data, device)
+    recipe = replace(recipe, device=device)
     done = [method(moved(original, recipe), problem, recipe, 0) for _ in range(2)]
     return done[1].model, done[1].cost.seconds
 

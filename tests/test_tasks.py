@@ -337,7 +337,7 @@ def test_as_many_as_there_are_is_refused(digits: Data, task: Task) -> None:
 
 @pytest.mark.parametrize("task", [LabelSwap(count=3), WholeClass(label=65)])
 def test_tokens_have_no_classes(docs: Data, task: Task) -> None:
-    with pytest.raises(SpecError, match="the data are tokens"):
+    with pytest.raises(SpecError, match="the objective is LanguageModelling"):
         task(docs, 0, {})
 
 

@@ -158,7 +158,11 @@ def study(name: str, preset: str, out: Path, seeds: tuple[int, ...], workers: in
 @click.argument("kind", required=False, shell_complete=complete_kind)
 @as_json
 def list_(kind: str | None, json_: bool) -> None:
-    """What there is: data, models, blocks, tasks, methods, attacks, audits, diagnostics, monitors, studies."""
+    """What there is.
+
+    Kinds: data, objectives, augmentations, models, blocks, tasks, methods, attacks, audits, diagnostics, monitors,
+    studies.
+    """
     from expunge.reporting.listing import listing, methods_table
 
     wanted = KINDS if kind is None else (kind_of(kind),)

@@ -18,10 +18,11 @@ import expunge
 from expunge.base import registry
 from expunge.base.spec import parse
 from expunge.core import checkpoint
-from expunge.core.case import Case, Meter, Recipe, Shadows, train_model
-from expunge.core.contracts import TIED_DROPOUT, Method
+from expunge.core.case import Case, Shadows, train_model
+from expunge.core.contracts import Method
 from expunge.core.data import Batch
 from expunge.core.device import placed
+from expunge.core.job import Job
 from expunge.core.modules import first_parameter
 from expunge.core.problem import Problem
 from expunge.core.recompute import micro_batches
@@ -64,9 +65,9 @@ def weights(module: nn.Module) -> np.ndarray:
 
 
 def suitable(part: Any) -> list[Setting]:
-    memory = TIED_DROPOUT in getattr(part, "needs", ())
+    memory = bool(getattr(part, "blocks", ()))
     found = [settings()[name] for name in ((MEMORY,) if memory else (REGULARISED, TOKENS, PLAIN))]
-    needs = getattr(part, "needs", frozenset()) - {"recipe", TIED_DROPOUT}
+    needs = getattr(part, "needs", frozenset()) - {"recipe"}
     found = [setting for setting in found if needs <= setting.problem.objective.provides]
     return accepted(part, found)[:2]
 
@@ -249,7 +250,7 @@ def test_a_case_from_tensors_on_the_device() -> None:
 class Mixing(Method):
     """Adds a tensor of the CPU to its weights."""
 
-    def apply(self, student: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, meter: Meter) -> nn.Module:
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
         with torch.no_grad():
             for parameter in student.parameters():
                 parameter.add_(torch.ones(parameter.shape))

@@ -183,6 +183,8 @@ def _labels(model: nn.Module, batch: Batch, objective: Objective) -> tuple[str, 
     """Numbers for the classes or tokens that the model's last layer has outputs for; none where labels mean others."""
     if not objective.provides & {CLASSES, TOKENS}:
         return ()
+    if objective.outputs:
+        return tuple(map(str, range(objective.outputs)))
     with torch.no_grad():
         logits = objective.prediction(copy.deepcopy(model).eval(), batch)
     if logits.ndim < 2:

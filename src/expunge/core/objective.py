@@ -9,7 +9,7 @@ a loss and metrics of its own; parts that need decisions say so in `needs`.
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
 import torch
@@ -80,7 +80,7 @@ class Objective(Part):
     loss_unit: ClassVar[str] = "nats"
     """Unit of `losses`."""
 
-    output: str | int | None = None
+    output: str | int | None = field(default=None, kw_only=True)
     """Which output holds the predictions, where a model returns several: a key, an attribute, or a position in a tuple.
     By default `logits` where there is one."""
 

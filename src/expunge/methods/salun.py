@@ -39,7 +39,7 @@ from expunge.train.loop import PairBatch
 class SalUn(RetainingDescent):
     """Random relabelling under a saliency mask."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"decisions", "relabel"})
+    needs: ClassVar[frozenset[str]] = frozenset({"decisions"})
     cite: ClassVar[str] = "fan2024salun"
     paper: ClassVar[str] = "SalUn, 2024"
     effort: ClassVar[str] = "F + (R + B) E"
