@@ -1,4 +1,4 @@
-"""Reference pages made from the registry, the command line and docstrings; a MkDocs hook, so none is kept by hand."""
+"""Reference pages, generated from the registry, the command line and docstrings when MkDocs builds the site."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ TABLE = re.compile(r"<!-- table: (\w+) -->")
 
 def pages() -> dict[str, str]:
     """Every generated page: its path below `docs/` and its Markdown."""
-    made = {"reference/cli.md": command_line(), "reference/python.md": python(), "reference/numerics.md": numerics()}
+    texts = {"reference/cli.md": command_line(), "reference/python.md": python(), "reference/numerics.md": numerics()}
     for kind, folder in registry.FOLDERS.items():
         if registry.names(kind):
-            made[f"reference/{folder}.md"] = parts(kind, folder)
-    return made
+            texts[f"reference/{folder}.md"] = parts(kind, folder)
+    return texts
 
 
 def parts(kind: str, folder: str) -> str:
@@ -42,18 +42,19 @@ def parts(kind: str, folder: str) -> str:
 
 def part(kind: str, name: str) -> str:
     """One part: what it does, its settings, its needs and its paper."""
-    found = describe(kind, registry.load(kind, name))
+    description = describe(kind, registry.load(kind, name))
     facts = registry.facts(kind, name)
-    blocks = [f"## {name}", text(found["summary"])]
-    if found["settings"]:
-        rows = [(f"`{s['name']}`", text(s["type"]), default(s["default"]), text(s["doc"])) for s in found["settings"]]
+    blocks = [f"## {name}", text(description["summary"])]
+    if description["settings"]:
+        settings = description["settings"]
+        rows = [(f"`{s['name']}`", text(s["type"]), default(s["default"]), text(s["doc"])) for s in settings]
         blocks.append(table(("setting", "type", "default", "meaning"), rows))
-    if found["needs"]:
-        blocks.append(f"**Needs:** {', '.join(found['needs'])}.")
+    if description["needs"]:
+        blocks.append(f"**Needs:** {', '.join(description['needs'])}.")
     if paper := paper_of(facts):
         blocks.append(f"**Paper:** {paper}.")
-    if found["cite"]:
-        blocks.append(f"```bibtex\n{found['cite']}\n```")
+    if description["cite"]:
+        blocks.append(f"```bibtex\n{description['cite']}\n```")
     return "\n\n".join(blocks)
 
 
@@ -77,9 +78,9 @@ def command_line() -> str:
         usage = command.get_usage(context).removeprefix("Usage: ")
         blocks += [f"## expunge {name}", f"```text\n{usage}\n```", text(command.help or "")]
         options = [o for o in command.params if isinstance(o, click.Option)]
-        told = [record for option in options if (record := option.get_help_record(context))]
-        if told:
-            blocks.append(table(("option", "meaning"), [(f"`{names}`", text(meaning)) for names, meaning in told]))
+        rows = [record for option in options if (record := option.get_help_record(context))]
+        if rows:
+            blocks.append(table(("option", "meaning"), [(f"`{names}`", text(meaning)) for names, meaning in rows]))
     return "\n\n".join(blocks) + "\n"
 
 
@@ -90,12 +91,12 @@ def python() -> str:
         text("The notebook path, on a model of your own; see [your own model](../own-model.md).").replace("\\[", "["),
     ]
     for name in sorted(expunge.__all__):
-        found = getattr(expunge, name)
-        kind = "class " if isinstance(found, type) else ""
-        head = f"{kind}expunge.{name}{'' if kind else signature(found)}"
-        blocks += [f"## {name}", f"```python\n{head}\n```", f"```text\n{inspect.getdoc(found)}\n```"]
+        value = getattr(expunge, name)
+        kind = "class " if isinstance(value, type) else ""
+        head = f"{kind}expunge.{name}{'' if kind else signature(value)}"
+        blocks += [f"## {name}", f"```python\n{head}\n```", f"```text\n{inspect.getdoc(value)}\n```"]
         if kind:
-            blocks += [member(*item) for item in vars(found).items() if not item[0].startswith("_")]
+            blocks += [member(*item) for item in vars(value).items() if not item[0].startswith("_")]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
@@ -105,10 +106,10 @@ def numerics() -> str:
         "# Numerics",
         "Tensors in, tensors out; for use with any PyTorch module. Import from `expunge.numerics.FILE`.",
     ]
-    for found in sorted(pkgutil.iter_modules(expunge.numerics.__path__), key=lambda module: module.name):
-        if not found.name.startswith("_"):
-            module = importlib.import_module(f"expunge.numerics.{found.name}")
-            blocks += [f"## {found.name}", f"```text\n{inspect.getdoc(module)}\n```"]
+    for entry in sorted(pkgutil.iter_modules(expunge.numerics.__path__), key=lambda module: module.name):
+        if not entry.name.startswith("_"):
+            module = importlib.import_module(f"expunge.numerics.{entry.name}")
+            blocks += [f"## {entry.name}", f"```text\n{inspect.getdoc(module)}\n```"]
             for name, value in public(module).items():
                 head = f"{name}{'' if isinstance(value, type) else signature(value)}"
                 blocks += [f"### {name}", f"```python\n{head}\n```", f"```text\n{inspect.getdoc(value)}\n```"]
@@ -118,7 +119,7 @@ def numerics() -> str:
 
 
 def public(module: ModuleType) -> dict[str, Any]:
-    """Functions and classes that a module offers: those it lists, or else those it defines."""
+    """The public functions and classes of a module: those in `__all__`, or else those that it defines."""
     listed = getattr(module, "__all__", None)
     own = [n for n, v in vars(module).items() if n[0] != "_" and getattr(v, "__module__", "") == module.__name__]
     return {name: getattr(module, name) for name in (own if listed is None else listed)}
@@ -143,18 +144,18 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def one_line(value: str) -> str:
-    """What may stand in a cell."""
+    """The text as a table cell can hold it."""
     return " ".join(value.split()).replace("|", "\\|")
 
 
 def text(value: str) -> str:
-    """Prose whose formulas stay as they were written: outside of code, `*`, `_` and `<` mean themselves."""
+    """Prose with `*`, `_`, `<` and `[` escaped outside of code, so that formulas are shown as they were written."""
     pieces = re.split(r"(`[^`]*`)", value)
     return "".join(p if p.startswith("`") else re.sub(r"([*_<\[])", r"\\\1", p) for p in pieces)
 
 
 def default(value: Any) -> str:
-    """A default as TOML would spell it; empty where there is none."""
+    """A default as TOML spells it; empty where there is none."""
     return "" if value is None else f"`{str(value).lower() if isinstance(value, bool) else value!r}`"
 
 
@@ -169,4 +170,4 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """MkDocs: put tables where a page asks for them."""
-    return TABLE.sub(lambda found: overview(found[1]), markdown)
+    return TABLE.sub(lambda match: overview(match[1]), markdown)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from expunge.base.errors import SpecError, unknown
@@ -61,6 +62,15 @@ class FunctionPart(Part):
     needs: ClassVar[frozenset[str]] = frozenset()
     repeatable: ClassVar[bool] = True
     shadow_pairs: ClassVar[int] = 0
+    predicts: ClassVar[Mapping[str, str]] = MappingProxyType({})
+
+    def repeats(self, data: Any) -> bool:
+        """Of a diagnostic: it runs on every seed's original."""
+        return True
+
+    def summary(self, estimates: Mapping[str, Any]) -> str:
+        """Of a diagnostic: it has no sentence."""
+        return ""
 
     target: str
     keywords: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -33,7 +33,9 @@ from expunge.pipeline.diagnosis import diagnosis
 from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.stages._kind import kind_of
 
-FIXED = ("data", "model", "train", "forget", "seeds", "threads", "device", "precision")
+FIXED = (
+    "data", "objective", "augmentation", "model", "train", "forget", "seeds", "threads", "device", "precision",
+)  # fmt: skip
 """What must not differ between two runs into one folder: their rows could not stand in one table."""
 
 
@@ -74,9 +76,9 @@ class RunFolder:
         if path.is_file():
             held = self._held(path)
             wanted = json.loads(canonical(resolved))
-            # Records of before devices could be named ran on the CPU.
-            held = {"device": "cpu", "precision": "float32", **held}
-            differing = [key for key in FIXED if held.get(key) != wanted[key]]
+            # Records that name no device ran on the CPU, and those that name no objective inferred it as today.
+            held = {"device": "cpu", "precision": "float32", "objective": wanted.get("objective"), **held}
+            differing = [key for key in FIXED if held.get(key) != wanted.get(key)]
             if differing:
                 other = "other" if differing[0] in ("seeds", "threads") else "another"
                 raise SpecError(
