@@ -30,7 +30,7 @@ Outcome = Literal["reproduced", "not reproduced", "inconclusive"]
 Kind = Literal["above", "below", "within", "ordered"]
 Measured = Mapping[str, Any]
 """Measurements of one seed. `<claim id>`: a number or an array. `<id>.se`: its standard error over examples that are
-the same in every seed (the scatter over seeds covers examples that are drawn anew). `<id>.of`: the components' names."""
+the same in every seed (the scatter over seeds covers examples drawn anew). `<id>.of`: names of its components."""
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ class Table:
         return rows
 
     def _gap(self, value: float, model: str, seed: int, attack: str | None, key: Key) -> float | None:
-        """Difference to the seed's reference after the same attack, or, for one model, to the mean of all references."""
+        """Difference to the seed's reference after the same attack; for one model, to the mean of all references."""
         seeds = self.seeds if self.about_one_model else [seed]
         scores = [self.get(REFERENCE, s, attack, key) for s in seeds]
         references = [entry.reduced() for entry in scores if entry is not None]
