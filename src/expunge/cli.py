@@ -161,7 +161,11 @@ def study(name: str, preset: str, out: Path, seeds: tuple[int, ...], workers: in
 @click.argument("kind", required=False, shell_complete=complete_kind)
 @as_json
 def list_(kind: str | None, json_: bool) -> None:
-    """List registered parts: data, models, blocks, tasks, methods, attacks, audits, diagnostics, monitors, studies."""
+    """List registered parts, of all kinds or of one.
+
+    Kinds: data, objectives, augmentations, models, blocks, tasks, methods, attacks, audits, diagnostics, monitors and
+    studies.
+    """
     from expunge.reporting.listing import listing, methods_table
 
     wanted = KINDS if kind is None else (kind_of(kind),)
@@ -267,9 +271,9 @@ def doctor(json_: bool) -> None:
         _print_json(checks)
         return
     for line in checks["checks"]:
-        click.echo(f"{'ok  ' if line['ok'] else 'lack'}  {line['what']:24} {line['found']}")
+        click.echo(f"{'ok     ' if line['ok'] else 'missing'}  {line['what']:24} {line['found']}")
         if not line["ok"]:
-            click.echo(f"      {line['remedy']}")
+            click.echo(f"         {line['remedy']}")
 
 
 @cli.command()
