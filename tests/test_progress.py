@@ -29,7 +29,7 @@ def test_a_log_gets_plain_lines() -> None:
     progress = Progress(stream, live=False, clock=Clock())
     progress.start(3, {"a": 1.0, "b": 1.0}, workers=1)
     progress.finished("a", "train", 1.0)
-    assert stream.getvalue() == "1 of 3 stages are there already\n[2/3] train  1.0 s\n"
+    assert stream.getvalue() == "1 of 3 stages are already done\n[2/3] train  1.0 s\n"
 
 
 def test_a_terminal_gets_one_line_that_is_cleared_at_the_end() -> None:

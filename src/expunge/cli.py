@@ -1,4 +1,4 @@
-"""Verbs only: each reads its arguments, calls the library, and prints data on stdout and progress on stderr."""
+"""The command line: each verb reads its arguments, calls the library, prints data on stdout and progress on stderr."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def cli() -> None:
 @click.argument("spec", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder for runs.")
 @click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a value of the spec; repeatable.")
-@click.option("--workers", type=click.IntRange(min=1), help="Processes side by side; by default one per core.")
-@click.option("--dry-run", is_flag=True, help="Only print the stages, which are there already, and the expected time.")
+@click.option("--workers", type=click.IntRange(min=1), help="Number of parallel processes; by default one per core.")
+@click.option("--dry-run", is_flag=True, help="Print the stages, which are done, and the expected time; run nothing.")
 @as_json
 def run(spec: Path, out: Path, overrides: tuple[str, ...], workers: int | None, dry_run: bool, json_: bool) -> None:
     """Train or load, unlearn, attack, audit, judge, and write the record; run again to finish what is missing."""
@@ -56,7 +56,7 @@ def run(spec: Path, out: Path, overrides: tuple[str, ...], workers: int | None, 
 @click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a value of the spec; repeatable.")
 @as_json
 def diagnose(spec: Path, out: Path, overrides: tuple[str, ...], json_: bool) -> None:
-    """Only look: how deep the forget set sits in the spec's model, before anything is unlearned."""
+    """Only diagnose: how strongly the model memorised the forget set, which step sizes are stable; unlearns nothing."""
     from expunge.base.spec import read
 
     parsed = read(spec, overrides)
@@ -64,19 +64,20 @@ def diagnose(spec: Path, out: Path, overrides: tuple[str, ...], json_: bool) -> 
     from expunge.reporting.listing import estimates
     from expunge.reporting.progress import Progress
 
-    found = diagnose_one(parsed, out, Progress())
-    # One seed: what is over seeds is what is of this one.
-    several = {one["diagnostic"]: {row["what"]: row for row in one["rows"] if row["seed"] is None} for one in found}
+    diagnoses = diagnose_one(parsed, out, Progress())
+    # There is one seed, so the rows over seeds are the rows of that seed.
+    rows = {d["diagnostic"]: {row["what"]: row for row in d["rows"] if row["seed"] is None} for d in diagnoses}
     if json_:
         names = ("value", "low", "high", "n", "unit", "better")
         diagnostics = {
-            diagnostic: {w: {n: row[n] for n in names} for w, row in of.items()} for diagnostic, of in several.items()
+            label: {what: {n: row[n] for n in names} for what, row in by_what.items()}
+            for label, by_what in rows.items()
         }
-        told = {one["diagnostic"]: one["sentence"] for one in found}
-        _print_json({"run": parsed.name, "status": "done", "diagnostics": diagnostics, "sentences": told})
+        sentences = {d["diagnostic"]: d["sentence"] for d in diagnoses}
+        _print_json({"run": parsed.name, "status": "done", "diagnostics": diagnostics, "sentences": sentences})
         return
-    for one in found:
-        click.echo("\n".join(filter(None, [one["diagnostic"], estimates(several[one["diagnostic"]]), one["sentence"]])))
+    for d in diagnoses:
+        click.echo("\n".join(filter(None, [d["diagnostic"], estimates(rows[d["diagnostic"]]), d["sentence"]])))
 
 
 @cli.command()
@@ -89,19 +90,19 @@ def diagnose(spec: Path, out: Path, overrides: tuple[str, ...], json_: bool) -> 
 def unlearn(
     spec: Path, label: str | None, save: Path | None, out: Path, overrides: tuple[str, ...], json_: bool
 ) -> None:
-    """Only unlearn: one method on the spec's model, with its first seed; writes the weights as safetensors."""
+    """Only unlearn: run one method on the spec's model with its first seed, and write the weights as safetensors."""
     from expunge.base.spec import read
 
     parsed = read(spec, overrides)
     from expunge.pipeline.verbs import unlearn_one
     from expunge.reporting.progress import Progress
 
-    done = unlearn_one(parsed, out, label, save, Progress())
+    result = unlearn_one(parsed, out, label, save, Progress())
     if json_:
-        _print_json(done)
+        _print_json(result)
     else:
-        gradients = "unknown" if done["gradients"] is None else f"{done['gradients']:,}"
-        click.echo(f"{done['model']}  {gradients} gradients, {done['seconds']:.1f} s")
+        gradients = "unknown" if result["gradients"] is None else f"{result['gradients']:,}"
+        click.echo(f"{result['model']}  {gradients} gradients, {result['seconds']:.1f} s")
 
 
 @cli.command()
@@ -109,10 +110,10 @@ def unlearn(
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder for runs.")
 @click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a value of the spec; repeatable.")
-@click.option("--workers", type=click.IntRange(min=1), help="Processes side by side; by default one per core.")
+@click.option("--workers", type=click.IntRange(min=1), help="Number of parallel processes; by default one per core.")
 @as_json
 def audit(spec: Path, model: Path, out: Path, overrides: tuple[str, ...], workers: int | None, json_: bool) -> None:
-    """Only audit: attack and judge MODEL, the weights of the spec's own model after somebody unlearned it."""
+    """Only audit: attack and judge MODEL, weights of the spec's model that were unlearned elsewhere."""
     from expunge.base.spec import read
 
     parsed = read(spec, overrides)
@@ -131,11 +132,13 @@ def audit(spec: Path, model: Path, out: Path, overrides: tuple[str, ...], worker
     help="Scale: quick, cpu, long or paper.",
 )
 @click.option("--out", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder for runs.")
-@click.option("--seed", "seeds", multiple=True, type=click.IntRange(min=0), help="Instead of the preset's; repeatable.")
-@click.option("--workers", type=click.IntRange(min=1), help="Processes side by side; by default one per core.")
+@click.option(
+    "--seed", "seeds", multiple=True, type=click.IntRange(min=0), help="Replaces the preset's seeds; repeatable."
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Number of parallel processes; by default one per core.")
 @as_json
 def study(name: str, preset: str, out: Path, seeds: tuple[int, ...], workers: int | None, json_: bool) -> None:
-    """Measure a paper's claims, each with the rule that was written down beforehand; run again to finish."""
+    """Measure a paper's claims against rules that were fixed beforehand; run again to finish an interrupted study."""
     from expunge.pipeline.run import default_workers
     from expunge.reporting.progress import Progress
     from expunge.reporting.study import read_study, study_table
@@ -145,12 +148,12 @@ def study(name: str, preset: str, out: Path, seeds: tuple[int, ...], workers: in
     folder = run_study(
         name, preset, out, seeds=seeds or None, workers=workers or default_workers(), progress=Progress()
     )
-    found = read_study(folder)
+    result = read_study(folder)
     if json_:
         keys = ("study", "preset", "seeds", "seconds", "load", "commit", "claims")
-        _print_json({key: found[key] for key in keys})
+        _print_json({key: result[key] for key in keys})
     else:
-        click.echo(study_table(found))
+        click.echo(study_table(result))
     _say(f"record  {folder}\nreport  {folder / 'report.html'}")
 
 
@@ -158,43 +161,43 @@ def study(name: str, preset: str, out: Path, seeds: tuple[int, ...], workers: in
 @click.argument("kind", required=False, shell_complete=complete_kind)
 @as_json
 def list_(kind: str | None, json_: bool) -> None:
-    """What there is.
+    """List registered parts, of all kinds or of one.
 
-    Kinds: data, objectives, augmentations, models, blocks, tasks, methods, attacks, audits, diagnostics, monitors,
+    Kinds: data, objectives, augmentations, models, blocks, tasks, methods, attacks, audits, diagnostics, monitors and
     studies.
     """
     from expunge.reporting.listing import listing, methods_table
 
     wanted = KINDS if kind is None else (kind_of(kind),)
-    found = {k: [registry.facts(k, name) for name in registry.names(k)] for k in wanted}
+    by_kind = {k: [registry.facts(k, name) for name in registry.names(k)] for k in wanted}
     if json_:
-        _print_json(found)
+        _print_json(by_kind)
         return
-    for k, parts in found.items():
+    for k, parts in by_kind.items():
         if parts:
-            told = methods_table(parts) if wanted == ("method",) else listing(parts, whole=kind is not None)
-            click.echo(f"{registry.FOLDERS[k]}\n{told}")
+            text = methods_table(parts) if wanted == ("method",) else listing(parts, whole=kind is not None)
+            click.echo(f"{registry.FOLDERS[k]}\n{text}")
 
 
 @cli.command()
 @click.argument("name", shell_complete=complete_name)
 @as_json
 def show(name: str, json_: bool) -> None:
-    """One part: what it does, its settings with their defaults, and its source."""
+    """Describe one part: what it does, its source, its settings with their defaults, and what it needs."""
     from expunge.reporting.text import describe
 
-    found = [describe(kind, registry.load(kind, name)) for kind in kinds_of(name)]
+    parts = [describe(kind, registry.load(kind, name)) for kind in kinds_of(name)]
     if json_:
-        _print_json(found)
+        _print_json(parts)
     else:
-        click.echo("\n\n".join(_shown(name, part) for part in found))
+        click.echo("\n\n".join(_shown(name, part) for part in parts))
 
 
 @cli.command()
 @click.argument("name", shell_complete=complete_name)
 @as_json
 def cite(name: str, json_: bool) -> None:
-    """BibTeX of a part's sources."""
+    """Print the BibTeX of a part's sources."""
     from expunge.base.references import bibtex
 
     parts = [registry.load(kind, name) for kind in kinds_of(name)]
@@ -222,10 +225,10 @@ def verify(folder: Path, json_: bool) -> None:
 
 @cli.command()
 @click.argument("folders", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--leaderboard", is_flag=True, help="Instead print methods by tasks over all runs, as Markdown.")
+@click.option("--leaderboard", is_flag=True, help="Print a Markdown table of methods by tasks over all runs instead.")
 @as_json
 def report(folders: tuple[Path, ...], leaderboard: bool, json_: bool) -> None:
-    """Write the page of each run anew from its record; needs no torch."""
+    """Write the page of each run again from its record; needs no torch."""
     if leaderboard:
         _leaderboard(folders, json_)
         return
@@ -241,10 +244,10 @@ def report(folders: tuple[Path, ...], leaderboard: bool, json_: bool) -> None:
 @cli.command()
 @click.argument("first", metavar="RUN", type=click.Path(path_type=Path))
 @click.argument("second", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), default="compare.html", show_default=True, help="The page.")
+@click.option("--out", type=click.Path(path_type=Path), default="compare.html", show_default=True, help="The file.")
 @as_json
 def compare(first: Path, second: Path, out: Path, json_: bool) -> None:
-    """Two runs on the same data and forget set, side by side: on one page, and in short here; needs no torch."""
+    """Compare two runs on the same data and forget set: write a page, print a summary; needs no torch."""
     from expunge.reporting.compare import Pair, comparison_table
     from expunge.reporting.compare_page import write_comparison
 
@@ -260,38 +263,38 @@ def compare(first: Path, second: Path, out: Path, json_: bool) -> None:
 @cli.command()
 @as_json
 def doctor(json_: bool) -> None:
-    """What this machine can run, and what to install for the rest."""
+    """Check what this machine can run, and say what to install for the rest."""
     from expunge.reporting.doctor import examine
 
-    found = examine()
+    checks = examine()
     if json_:
-        _print_json(found)
+        _print_json(checks)
         return
-    for line in found["checks"]:
-        click.echo(f"{'ok  ' if line['ok'] else 'lack'}  {line['what']:24} {line['found']}")
+    for line in checks["checks"]:
+        click.echo(f"{'ok     ' if line['ok'] else 'missing'}  {line['what']:24} {line['found']}")
         if not line["ok"]:
-            click.echo(f"      {line['remedy']}")
+            click.echo(f"         {line['remedy']}")
 
 
 @cli.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the script that completes verbs, options and names; put it where your shell reads such scripts."""
+    """Print the script that completes verbs, options and names; save it where your shell loads completions."""
     from click.shell_completion import get_completion_class
 
-    found = get_completion_class(shell)
-    assert found is not None  # click.Choice holds the three that it has
-    click.echo(found(cli, {}, "expunge", "_EXPUNGE_COMPLETE").source())
+    completion_class = get_completion_class(shell)
+    assert completion_class is not None  # click.Choice allows exactly the three shells that Click knows
+    click.echo(completion_class(cli, {}, "expunge", "_EXPUNGE_COMPLETE").source())
 
 
 def main() -> None:
-    """The console script: one message for a user's mistake, and the right exit code."""
+    """The console script: prints one message for a user's mistake, and exits with the right code."""
     try:
         cli.main(standalone_mode=False, prog_name="expunge", complete_var="_EXPUNGE_COMPLETE")
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        _say("interrupted; finished stages are kept, run the same command again to go on")
+        _say("interrupted; finished stages are kept, run the same command again to continue")
         sys.exit(130)
     except click.ClickException as error:
         error.show()
@@ -300,7 +303,7 @@ def main() -> None:
         _say(f"expunge: {error}")
         sys.exit(error.exit_code)
     except SystemExit:
-        # Click itself leaves with 1, a failed gate's code, when the reader of our output has gone, as with `| head`.
+        # Click exits with 1, a failed gate's code, when the reader of our output closes the pipe, as `| head` does.
         sys.exit(0)
     except Exception:
         traceback.print_exc()
@@ -309,7 +312,7 @@ def main() -> None:
 
 
 def _finish(spec: Any, out: Path, workers: int | None, json_: bool) -> None:
-    """Run to the end and print what was found; gates last, so that everything is there when one fails."""
+    """Run to the end and print the result; check gates last, so that the record is complete when one fails."""
     from expunge.pipeline.run import check_gates, default_workers
     from expunge.pipeline.run import run as run_spec
     from expunge.reporting.page import write_report
@@ -331,20 +334,20 @@ def _dry_run(spec: Any, out: Path, workers: int, json_: bool) -> None:
     from expunge.pipeline.run import dry_run
     from expunge.reporting.progress import clock_text
 
-    found = dry_run(spec, out)
-    seconds = sum(f.seconds for f in found) / workers
+    forecasts = dry_run(spec, out)
+    seconds = sum(f.seconds for f in forecasts) / workers
     if json_:
-        stages = [{"stage": f.stage.name, "done": f.done, "seconds": f.seconds} for f in found]
+        stages = [{"stage": f.stage.name, "done": f.done, "seconds": f.seconds} for f in forecasts]
         _print_json({"run": spec.name, "status": "planned", "stages": stages, "seconds": seconds, "workers": workers})
         return
-    for f in found:
-        click.echo(f"{'there' if f.done else f'{f.seconds:.1f} s':>8}  {f.stage.name}")
-    missing = sum(not f.done for f in found)
+    for f in forecasts:
+        click.echo(f"{'done' if f.done else f'{f.seconds:.1f} s':>8}  {f.stage.name}")
+    missing = sum(not f.done for f in forecasts)
     if missing:
-        beside = f"{workers} worker{'s' if workers > 1 else ''}"
-        click.echo(f"{missing} of {len(found)} stages to run, about {clock_text(seconds)} with {beside}")
+        processes = f"{workers} worker{'s' if workers > 1 else ''}"
+        click.echo(f"{missing} of {len(forecasts)} stages to run, about {clock_text(seconds)} with {processes}")
     else:
-        click.echo(f"nothing is left to do: all {len(found)} stages are there")
+        click.echo(f"nothing is left to do: all {len(forecasts)} stages are done")
 
 
 def _leaderboard(folders: tuple[Path, ...], json_: bool) -> None:

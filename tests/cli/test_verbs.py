@@ -256,7 +256,7 @@ def test_presets_that_are_completed_are_those_of_the_studies() -> None:
 def test_run_prints_the_table_on_stdout_and_progress_on_stderr(out: Path) -> None:
     result = finished(run(tiny(), out))
     assert "random_relabel" in result.out and "inconclusive" in result.out
-    assert "30 of 30 stages are there already" in result.err and str(out / "tiny") in result.err
+    assert "30 of 30 stages are already done" in result.err and str(out / "tiny") in result.err
     assert "stages" not in result.out and str(out) not in result.out
 
 

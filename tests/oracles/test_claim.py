@@ -83,7 +83,7 @@ def test_secondary_claims_take_no_level_from_primary_ones() -> None:
     together = decide([claim(above(0.0, WHY), "a", primary=True), claim(above(2.0, WHY), "b", primary=True)], strong)
     assert alone[0].verdict == "reproduced"
     assert together[0].verdict == "inconclusive"
-    assert "takes back" in together[0].note
+    assert "correction" in together[0].note
 
 
 def test_an_error_over_examples_that_all_seeds_share_is_no_smaller_for_many_seeds() -> None:

@@ -266,7 +266,7 @@ def test_a_quantity_from_scores_is_oriented_and_aligned() -> None:
 
 
 def test_a_quantity_refuses_models_scored_on_other_examples() -> None:
-    with pytest.raises(SpecError, match="other examples"):
+    with pytest.raises(SpecError, match="different examples"):
         Quantity.from_scores([scores([1, 0])], [scores([1, 0, 1])], [scores([1, 0])])
     with pytest.raises(SpecError, match="role in a verdict 'predictor'"):
         one = scores([1.0], role="predictor", reduce="single")

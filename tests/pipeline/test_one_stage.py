@@ -135,7 +135,7 @@ def test_diagnosis_is_kept(folder: Path) -> None:
     first = finished(cli("diagnose", spec, "--out", folder / "runs"))
     second = finished(cli("diagnose", spec, "--out", folder / "runs"))
     assert first.out == second.out
-    assert "are there already" in second.err
+    assert "are already done" in second.err
 
 
 def test_what_is_not_for_this_case_is_left_out_unless_it_is_asked_for(tmp_path: Path) -> None:

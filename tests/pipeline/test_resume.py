@@ -191,7 +191,7 @@ def test_ctrl_c_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert result.code == 130 and "interrupted" in result.err and "Traceback" not in result.err
     assert len(stages_done(out)) == 7 and temporaries(out) == []
     monkeypatch.undo()
-    assert "7 of 30 stages are there already" in finished(run(tiny(), out)).err
+    assert "7 of 30 stages are already done" in finished(run(tiny(), out)).err
 
 
 def test_what_the_dead_left_is_swept_and_what_the_living_write_is_not(tmp_path: Path) -> None:

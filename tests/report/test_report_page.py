@@ -245,7 +245,7 @@ def test_a_record_from_a_notebook_has_a_page_that_promises_no_command(run_folder
     (run_folder / "env.json").write_text("{}")
     page = page_of(run_folder)
     text = Reader(page).text
-    assert "expunge run" not in text and "no command makes it again" in text
+    assert "expunge run" not in text and "no command can run it again" in text
     assert "sample: is it forgotten?" in text and "results.jsonl" not in page
 
 

@@ -65,7 +65,7 @@ def test_absent_models_are_a_sentence_and_damaged_ones_an_error(run_folder: Path
 def test_models_of_another_shape_or_kind_are_a_sentence(run_folder: Path) -> None:
     path = run_folder / "models" / "clean-s0.safetensors"
     save_file({"layer.weight": np.zeros((2, 2), dtype=np.float32)}, path)
-    assert "other shapes" in str(map_of(Run.open(run_folder)))
+    assert "different shapes" in str(map_of(Run.open(run_folder)))
     header = json.dumps({"layer.weight": {"dtype": "BF16", "shape": [1, 2], "data_offsets": [0, 4]}}).encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 4)
     assert "numpy lacks" in str(map_of(Run.open(run_folder)))

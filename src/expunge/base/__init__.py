@@ -1,1 +1,1 @@
-"""What everything else may use: errors, parts, the registry, the spec and the record. No torch."""
+"""The layer that all others may import: errors, parts, the registry, the spec and the record. No torch."""

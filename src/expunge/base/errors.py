@@ -1,4 +1,4 @@
-"""Errors that a user can act on: where it is, what was found, what is allowed, what to do."""
+"""Errors that a user can act on: the place, the finding, what is allowed, and what to do."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 LONG = 160
-"""Letters of allowed values that fill more than a line or two."""
+"""Length in letters above which the allowed values are printed last."""
 NEAREST = "did you mean"
 
 
 class ExpungeError(Exception):
-    """A user-facing failure; the command line prints it in one message and exits with `exit_code`.
+    """A failure that the user can act on; the command line prints it in one message and exits with `exit_code`.
 
     Args:
         finding: What was found, as a sentence without a full stop.
@@ -28,19 +28,19 @@ class ExpungeError(Exception):
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.finding}" if self.where else self.finding
-        told = [f"allowed: {self.allowed}"] if self.allowed else []
-        told += [self.remedy] if self.remedy else []
-        # Behind many names nobody would find the nearest one.
+        clauses = [f"allowed: {self.allowed}"] if self.allowed else []
+        clauses += [self.remedy] if self.remedy else []
+        # After a long list of names the reader would overlook the nearest one.
         if len(self.allowed) > LONG and self.remedy.startswith(NEAREST):
-            told.reverse()
-        return "; ".join([text, *told])
+            clauses.reverse()
+        return "; ".join([text, *clauses])
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Keyword-only arguments do not survive the default pickling; errors travel between workers.
+        # Errors are pickled between workers, and the default pickling loses keyword-only arguments.
         return _rebuild, (type(self), self.finding, self.where, self.allowed, self.remedy)
 
     def at(self, where: str) -> ExpungeError:
-        """The same error with an outer place put before its own."""
+        """The same error with an outer place before its own: `where` + "." + its place."""
         joined = f"{where}.{self.where}" if self.where else where
         return type(self)(self.finding, where=joined, allowed=self.allowed, remedy=self.remedy)
 
@@ -50,7 +50,7 @@ def _rebuild(kind: type[ExpungeError], finding: str, where: str, allowed: str, r
 
 
 class GateFailed(ExpungeError):
-    """A gate that the spec declares does not hold."""
+    """A gate of the spec does not hold."""
 
     exit_code = 1
 
@@ -62,26 +62,26 @@ class SpecError(ExpungeError):
 
 
 class MissingError(ExpungeError):
-    """Something that has to be installed or provided first is not there."""
+    """Something is missing that the user has to install or provide first."""
 
     exit_code = 3
 
 
 class RunError(ExpungeError):
-    """The run itself failed: training diverged, the disk is full."""
+    """The run itself failed: for example training diverged, or the disk is full."""
 
     exit_code = 4
 
 
-def nearest(found: str, allowed: Iterable[str]) -> str:
+def nearest(name: str, allowed: Iterable[str]) -> str:
     """A did-you-mean clause for an unknown name, or the empty string."""
-    close = get_close_matches(found, list(allowed), n=1, cutoff=0.55)
+    close = get_close_matches(name, list(allowed), n=1, cutoff=0.55)
     return f"{NEAREST} {close[0]!r}?" if close else ""
 
 
-def unknown(what: str, found: str, allowed: Iterable[str], *, where: str) -> SpecError:
+def unknown(what: str, name: str, allowed: Iterable[str], *, where: str) -> SpecError:
     """The error for a name that is not among those allowed."""
     options = sorted(allowed)
     return SpecError(
-        f"unknown {what} {found!r}", where=where, allowed=", ".join(options) or "none", remedy=nearest(found, options)
+        f"unknown {what} {name!r}", where=where, allowed=", ".join(options) or "none", remedy=nearest(name, options)
     )

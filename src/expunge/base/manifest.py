@@ -1,6 +1,6 @@
-"""The record of a run as a type: what `manifest.json` says, written and read here only; needs no torch.
+"""The record of a run as a type: the content of `manifest.json`, which only this module reads and writes. No torch.
 
-A record of an older format is converted as it is read, so that nothing else knows of formats.
+Records of older formats are converted when they are read, so that no other module has to know about formats.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from expunge.base.record import write_file
 
 FORMAT = 2
 FORMATS = (1, 2)
-"""Formats that can be read; the last one is written."""
+"""Formats that can be read; new records have the last one."""
 NAME = "manifest.json"
 SPEC, ENVIRONMENT, DIAGNOSIS = "spec.json", "env.json", "diagnosis.json"
 RERUN = "run `expunge run SPEC` again, which keeps finished stages"
@@ -33,7 +33,7 @@ class FileRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StageRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A stage of the run: what it was, what it cost, and the files that the record keeps of it."""
+    """A stage of the run: its identity, its cost, and the files that the record keeps of it."""
 
     kind: str
     model: str
@@ -41,16 +41,16 @@ class StageRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     attack: str | None
     part: str
     key: str | None
-    """Content address in the cache; none in records of a notebook of format 1."""
+    """Content address in the cache; none in notebook records of format 1."""
     gradients: int | None
-    """Per-example gradients; none where they are not known."""
+    """Per-example gradients; none if unknown."""
     seconds: float
     files: dict[str, FileRecord]
     """By the folder that holds them: `scores`, `curves`, `models`, `examples` or `diagnosis`."""
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The index of a finished run: what it compared, its stages, and the digest of every file."""
+    """The index of a finished run: its models, seeds and attacks, its stages, and the digest of every file."""
 
     format: int = FORMAT
     models: tuple[str, ...]
@@ -61,7 +61,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Labels of the audits that the spec requires."""
     about_one_model: bool
     versions: dict[str, dict[str, int]]
-    """Version of each part by the spec's table and the part's name; empty in records from before they were kept."""
+    """Version of each part by the spec's table and the part's name; empty in old records, which did not keep it."""
     stages: tuple[StageRecord, ...]
     files: dict[str, str] = msgspec.field(default_factory=dict)
     """SHA-256 of each file in the folder itself: rows, verdicts, and from format 2 on spec and environment."""
@@ -79,7 +79,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         yield from self.files.items()
 
     def file(self, folder: str) -> str | None:
-        """Path of the first stage's file in a folder of the record, none where there is no such file."""
+        """Path of the first stage's file in a folder of the record, none if there is no such file."""
         return next((stage.files[folder].path for stage in self.stages if folder in stage.files), None)
 
 
@@ -90,7 +90,7 @@ class _Format1(Manifest, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest, whole or not at all.
+    """Write the manifest atomically.
 
     Raises:
         RunError: It could not be written.
@@ -110,7 +110,7 @@ def read_manifest(folder: Path) -> Manifest:
         if (folder / SPEC).is_file():
             raise SpecError(f"the run has not finished: there is no {NAME}", where=str(folder), remedy=RERUN)
         raise SpecError(
-            "it holds no run", where=str(folder), allowed="a folder that 'expunge run' wrote, as runs/<name>"
+            "it holds no run", where=str(folder), allowed="a folder that 'expunge run' wrote, such as runs/<name>"
         )
     table = read_json(path)
     if not isinstance(table, dict) or "stages" not in table:
@@ -130,7 +130,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def read_spec(folder: Path, manifest: Manifest) -> dict[str, Any]:
-    """The spec as it was run; of a record of format 1 under today's keys.
+    """The spec as it was run; keys of format 1 are renamed to today's.
 
     Raises:
         RunError: The file is missing or damaged.
@@ -139,7 +139,7 @@ def read_spec(folder: Path, manifest: Manifest) -> dict[str, Any]:
 
 
 def read_diagnosis(folder: Path, manifest: Manifest) -> list[dict[str, Any]]:
-    """What each diagnostic said, see `pipeline.diagnosis`; empty where none ran.
+    """The result of each diagnostic, see `pipeline.diagnosis`; empty if none ran.
 
     Raises:
         RunError: The file is missing or damaged.
@@ -155,10 +155,10 @@ def _current(table: Mapping[str, Any], manifest: Manifest) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> Any:
-    """A file of the record.
+    """The content of a JSON file of the record.
 
     Raises:
-        RunError: It is missing or damaged.
+        RunError: The file is missing or damaged.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""A store of stages' outputs in this process, with the interface of `record.Store`: a notebook's, without a folder."""
+"""A store of stages' outputs in memory, with the interface of `record.Store`; notebooks use it instead of a folder."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from expunge.base.record import write_file
 
 @dataclass(frozen=True, eq=False)
 class MemoryStore:
-    """Outputs by content address, for as long as somebody holds the store."""
+    """Outputs by content address; they are freed with the store object."""
 
     _files: dict[str, dict[str, bytes]] = field(default_factory=dict)
     _facts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def has(self, key: str) -> bool:
-        """Whether the stage with this key has finished, and nothing of its output was dropped."""
+        """Whether the stage with this key has finished and none of its files was dropped."""
         return key in self._facts and self._facts[key]["files"].keys() == self._files[key].keys()
 
     def read(self, key: str, name: str) -> bytes:
@@ -27,11 +27,11 @@ class MemoryStore:
         return self._files[key][name]
 
     def place(self, key: str, name: str) -> str:
-        """Where a file of a finished stage is, for messages."""
+        """Place of a file of a finished stage, for messages."""
         return f"{name} of stage {key}"
 
     def facts(self, key: str) -> dict[str, Any]:
-        """What a finished stage noted about itself: its cost, mainly."""
+        """The facts that a finished stage recorded about itself, mainly its cost."""
         return self._facts[key]
 
     def digest(self, key: str, name: str) -> str:
@@ -45,7 +45,7 @@ class MemoryStore:
         self._files[key], self._facts[key] = dict(files), {**facts, "files": digests}
 
     def drop(self, key: str, name: str) -> None:
-        """Let go of a large file that nothing reads any more; the stage counts as missing from then on."""
+        """Free a large file that nothing reads any more; from then on `has` is false for the stage."""
         self._files.get(key, {}).pop(name, None)
 
     def keep(self, key: str, name: str, target: Path) -> None:

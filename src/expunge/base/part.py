@@ -1,7 +1,7 @@
-"""A part is its configuration: a frozen dataclass whose fields are its settings, validated where it is made.
+"""A part is its configuration: a frozen dataclass whose fields are its settings, checked when it is constructed.
 
-`WeightDistortion(sigma=0.1)` is what a spec's table becomes, what is hashed into a stage's key, printed, and called.
-There is no second configuration class beside it.
+A spec's table becomes an object such as `WeightDistortion(sigma=0.1)`. The same object is hashed into a stage's key,
+printed, and called. There is no second configuration class.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 def source_digest(thing: Any) -> str:
-    """SHA-256 of the file that a class or function is written in; of nothing where there is no such file."""
+    """SHA-256 of the file that defines a class or function; of no bytes if there is no such file."""
     try:
         file = inspect.getsourcefile(thing)
     except TypeError:
@@ -43,7 +43,7 @@ def source_digest(thing: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A number of NumPy's as Python's own, which is what is checked, hashed and written; anything else as it is."""
+    """A NumPy number as a Python number, so that it can be checked, hashed and written; other values unchanged."""
     return value.item() if type(value).__module__ == "numpy" and getattr(value, "shape", None) == () else value
 
 
@@ -53,20 +53,20 @@ def _hints(part: type) -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Part(abc.ABC):  # noqa: B024 - what is abstract differs by kind
-    """Base of everything registered: data sets, models, tasks, methods, attacks, audits, diagnostics.
+class Part(abc.ABC):  # noqa: B024 - each kind has abstract methods of its own
+    """Base class of everything registered: data sets, models, tasks, methods, attacks, audits, diagnostics.
 
     Raises:
-        SpecError: A field has the wrong type or lies outside its range; names field, finding and allowed values.
+        SpecError: A field has the wrong type or lies outside its range. The message names field, value and range.
     """
 
     version: ClassVar[int] = 1
-    """Raised whenever the part would compute other numbers; enters the key of every stage that uses it, and the record:
-    runs with other versions of data, task or audits are not compared."""
+    """Increased when the part computes different numbers. It enters the key of every stage that uses the part, and the
+    record: runs are not compared if the versions of data, task or audits differ."""
     cite: ClassVar[str | tuple[str, ...]] = ""
-    """Keys of the sources in `references.bib`, empty where there is none; other packages give BibTeX itself."""
+    """Keys of the sources in `references.bib`, empty if there is none. Parts of other packages give the BibTeX text."""
     paths: ClassVar[tuple[str, ...]] = ()
-    """Fields that name files: relative ones count from the spec's folder, and contents enter the fingerprint."""
+    """Fields that hold file paths. Relative paths start at the spec's folder; file contents enter the fingerprint."""
 
     def __post_init__(self) -> None:
         hints = _hints(type(self))
@@ -75,14 +75,14 @@ class Part(abc.ABC):  # noqa: B024 - what is abstract differs by kind
             try:
                 checked = msgspec.convert(value, hints[field.name])
             except msgspec.ValidationError as error:
-                told = str(error)
-                raise SpecError(f"found {value!r}: {told[0].lower()}{told[1:]}", where=field.name) from None
+                reason = str(error)
+                raise SpecError(f"found {value!r}: {reason[0].lower()}{reason[1:]}", where=field.name) from None
             if isinstance(checked, float) and not math.isfinite(checked):
                 raise SpecError(f"found {value!r}", where=field.name, allowed="a finite number")
             object.__setattr__(self, field.name, checked)
 
     def settings(self) -> dict[str, Any]:
-        """Every field with its value, given or default, as plain data."""
+        """Every field with its value, given or by default, as plain data."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def fingerprint(self) -> dict[str, Any]:
@@ -92,10 +92,10 @@ class Part(abc.ABC):  # noqa: B024 - what is abstract differs by kind
             file = Path(settings[name] or "")
             if file.is_file():
                 settings[name] = hashlib.sha256(file.read_bytes()).hexdigest()
-        found = {"part": type(self).__qualname__, "version": self.version, "settings": settings}
-        # A part of the user's has no version to trust: its source file is its version.
+        identity = {"part": type(self).__qualname__, "version": self.version, "settings": settings}
+        # Nobody maintains the version of a user's own part, so its source file is hashed as well.
         ours = type(self).__module__.partition(".")[0] == __package__.partition(".")[0]
-        return found if ours else {**found, "module": type(self).__module__, "code": source_digest(type(self))}
+        return identity if ours else {**identity, "module": type(self).__module__, "code": source_digest(type(self))}
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any], *, where: str, folder: Path | None = None) -> Self:
@@ -104,13 +104,13 @@ class Part(abc.ABC):  # noqa: B024 - what is abstract differs by kind
         Args:
             table: Settings by field name.
             where: The table's place in the spec, for messages.
-            folder: What relative paths count from; the working directory where not given.
+            folder: Where relative paths start; by default the working directory.
 
         Returns:
             The part.
 
         Raises:
-            SpecError: An unknown key, a missing one, or a value that does not fit.
+            SpecError: A key is unknown or missing, or a value has the wrong type or range.
         """
         fields = {field.name: field for field in dataclasses.fields(cls)}
         for key in table:

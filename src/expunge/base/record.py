@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: content addresses, atomic writes, and the store of stages' outputs."""
+"""Files that are either complete or absent: content addresses, atomic writes, and the store of stages' outputs."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def file_digest(path: Path) -> str:
 
 
 def write_file(path: Path, content: bytes | str) -> None:
-    """Write a file under a temporary name, flush it to disk, and rename it: a reader never sees half of it.
+    """Write a file under a temporary name, flush it to disk, and rename it: a reader never sees half a file.
 
     Args:
-        path: The final name; its folder is made.
-        content: Bytes, or text in UTF-8.
+        path: The final name; its folder is created.
+        content: Bytes, or text, which is written as UTF-8.
 
     Raises:
-        RunError: The disk is full, or the folder cannot be written to; what was there before is unchanged.
+        RunError: The disk is full, or the folder cannot be written to. An earlier file stays unchanged.
     """
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -57,13 +57,13 @@ def write_file(path: Path, content: bytes | str) -> None:
 
 
 def _remove(temporary: Path) -> None:
-    # The folder itself may be missing, or be a file: then there is nothing to remove.
+    # If the folder is missing or is a file, there is nothing to remove.
     with contextlib.suppress(OSError):
         temporary.unlink()
 
 
 def storage_error(error: OSError, path: Path) -> RunError:
-    """A message for a failed write that says what to do."""
+    """The error for a failed write, with a remedy."""
     remedies = {
         errno.ENOSPC: ("the disk is full", "free some space and run the same command again; finished stages are kept"),
         errno.EACCES: ("the folder is not writable", "choose another with --out"),
@@ -76,12 +76,12 @@ def storage_error(error: OSError, path: Path) -> RunError:
 
 
 def rows_to_text(rows: list[dict[str, Any]]) -> str:
-    """One JSON object a line; numbers that are not finite are spelled out as strings, which JSON itself cannot hold."""
+    """One JSON object a line. JSON has no NaN or infinity, so those are written as strings, see `spelled`."""
     return "".join(json.dumps(spelled(row), allow_nan=False) + "\n" for row in rows)
 
 
 def spelled(value: Any) -> Any:
-    """The value with NaN and infinities as `"NaN"`, `"Infinity"`, `"-Infinity"`, at any depth."""
+    """The value with NaN and infinities replaced by `"NaN"`, `"Infinity"`, `"-Infinity"`, at any depth."""
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, Mapping):
@@ -93,7 +93,7 @@ def spelled(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Store:
-    """Outputs of stages by content address, shared between runs; each is a folder that appears whole or not at all."""
+    """Outputs of stages by content address, shared between runs; each is a folder that is complete or absent."""
 
     root: Path
 
@@ -102,7 +102,7 @@ class Store:
         return (self.root / key / "stage.json").is_file()
 
     def path(self, key: str, name: str) -> Path:
-        """Where a file of a finished stage lies."""
+        """Path of a file of a finished stage."""
         return self.root / key / name
 
     def read(self, key: str, name: str) -> bytes:
@@ -119,7 +119,7 @@ class Store:
             raise RunError(finding, where=str(path), remedy=remedy) from None
 
     def place(self, key: str, name: str) -> str:
-        """Where a file of a finished stage is, for messages."""
+        """Place of a file of a finished stage, for messages."""
         return str(self.path(key, name))
 
     def keep(self, key: str, name: str, target: Path) -> None:
@@ -127,25 +127,25 @@ class Store:
         link_or_copy(self.path(key, name), target)
 
     def facts(self, key: str) -> dict[str, Any]:
-        """What a finished stage noted about itself: its cost, mainly."""
-        found: dict[str, Any] = json.loads(self.path(key, "stage.json").read_text(encoding="utf-8"))
-        return found
+        """The facts that a finished stage recorded about itself, mainly its cost."""
+        facts: dict[str, Any] = json.loads(self.path(key, "stage.json").read_text(encoding="utf-8"))
+        return facts
 
     def digest(self, key: str, name: str) -> str:
         """SHA-256 of a file of a finished stage.
 
         Raises:
-            RunError: It is no longer what the stage wrote.
+            RunError: The file has changed since the stage wrote it.
         """
         path = self.path(key, name)
-        found = file_digest(path)
-        if found != self.facts(key)["files"][name]:
+        digest = file_digest(path)
+        if digest != self.facts(key)["files"][name]:
             raise RunError(
                 "the file has changed since it was computed",
                 where=str(path),
                 remedy=f"delete {path.parent} and run again",
             )
-        return found
+        return digest
 
     def put(self, key: str, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> None:
         """Store a stage's output.
@@ -161,20 +161,20 @@ class Store:
         temporary = self.root / f".{key}.{os.getpid()}"
         try:
             digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-            noted = canonical({**facts, "files": digests}).encode()
-            for name, content in {**files, "stage.json": noted}.items():
+            stage_json = canonical({**facts, "files": digests}).encode()
+            for name, content in {**files, "stage.json": stage_json}.items():
                 write_file(temporary / name, content)
             if not self.has(key):
                 os.replace(temporary, self.root / key)
         except OSError as error:
-            # Another run may have put the same output there just before.
+            # Another run may have stored the same output a moment before.
             if not self.has(key):
                 raise storage_error(error, self.root / key) from None
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def sweep(self) -> None:
-        """Remove what killed processes left behind."""
+        """Remove the temporary folders that killed processes left behind."""
         for folder in self.root.glob(".*.*"):
             if _abandoned(folder.suffix[1:]):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -188,12 +188,12 @@ def sweep_files(folder: Path) -> None:
 
 
 def _abandoned(pid: str) -> bool:
-    # This process has nothing under way while it sweeps: what bears its number was left by another that had it before.
+    # This process writes nothing while it sweeps, so an earlier process left the files that carry its pid.
     return not (pid.isdigit() and int(pid) != os.getpid() and Path(f"/proc/{pid}").exists())
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Put a stored file into a run's folder, without a second copy on disk where the file system allows it.
+    """Put a stored file into a run's folder, as a hard link if the file system allows it, otherwise as a copy.
 
     Raises:
         RunError: It could not be written.
@@ -210,5 +210,5 @@ def link_or_copy(source: Path, target: Path) -> None:
     except OSError as error:
         raise storage_error(error, target) from None
     finally:
-        # Renaming one hard link of a file onto another is a no-op that leaves both.
+        # Renaming one hard link onto another of the same file does nothing and leaves both names.
         _remove(temporary)

@@ -1,6 +1,6 @@
-"""Sources: `references.bib` holds each of them once, and a part names its own by key (`cite = "schoepf2025rem"`).
+"""Sources: `references.bib` holds each source once, and a part names its sources by key (`cite = "schoepf2025rem"`).
 
-The file has one form only: an empty line between entries, and one line per field.
+Each entry of the file has one line per field, and an empty line separates entries.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ def bibtex(cite: str | Sequence[str], *, where: str) -> list[str]:
     """The BibTeX entries of a part.
 
     Args:
-        cite: What the part's `cite` holds: a key, several, or none. A part of another package may give BibTeX itself,
-            which begins with `@`.
+        cite: The part's `cite`: a key, a sequence of keys, or the empty string. A part of another package may give the
+            BibTeX text itself, which begins with `@`.
         where: The part, for messages.
 
     Returns:
-        One text per entry, in the order of the keys; empty where the part has no source.
+        One text per entry, in the order of the keys; empty if the part has no source.
 
     Raises:
-        SpecError: There is no entry with that key.
+        SpecError: No entry has that key.
     """
     keys = [cite] if isinstance(cite, str) else cite
     return [key if key.startswith("@") else _entry(key, where) for key in keys if key]
@@ -43,7 +43,7 @@ def _entry(key: str, where: str) -> str:
 
 @cache
 def references() -> dict[str, str]:
-    """Every entry of `references.bib` by its key, as it stands there."""
+    """Every entry of `references.bib` by its key, as text."""
     return parse(FILE.read_text(encoding="utf-8"))
 
 
@@ -51,7 +51,7 @@ def parse(text: str) -> dict[str, str]:
     """Entries of BibTeX in the form of `references.bib` by their keys.
 
     Raises:
-        SpecError: An entry has another form, braces that do not match, or a key that occurs before.
+        SpecError: An entry has another form, its braces do not match, or its key occurs twice.
     """
     entries: dict[str, str] = {}
     for block in re.split(r"\n{2,}", text.strip()):

@@ -1,9 +1,9 @@
-"""What there is, found by looking: a file in a folder, an entry point of another package, or `module:function`.
+"""Finds parts by name: a file in a folder, an entry point of another package, or `module:function`.
 
-The file's name is the registered name, and the part in it is the class whose name is the same without underscores
-(`random_relabel.py` holds `RandomRelabel`). Files that begin with an underscore are helpers. A study is a folder: its
-name is the registered name, and `study.py` in it holds the class with `Study` at its end (`rem/study.py` holds
-`RemStudy`). Nothing is imported until it is used; names and summaries come from the file system and the syntax tree.
+The file's name is the registered name. The part in it is the class with the same name without underscores:
+`random_relabel.py` holds `RandomRelabel`. Files that begin with an underscore are helpers. A study is a folder: the
+folder's name is the registered name, and its `study.py` holds the class that ends in `Study`: `rem/study.py` holds
+`RemStudy`. Nothing is imported until it is used; names and summaries come from the file system and the syntax tree.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ FOLDERS = {
 }
 """Kind of part to the folder of the package that holds it; entry points use the group `expunge.<folder>`."""
 IN_FOLDERS = frozenset({"study"})
-"""Kinds of which a part is a folder, with a file named like the kind in it."""
+"""Kinds whose parts are folders; the folder holds a file with the kind's name."""
 
 _PLACES = {"monitor": "train/monitors"}
-"""Folders that lie inside another one."""
+"""Kinds whose folder is inside another folder of the package."""
 INSIDE = {"stage": "pipeline/stages", "executor": "pipeline/executors"}
-"""Kinds that no spec names and no list shows, of which a run is made; their classes end in the kind."""
+"""Internal kinds of the pipeline: no spec names them and no list shows them. Their class names end in the kind."""
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 @dataclasses.dataclass(frozen=True)
 class FunctionPart(Part):
-    """A user's plain function, named as `module:function`, standing where a part is expected.
+    """A user's plain function, named as `module:function`, used as a part.
 
-    Called with the positional arguments of its kind's contract, if it takes any, and the table's settings as keywords.
+    It is called with the positional arguments of its kind's contract, and with the table's settings as keywords.
     """
 
-    # A function has none of the facts that classes declare; these are what the pipeline then takes for granted.
+    # A function cannot declare facts as a class does; the pipeline uses these defaults.
     measures: ClassVar[bool] = False
     after_attack: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -77,8 +77,8 @@ class FunctionPart(Part):
 
     @property
     def function(self) -> Callable[..., Any]:
-        found: Callable[..., Any] = _import(self.target, where=self.target)
-        return found
+        function: Callable[..., Any] = _import(self.target, where=self.target)
+        return function
 
     def __call__(self, *arguments: Any) -> Any:
         return self.function(*arguments, **self.keywords)
@@ -96,7 +96,7 @@ def names(kind: str) -> list[str]:
 
 
 def load(kind: str, name: str, *, where: str = "") -> Any:
-    """The class (or, for `module:function`, the object) behind a name.
+    """The class with a registered name, or the object that `module:function` names.
 
     Args:
         kind: One of `FOLDERS`.
@@ -107,7 +107,7 @@ def load(kind: str, name: str, *, where: str = "") -> Any:
         The class or object.
 
     Raises:
-        SpecError: There is no such name, or what it names cannot be imported.
+        SpecError: The name is unknown, or its module cannot be imported.
     """
     where = where or kind
     if ":" in name:
@@ -129,14 +129,14 @@ def build(kind: str, name: str, settings: Mapping[str, Any], *, where: str, fold
         kind: One of `FOLDERS`.
         name: A registered name, or `module:function`.
         settings: The table without its name.
-        where: Its place in the spec, for messages.
-        folder: What relative paths in the settings count from.
+        where: The table's place in the spec, for messages.
+        folder: Where relative paths in the settings start.
 
     Returns:
         A part; for a plain function a `FunctionPart`.
 
     Raises:
-        SpecError: Unknown name, unknown key or a value that does not fit.
+        SpecError: The name or a key is unknown, or a value has the wrong type or range.
     """
     loaded = load(kind, name, where=f"{where}.name")
     if isinstance(loaded, type) and issubclass(loaded, Part):
@@ -145,15 +145,15 @@ def build(kind: str, name: str, settings: Mapping[str, Any], *, where: str, fold
 
 
 def build_function(target: str, settings: Mapping[str, Any], *, where: str) -> FunctionPart:
-    """The part that a plain function stands for.
+    """The part that wraps a plain function.
 
     Args:
         target: `module:function`.
-        settings: Keyword arguments for it.
-        where: Its table's place in the spec, for messages.
+        settings: Keyword arguments for the function.
+        where: The table's place in the spec, for messages.
 
     Raises:
-        SpecError: It cannot be imported or called, or has no argument of a setting's name.
+        SpecError: The function cannot be imported or called, or it has no argument with a setting's name.
     """
     function = _import(target, where=f"{where}.name")
     if not callable(function):
@@ -171,26 +171,26 @@ def summary(kind: str, name: str) -> str:
 
 
 def facts(kind: str, name: str) -> dict[str, Any]:
-    """What a part's file says of it without being imported: summary, paper with its year, needs, cost and effort.
+    """Facts about a part, read from its file without importing it: summary, paper, year, needs, cost and effort.
 
     Returns:
-        Texts, empty where the file says nothing; the year is a number, or none. `effort` is the cost in short.
+        Texts, empty if the file does not give them; the year is a number, or none. `effort` is the cost in short form.
     """
-    told = dict.fromkeys(("paper", "needs", "effort"), "")
-    found: dict[str, Any] = {"name": name, "summary": summary(kind, name), "year": None, "cost": "", **told}
+    declared = dict.fromkeys(("paper", "needs", "effort"), "")
+    table: dict[str, Any] = {"name": name, "summary": summary(kind, name), "year": None, "cost": "", **declared}
     if name not in _files(kind):
-        return found
+        return table
     tree = ast.parse(_files(kind)[name].read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         target = node.target if isinstance(node, ast.AnnAssign) else None
-        if isinstance(node, ast.AnnAssign) and isinstance(target, ast.Name) and target.id in told:
+        if isinstance(node, ast.AnnAssign) and isinstance(target, ast.Name) and target.id in declared:
             words = [c.value for c in ast.walk(node.value or node) if isinstance(c, ast.Constant)]
-            found[target.id] = ", ".join(map(str, words))
-    paper, _, year = found["paper"].rpartition(", ")
-    found |= {"paper": paper, "year": int(year)} if year.isdigit() else {}
+            table[target.id] = ", ".join(map(str, words))
+    paper, _, year = table["paper"].rpartition(", ")
+    table |= {"paper": paper, "year": int(year)} if year.isdigit() else {}
     _, _, cost = (ast.get_docstring(tree) or "").partition("Cost: ")
-    found["cost"] = " ".join(cost.partition("\n\n")[0].split())
-    return found
+    table["cost"] = " ".join(cost.partition("\n\n")[0].split())
+    return table
 
 
 def kinds_of(name: str) -> list[str]:
@@ -213,7 +213,7 @@ def _entry_points(kind: str) -> dict[str, EntryPoint]:
 
 
 def _folder(kind: str) -> str:
-    """Where files of a kind lie in the package."""
+    """The folder of the package that holds a kind."""
     if kind not in FOLDERS | INSIDE:
         raise unknown("kind", kind, FOLDERS, where="registry")
     return (FOLDERS | INSIDE | _PLACES)[kind]
@@ -224,39 +224,39 @@ def _class_in(module: Any, name: str) -> Any:
     for attribute, value in vars(module).items():
         if attribute.lower() == wanted and isinstance(value, type):
             return value
-    raise TypeError(f"{module.__name__} defines no class of that name ({wanted!r}, in any case)")
+    raise TypeError(f"{module.__name__} defines no class named {wanted!r}, in upper or lower case")
 
 
 def _check_keywords(function: Callable[..., Any], settings: Mapping[str, Any], where: str) -> None:
-    """Refuse settings that the function has no argument for, where its signature can be read."""
+    """Refuse settings that are no arguments of the function, if its signature can be read."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         return
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return
-    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    arguments = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     for key in settings:
-        if key not in named:
-            raise unknown("key", key, named, where=where)
+        if key not in arguments:
+            raise unknown("key", key, arguments, where=where)
 
 
 def _import(target: str, *, where: str) -> Any:
     module_name, _, attribute = target.partition(":")
     try:
-        found: Any = importlib.import_module(module_name)
+        target_object: Any = importlib.import_module(module_name)
         for step in attribute.split("."):
-            found = getattr(found, step)
-    except Exception as error:  # the user's module may fail in any way, a syntax error first of all
+            target_object = getattr(target_object, step)
+    except Exception as error:  # the user's module may fail in any way, for example with a syntax error
         raise SpecError(
             f"cannot import {target!r} ({type(error).__name__}: {error})",
             where=where,
             allowed="module:function, with the module beside the spec file or installed",
         ) from None
-    return found
+    return target_object
 
 
 def add_search_path(folder: Path) -> None:
-    """Let `module:function` find modules that lie beside the spec file."""
+    """Let `module:function` find modules in a folder, such as the spec's."""
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))

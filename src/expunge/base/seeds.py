@@ -1,4 +1,4 @@
-"""Seeds for stages: one integer from the run's seed and the stage's name, the same on every machine."""
+"""Seeds for stages: an integer derived from the run's seed and the stage's name, the same on every machine."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ def derive(seed: int, *names: object) -> int:
 
     Args:
         seed: The run's seed.
-        names: What it is for, from the outside in, e.g. `"unlearn", "npo"`.
+        names: The use of the seed, from general to specific, e.g. `"unlearn", "npo"`.
 
     Returns:
-        An integer in [0, 2**63), which is what `torch.Generator.manual_seed` takes.
+        An integer in [0, 2**63), the range that `torch.Generator.manual_seed` accepts.
     """
     text = "/".join([str(seed), *map(str, names)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

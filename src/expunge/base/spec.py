@@ -1,6 +1,6 @@
-"""A spec is TOML: read at one border, checked key by key, and turned into frozen data that names parts.
+"""Reads a spec, a TOML file: checks it key by key and turns it into frozen data that names parts.
 
-Parts themselves are made from it by the pipeline, so that reading a spec imports no torch.
+The pipeline constructs the parts later, so that reading a spec imports no torch.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from expunge.base.registry import add_search_path, names
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 RESERVED = ("original", "reference")
-"""Model names in results that no method's label may take."""
+"""Model names in results; no method may have one as its label."""
 CACHE = "cache"
-"""Folder beside the runs that holds the outputs of stages; no run may have its name."""
+"""Folder beside the runs that holds the outputs of stages; no run may have this name."""
 DEVICES = "auto, cpu, cuda, cuda:<number> or mps"
 PRECISIONS = ("float32", "bf16")
 VERDICTS = ("dormant", "incomplete", "damaged", "over-forgotten", "erased", "inconclusive")
@@ -33,18 +33,18 @@ class Entry:
     label: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     budget: int | None = None
-    """Methods only: upper bound in per-example gradients."""
+    """Methods only: upper bound on the cost, in per-example gradients."""
     required: bool = False
-    """Audits only: whether `erased` has to hold for it."""
+    """Audits only: whether the verdict `erased` depends on it."""
     after: str | None = None
-    """Methods only: label of the method whose model it starts from; from the original where not given."""
+    """Methods only: label of the method whose model it starts from; by default it starts from the original."""
     at: tuple[str, ...] = ()
-    """Blocks only: patterns of the paths that it is put behind."""
+    """Blocks only: patterns of module paths; the block is inserted behind each module that matches."""
 
 
 @dataclass(frozen=True)
 class Gate:
-    """A condition on the outcome: this method must get this verdict."""
+    """A condition on the run: this method must get this verdict."""
 
     method: str
     verdict: str
@@ -62,38 +62,38 @@ class Spec:
     method: tuple[Entry, ...]
     train: Mapping[str, Any] = field(default_factory=dict)
     objective: Entry | None = None
-    """What models are judged by; inferred from the data where not given."""
+    """The objective that models are trained and judged by; by default inferred from the data."""
     augmentation: tuple[Entry, ...] = ()
     block: tuple[Entry, ...] = ()
-    """What is put into the model (`[[model.block]]`), in this order."""
+    """Blocks that are inserted into the model (`[[model.block]]`), in this order."""
     weights: str | None = None
-    """The user's own weights (`model.weights`), instead of training the original."""
+    """Path of the user's own weights (`model.weights`); the original is then loaded instead of trained."""
     attack: tuple[Entry, ...] = ()
     audit: tuple[Entry, ...] = ()
     diagnostic: tuple[Entry, ...] = ()
     monitor: tuple[Entry, ...] = ()
-    """What is measured while originals and references train."""
+    """Monitors: measurements while originals and references train."""
     gate: tuple[Gate, ...] = ()
     threads: int = 1
     device: str = "auto"
-    """Where models run: `auto` (CUDA, then MPS, then the CPU), `cpu`, `cuda`, `cuda:1`, `mps`."""
+    """Device that models run on: `auto` (CUDA, then MPS, then the CPU), `cpu`, `cuda`, `cuda:1`, `mps`."""
     precision: str = "float32"
-    """Of forward passes: `float32` or `bf16`; weights and losses stay in float32."""
+    """Number format of forward passes: `float32` or `bf16`; weights and losses stay in float32."""
     checkpointing: str | None = None
-    """Modules whose activations are computed again in the backward pass: a glob over their paths, or `auto`."""
+    """Modules whose activations are recomputed in the backward pass: a glob over module paths, or `auto`."""
     gallery: bool = False
-    """Whether forget examples are copied into the record and shown in the report; off, for they may be personal."""
+    """Whether forget examples are copied into the record and shown in the report; off, as they may be personal data."""
     folder: Path = Path()
-    """Where the spec file lies; relative paths in it count from here."""
+    """Folder of the spec file; relative paths in the spec start here."""
 
     def chain(self, label: str) -> list[Entry]:
-        """The methods that lead from the original to this one's model, itself last."""
+        """The chain of methods from the original to this method's model; this method is the last."""
         entry = next(entry for entry in self.method if entry.label == label)
         return [*(self.chain(entry.after) if entry.after else []), entry]
 
     @property
     def chained(self) -> list[Entry]:
-        """The methods in their order, but each after the one that it starts from."""
+        """The methods in the spec's order, but each after the method that it starts from."""
         return sorted(self.method, key=lambda entry: len(self.chain(entry.label)))
 
 
@@ -115,7 +115,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Spec:
         The spec.
 
     Raises:
-        SpecError: The file cannot be read, is no TOML, or says something that is not allowed.
+        SpecError: The file cannot be read, is not TOML, or holds a key or value that is not allowed.
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -134,14 +134,14 @@ def parse(table: Mapping[str, Any], folder: Path) -> Spec:
     """The spec that a table describes.
 
     Args:
-        table: As read from TOML.
-        folder: What relative paths count from.
+        table: The spec as plain data, as read from TOML.
+        folder: Where relative paths start.
 
     Returns:
         The spec.
 
     Raises:
-        SpecError: An unknown or missing key, a wrong type, or labels that clash.
+        SpecError: A key is unknown or missing, a value has the wrong type, or a label occurs twice.
     """
     for key in table:
         if key not in KEYS:
@@ -150,7 +150,7 @@ def parse(table: Mapping[str, Any], folder: Path) -> Spec:
         if key not in table:
             raise SpecError(f"{key!r} is missing", where="spec", remedy=f"add {_EXAMPLES[key]}")
     if table["name"] == CACHE:
-        raise SpecError(f"the name {CACHE!r} is taken", where="name", remedy="choose another")
+        raise SpecError(f"the name {CACHE!r} is reserved", where="name", remedy="choose another")
     model = dict(_typed(table["model"], dict, "model", "a table"))
     weights, blocks = model.pop("weights", None), model.pop("block", [])
     methods = _entries(table, "method", extra=("budget", "after"))
@@ -196,17 +196,17 @@ def _entries(table: Mapping[str, Any], key: str, extra: tuple[str, ...] = ()) ->
     for i, label in enumerate(labels):
         if label in labels[:i]:
             raise SpecError(
-                f"{label!r} is there twice", where=f"{key}[{i}]", remedy="give one of them a label of its own: label ="
+                f"{label!r} occurs twice", where=f"{key}[{i}]", remedy="give one of them a label of its own: label ="
             )
         if label in RESERVED:
-            raise SpecError(f"the label {label!r} is taken", where=f"{key}[{i}].label", remedy="choose another")
+            raise SpecError(f"the label {label!r} is reserved", where=f"{key}[{i}].label", remedy="choose another")
     return entries
 
 
 def _entry(value: Any, where: str, extra: tuple[str, ...] = ()) -> Entry:
     table = dict(_typed(value, dict, where, "a table with a name"))
     if "name" not in table:
-        raise SpecError("'name' is missing", where=where, remedy="say which: name = ...")
+        raise SpecError("'name' is missing", where=where, remedy="add name = ...")
     name = _typed(table.pop("name"), str, f"{where}.name", "a name")
     label = _name(table.pop("label"), f"{where}.label") if "label" in extra and "label" in table else name
     budget = required = after = None
@@ -228,7 +228,12 @@ def _blocks(value: Any) -> tuple[Entry, ...]:
 def _at(table: dict[str, Any], where: str) -> tuple[str, ...]:
     allowed = 'paths of modules or patterns of them: "layers.*.relu"'
     if not table.get("at"):
-        raise SpecError("'at' is missing", where=where, allowed=allowed, remedy="say behind which modules it is put")
+        raise SpecError(
+            "'at' is missing",
+            where=where,
+            allowed=allowed,
+            remedy="say behind which modules to put it",
+        )
     patterns = table.pop("at")
     patterns = [patterns] if isinstance(patterns, str) else _typed(patterns, list, f"{where}.at", allowed)
     return tuple(_typed(pattern, str, f"{where}.at[{i}]", allowed) for i, pattern in enumerate(patterns))
@@ -241,17 +246,17 @@ def _check_chains(methods: tuple[Entry, ...]) -> None:
             raise _no_method(before, methods, f"method[{i}].after")
     for i, label in enumerate(after):
         walked, before = [label], after[label]
-        # A walk into a circle that it is not part of ends too; the circle is reported at a method in it.
+        # The walk also ends in a circle that `label` is not part of; that circle is reported at one of its own methods.
         while before is not None and before not in walked:
             walked, before = [*walked, before], after[before]
         if before == label:
             circle = " after ".join([*walked, label])
             remedy = "leave out one 'after', so that a method starts from the original"
-            raise SpecError(f"methods go in a circle: {circle}", where=f"method[{i}].after", remedy=remedy)
+            raise SpecError(f"methods form a circle: {circle}", where=f"method[{i}].after", remedy=remedy)
 
 
 def _no_method(label: str, methods: tuple[Entry, ...], where: str) -> SpecError:
-    # A method's own name that is misspelt is the mistake, and not where its label is given again.
+    # If a method's own name is misspelt, report that name, not the place that repeats it as a label.
     for i, entry in enumerate(methods):
         if ":" not in entry.name and entry.name not in names("method"):
             return unknown("method", entry.name, names("method"), where=f"method[{i}].name")
@@ -311,7 +316,7 @@ def _whole(value: Any, where: str, *, at_least: int) -> int:
 
 
 def _typed(value: Any, kind: type, where: str, allowed: str) -> Any:
-    # In Python a bool is an int; in a spec `threads = true` is a mistake.
+    # In Python a bool is an int, but in a spec `threads = true` is a mistake.
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise SpecError(f"found {value!r}", where=where, allowed=allowed)
     return value
@@ -330,7 +335,7 @@ def _override(table: dict[str, Any], assignment: str) -> None:
     for step in steps:
         place = _step(place, step, assignment)
     if not isinstance(place, dict):
-        raise SpecError(f"{'.'.join(steps)!r} is no table", where=f"--set {assignment}")
+        raise SpecError(f"{'.'.join(steps)!r} is not a table", where=f"--set {assignment}")
     place[last] = value
 
 
@@ -340,9 +345,9 @@ def _step(place: Any, step: str, assignment: str) -> Any:
         return place.setdefault(step, {})
     if not isinstance(place, list) or not all(isinstance(item, dict) for item in place):
         raise SpecError(f"there is no {step!r} in {place!r}", where=where, allowed="the path of a value in a table")
-    # A label, or the name of an entry without one, says more than a position and is looked for first.
-    called = [str(item.get("label", item.get("name"))) for item in place]
-    for options in (called, [str(item.get("name")) for item in place], [str(i) for i in range(len(place))]):
+    # Labels first, then names, then positions; an entry without a label has its name as label.
+    labels = [str(item.get("label", item.get("name"))) for item in place]
+    for options in (labels, [str(item.get("name")) for item in place], [str(i) for i in range(len(place))]):
         if step in options:
             return place[options.index(step)]
-    raise unknown("entry", step, called, where=where)
+    raise unknown("entry", step, labels, where=where)

@@ -1,1 +1,1 @@
-"""Estimates, their uncertainty, and the verdicts drawn from them. No torch: old results can be recomputed anywhere."""
+"""Estimates, their uncertainty, and the verdicts that follow. No torch: old results can be recomputed anywhere."""

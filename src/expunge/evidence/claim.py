@@ -4,13 +4,14 @@
     not reproduced   its opposite holds, tested in the same way
     inconclusive     neither, or it was not measured
 
-A number that is an array must fulfil the rule in every component: an intersection-union test, whose p-value is the
-largest of its parts and needs no correction. Its opposite needs one component only, and is corrected for their number;
-that of an interval has two sides, and is corrected for both.
+An array must fulfil the rule in every component. This is an intersection-union test: its p-value is the largest of the
+components' p-values and needs no correction. The opposite of the rule needs one component only, so its p-value is
+multiplied by the number of components. The opposite of an interval has two sides and is corrected for both.
 
-Errors over examples that every seed measures on are no smaller for many seeds: the error of a mean is the larger of
-that over seeds and of the seeds' mean error over examples. Numbers that agree exactly, as rank correlations do, have no
-error at all; n of them on one side are then a sign test, p = 2^-n.
+If every seed measures on the same examples, more seeds do not reduce the error over examples. So the error of a mean is
+the larger of two: the error over seeds, and the mean over seeds of the error over examples. Numbers that agree exactly
+in every seed, as rank correlations may, have an error of 0. They are judged by a sign test: n of them on one side of
+the bound have p = 2^-n.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from expunge.evidence.intervals import LEVEL, Contrast, Floats, combine, holm
 Outcome = Literal["reproduced", "not reproduced", "inconclusive"]
 Kind = Literal["above", "below", "within", "ordered"]
 Measured = Mapping[str, Any]
-"""What one seed gave by the claim's id: a number or an array; by `<id>.se` its standard error over examples that are
-the same in every seed (those drawn anew show in the scatter), and by `<id>.of` what an array's components are of."""
+"""Measurements of one seed. `<claim id>`: a number or an array. `<id>.se`: its standard error over examples that are
+the same in every seed (the scatter over seeds covers examples drawn anew). `<id>.of`: names of its components."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Where the mean over seeds must lie, and why just there."""
+    """The values that the mean over seeds must have for the claim to hold, and the reason for the bounds."""
 
     kind: Kind
     low: float
@@ -68,36 +69,36 @@ def ordered(reason: str, margin: float = 0.0) -> Rule:
 
 @dataclass(frozen=True)
 class Claim:
-    """One sentence of a paper, or one of ours beyond it, that a measurement can contradict."""
+    """One sentence, of a paper or our own, that a measurement can contradict."""
 
     id: str
     statement: str
     source: str
-    """Paper and place; `ours` for what goes beyond it."""
+    """Paper and place in it; `ours` for claims that no paper makes."""
     rule: Rule
     unit: str
     primary: bool = False
-    """One to three of a study carry it; the others are secondary."""
+    """Whether the study depends on it: one to three claims of a study are primary, the others secondary."""
     paper_value: str | None = None
-    """The paper's own figure as it was read; never one that could not be read."""
+    """The number that the paper gives, none if it could not be read from the paper."""
     exact: bool = False
-    """Whether the number is a count that no seed could change, so that agreement is no accident."""
+    """Whether the number is a count that does not depend on the seed, so that no sign test is needed."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim with what was measured of it."""
+    """A claim with its measurement and verdict."""
 
     claim: Claim
     verdict: Outcome
     contrast: Contrast
-    """Mean over seeds; for an array that of the component which decides."""
+    """Mean over seeds; for an array the mean of the deciding component."""
     seeds: int
     values: tuple[float, ...] = field(repr=False)
-    """The deciding component, one number per seed."""
+    """Values of the deciding component, one per seed."""
     note: str = ""
     parts: Mapping[str, float] = field(default_factory=dict, repr=False)
-    """Of an array: every component's mean over seeds, by what it is of."""
+    """Arrays only: mean over seeds of every component, by its name."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain data, as `study --json` prints it."""
@@ -125,12 +126,12 @@ class _Component:
     holds: float
     fails: float
     slack: float
-    """Distance of the mean to the nearest bound, below 0 outside; what decides between equal p-values."""
+    """Distance of the mean to the nearest bound, negative outside the bounds; it decides between equal p-values."""
 
 
 @dataclass(frozen=True)
 class _Tested:
-    """A claim's p-values, and the components behind them: the one hardest to believe, and the one most against it."""
+    """A claim's p-values, with the component that supports it least and the component that contradicts it most."""
 
     deciding: _Component
     contrary: _Component
@@ -140,7 +141,7 @@ class _Tested:
 
 
 def decide(claims: Sequence[Claim], seeds: Sequence[Measured]) -> list[Finding]:
-    """Hold each claim against what the seeds gave.
+    """Test each claim on the measurements of the seeds.
 
     Args:
         claims: In the order in which they are shown.
@@ -150,11 +151,11 @@ def decide(claims: Sequence[Claim], seeds: Sequence[Measured]) -> list[Finding]:
         One finding per claim.
 
     Raises:
-        SpecError: A seed gave something that is no number or array, or arrays of different lengths.
+        SpecError: A measurement is neither a number nor an array, or arrays differ in length.
     """
     tested = [_test(claim, [s for s in seeds if claim.id in s]) for claim in claims]
     primary = [index for index, claim in enumerate(claims) if claim.primary]
-    # One that was not measured counts too: leaving it out must not make the others easier.
+    # Primary claims that were not measured count too, so that leaving one out does not make the others easier.
     adjusted = {
         side: dict(zip(primary, holm([getattr(tested[i], side, 1.0) for i in primary]), strict=True))
         for side in ("holds", "fails")
@@ -193,7 +194,7 @@ def _note(claim: Claim, tested: _Tested, verdict: Outcome, level: float) -> str:
     if not math.isfinite(shown.contrast.mean):
         return "not finite"
     if tested.holds <= LEVEL:
-        return f"alone p = {tested.holds:.3f}, which the number of primary claims takes back"
+        return f"p = {tested.holds:.3f} alone, but more than 0.05 after the correction for several primary claims"
     rule, mean = claim.rule, shown.contrast.mean
     gap = min(abs(mean - end) for end in (rule.low, rule.high) if math.isfinite(end))
     needed = shown.contrast.seeds_needed(gap, level)
@@ -226,26 +227,26 @@ def _parts(claim: Claim, means: Floats, first: Measured) -> dict[str, float]:
 
 def _component(claim: Claim, values: Floats, errors: Floats) -> _Component:
     rule, seeds = claim.rule, len(values)
-    told = tuple(map(float, values))
+    numbers = tuple(map(float, values))
     if not np.isfinite(values).all():
-        return _Component(Contrast(math.nan, math.nan, seeds - 1), told, 1.0, 1.0, -math.inf)
+        return _Component(Contrast(math.nan, math.nan, seeds - 1), numbers, 1.0, 1.0, -math.inf)
     shared = float(errors.mean())
     mean = combine(values, shared, shared)
     least = 0.5**seeds if mean.se == 0 and not claim.exact else 0.0
-    # A bound at infinity is met by every number, and by none from beyond it.
+    # Every number meets a bound at infinity, and none lies beyond it, so such a bound needs no test.
     above = [mean.p_above(rule.low)] if math.isfinite(rule.low) else []
     below = [mean.p_below(rule.high)] if math.isfinite(rule.high) else []
     beyond = [mean.p_below(rule.low)] if math.isfinite(rule.low) else []
     beyond += [mean.p_above(rule.high)] if math.isfinite(rule.high) else []
     fails = min(1.0, len(beyond) * max(min(beyond), least))
     slack = min(mean.mean - rule.low, rule.high - mean.mean)
-    return _Component(mean, told, max([*above, *below, least]), fails, slack)
+    return _Component(mean, numbers, max([*above, *below, least]), fails, slack)
 
 
-def _stacked(claim: Claim, found: Sequence[Any]) -> Floats:
-    """One row per seed, one column per component."""
+def _stacked(claim: Claim, values: Sequence[Any]) -> Floats:
+    """`[seeds, components]` from one number or array per seed."""
     try:
-        rows = [np.atleast_1d(np.asarray(value, dtype=np.float64)) for value in found]
+        rows = [np.atleast_1d(np.asarray(value, dtype=np.float64)) for value in values]
         return np.stack([row.ravel() for row in rows])
     except (TypeError, ValueError) as error:
         raise SpecError(f"a seed gave no number ({error})", where=claim.id, allowed="a number or an array") from None

@@ -1,11 +1,13 @@
-"""From a quantity to the contrasts that verdicts test, for each of the three claims that can be made.
+"""From a quantity to the contrasts that verdicts test, for each of the three kinds of claim.
+
+With o the original, r the reference and m the unlearned model:
 
     range     o - r                          what there was to forget; the margin is a tenth of it
     residual  m - r                          what is left, before an attack or after the same attack on both
-    gain      (m after - m) - (r after - r)  what the attack brought back beyond what it teaches anyone
+    gain      (m after - m) - (r after - r)  what the attack brought back beyond what it teaches any model
 
-Exceeding and equivalence are tested on residual -/+ 0.1 range, so that no ratio appears and
-the noise of the range counts.
+Verdicts test whether the residual exceeds the margin or is equivalent to 0 within it. Both tests use
+residual -/+ 0.1 range, which avoids a ratio and includes the noise of the range.
 """
 
 from __future__ import annotations
@@ -52,27 +54,27 @@ class Row:
 
     @property
     def margin(self) -> float:
-        """The gap that counts as one, in the unit of the quantity."""
+        """The smallest gap that counts, in the unit of the quantity: a tenth of the range."""
         return SHARE * self.range.mean
 
     @property
     def seen(self) -> bool:
-        """Whether the range lies above 0: without anything to forget, nobody is accused."""
+        """Whether the range lies above 0. If there was nothing to forget, no model is accused."""
         return self.range.low > 0
 
     @property
     def power(self) -> bool:
-        """Whether the audit could have told a gap of the size of the margin from none."""
+        """Whether the audit could have distinguished a gap as large as the margin from no gap."""
         return self.seen and self.margin > self.residual.half_width
 
     @property
     def equivalent(self) -> bool:
-        """Whether the residual lies within the margin on both sides, each tested at 5 %."""
+        """Whether the residual lies within the margin: two one-sided tests, each at 5 %."""
         return self.over.p_below(0) <= LEVEL and self.under.p_above(0) <= LEVEL
 
     @property
     def passes(self) -> bool:
-        """What `erased` asks of a required audit."""
+        """Whether the row meets what `erased` requires: power and equivalence."""
         return self.power and self.equivalent
 
 
@@ -99,10 +101,10 @@ def rows_of(quantity: Quantity, design: Design) -> list[Row]:
 
 
 def over_method(quantity: Quantity, attack: str | None, weights: Weights, share: float) -> Contrast:
-    """The claim about a method: seeds are the units, and within a seed models are compared example by example.
+    """The claim about a method: the seeds are the sample; within a seed, models are compared example by example.
 
     Raises:
-        SpecError: Numbers of originals and references differ, or they were not scored on the same examples.
+        SpecError: Originals and references differ in number, or were not scored on the same examples.
     """
     seeds = len(quantity.unlearned)
     if len(quantity.reference) != seeds or quantity.reference_ids is not None:
@@ -116,10 +118,11 @@ def over_method(quantity: Quantity, attack: str | None, weights: Weights, share:
 
 
 def over_model(quantity: Quantity, attack: str | None, weights: Weights, share: float) -> Contrast:
-    """The claim about one model: is it one more draw from the retrained ones?
+    """The claim about one model: could it be one more draw from the retrained models?
 
-    The interval is that of a prediction, mean -/+ t s sqrt(1 + 1/n) with s the scatter of n references: more references
-    make their mean sharper, never the one model that is judged. The margin is held against it as a number.
+    The interval is a prediction interval, mean -/+ t s sqrt(1 + 1/n), with s the standard deviation of n references.
+    More references make their mean more precise, but not the one model that is judged. The margin enters as a number
+    without error.
 
     Raises:
         SpecError: There is more than one unlearned model.
@@ -127,16 +130,16 @@ def over_model(quantity: Quantity, attack: str | None, weights: Weights, share: 
     if len(quantity.unlearned) != 1:
         raise SpecError(f"found {len(quantity.unlearned)} unlearned models", where=quantity.metric, allowed="exactly 1")
     count = len(quantity.reference)
-    one = _mix(quantity, attack, _part(weights, references=False), 0)
-    many = [_mix(quantity, attack, _part(weights, references=True), index) for index in range(count)]
+    judged = _mix(quantity, attack, _part(weights, references=False), 0)
+    references = [_mix(quantity, attack, _part(weights, references=True), index) for index in range(count)]
     with np.errstate(invalid="ignore"):  # inf - inf is NaN, and NaN passes no test
-        means = np.array([values.mean() for values in many])
+        means = np.array([values.mean() for values in references])
         span = quantity.original[0].mean() - np.mean([values.mean() for values in quantity.reference])
-        mean = float(one.mean() + means.mean() + share * span)
+        mean = float(judged.mean() + means.mean() + share * span)
     if not math.isfinite(mean):
         return Contrast(math.nan, math.nan, count - 1)
-    terms = [(1 / count, values, quantity.ids_of("reference", index)) for index, values in enumerate(many)]
-    sampling = sampling_error([(1.0, one, quantity.ids_of("unlearned", 0)), *terms], quantity.step)
+    terms = [(1 / count, values, quantity.ids_of("reference", index)) for index, values in enumerate(references)]
+    sampling = sampling_error([(1.0, judged, quantity.ids_of("unlearned", 0)), *terms], quantity.step)
     lasting = lasting_error(terms, sampling)
     spread = float(np.std(means, ddof=1)) if count > 1 else math.nan
     se = float(np.maximum(spread * math.sqrt(1 + 1 / count), sampling))
@@ -144,9 +147,9 @@ def over_model(quantity: Quantity, attack: str | None, weights: Weights, share: 
 
 
 def over_held_out(quantity: Quantity, attack: str | None, weights: Weights, share: float) -> Contrast:
-    """The claim without references: other examples, never seen, stand in their place, so nothing is paired.
+    """The claim without references: unseen examples replace the reference, so that values are not paired.
 
-    One model has no scatter over seeds; its error is that over examples, with the degrees of freedom of the
+    One model has no scatter over seeds. Its error is the error over examples, with the degrees of freedom of the
     smaller sample.
     """
     full, seeds = _add(weights, share), len(quantity.unlearned)
@@ -169,7 +172,7 @@ def over_held_out(quantity: Quantity, attack: str | None, weights: Weights, shar
 
 def _add(weights: Weights, share: float) -> Weights:
     names = weights.keys() | (RANGE.keys() if share else set())
-    # Sorted: the order of a set changes between processes, and with it the last bit of a sum.
+    # Sorted, because the order of a set changes between processes and would change the last bit of a sum.
     return {name: weights.get(name, 0.0) + share * RANGE.get(name, 0.0) for name in sorted(names)}
 
 
@@ -178,6 +181,6 @@ def _part(weights: Weights, *, references: bool) -> Weights:
 
 
 def _mix(quantity: Quantity, attack: str | None, weights: Weights, index: int) -> Floats:
-    with np.errstate(invalid="ignore"):  # as above
+    with np.errstate(invalid="ignore"):  # inf - inf, as in over_model
         parts = [weight * quantity.values(name, attack)[index] for name, weight in weights.items()]
         return np.asarray(np.sum(parts, axis=0), dtype=np.float64)

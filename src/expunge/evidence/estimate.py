@@ -1,4 +1,4 @@
-"""A number never travels alone: it has an interval, a sample size, a unit and a direction."""
+"""An estimate: a number with its interval, sample size, unit and direction."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from expunge.base.errors import unknown
 from expunge.evidence.intervals import Floats, Ints, sampling_error, student, t_quantile, wilson
 
 Better = Literal["higher", "lower", "reference"]
-"""Which direction is good; `reference` means that close to the retrained model is good."""
+"""Which direction is good; `reference` means that a value close to the retrained model's is good."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Estimate:
 
     value: float
     low: float
-    """Lower end of the 90 % interval, each side missing with 5 %; NaN where there is none."""
+    """Lower end of the 90 % interval, with an error rate of 5 % on each side; NaN if there is no interval."""
     high: float
     n: int
-    """How many independent things were averaged: examples within a seed, seeds across them."""
+    """Number of independent values in the mean: examples within a seed, or seeds."""
     unit: str
     better: Better
 
@@ -40,11 +40,11 @@ class Estimate:
 
     @property
     def half_width(self) -> float:
-        """Half the width of the interval, NaN where there is none."""
+        """Half the width of the interval, NaN if there is no interval."""
         return (self.high - self.low) / 2
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data in the order of the fields; a NaN stays a float, the writer decides how to spell it."""
+        """Plain data in the order of the fields. A NaN stays a float; the writer decides how to spell it."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -55,17 +55,17 @@ class Estimate:
 def over_examples(values: Floats, unit: str, better: Better, group: Ints | None = None) -> Estimate:
     """The mean over examples of one model.
 
-    The interval is Wilson's for values that are all 0 or 1, where Student's has no width at a rate of 0 or 1, and
-    Student's otherwise. Copies of one example are one draw, so with groups the error is taken over groups.
+    If all values are 0 or 1, the interval is Wilson's, because Student's has no width at a rate of 0 or 1. Otherwise it
+    is Student's. Copies of one example are one draw, so with groups the error is taken over groups.
 
     Args:
         values: One value per example, `[n]`.
         unit: Unit of the values.
         better: Direction.
-        group: Which examples belong together, `[n]`.
+        group: Group of each example, `[n]`; copies of one example share a group.
 
     Returns:
-        The mean with its interval; NaN ends where fewer than two draws leave the error unknown.
+        The mean with its interval; the ends are NaN for fewer than two draws, whose error is unknown.
     """
     mean, draws = student(values)[0], int(values.size)
     if group is not None and np.unique(group).size < values.size:
@@ -87,13 +87,13 @@ def over_seeds(values: Sequence[float], unit: str, better: Better) -> Estimate:
 
 
 def together(seeds: Sequence[Estimate]) -> Estimate:
-    """The mean over seeds of estimates that were made within each.
+    """The mean over seeds of the seeds' estimates.
 
-    The interval is Student's over seeds, and reaches at least as far as those within the seeds on average: the same
-    examples again are no new evidence.
+    The interval is Student's over seeds, but at least as wide as the average interval within a seed: measuring the same
+    examples again is no new evidence.
 
     Args:
-        seeds: One per seed, at least one, in the same unit; one alone stays as it is.
+        seeds: One estimate per seed, at least one, in the same unit. A single estimate is returned unchanged.
 
     Returns:
         The mean; `n` counts seeds.
@@ -101,11 +101,11 @@ def together(seeds: Sequence[Estimate]) -> Estimate:
     first = seeds[0]
     if len(seeds) == 1:
         return first
-    found = over_seeds([one.value for one in seeds], first.unit, first.better)
-    # The mean of ends that are not there is not there either, and fmin and fmax pass over it.
-    low = np.fmin(found.low, sum(one.low for one in seeds) / len(seeds))
-    high = np.fmax(found.high, sum(one.high for one in seeds) / len(seeds))
-    return Estimate(found.value, float(low), float(high), found.n, first.unit, first.better)
+    mean = over_seeds([estimate.value for estimate in seeds], first.unit, first.better)
+    # Without intervals within seeds the average end is NaN, which fmin and fmax ignore.
+    low = np.fmin(mean.low, sum(estimate.low for estimate in seeds) / len(seeds))
+    high = np.fmax(mean.high, sum(estimate.high for estimate in seeds) / len(seeds))
+    return Estimate(mean.value, float(low), float(high), mean.n, first.unit, first.better)
 
 
 def is_binary(values: npt.NDArray[np.float64]) -> bool:

@@ -1,4 +1,4 @@
-"""What a study shows besides its claims, as data: drawn by the page, and drawn again without measuring again."""
+"""Figures of a study as data, so that the page can draw them again without measuring again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Series:
-    """Points under one name."""
+    """A named list of points."""
 
     name: str
     x: tuple[float, ...]
@@ -17,7 +17,7 @@ class Series:
     """Lower ends of the 90 % intervals of `y`, or nothing."""
     high: tuple[float, ...] = ()
     labels: tuple[str, ...] = ()
-    """A word per point, or nothing."""
+    """A label per point, or nothing."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Chart:
 
     title: str
     x: str
-    """What the axis shows, with its unit."""
+    """Label of the axis, with its unit."""
     y: str
     series: tuple[Series, ...]
     kind: Literal["points", "lines"] = "lines"
@@ -39,7 +39,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Grid:
-    """A value per cell of a plane."""
+    """A table of values, drawn as shaded cells."""
 
     title: str
     x: str

@@ -1,14 +1,15 @@
-"""How uncertain is a mean over seeds and examples? Everything is one-sided at 5 %, so intervals hold 90 %.
+"""The uncertainty of a mean over seeds and examples. Tests are one-sided at 5 %, so intervals are 90 % intervals.
 
 A contrast is a mean over seeds of means over examples. Its standard error is the larger of two:
 
     over seeds      sd(seed means) / sqrt(S)
     over examples   sqrt(sum_g u_g^2 + 2 c^2 / (G + 2)^2),   u_g = sum_{s, i = g} (d_si - mean_s) / (S n_s)
 
-`u_g` gathers everything one example contributes, in whichever seeds it appears. With the same examples in every seed
-this is sd / sqrt(n) of the averages per example, since the same examples again are no new evidence; with other examples
-in each seed it is the error of independent means; with some in common it lies between. The second term is explained at
-`sampling_error`. Student's t has S - 1 degrees of freedom whichever error is the larger.
+with S seeds, seed s having n_s examples, and G distinct examples. `u_g` sums everything that example g contributes, in
+all seeds in which it appears. If every seed has the same examples, this is sd / sqrt(n) of the averages per example:
+measuring the same examples again is no new evidence. If each seed has other examples, it is the error of independent
+means. If seeds share some examples, it lies between the two. `sampling_error` explains the second term; c is the step.
+Student's t has S - 1 degrees of freedom, whichever error is larger.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ Term = tuple[float, Floats, Ints]
 LEVEL = 0.05
 """Error rate of each one-sided test; the intervals shown are 90 %."""
 MOST_SEEDS = 1000
-"""Beyond this many, more seeds are not an answer that anybody can use."""
+"""More seeds than this are not a useful recommendation."""
 
 
 def t_quantile(df: float, level: float = LEVEL) -> float:
-    """Student's t above which a share `level` lies; NaN without degrees of freedom."""
+    """The upper quantile of Student's t: the probability above it is `level`; NaN without degrees of freedom."""
     return float(special.stdtrit(df, 1 - level)) if df > 0 else math.nan
 
 
 def student(values: Floats) -> tuple[float, float, float]:
-    """Mean and 90 % interval of independent values `[n]`; NaN ends for fewer than two.
+    """Mean and 90 % interval of independent values `[n]`; the ends are NaN for fewer than two values.
 
     Returns:
         Mean, low, high.
@@ -51,7 +52,7 @@ def student(values: Floats) -> tuple[float, float, float]:
 
 
 def wilson(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """Wilson's interval for a rate, which keeps its width when no or every trial succeeds.
+    """Wilson's interval for a rate, which has a width even if no trial or every trial succeeds.
 
     Args:
         successes: Trials that succeeded, 0 to n.
@@ -59,17 +60,17 @@ def wilson(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
         level: Error rate on each side.
 
     Returns:
-        Low and high, within [0, 1].
+        The ends, within [0, 1].
     """
     z, rate = float(special.ndtri(1 - level)), successes / n
     centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(rate * (1 - rate) / n + (z / (2 * n)) ** 2) / (1 + z * z / n)
-    # Rounding must not push the ends off 0 and 1, where they lie exactly for no and for every success.
+    # The low end is exactly 0 without a success, and the high end exactly 1 without a failure, whatever the rounding.
     return (max(centre - half, 0.0) if successes else 0.0), (min(centre + half, 1.0) if successes < n else 1.0)
 
 
 def holm(pvalues: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values, in the order given: reject where one is at most the family's error rate."""
+    """Holm's adjusted p-values, in the given order: reject where one is at most the family's error rate."""
     adjusted, worst = [0.0] * len(pvalues), 0.0
     for rank, index in enumerate(sorted(range(len(pvalues)), key=lambda i: pvalues[i])):
         worst = max(worst, min(1.0, (len(pvalues) - rank) * pvalues[index]))
@@ -79,20 +80,20 @@ def holm(pvalues: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Contrast:
-    """A mean, its standard error and what that error is made of."""
+    """A mean, its standard error and the parts of that error."""
 
     mean: float
     se: float
-    """Larger of the error over seeds and the error over examples."""
+    """The larger of the error over seeds and the error over examples."""
     df: float
     spread: float = math.nan
-    """Standard deviation of the means of seeds, or of references; NaN where there is only one."""
+    """Standard deviation of the means of seeds, or of references; NaN if there is only one."""
     sampling: float = 0.0
-    """Standard error over examples, below which `se` never lies."""
+    """Standard error over examples, the lower bound of `se`."""
     lasting: float = 0.0
-    """The part of `sampling` that more seeds would not reduce, since they would bring the same examples again."""
+    """The part of `sampling` that more seeds would not reduce, because they would measure the same examples again."""
     drawn: bool = False
-    """Whether one model is held against a population: its own scatter stays however many references there are."""
+    """Whether one model is compared with a population. Its own scatter stays, however many references there are."""
 
     @property
     def half_width(self) -> float:
@@ -110,25 +111,25 @@ class Contrast:
         return self.mean + self.half_width
 
     def p_above(self, x: float) -> float:
-        """The p-value of "the mean is at most `x`": small where it lies above. 1 where it cannot be computed."""
+        """The p-value of "the mean is at most `x`": small if the mean lies above `x`; 1 if it cannot be computed."""
         if self.se == 0:
             return 0.0 if self.mean > x else 1.0
         p = float(special.stdtr(self.df, (x - self.mean) / self.se)) if self.df > 0 else math.nan
         return 1.0 if math.isnan(p) else p
 
     def p_below(self, x: float) -> float:
-        """The p-value of "the mean is at least `x`": small where it lies below. 1 where it cannot be computed."""
+        """The p-value of "the mean is at least `x`": small if the mean lies below `x`; 1 if it cannot be computed."""
         return Contrast(-self.mean, self.se, self.df).p_above(-x)
 
     def seeds_needed(self, distance: float, level: float = LEVEL) -> int | None:
         """How many seeds make the half-width smaller than `distance`, if spread and sampling stay as they are.
 
         Args:
-            distance: What has to be told apart from 0.
-            level: One-sided error rate, smaller where several tests share it.
+            distance: The value that has to be distinguished from 0.
+            level: One-sided error rate; smaller if several tests share it.
 
         Returns:
-            The number, at least as many as now; `None` where no number up to `MOST_SEEDS` would do.
+            The number, at least as many as now; `None` if no number up to `MOST_SEEDS` suffices.
         """
         seeds = np.arange(max(3, int(self.df) + 1), MOST_SEEDS + 1)
         between = self.spread * np.sqrt(1 / seeds + self.drawn)
@@ -144,17 +145,18 @@ class Contrast:
 
 
 def sampling_error(terms: Sequence[Term], step: float = 0.0) -> float:
-    """Standard error over examples of a sum of weighted means, each example a cluster of all it contributes.
+    """Standard error over examples of a sum of weighted means; all contributions of one example form a cluster.
 
-    Where values are counts - right or wrong, recited or not - models that agree on every example have a variance of 0,
-    yet n agreements cannot exclude that one in n / 3 would have differed. So two examples are imagined that differ by
-    the whole `step`, one each way: for paired 0/1 values that all agree this is the error of Bonett and Price (2012),
-    who add one to each of the two discordant cells. It fades as 1/n and matters only where agreement is nearly perfect.
+    Suppose the values are counts, such as right or wrong, recited or not. Two models that agree on every example have a
+    variance of 0. Yet n agreements cannot exclude that one example in n / 3 would have differed. So two imaginary
+    examples are added that differ by the whole `step`, one in each direction. For paired 0/1 values that all agree,
+    this is the error of Bonett and Price (2012), who add one to each of the two discordant cells. The term decreases as
+    1/n and matters only if agreement is nearly perfect.
 
     Args:
-        terms: What is summed. An id that occurs again, in the same term or another, is the same example.
-        step: The most that one example can change, in the unit of the values; 0 for continuous values, which show their
-            spread themselves.
+        terms: The weighted means to sum. Equal ids, in one term or in two, mean the same example.
+        step: The most that one example can change, in the unit of the values; 0 for continuous values, whose spread
+            is visible in the values themselves.
 
     Returns:
         The standard error; 0 for single numbers, whose error over examples is unknown.
@@ -164,13 +166,13 @@ def sampling_error(terms: Sequence[Term], step: float = 0.0) -> float:
 
 
 def lasting_error(terms: Sequence[Term], sampling: float) -> float:
-    """The part of a sampling error that stays when there are more terms of the same kind.
+    """The part of a sampling error that more terms of the same kind would not reduce.
 
-    What an example contributes differs between terms for reasons of the terms, which average out, and has a mean of its
-    own, which does not. Examples that occur in one term only count as replaced by others in the next.
+    The contribution of an example has a mean over terms, which stays, and deviations from it, which average out over
+    more terms. Examples that occur in one term only are assumed to be replaced by others in the next term.
 
     Args:
-        terms: The terms of which there could be more: seeds, or references.
+        terms: The terms that could be more: one per seed, or one per reference.
         sampling: The whole standard error over examples.
 
     Returns:
@@ -185,9 +187,9 @@ def lasting_error(terms: Sequence[Term], sampling: float) -> float:
 
 
 def _contributions(terms: Sequence[Term]) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """What each of G examples adds to the deviation of each of T terms, `[T, G]`, and where it occurs at all."""
+    """What each of G examples adds to the deviation of each of T terms, and whether it occurs in it, both `[T, G]`."""
     first = terms[0][2]
-    if all(ids is first for _, _, ids in terms):  # the common case, and sorting is what takes the time
+    if all(ids is first for _, _, ids in terms):  # the common case; it avoids sorting all ids again
         names, codes = np.unique(first, return_inverse=True)
         owns = [codes] * len(terms)
     else:
@@ -197,7 +199,7 @@ def _contributions(terms: Sequence[Term]) -> tuple[Floats, npt.NDArray[np.bool_]
     for (weight, values, _), own in zip(terms, owns, strict=True):
         occurs = np.bincount(own, minlength=names.size) > 0
         draws = int(np.count_nonzero(occurs))
-        # Bessel's correction per term: a single seed then gives exactly sd / sqrt(n) with n - 1 in the variance.
+        # Bessel's correction per term: a single seed gives exactly sd / sqrt(n), with n - 1 in the variance.
         scale = weight / values.size * math.sqrt(draws / max(draws - 1, 1))
         parts.append(np.bincount(own, weights=scale * (values - values.mean()), minlength=names.size))
         present.append(occurs)
@@ -205,26 +207,26 @@ def _contributions(terms: Sequence[Term]) -> tuple[Floats, npt.NDArray[np.bool_]
 
 
 def combine(means: Floats, sampling: float, lasting: float) -> Contrast:
-    """The contrast whose seeds have these means `[S]`; a single seed has a mean, but no error."""
+    """The contrast of seeds with these means, `[S]`; a single seed has a mean, but no error over seeds."""
     seeds = len(means)
     spread = float(np.std(means, ddof=1)) if seeds > 1 else math.nan
-    # Not max(): the order of its arguments would decide whether a NaN survives.
+    # Not max(): whether it returns a NaN depends on the order of its arguments.
     se = float(np.maximum(spread / math.sqrt(seeds), sampling))
     return Contrast(float(np.mean(means)), se, seeds - 1, spread, sampling, lasting)
 
 
 def contrast(per_seed: Sequence[Floats], ids: Sequence[Ints], *, step: float = 0.0) -> Contrast:
-    """The mean over seeds of a value per example, with an error that neither seeds nor examples can talk down.
+    """The mean over seeds of a value per example; its error is the larger of those over seeds and over examples.
 
     Args:
         per_seed: One array per seed, one value per example, `[n_s]`.
-        ids: Which example each value belongs to, `[n_s]`; ids of groups where copies are kept together.
+        ids: Per seed, the example that each value belongs to, `[n_s]`; group ids if copies are kept together.
         step: The most that one example can change, 0 for continuous values; see `sampling_error`.
 
     Returns:
-        The contrast, with S - 1 degrees of freedom. Values that are not finite make it NaN; no test passes then.
+        The contrast, with S - 1 degrees of freedom. If a value is not finite, it is NaN and no test passes.
     """
-    with np.errstate(invalid="ignore"):  # inf - inf is NaN, which is what is asked for next
+    with np.errstate(invalid="ignore"):  # inf - inf is NaN, which the next line detects
         means = np.array([np.mean(values) for values in per_seed], dtype=np.float64)
     if not np.isfinite(means).all():
         return Contrast(math.nan, math.nan, len(means) - 1)

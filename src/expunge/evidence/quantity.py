@@ -14,15 +14,15 @@ from expunge.evidence.intervals import Floats, Ints
 from expunge.evidence.scores import Scores
 
 Judged = Literal["knowledge", "utility"]
-"""The roles that enter verdicts; a predictor never does."""
+"""The roles that enter verdicts; predictors and descriptions do not."""
 
 
 @dataclass(frozen=True, eq=False)
 class Quantity:
-    """Values per seed and example, oriented so that more means *knows more*, or *is more useful*.
+    """Values per seed and example, oriented so that a higher value means *knows more*, or *is more useful*.
 
     Raises:
-        SpecError: The role enters no verdict, or numbers of seeds, values and ids do not fit together.
+        SpecError: The role enters no verdict, or the numbers of seeds, values and ids do not match.
     """
 
     metric: str
@@ -31,17 +31,17 @@ class Quantity:
     required: bool
     """Whether `erased` depends on it."""
     ids: list[Ints]
-    """Per seed, `[n_s]`; one array may stand for all seeds."""
+    """Example ids per seed, `[n_s]`; a single array holds for all seeds."""
     original: list[Floats]
     reference: list[Floats]
-    """Retrained models, or without them the values on held-out examples."""
+    """Values of retrained models; without them, the unlearned model's values on held-out examples."""
     unlearned: list[Floats]
     attacked: dict[str, tuple[list[Floats], list[Floats]]] = field(default_factory=dict)
-    """Label of an attack -> the reference and the unlearned model after it, each at the peak of its curve."""
+    """Label of an attack -> values of the reference and of the unlearned model after it, at the peak of each curve."""
     reference_ids: list[Ints] | None = None
-    """Ids of the held-out examples where these stand in the place of a reference, otherwise `ids` hold."""
+    """Ids of the held-out examples, if these replace the reference; otherwise `ids` hold for the reference too."""
     bound: float = 0.02
-    """Utility only: a loss of more than this, in its unit, is damage."""
+    """Utility only: the largest loss that is not damage, in the quantity's unit."""
 
     def __post_init__(self) -> None:
         if self.role not in get_args(Judged):
@@ -65,10 +65,10 @@ class Quantity:
                 )
 
     def ids_of(self, name: str, index: int) -> Ints:
-        """The ids of the values called `name` (`reference` in it means the reference's) in seed `index`, `[n_s]`.
+        """The ids of the values called `name` in seed `index`, `[n_s]`; names with `reference` give its own ids.
 
         Raises:
-            SpecError: There are no ids for that seed.
+            SpecError: That seed has no ids.
         """
         ids = self.reference_ids if self.reference_ids is not None and "reference" in name else self.ids
         if len(ids) == 1:
@@ -80,22 +80,22 @@ class Quantity:
         return ids[index]
 
     def values(self, name: str, attack: str | None) -> list[Floats]:
-        """Values per seed by name: `original`, `reference`, `unlearned`, and with `_after` those after `attack`."""
+        """Values per seed by name: `original`, `reference`, `unlearned`; with `_after` appended, after `attack`."""
         if attack is not None and name.endswith("_after"):
             return self.attacked[attack][0 if name == "reference_after" else 1]
         return {"original": self.original, "reference": self.reference, "unlearned": self.unlearned}[name]
 
     @property
     def examples(self) -> int:
-        """Distinct examples per seed, the smallest number among the seeds."""
+        """Number of distinct examples in a seed, the smallest over the seeds."""
         return min(np.unique(ids).size for ids in self.ids)
 
     @cached_property
     def step(self) -> float:
-        """The most that one example can change, for values that repeat; 0 for continuous ones.
+        """The most that one example can change, for values that repeat; 0 for continuous values.
 
-        Values that repeat are counts of something, and agreeing in a count says little about the next example. So do
-        continuous ones that agree to the last bit: two models that were trained apart never do.
+        Values that repeat are counts, and equal counts say little about the next example. Continuous values that agree
+        to the last bit are treated in the same way, because two models that were trained separately never agree so.
         """
         pairs = [(self.reference, self.unlearned), *self.attacked.values()]
         pools = [np.concatenate([*left, *right]) for left, right in pairs]
@@ -115,11 +115,11 @@ class Quantity:
         *,
         required: bool = False,
     ) -> Quantity:
-        """The quantity that scores of one metric form, one entry per seed; values are put in the order of the ids.
+        """The quantity made of the scores of one metric, one entry per seed; values are sorted by id.
 
         Args:
             original: Per seed.
-            reference: Per seed, or per reference for a claim about one model; scored on the original's examples.
+            reference: Per seed; for a claim about one model, per reference. Scored on the original's examples.
             unlearned: Per seed.
             attacked: Label of an attack -> scores of the reference and of the unlearned model after it.
             required: Whether `erased` depends on it.
@@ -128,7 +128,7 @@ class Quantity:
             The quantity, oriented by the sign of the scores.
 
         Raises:
-            SpecError: Two models of one seed were scored on other examples, or under another metric.
+            SpecError: Two models of one seed were scored on different examples or with different metrics.
         """
         base, pairs = list(original), attacked or {}
         return cls(
@@ -154,7 +154,7 @@ class Quantity:
         *,
         required: bool = False,
     ) -> Quantity:
-        """As `from_scores`, with the unlearned model's values on held-out examples in the place of a reference.
+        """As `from_scores`, but the unlearned model's values on held-out examples replace the reference.
 
         Args:
             original: On the forget set, per seed.
@@ -167,9 +167,9 @@ class Quantity:
             The quantity, for `judge_without_reference`.
 
         Raises:
-            SpecError: Two entries of one seed were scored on other examples, or under another metric.
+            SpecError: Two entries of one seed were scored on different examples or with different metrics.
         """
-        base, other, pairs = list(original), list(held_out), attacked or {}
+        base, unseen, pairs = list(original), list(held_out), attacked or {}
         return cls(
             metric=base[0].metric,
             split=base[0].split,
@@ -177,10 +177,10 @@ class Quantity:
             required=required,
             ids=[_draws(entry) for entry in base],
             original=_ordered(base, base),
-            reference=_ordered(other, other),
+            reference=_ordered(unseen, unseen),
             unlearned=_ordered(unlearned, base),
-            attacked={label: (_ordered(left, other), _ordered(right, base)) for label, (left, right) in pairs.items()},
-            reference_ids=[_draws(entry) for entry in other],
+            attacked={label: (_ordered(left, unseen), _ordered(right, base)) for label, (left, right) in pairs.items()},
+            reference_ids=[_draws(entry) for entry in unseen],
         )
 
 
@@ -203,14 +203,14 @@ def _ordered(entries: Sequence[Scores], base: Sequence[Scores]) -> list[Floats]:
 def _aligned(entry: Scores, base: Scores) -> Floats:
     if (entry.metric, entry.sign, entry.reduce, entry.role) != (base.metric, base.sign, base.reduce, base.role):
         raise SpecError(
-            f"scores of {entry.key} stand beside those of {base.key}", where=base.metric, allowed="one metric"
+            f"scores of {entry.key} are mixed with those of {base.key}", where=base.metric, allowed="one metric"
         )
     if entry.reduce != "mean":
         return np.array([entry.sign * entry.reduced()])
     order = np.argsort(entry.ids, kind="stable")
     if not np.array_equal(entry.ids[order], np.sort(base.ids)):
         raise SpecError(
-            "two models of one seed were scored on other examples",
+            "two models of one seed were scored on different examples",
             where=base.metric,
             remedy="score every model on the same part of the data",
         )

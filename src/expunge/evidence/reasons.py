@@ -1,4 +1,4 @@
-"""The sentences under a verdict: what was found, or what this run could not see and what would decide it."""
+"""The sentences under a verdict: what the run found, or what it could not see and what would decide it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from expunge.evidence.comparison import Row
 from expunge.evidence.intervals import LEVEL, MOST_SEEDS, Contrast, t_quantile
 
 Need = tuple[Contrast, float, float]
-"""A contrast, how small its half-width must become, and the one-sided level at which."""
+"""A contrast, the half-width that it must fall below, and the one-sided level of that half-width."""
 
 MOST_EXAMPLES = 100_000
-"""A forecast beyond this many examples only says that the value lies at the bound."""
+"""A forecast of more examples than this only shows that the value lies at the bound."""
 NO_RETRAINING = (
-    "Held-out examples stand in for retrained models, so nothing can be called erased, and a forget set that was not "
-    "drawn at random may differ from them anyway."
+    "Held-out examples replace retrained models, so no model can be called erased. A forget set that was not drawn at "
+    "random may differ from held-out examples even without training."
 )
 NOT_A_GUARANTEE = "This is an empirical pass of these audits and attacks, not a guarantee."
 
 
 def number(x: float) -> str:
-    """Three digits are more than an interval over a few seeds supports; what only rounding tells from 0 is 0."""
+    """The number with three digits, enough for an interval over a few seeds; rounding errors around 0 are 0."""
     return f"{0.0 if abs(x) < 1e-12 else x:.3g}"
 
 
@@ -31,7 +31,7 @@ def interval(contrast: Contrast) -> str:
 
 
 def label(row: Row) -> str:
-    """Which audit, on what, and when."""
+    """Names the audit, its split and its attack."""
     when = "before any attack" if row.attack is None else f"after {row.attack}"
     return f"{row.quantity.metric} on {row.quantity.split} {when}"
 
@@ -78,12 +78,12 @@ def undecided_utility(name: str, difference: Contrast, bound: float, against: st
 
 
 def undecided(row: Row, units: str, family: int) -> str:
-    """What a row could not see: the smallest gap it could have excluded, and how many seeds or examples would decide.
+    """Why a row decides nothing: the smallest gap it could have excluded, and how many seeds or examples would decide.
 
     Args:
         row: A row that is neither equivalent nor accused.
-        units: What would be run again, `seeds` or `references`.
-        family: How many rows Holm corrects an accusation for.
+        units: What more of would be run, `seeds` or `references`.
+        family: Number of rows that Holm's correction of an accusation counts.
 
     Returns:
         One sentence.
@@ -97,7 +97,7 @@ def undecided(row: Row, units: str, family: int) -> str:
 
 
 def _alone(row: Row, family: int) -> str:
-    """Why a row that would be accused alone is not: its interval seems to contradict the verdict."""
+    """Why a row is not accused although its own interval lies outside the margin; empty if it does not."""
     above, below = row.over.p_above(0) <= LEVEL, row.under.p_below(0) <= LEVEL
     if not (row.seen and (above or below)):
         return ""
@@ -106,7 +106,7 @@ def _alone(row: Row, family: int) -> str:
 
 
 def smallest_gap(row: Row) -> str:
-    """The smallest gap the row could have excluded had there been none."""
+    """The smallest gap that the row could have excluded if there had been none."""
     if not math.isfinite(row.residual.half_width):
         return "this run could have excluded no gap"
     clause = f"the smallest gap this run could have excluded is {number(row.residual.half_width)}"
@@ -116,9 +116,9 @@ def smallest_gap(row: Row) -> str:
 
 
 def needs(row: Row, family: int) -> list[Need]:
-    """What has to become clear, if the means stay as they are, before the row passes or is accused."""
+    """The half-widths at which the row passes or is accused, if the means stay as they are."""
     span = (row.range, row.range.mean, LEVEL)
-    # Of several accusations the first has to hold at the level divided by their number.
+    # Holm: the first of several accusations must hold at the level divided by their number.
     if row.over.mean > 0:
         return [span, (row.over, row.over.mean, LEVEL / family)]
     if row.under.mean < 0:
@@ -147,7 +147,7 @@ def _more_examples(wanted: Sequence[Need], row: Row | None, units: str) -> str:
     limit = f"the number of forget examples, {row.quantity.examples}, not of {units}, is the limit"
     if any(distance <= 0 for _, distance, _ in wanted):
         return limit
-    # Errors over examples shrink with the root of their number.
+    # Errors over examples decrease with the square root of their number.
     ratios = [t_quantile(contrast.df, level) * contrast.sampling / distance for contrast, distance, level in wanted]
     needed = row.quantity.examples * max(ratios) ** 2
     if needed > MOST_EXAMPLES:
@@ -156,7 +156,7 @@ def _more_examples(wanted: Sequence[Need], row: Row | None, units: str) -> str:
 
 
 def _rounded_up(x: float) -> int:
-    # Two digits: the forecast is no sharper than that.
+    # Two digits, since the forecast is no more precise.
     if x < 10:
         return math.ceil(x)
     unit = int(10 ** (math.floor(math.log10(x)) - 1))

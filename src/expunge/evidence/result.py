@@ -1,4 +1,4 @@
-"""One audit's numbers as plain data, the rows under a verdict."""
+"""One audit's numbers as plain data: the rows under a verdict."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from expunge.evidence.quantity import Quantity
 
 @dataclass(frozen=True)
 class AuditResult:
-    """One audit, before any attack or after one; for utility the margin is the loss that is allowed."""
+    """One audit, before any attack or after one. For utility the margin is the allowed loss."""
 
     metric: str
     split: str
@@ -19,7 +19,7 @@ class AuditResult:
     required: bool
     attack: str | None
     residual: float
-    """Unlearned minus its reference, oriented so that more means knows more."""
+    """Unlearned minus reference, oriented so that a higher value means knows more."""
     low: float
     """Lower end of the residual's 90 % interval."""
     high: float
@@ -35,19 +35,19 @@ class AuditResult:
     gain_low: float | None = None
     gain_high: float | None = None
     p: dict[str, float] = field(default_factory=dict)
-    """Flag -> p-value of that accusation, adjusted by Holm; 1 where nothing was there to forget."""
+    """Flag -> p-value of that accusation, adjusted by Holm; 1 if there was nothing to forget."""
 
 
 def knowledge_result(row: Row, p: dict[str, float]) -> AuditResult:
     """The result of a knowledge audit, with adjusted p-values by flag."""
-    named = {"residual": row.residual, "range": row.range}
+    contrasts = {"residual": row.residual, "range": row.range}
     if row.gain is not None:
-        named["gain"] = row.gain
-    return _result(row.quantity, row.attack, named, row.margin, row.power, row.equivalent, p)
+        contrasts["gain"] = row.gain
+    return _result(row.quantity, row.attack, contrasts, row.margin, row.power, row.equivalent, p)
 
 
 def utility_result(quantity: Quantity, difference: Contrast, bound: float, p: dict[str, float]) -> AuditResult:
-    """The result of a utility audit; it is equivalent where the loss is smaller than is allowed."""
+    """The result of a utility audit; it is equivalent if the loss is smaller than allowed."""
     power, kept = difference.half_width < -bound, difference.low > bound
     return _result(quantity, None, {"residual": difference}, -bound, power, kept, p)
 
@@ -55,14 +55,14 @@ def utility_result(quantity: Quantity, difference: Contrast, bound: float, p: di
 def _result(
     quantity: Quantity,
     attack: str | None,
-    named: dict[str, Contrast],
+    contrasts: dict[str, Contrast],
     margin: float,
     power: bool,
     equivalent: bool,
     p: dict[str, float],
 ) -> AuditResult:
     ends: dict[str, float] = {}
-    for name, contrast in named.items():
+    for name, contrast in contrasts.items():
         prefix = "" if name == "residual" else f"{name}_"
         ends |= {name: contrast.mean, f"{prefix}low": contrast.low, f"{prefix}high": contrast.high}
     return AuditResult(

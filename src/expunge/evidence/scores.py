@@ -1,4 +1,4 @@
-"""What an audit returns for one model of one seed: values per example, from which every estimate can be recomputed."""
+"""Scores: the values per example that an audit returns for one model and seed. Every estimate follows from them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Reduce = Literal["mean", "barrier", "single"]
 FORMAT, READABLE = 2, (1, 2)
 _FACTS = ("metric", "split", "role", "unit", "better", "sign", "reduce", "required", "bound")
 _REQUIRED_IN_FORMAT_1 = ("accuracy", "recitation")
-"""Knowledge that `erased` depended on before scores said so themselves."""
+"""Knowledge metrics that `erased` depends on in format 1, whose scores have no `required`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class Scores:
     """The values of one metric on one part of the data. Arrays are copied and read-only.
 
     Raises:
-        SpecError: A fact is none of those allowed, or ids and values do not fit.
+        SpecError: A field has a value that is not allowed, or ids and values differ in shape.
     """
 
     metric: str
@@ -41,20 +41,20 @@ class Scores:
     values: Floats
     """One per example, `[n]`; per grid point for `barrier`; one number for `single`."""
     ids: Ints
-    """Which example each value belongs to, `[n]`."""
+    """Example that each value belongs to, `[n]`."""
     role: Role
     unit: str
     better: Better
     group: Ints | None = None
-    """Which examples are copies of one another, `[n]`."""
+    """Group of each example, `[n]`; copies of one example share a group."""
     sign: int = 1
-    """+1 where more means knows more, or is more useful; -1 where it means less, as for a loss."""
+    """+1 if a higher value means knows more, or is more useful; -1 if it means less, as for a loss."""
     reduce: Reduce = "mean"
-    """`barrier` is the most a path rises above the chord between its ends."""
+    """`barrier` is the largest height of a path above the chord between its ends."""
     required: bool = False
     """Knowledge only: whether `erased` depends on it, whatever the spec says."""
     bound: float = 0.02
-    """Utility only: a loss of more than this, in its unit, is damage."""
+    """Utility only: the largest loss that is not damage, in the unit of the values."""
 
     def __post_init__(self) -> None:
         for name, kind in (("role", Role), ("better", Better), ("reduce", Reduce)):
@@ -86,17 +86,17 @@ class Scores:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What identifies the metric within one model: its name and the part of the data."""
+        """Metric and split, which identify the scores within one model."""
         return self.metric, self.split
 
     @property
     def draws(self) -> Ints:
-        """What counts as one example, `[n]`: the group where there is one, otherwise the example itself."""
+        """Id of the independent draw of each value, `[n]`: its group if there are groups, otherwise its example."""
         return self.ids if self.group is None else self.group
 
     def reduced(self) -> float:
-        """The one number that the values stand for, in their own orientation."""
-        with np.errstate(invalid="ignore"):  # a diverged model has losses without limit; its NaN is the answer
+        """The values reduced to one number, in their own orientation."""
+        with np.errstate(invalid="ignore"):  # a diverged model may have infinite losses; NaN is then the answer
             if self.reduce == "barrier":
                 chord = np.linspace(self.values[0], self.values[-1], self.values.size)
                 return float(np.max(self.values - chord))
@@ -121,7 +121,7 @@ def dumps(scores: Sequence[Scores]) -> bytes:
         if entry.group is not None:
             arrays[f"{index:06d}/group"] = entry.group
     facts = [{name: getattr(entry, name) for name in _FACTS} for entry in scores]
-    # One metadata entry only: safetensors does not promise the order of several.
+    # A single metadata entry, because safetensors does not guarantee the order of several.
     header = json.dumps({"format": FORMAT, "scores": facts}, sort_keys=True, ensure_ascii=True)
     return bytes(safe.save(arrays, metadata={"expunge": header}))
 
@@ -130,10 +130,10 @@ def loads(data: bytes) -> list[Scores]:
     """The scores that `dumps` wrote.
 
     Raises:
-        RunError: The bytes are no scores, are damaged, or come from a newer format.
+        RunError: The bytes hold no scores, are damaged, or have a newer format.
     """
     try:
-        # The numpy reader drops the metadata: eight bytes of length, then JSON, is the format's own definition.
+        # The numpy reader drops the metadata, so read the header here: eight bytes of length, then JSON.
         size = int.from_bytes(data[:8], "little")
         header = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["expunge"])
         arrays, form = safe.load(data), header["format"]
@@ -158,7 +158,7 @@ def loads(data: bytes) -> list[Scores]:
 
 
 def _format_1(facts: dict[str, Any]) -> dict[str, Any]:
-    """Facts of format 1, with what it left to the reader."""
+    """Facts of format 1, with the `required` that it lacks."""
     return facts | {"required": facts["role"] == "knowledge" and facts["metric"] in _REQUIRED_IN_FORMAT_1}
 
 

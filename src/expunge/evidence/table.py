@@ -1,4 +1,4 @@
-"""From scores to rows and verdicts: everything that a run reports follows from its score files by this module alone."""
+"""From scores to rows and verdicts. This module computes everything that a run reports from its score files alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class Measured:
-    """Scores with what they are of: the model's name in results, the run's seed, and the attack they come after."""
+    """Scores with their model's name in results, the run's seed, and the attack that came before."""
 
     model: str
     seed: int
@@ -44,8 +44,8 @@ class Table:
         models: `original`, `reference`, then the methods' labels.
         seeds: The run's seeds.
         attacks: The attacks' labels.
-        required: Metrics that the spec requires besides those whose scores say so.
-        about_one_model: Whether there is one original and one unlearned model against many references.
+        required: Metrics that the spec requires, besides those whose scores have `required`.
+        about_one_model: Whether one original and one unlearned model are compared with many references.
 
     Raises:
         SpecError: Two audits measured the same metric on the same split of one model.
@@ -67,7 +67,7 @@ class Table:
         object.__setattr__(self, "_index", index)
 
     def get(self, model: str, seed: int, attack: str | None, key: Key) -> Scores | None:
-        """The scores of one model, seed, attack and metric, if there are any."""
+        """The scores of one model, seed, attack and metric, none if they were not measured."""
         index: dict[tuple[Any, ...], Scores] = self._index  # type: ignore[attr-defined]
         return index.get((model, seed, attack, *key))
 
@@ -77,13 +77,13 @@ class Table:
         return list(dict.fromkeys(m.scores.key for m in self.measured))
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row per model, seed, attack, metric and split, then products of them; seed `None` is over seeds."""
-        found: list[dict[str, Any]] = []
+        """One row per model, seed, attack, metric and split, then the rows of ToW; seed `None` means over seeds."""
+        rows: list[dict[str, Any]] = []
         for model in self.models:
             for attack in (None, *self.attacks):
                 for key in self.keys:
-                    found += self._rows_of(model, attack, key)
-        return found + tow_rows(found)
+                    rows += self._rows_of(model, attack, key)
+        return rows + tow_rows(rows)
 
     def _rows_of(self, model: str, attack: str | None, key: Key) -> list[dict[str, Any]]:
         rows, values, gaps = [], [], []
@@ -103,11 +103,11 @@ class Table:
         return rows
 
     def _gap(self, value: float, model: str, seed: int, attack: str | None, key: Key) -> float | None:
-        """Difference to the seed's reference after the same attack; to the mean of all for one model."""
+        """Difference to the seed's reference after the same attack; for one model, to the mean of all references."""
         seeds = self.seeds if self.about_one_model else [seed]
-        references = [self.get(REFERENCE, s, attack, key) for s in seeds]
-        found = [scores.reduced() for scores in references if scores is not None]
-        return None if model == REFERENCE or not found else value - float(np.mean(found))
+        scores = [self.get(REFERENCE, s, attack, key) for s in seeds]
+        references = [entry.reduced() for entry in scores if entry is not None]
+        return None if model == REFERENCE or not references else value - float(np.mean(references))
 
     def verdicts(self) -> list[Verdict]:
         """One verdict per method, in order."""
@@ -117,17 +117,17 @@ class Table:
         return [judge(model, self.quantities(model)) for model in self.models if model not in (ORIGINAL, REFERENCE)]
 
     def quantities(self, model: str) -> list[Quantity]:
-        """What the verdict about a model is made from."""
+        """The knowledge and utility quantities that decide the verdict about a model."""
         roles = {m.scores.key: m.scores.role for m in self.measured}
         judged = {key: role for key, role in roles.items() if role in ("knowledge", "utility")}
         return [self._quantity(model, key, role) for key, role in judged.items()]
 
     def _quantity(self, model: str, key: Key, role: str) -> Quantity:
         def scores(name: str, attack: str | None = None) -> list[Scores]:
-            found = [self.get(name, seed, attack, key) for seed in self.seeds]
-            return [entry for entry in found if entry is not None]
+            entries = [self.get(name, seed, attack, key) for seed in self.seeds]
+            return [entry for entry in entries if entry is not None]
 
-        # Utility is judged before attacks only: an attack that hurts the model is no fault of the method.
+        # Utility is judged before attacks only: if an attack harms the model, that is not the method's fault.
         attacks = [a for a in self.attacks if scores(model, a)] if role == "knowledge" else []
         required = scores(ORIGINAL)[0].required or key[0] in self.required
         if role == "knowledge" and not scores(REFERENCE):
@@ -147,11 +147,11 @@ class Table:
         )
 
     def _held_out(self, model: str, attack: str | None, key: Key) -> list[Scores]:
-        """The model's scores on examples that no model was trained on: the task's hold-out, else the test set."""
+        """The model's scores on examples that no model was trained on: the task's holdout, otherwise the test set."""
         for split in ("holdout", "test"):
-            found = [self.get(model, seed, attack, (key[0], split)) for seed in self.seeds]
-            if any(found):
-                return [replace(entry, role="knowledge") for entry in found if entry is not None]
+            entries = [self.get(model, seed, attack, (key[0], split)) for seed in self.seeds]
+            if any(entries):
+                return [replace(entry, role="knowledge") for entry in entries if entry is not None]
         raise SpecError(f"{key[0]} was not measured on held-out data", where="table", remedy="give the case a holdout")
 
 
@@ -161,7 +161,7 @@ def _measured_twice(entry: Measured) -> SpecError:
     return SpecError(
         f"{metric} on {split} of {entry.model}, seed {entry.seed}{after}, was measured twice",
         where="audit",
-        allowed="each metric once: rows and verdicts could not tell them apart",
+        allowed="each metric once, because rows and verdicts could not distinguish the two",
         remedy="keep one of the audits that measure it",
     )
 
@@ -191,7 +191,7 @@ def read_table(root: Path, manifest: Manifest) -> Table:
             raise RunError("these scores have no seed", where=str(root / file.path))
         for scores in load(root / file.path):
             measured.append(Measured(stage.model, stage.seed, stage.attack, scores))
-            # A spec requires an audit by its label; what that measures has a name of its own.
+            # A spec requires an audit by the audit's label, but a table requires metrics by name.
             if stage.kind == "audit" and stage.part in manifest.required and scores.role == "knowledge":
                 required.append(scores.metric)
     return Table(
@@ -205,5 +205,5 @@ def read_table(root: Path, manifest: Manifest) -> Table:
 
 
 def verdicts_text(table: Table) -> str:
-    """Verdicts as JSON text, numbers that are not finite spelled out."""
+    """Verdicts as JSON text; NaN and infinities are written as strings."""
     return json.dumps([spelled(verdict.as_json()) for verdict in table.verdicts()], indent=1, allow_nan=False) + "\n"

@@ -1,16 +1,17 @@
-"""The verdict about an unlearned model: tests against retrained ones, and what they could not see.
+"""The verdict about an unlearned model: tests against retrained models, and what these tests could not see.
 
-Flags, in the order in which the first becomes the headline:
+Flags; the first that applies becomes the headline:
 
     dormant         after an attack, residual and gain both exceed the margin
     incomplete      the residual exceeds the margin, before or after an attack
     damaged         utility, unlearned minus retrained, lies wholly below -0.02
-    over-forgotten  the residual lies below minus the margin: the examples are marked by being worse than unseen ones
+    over-forgotten  the residual lies below minus the margin: the model does worse on the examples than on unseen ones
     erased          every required audit has power and is equivalent before and after attack, and utility is kept
     inconclusive    otherwise
 
-Accusations are an OR over audits and attacks, corrected by Holm within each flag; `erased` is an AND and needs no
-correction. It is withheld where an accusation stands, even one by an audit that is not required.
+The first four flags are accusations. An accusation needs one audit or attack (an OR), so its p-values are corrected by
+Holm within each flag. `erased` needs all required audits (an AND) and no correction. A model that is accused is never
+`erased`, even if the accusing audit is not required.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ __all__ = ["AuditResult", "Quantity", "Verdict", "judge_method", "judge_model", 
 Claim = Literal["method", "model", "no reference"]
 FLAGS = ("dormant", "incomplete", "damaged", "over-forgotten", "erased", "inconclusive")
 FEWEST = 3
-"""Seeds or references below which a scatter is a guess."""
+"""Fewest seeds or references from which a scatter can be estimated."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What can be said of one model or method."""
+    """The verdict about one model or method, with its reasons and audits."""
 
     model: str
     verdict: str
@@ -47,7 +48,7 @@ class Verdict:
     claim: Claim
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data; a NaN stays a float, the writer decides how to spell it."""
+        """Plain data. A NaN stays a float; the writer decides how to spell it."""
         keys = ("model", "verdict", "flags", "reasons", "audits")
         plain = asdict(self)
         return {key: plain[key] for key in keys}
@@ -60,7 +61,7 @@ class _Evidence:
     rows: list[Row]
     utility: list[tuple[Quantity, Contrast]]
     shortage: str = ""
-    """Why nothing may be decided at all, or the empty string."""
+    """The reason why no flag may be decided, or the empty string."""
 
     @property
     def units(self) -> str:
@@ -76,7 +77,7 @@ class _Evidence:
 
 
 def judge_method(model: str, quantities: Sequence[Quantity]) -> Verdict:
-    """The verdict about a method: seeds are the units, and original and reference of a seed share initial weights.
+    """The verdict about a method: the seeds are the sample; original and reference of a seed share initial weights.
 
     Args:
         model: The method's label.
@@ -91,7 +92,7 @@ def judge_method(model: str, quantities: Sequence[Quantity]) -> Verdict:
 
 
 def judge_model(model: str, quantities: Sequence[Quantity]) -> Verdict:
-    """The verdict about one model that somebody has, held against retrained ones.
+    """The verdict about a single unlearned model, compared with retrained models.
 
     Args:
         model: The model's label.
@@ -106,12 +107,12 @@ def judge_model(model: str, quantities: Sequence[Quantity]) -> Verdict:
 
 
 def judge_without_reference(model: str, quantities: Sequence[Quantity]) -> Verdict:
-    """The verdict where nothing was retrained: it can only be an accusation, or `inconclusive`.
+    """The verdict without retrained models: it can only be an accusation or `inconclusive`.
 
     Args:
         model: The model's label.
-        quantities: Knowledge with held-out values as reference, under `reference_ids`, and utility, whose reference is
-            not looked at: it is compared with the original.
+        quantities: Knowledge with held-out values as the reference, and their ids as `reference_ids`. Utility, which is
+            compared with the original; its reference is ignored.
 
     Returns:
         The verdict.
@@ -136,27 +137,27 @@ def _judge(model: str, claim: Claim, quantities: Sequence[Quantity], design: Des
     utility = [(entry, design(entry, None, BEFORE, 0.0)) for entry in quantities if entry.role == "utility"]
     evidence = _Evidence(model, claim, rows, utility, shortage)
     adjusted = _accusations(evidence)
-    found = {} if shortage else _sentences(evidence, adjusted)
-    if not found:
+    by_flag = {} if shortage else _sentences(evidence, adjusted)
+    if not by_flag:
         lacking = _lacking(evidence)
-        found = {"inconclusive": lacking} if lacking else {"erased": reasons.erased(_required(rows))}
-    flags = [flag for flag in FLAGS if flag in found]
-    told = [sentence for flag in flags for sentence in found[flag]]
-    return Verdict(model, flags[0], flags, told, _results(evidence, adjusted), claim)
+        by_flag = {"inconclusive": lacking} if lacking else {"erased": reasons.erased(_required(rows))}
+    flags = [flag for flag in FLAGS if flag in by_flag]
+    sentences = [sentence for flag in flags for sentence in by_flag[flag]]
+    return Verdict(model, flags[0], flags, sentences, _results(evidence, adjusted), claim)
 
 
 def _accusations(evidence: _Evidence) -> dict[str, list[float]]:
-    """Adjusted p-values by flag, in the order of rows, or of utility for `damaged`."""
+    """Adjusted p-values by flag, in the order of the rows; for `damaged` in the order of utility."""
 
     def family(p: Callable[[Row], float]) -> list[float]:
-        # Rows without range stay in the family with p = 1: leaving them out would let the data choose its size.
+        # Rows without range stay in the family with p = 1. Otherwise the data would decide the size of the family.
         return holm([p(row) if row.seen else 1.0 for row in evidence.rows])
 
-    def woken(row: Row) -> float:
+    def dormant(row: Row) -> float:
         return 1.0 if row.gain_over is None else max(row.over.p_above(0), row.gain_over.p_above(0))
 
     return {
-        "dormant": family(woken),
+        "dormant": family(dormant),
         "incomplete": family(lambda row: row.over.p_above(0)),
         "damaged": holm([difference.p_below(-quantity.bound) for quantity, difference in evidence.utility]),
         "over-forgotten": family(lambda row: row.under.p_below(0)),
@@ -164,28 +165,28 @@ def _accusations(evidence: _Evidence) -> dict[str, list[float]]:
 
 
 def _sentences(evidence: _Evidence, adjusted: dict[str, list[float]]) -> dict[str, list[str]]:
-    tell = {"dormant": reasons.dormant, "incomplete": reasons.incomplete, "over-forgotten": reasons.over_forgotten}
-    found = {
-        flag: [say(row) for row, p in zip(evidence.rows, adjusted[flag], strict=True) if p <= LEVEL]
-        for flag, say in tell.items()
+    reason = {"dormant": reasons.dormant, "incomplete": reasons.incomplete, "over-forgotten": reasons.over_forgotten}
+    by_flag = {
+        flag: [sentence(row) for row, p in zip(evidence.rows, adjusted[flag], strict=True) if p <= LEVEL]
+        for flag, sentence in reason.items()
     }
-    found["damaged"] = [
+    by_flag["damaged"] = [
         reasons.damaged(_name(quantity), difference, -quantity.bound, evidence.against)
         for (quantity, difference), p in zip(evidence.utility, adjusted["damaged"], strict=True)
         if p <= LEVEL
     ]
-    return {flag: sentences for flag, sentences in found.items() if sentences}
+    return {flag: sentences for flag, sentences in by_flag.items() if sentences}
 
 
 def _lacking(evidence: _Evidence) -> list[str]:
-    """What stands between the run and `erased`; empty where nothing does."""
+    """What the run lacks for `erased`; empty if it lacks nothing."""
     required, lacking = _required(evidence.rows), [evidence.shortage] if evidence.shortage else []
     if evidence.claim == "no reference":
         lacking.append(reasons.NO_RETRAINING)
     if not required:
         lacking.append("No required knowledge audit, such as forget accuracy, was run.")
     if not evidence.attacks:
-        lacking.append("No attack was run, so knowledge that is only asleep was not looked for.")
+        lacking.append("No attack was run, so dormant knowledge was not looked for.")
     lacking += _not_repeated(evidence)
     lacking += [
         reasons.undecided(row, evidence.units, len(evidence.rows))
@@ -196,8 +197,8 @@ def _lacking(evidence: _Evidence) -> list[str]:
         lacking.append("No utility audit was run, so damage was not looked for.")
     for quantity, difference in evidence.utility:
         if not difference.low > -quantity.bound:
-            told = (-quantity.bound, evidence.against, evidence.units, len(evidence.utility))
-            lacking.append(reasons.undecided_utility(_name(quantity), difference, *told))
+            facts = (-quantity.bound, evidence.against, evidence.units, len(evidence.utility))
+            lacking.append(reasons.undecided_utility(_name(quantity), difference, *facts))
     if lacking:
         lacking += [
             f"{reasons.label(row)}: {reasons.smallest_gap(row)}." for row in required or evidence.rows if row.passes

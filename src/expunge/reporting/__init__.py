@@ -1,1 +1,1 @@
-"""What people read: tables for the terminal, the page, and the check that a record still says what its scores say."""
+"""Output for people: tables for the terminal, the HTML page, and the check of a record against its scores."""

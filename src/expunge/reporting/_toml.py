@@ -1,4 +1,4 @@
-"""A resolved spec as TOML, so that what is shown can be saved and run again; Python itself only reads TOML."""
+"""Writes a resolved spec as TOML, so that it can be saved and run again; Python's own `tomllib` only reads TOML."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def toml(table: Mapping[str, Any]) -> str:
-    """Plain data as TOML: values first, then tables, then lists of tables; what is null is left at its default."""
+    """Plain data as TOML: first values, then tables and lists of tables. Null values are left out as defaults."""
     scalars = [(k, v) for k, v in table.items() if v is not None and not _is_table(v) and not _is_tables(v)]
     blocks = ["\n".join(f"{_key(k)} = {spelled_value(v)}" for k, v in scalars if v != [])]
     for name, value in table.items():

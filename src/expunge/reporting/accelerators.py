@@ -1,4 +1,4 @@
-"""What `doctor` says of GPUs and of bfloat16: what there is, and what is missing for the rest."""
+"""The checks of `doctor` for GPUs and bfloat16: what is available, and what is missing for the rest."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 WITHOUT = ("GPU (cuda)", "GPU (mps)", "bf16")
 BUILD = "pip install torch --index-url https://download.pytorch.org/whl/cu128"
 Fact = tuple[str, bool, str, str]
-"""What, whether it is there, the finding, and what to do where it is not."""
+"""Name of the check, whether it passes, the finding, and the remedy if it fails."""
 
 
 def accelerators() -> list[Fact]:
-    """Of this machine; PyTorch is imported only here, since only it knows."""
+    """The facts about this machine. Only this function imports PyTorch, which detects the devices."""
     try:
         torch: Any = importlib.import_module("torch")
     except ImportError:
@@ -21,7 +21,7 @@ def accelerators() -> list[Fact]:
 
 
 def facts(torch: Any) -> list[Fact]:
-    """What this PyTorch can use."""
+    """The facts about the devices that this PyTorch can use."""
     return [*_cuda(torch), _mps(torch), _bf16(torch)]
 
 
@@ -36,8 +36,8 @@ def _cuda(torch: Any) -> list[Fact]:
 
 
 def _describe(torch: Any, index: int) -> str:
-    of = torch.cuda.get_device_properties(index)
-    return f"{of.name}, {of.total_memory / 2**30:.0f} GB, compute capability {of.major}.{of.minor}"
+    gpu = torch.cuda.get_device_properties(index)
+    return f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GB, compute capability {gpu.major}.{gpu.minor}"
 
 
 def _mps(torch: Any) -> Fact:

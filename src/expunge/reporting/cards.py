@@ -1,4 +1,4 @@
-"""The verdict cards of the page: flags and what they mean, a strip of what is known, reasons, and every audit."""
+"""The verdict cards of the page: flags with their meaning, a strip of what models know, reasons, and every audit."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from expunge.reporting.text import knowledge_key, shown
 
 MEANINGS = {
     "dormant": "Asleep, not gone: an attack brings back clearly more than it does in a retrained model.",
-    "incomplete": "Not gone: it knows clearly more of the forget set than a retrained model.",
-    "damaged": "Hurt: it is clearly worse on test data than a retrained model, by more than 2 points.",
-    "over-forgotten": "Marked: it does clearly worse on these examples than a model that never saw them.",
+    "incomplete": "Not gone: the model knows clearly more of the forget set than a retrained model.",
+    "damaged": "Less useful: the model is clearly worse on test data than a retrained model, by more than 2 points.",
+    "over-forgotten": "Marked: the model does clearly worse on these examples than a model that never saw them.",
     "erased": "Gone as far as this run can see: equivalent to retraining, before and after attack, and as useful.",
     "inconclusive": "This run cannot tell: intervals are too wide for what was tested, or something was not measured.",
 }
-"""What each flag says, for people who have not read how it is decided."""
+"""Meaning of each flag, for readers who do not know how it is decided."""
 CONTROL = "The null control: retrained like the reference, with another seed. What is found here is not unlearning."
 
 
 def cards(run: Run) -> list[Json]:
-    """One card per method, in order."""
+    """One card per method, in the spec's order."""
     return [_card(run, verdict) for verdict in run.verdicts]
 
 
 def scale(run: Run) -> tuple[float, float]:
-    """What the strips span: all that is known of the forget set by any model, rounded out to tenths."""
+    """Ends of the strips, as shares: the lowest and highest knowledge of any model, rounded outwards to tenths."""
     key = knowledge_key(run.table)
     values = [row["value"] for (_, _, at), row in run.rows.items() if at == key and math.isfinite(row["value"])]
     low, high = min(values, default=0.0), max(values, default=1.0)
@@ -67,7 +67,7 @@ def _card(run: Run, verdict: Json) -> Json:
 
 
 def _band(middle: Json | None, margin: float) -> Json | None:
-    """Retrained, give or take the margin, as far as the strip shows it."""
+    """Retrained plus and minus the margin, cut at the ends of the strip."""
     if middle is None or margin <= 0:
         return None
     left, right = max(middle["at"] - 100 * margin, 0.0), min(middle["at"] + 100 * margin, 100.0)
@@ -78,16 +78,16 @@ def _settings(run: Run, model: str) -> str:
     entries: list[Json] = run.spec.get("method") or []
     entry: Json = next((e for e in entries if e.get("label", e["name"]) == model), {})
     settings = {k: v for k, v in entry.items() if k not in ("name", "label") and v is not None}
-    told = [f"{name} {spelled_value(value)}" for name, value in settings.items()]
+    words = [f"{name} {spelled_value(value)}" for name, value in settings.items()]
     if entry and entry["name"] != model:
-        told.insert(0, entry["name"])
-    return CONTROL if entry.get("name") == "retrain" else ", ".join(told)
+        words.insert(0, entry["name"])
+    return CONTROL if entry.get("name") == "retrain" else ", ".join(words)
 
 
 def _audit(audit: Json) -> Json:
-    """One line of a verdict's table, in the units of its reasons: shares, not per cent."""
+    """One line of a verdict's table, in the units of the reasons: shares, not per cent."""
 
-    def told(name: str) -> Json:
+    def ranged(name: str) -> Json:
         value, low, high = (audit[key] for key in (name, *_ends(name)))
         if value is None:
             return {"value": "", "interval": ""}
@@ -97,9 +97,9 @@ def _audit(audit: Json) -> Json:
         "name": f"{audit['metric']} on {audit['split']}",
         "when": f"after {audit['attack']}" if audit["attack"] else "before any attack",
         "required": audit["required"],
-        "residual": told("residual"),
-        "gain": told("gain"),
-        "range": told("range"),
+        "residual": ranged("residual"),
+        "gain": ranged("gain"),
+        "range": ranged("range"),
         "margin": _number(audit["margin"]),
         "power": audit["power"],
         "equivalent": audit["equivalent"],
@@ -111,4 +111,4 @@ def _ends(name: str) -> tuple[str, str]:
 
 
 def _number(value: Any) -> str:
-    return shown(float(value), "")  # a number that is not finite is spelled out in JSON
+    return shown(float(value), "")  # JSON holds NaN and infinities as strings

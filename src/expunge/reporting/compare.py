@@ -1,10 +1,10 @@
-"""Two runs on the same data and the same forget set, side by side: what they were, found, and how far that differs."""
+"""Compares two runs on the same data and forget set: their settings, verdicts and estimates, and the differences."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,11 +22,11 @@ from expunge.reporting.record import Json, Run
 from expunge.reporting.text import columns_of, shown
 
 SAME = ("data", "forget")
-"""Parts of the spec that must not differ."""
+"""Tables of the spec that must not differ."""
 VERSIONED = ("data", "forget", "audit")
-"""Tables of the spec whose parts must have the same version: what was measured, and how."""
+"""Tables of the spec whose parts must have the same version, because they decide what is measured and how."""
 FACTS = ("role", "unit", "better", "sign", "reduce")
-"""What must be the same of a metric for its values to be comparable."""
+"""Fields of a metric's scores that must agree for its values to be comparable."""
 NOT_SETTINGS = ("name", "gate", "gallery")
 
 
@@ -42,8 +42,8 @@ class Pair:
         """Read two runs and refuse those that cannot be compared.
 
         Raises:
-            SpecError: Data, forget set, score formats, or versions of data, task or audits differ, names what; or a
-                folder holds no finished run.
+            SpecError: Data, forget set, score formats, or versions of data, task or audits differ (the message says
+                which); or a folder holds no finished run.
             RunError: A file of a record is missing or damaged.
         """
         ours, theirs = _score_format(first), _score_format(second)
@@ -55,23 +55,23 @@ class Pair:
 
     @cached_property
     def names(self) -> tuple[str, str]:
-        """What the runs are called where they stand side by side."""
+        """Names of the two runs, numbered if they are equal."""
         a, b = self.first.name, self.second.name
         return (a, b) if a != b else (f"{a} (1)", f"{b} (2)")
 
     @property
     def seeds(self) -> list[int]:
-        """The seeds that both have, over which differences are taken."""
+        """The seeds of both runs; differences are means over these."""
         return [seed for seed in self.first.table.seeds if seed in self.second.table.seeds]
 
     @property
     def models(self) -> list[str]:
-        """The models of either, those of the first run first."""
+        """The models of either run, those of the first run first."""
         return list(dict.fromkeys([*self.first.table.models, *self.second.table.models]))
 
     @property
     def attacks(self) -> list[str]:
-        """The attacks of either."""
+        """The attacks of either run."""
         return list(dict.fromkeys([*self.first.table.attacks, *self.second.table.attacks]))
 
     def _check(self) -> None:
@@ -96,58 +96,57 @@ class Pair:
                     raise SpecError(
                         f"{table} {part!r} has version {ours} in {self.names[0]} and {theirs} in {self.names[1]}",
                         where="compare",
-                        allowed="the same version of data, task and audits: another one gives other numbers",
-                        remedy="run the older of them again",
+                        allowed="the same version of data, task and audits: other versions give other numbers",
+                        remedy="run the older run again",
                     )
 
     def _check_metric(self, key: Key) -> None:
         runs = self.first, self.second
-        one, other = (next(m.scores for m in run.table.measured if m.scores.key == key) for run in runs)
+        first, second = (next(m.scores for m in run.table.measured if m.scores.key == key) for run in runs)
         for fact in FACTS:
-            ours, theirs = getattr(one, fact), getattr(other, fact)
+            ours, theirs = getattr(first, fact), getattr(second, fact)
             if ours != theirs:
                 raise _differ(f"the {fact} of {key[0]} on {key[1]}", ours, theirs)
         if key[1] not in ("forget", "test"):
             return
         for seed in self.seeds:
-            found = [run.table.get(ORIGINAL, seed, None, key) for run in runs]
-            held = [entry for entry in found if entry is not None]
-            if len(held) == 2 and not np.array_equal(held[0].ids, held[1].ids):
+            a, b = (run.table.get(ORIGINAL, seed, None, key) for run in runs)
+            if a is not None and b is not None and not np.array_equal(a.ids, b.ids):
                 what = f"the examples that {key[0]} on {key[1]} was measured on with seed {seed}"
-                raise _differ(what, f"{held[0].ids.size} ids", f"{held[1].ids.size} ids")
+                raise _differ(what, f"{a.ids.size} ids", f"{b.ids.size} ids")
 
     def settings(self) -> list[Json]:
-        """What was run differently, key by key."""
+        """Settings and versions that differ, key by key."""
         a, b = ({k: v for k, v in run.spec.items() if k not in NOT_SETTINGS} for run in (self.first, self.second))
-        found = [*differences(a, b, ""), *self._other_versions()]
-        return [{"key": key, "first": ours, "second": theirs} for key, ours, theirs in found]
+        changes = [*differences(a, b, ""), *self._other_versions()]
+        return [{"key": key, "first": ours, "second": theirs} for key, ours, theirs in changes]
 
     def _other_versions(self) -> Iterator[tuple[str, Any, Any]]:
-        """Of parts that both used, as far as their records tell."""
+        """Versions that differ of parts that both runs used, if both records hold them."""
         for key, ours, theirs in differences(self.first.versions, self.second.versions, "version"):
             if isinstance(ours, int) and isinstance(theirs, int):
                 yield key, ours, theirs
 
     def verdicts(self) -> list[Json]:
-        """Each method with the verdicts of both runs, none where a run did not try it."""
-        found: list[Mapping[str, Json]] = [{v["model"]: v for v in run.verdicts} for run in (self.first, self.second)]
-        models = [model for model in self.models if any(model in verdicts for verdicts in found)]
-        return [{"model": model, "first": found[0].get(model), "second": found[1].get(model)} for model in models]
+        """Each method with the verdicts of both runs, none if a run did not try it."""
+        first, second = ({v["model"]: v for v in run.verdicts} for run in (self.first, self.second))
+        models = [model for model in self.models if model in first or model in second]
+        return [{"model": model, "first": first.get(model), "second": second.get(model)} for model in models]
 
     def rows(self) -> list[Json]:
-        """Every estimate of either run, with the difference, second minus first, over the seeds of both."""
+        """Every estimate of either run, with the difference, second minus first, over the shared seeds."""
         keys = list(dict.fromkeys([*self.first.table.keys, *self.second.table.keys]))
         places = [(key, attack, model) for key in keys for attack in (None, *self.attacks) for model in self.models]
         return [row for key, attack, model in places if (row := self._row(key, attack, model)) is not None]
 
     def _row(self, key: Key, attack: str | None, model: str) -> Json | None:
-        found = [run.rows.get((model, attack, key)) for run in (self.first, self.second)]
-        known = next((row for row in found if row is not None), None)
+        rows = [run.rows.get((model, attack, key)) for run in (self.first, self.second)]
+        known = next((row for row in rows if row is not None), None)
         if known is None:
             return None
         facts = {"model": model, "attack": attack, "metric": key[0], "split": key[1]}
         facts |= {name: known[name] for name in ("unit", "better")}
-        values = [None if row is None else {name: row[name] for name in ("value", "low", "high")} for row in found]
+        values = [None if row is None else {name: row[name] for name in ("value", "low", "high")} for row in rows]
         return facts | {"first": values[0], "second": values[1], "difference": self._difference(key, attack, model)}
 
     def _difference(self, key: Key, attack: str | None, model: str) -> Json | None:
@@ -176,14 +175,14 @@ class Pair:
 
 
 def _score_format(folder: Path) -> int | None:
-    """The format of a run's scores, as far as it can be read at all."""
+    """The format of a run's scores, none if it cannot be read."""
     try:
         path = read_manifest(folder).file("scores")
         content = (folder / path).read_bytes() if path else b""
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         return int(json.loads(header["__metadata__"]["expunge"])["format"])
     except (ExpungeError, OSError, ValueError, KeyError, TypeError):
-        return None  # whoever opens the run says what is wrong with it
+        return None  # opening the run will report the mistake
 
 
 def _differ(what: str, ours: Any, theirs: Any) -> SpecError:
@@ -195,7 +194,7 @@ def _differ(what: str, ours: Any, theirs: Any) -> SpecError:
 
 
 def differences(a: Any, b: Any, place: str) -> Iterator[tuple[str, Any, Any]]:
-    """Where two pieces of plain data differ: place, and what is there in each; lists of tables by label or name."""
+    """Differences of two pieces of plain data: place and both values. Tables in lists are matched by label or name."""
     a, b = _named(a), _named(b)
     if isinstance(a, dict) and isinstance(b, dict):
         for key in {**a, **b}:
@@ -211,14 +210,14 @@ def _named(value: Any) -> Any:
 
 
 def comparison_table(pair: Pair) -> str:
-    """The comparison in short, for the terminal: verdicts, and differences, second minus first."""
+    """The comparison in short form for the terminal: verdicts, differences (second minus first), and settings."""
     rows = {(row["model"], row["attack"], (row["metric"], row["split"])): row for row in pair.rows()}
     columns = {name: place for name, place in columns_of(pair.first.table).items() if name != "L2"}
     verdicts = {v["model"]: [v[k]["verdict"] if v[k] else "-" for k in ("first", "second")] for v in pair.verdicts()}
     lines = [["model", *pair.names, *columns]]
     for model in pair.models:
-        found = [rows.get((model, *place)) for place in columns.values()]
-        lines.append([model, *verdicts.get(model, ["", ""]), *(told(row) for row in found)])
+        cells = [difference_text(rows.get((model, *place))) for place in columns.values()]
+        lines.append([model, *verdicts.get(model, ["", ""]), *cells])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     text.insert(1, "-" * max(map(len, text)))
@@ -230,12 +229,12 @@ def comparison_table(pair: Pair) -> str:
 
 
 def spelled_setting(value: Any) -> str:
-    """A setting as TOML writes it; of a whole table only that it is there."""
-    return "none" if value is None else "there" if isinstance(value, dict) else spelled_value(value)
+    """A setting as TOML writes it; a whole table is only called present."""
+    return "none" if value is None else "present" if isinstance(value, dict) else spelled_value(value)
 
 
-def told(row: Json | None) -> str:
-    """A difference with half its interval; shares in points."""
+def difference_text(row: Json | None) -> str:
+    """A difference with the half-width of its interval; shares in points."""
     if row is None or row["difference"] is None:
         return ""
     value, half = row["difference"]["value"], (row["difference"]["high"] - row["difference"]["low"]) / 2

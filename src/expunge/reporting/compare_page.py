@@ -1,4 +1,4 @@
-"""The page that shows two runs side by side: verdicts, every estimate with its difference, curves drawn together."""
+"""The page that compares two runs: verdicts, settings, every estimate with its difference, and attack curves."""
 
 from __future__ import annotations
 
@@ -55,29 +55,30 @@ def _line(row: Json) -> Json:
 
 
 def _curves(pair: Pair) -> list[Json]:
-    """Per attack that both have, a panel per method that both tried, with the curves of both."""
+    """For each attack of both runs, a panel per method of both runs, with the curves of both."""
     key, sections = knowledge_key(pair.first.table), []
     for attack in [a for a in pair.first.table.attacks if a in pair.second.table.attacks]:
-        found = {
+        by_model = {
             model: [plots.attack_curves(run.folder, run.manifest, model, attack) for run in (pair.first, pair.second)]
             for model in pair.models
         }
-        span = plots.span_of([curves for both in found.values() for curves in both if curves is not None], [])
-        reference, other = found.pop("reference", [None, None])
-        if reference is not None and other is not None and _same(reference, other):
-            other = None  # one retrained model serves both
-        panels, many = [], sum(None not in both for both in found.values()) > MANY
-        for model, (first, second) in found.items():
+        span = plots.span_of([curves for both in by_model.values() for curves in both if curves is not None], [])
+        reference, second_reference = by_model.pop("reference", [None, None])
+        if reference is not None and second_reference is not None and _same(reference, second_reference):
+            second_reference = None  # the runs share one retrained model
+        panels, many = [], sum(None not in both for both in by_model.values()) > MANY
+        for model, (first, second) in by_model.items():
             if first is not None and second is not None:
                 title = f"{model}, {attack}"
                 drawing = plots.attack_panel(
-                    title, first, reference, None, span, (second, other), pair.names, compact=many
+                    title, first, reference, None, span, (second, second_reference), pair.names, compact=many
                 )
-                ends = [pair.first.rows, pair.second.rows]
-                peaks = [cell(rows.get((model, attack, key)))["value"] for rows in ends]
+                tables = [pair.first.rows, pair.second.rows]
+                peaks = [cell(rows.get((model, attack, key)))["value"] for rows in tables]
                 panels.append({"model": model, "drawing": drawing, "peaks": peaks})
         if panels:
-            sections.append({"attack": attack, "panels": panels, "one_reference": other is None, "many": many})
+            one_reference = second_reference is None
+            sections.append({"attack": attack, "panels": panels, "one_reference": one_reference, "many": many})
     return sections
 
 

@@ -1,4 +1,4 @@
-"""The page's diagnosis: what diagnostics predicted before anything was unlearned, beside what the run then measured."""
+"""The page's diagnosis: what diagnostics predicted before the unlearning, beside what the run then measured."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from expunge.reporting.tables import cell, unit_sign
 from expunge.reporting.text import knowledge_key
 
 MEASURED = {ORIGINAL: NAMES[ORIGINAL], REFERENCE: NAMES[REFERENCE], "range": "range: original minus retrained"}
-"""What a diagnostic can predict, see `Diagnostic.predicts`, as people read it."""
+"""What a diagnostic can predict, see `Diagnostic.predicts` -> its name on the page."""
 
 
 def diagnosis(run: Run) -> list[Json]:
-    """Per diagnostic its label, its sentence and a line per estimate; empty where no diagnostic ran."""
-    return [_of_diagnostic(run, found) for found in run.diagnosis]
+    """For each diagnostic its label, its sentence and a line per estimate; empty if no diagnostic ran."""
+    return [_of_diagnostic(run, entry) for entry in run.diagnosis]
 
 
-def _of_diagnostic(run: Run, found: Json) -> Json:
-    over = [row for row in found["rows"] if row["seed"] is None]
-    seeds = {row["seed"] for row in found["rows"]} - {None}
-    lines = [{"what": row["what"], "unit": unit_sign(row["unit"])} | _beside(run, row) for row in over]
-    return {"diagnostic": found["diagnostic"], "sentence": found["sentence"], "seeds": len(seeds), "lines": lines}
+def _of_diagnostic(run: Run, entry: Json) -> Json:
+    means = [row for row in entry["rows"] if row["seed"] is None]
+    seeds = {row["seed"] for row in entry["rows"]} - {None}
+    lines = [{"what": row["what"], "unit": unit_sign(row["unit"])} | _compared(run, row) for row in means]
+    return {"diagnostic": entry["diagnostic"], "sentence": entry["sentence"], "seeds": len(seeds), "lines": lines}
 
 
-def _beside(run: Run, row: Json) -> Json:
+def _compared(run: Run, row: Json) -> Json:
     predicts = row["predicts"]
     measured = _measured(run, predicts) if predicts else None
     of = MEASURED.get(predicts, "") if measured else ""
@@ -31,7 +31,7 @@ def _beside(run: Run, row: Json) -> Json:
 
 
 def _measured(run: Run, what: str) -> Json | None:
-    """What of the run a diagnostic predicted, as a row; none where the run did not measure it."""
+    """The run's own measurement of what a diagnostic predicted, as a row; none if the run did not measure it."""
     key = knowledge_key(run.table)
     if what in (ORIGINAL, REFERENCE):
         return run.rows.get((what, None, key))
@@ -42,5 +42,5 @@ def _measured(run: Run, what: str) -> Json | None:
 
 
 def _numbers(row: Json) -> Json:
-    """With numbers that are not finite, and so spelled out in JSON, as numbers."""
+    """The row with its numbers as floats; JSON holds NaN and infinities as strings."""
     return row | {name: float(row[name]) for name in ("value", "low", "high")}

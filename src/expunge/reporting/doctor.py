@@ -1,4 +1,4 @@
-"""What this machine can run, and what to install for the rest; looks, and imports nothing heavy but PyTorch."""
+"""Checks what this machine can run and says what to install for the rest; its only heavy import is PyTorch."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 FASHION_MNIST_FILES = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 MEMORY_GB = 2.0
-"""What the demo needs for two workers, torch included."""
+"""Memory that the demo needs with two workers, torch included."""
 DISK_GB = 1.0
-"""What the demo leaves behind is a tenth of this."""
+"""Disk space to have free; the demo writes a tenth of it."""
 
 Check = dict[str, Any]
 
 
 def examine() -> dict[str, list[Check]]:
-    """Look at this machine.
+    """Check this machine.
 
     Returns:
-        `{"checks": [{"what", "ok", "found", "remedy"}]}`; the remedy is empty where all is well.
+        `{"checks": [{"what", "ok", "found", "remedy"}]}`; the remedy is empty if the check passes.
     """
     checks = [_python(), _torch(), *(_package(name) for name in ("numpy", "scipy")), _cores(), _memory(), _disk()]
     devices = [_check(*fact) for fact in accelerators()]
@@ -38,12 +38,12 @@ def examine() -> dict[str, list[Check]]:
 
 
 def browser() -> str | None:
-    """The path of a Chromium or Chrome, if there is one."""
+    """The path of Chromium or Chrome, none if neither is installed."""
     return next((path for name in BROWSERS if (path := shutil.which(name))), None)
 
 
-def _check(what: str, ok: bool, found: str, remedy: str) -> Check:
-    return {"what": what, "ok": ok, "found": found, "remedy": "" if ok else remedy}
+def _check(what: str, ok: bool, finding: str, remedy: str) -> Check:
+    return {"what": what, "ok": ok, "found": finding, "remedy": "" if ok else remedy}
 
 
 def _python() -> Check:
@@ -58,22 +58,22 @@ def _package(name: str, remedy: str = "") -> Check:
     wanted = _lowest(name)
     command = remedy or f"pip install '{name}>={wanted}'"
     try:
-        found = version(name)
+        installed = version(name)
     except PackageNotFoundError:
         return _check(name, False, "not installed", command)
-    if _numbers(found) < _numbers(wanted):
-        return _check(name, False, f"{found}, and {wanted} is needed", command)
-    return _check(name, True, f"{found} (at least {wanted})", "")
+    if _numbers(installed) < _numbers(wanted):
+        return _check(name, False, f"{installed}, and {wanted} is needed", command)
+    return _check(name, True, f"{installed} (at least {wanted})", "")
 
 
 def _lowest(name: str) -> str:
-    """The lowest version of a package that expunge declares, `0` where it declares none."""
+    """The lowest version of a package that expunge accepts, `0` if it declares none."""
     try:
         declared = requires("expunge") or []
-    except PackageNotFoundError:  # run from a source tree that was never installed
+    except PackageNotFoundError:  # a source tree that was never installed
         declared = []
-    found = (re.match(rf"{re.escape(name)}\s*>=\s*([\d.]+)", line) for line in declared)
-    return next((match[1] for match in found if match), "0")
+    matches = (re.match(rf"{re.escape(name)}\s*>=\s*([\d.]+)", line) for line in declared)
+    return next((match[1] for match in matches if match), "0")
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -83,8 +83,9 @@ def _numbers(text: str) -> tuple[int, ...]:
 def _cores() -> Check:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = os.environ.get("OMP_NUM_THREADS")
-    told = f", OMP_NUM_THREADS={threads}" if threads else ""
-    return _check("cores", True, f"{usable} usable, one worker on each{told}; threads of a worker: see the spec", "")
+    setting = f", OMP_NUM_THREADS={threads}" if threads else ""
+    finding = f"{usable} usable, one worker on each{setting}; the spec sets the threads of a worker"
+    return _check("cores", True, finding, "")
 
 
 def _memory() -> Check:
@@ -96,7 +97,7 @@ def _memory() -> Check:
 
 
 def _memory_gb() -> tuple[float | None, float | None]:
-    """Total and available memory, a container's limit included."""
+    """Total and available memory in GB, within the limit of a container."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         sizes = {line.partition(":")[0]: int(line.split()[1]) / 2**20 for line in lines}
@@ -123,21 +124,19 @@ def _disk() -> Check:
 
 def _embedded() -> Check:
     missing = [name for name in EMBEDDED if not (PACKAGE / "data" / "assets" / name).is_file()]
-    found = f"{missing[0]} is missing" if missing else "Fashion-MNIST 10,000 + 2,000, with C-scores"
-    return _check("embedded data", not missing, found, "pip install --force-reinstall expunge")
+    finding = f"{missing[0]} is missing" if missing else "Fashion-MNIST 10,000 + 2,000, with C-scores"
+    return _check("embedded data", not missing, finding, "pip install --force-reinstall expunge")
 
 
 def _fashion_mnist() -> Check:
-    named = os.environ.get("EXPUNGE_FASHION_MNIST")
-    folder = Path(named) if named else FASHION_MNIST
+    setting = os.environ.get("EXPUNGE_FASHION_MNIST")
+    folder = Path(setting) if setting else FASHION_MNIST
     missing = [name for name in FASHION_MNIST_FILES if not (folder / f"{name}-ubyte.gz").is_file()]
-    found = f"{folder} lacks {missing[0]}-ubyte.gz" if missing else str(folder)
+    finding = f"{folder} lacks {missing[0]}-ubyte.gz" if missing else str(folder)
     remedy = 'apt-get install dataset-fashion-mnist, or set EXPUNGE_FASHION_MNIST; only subset = "full" needs it'
-    return _check("full Fashion-MNIST", not missing, found, remedy)
+    return _check("full Fashion-MNIST", not missing, finding, remedy)
 
 
 def _browser() -> Check:
-    found = browser()
-    return _check(
-        "browser for tests", found is not None, found or "none", "apt-get install chromium; only tests need it"
-    )
+    path = browser()
+    return _check("browser for tests", path is not None, path or "none", "apt-get install chromium; only tests need it")

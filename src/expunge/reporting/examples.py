@@ -1,4 +1,4 @@
-"""The forget examples on the page: what each was, and what every model says to it, before and after attacks."""
+"""The forget examples on the page: each example, and every model's answer to it, before and after attacks."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from expunge.evidence.table import ORIGINAL, REFERENCE
 from expunge.reporting.record import NAMES, Json, Run
 
 OPEN = {"images": 6, "texts": 3}
-"""How many stand on the page at once; the others are folded."""
+"""Number of examples that are visible at once; the others are folded."""
 PICTURE = "data:image/png;base64,"
 
 
 def examples(run: Run) -> Json | None:
-    """What the gallery stage left, arranged by example and model; none where the run was made without."""
+    """The output of the gallery stage, arranged by example and model; none if the run has no gallery."""
     path = run.manifest.file("examples")
     if path is None or not (run.folder / path).is_file():
         return None
-    found = read_json(run.folder / path)
-    models = list(dict.fromkeys(entry["model"] for entry in found["models"]))
-    shown = [_example(found, example, models) for example in found["examples"]]
-    count = OPEN.get(found["kind"], 0)
+    gallery = read_json(run.folder / path)
+    models = list(dict.fromkeys(entry["model"] for entry in gallery["models"]))
+    shown = [_example(gallery, example, models) for example in gallery["examples"]]
+    count = OPEN.get(gallery["kind"], 0)
     return {
-        "kind": found["kind"],
-        "seed": found["seed"],
-        "of": found["of"],
-        "different": found.get("different", found["of"]),
+        "kind": gallery["kind"],
+        "seed": gallery["seed"],
+        "of": gallery["of"],
+        "different": gallery.get("different", gallery["of"]),
         "models": [_named(model) for model in models],
         "original": _named(ORIGINAL),
-        "attacks": list(dict.fromkeys(entry["attack"] for entry in found["models"] if entry["attack"])),
+        "attacks": list(dict.fromkeys(entry["attack"] for entry in gallery["models"] if entry["attack"])),
         "open": shown[:count],
         "folded": shown[count:],
     }
 
 
-def _example(found: Json, example: Json, models: list[str]) -> Json:
+def _example(gallery: Json, example: Json, models: list[str]) -> Json:
     answers: dict[tuple[str, str | None], Json] = {}
-    for entry, answer in zip(found["models"], example["answers"], strict=True):
+    for entry, answer in zip(gallery["models"], example["answers"], strict=True):
         secret = example.get("secret")
-        said = answer["said"] if secret is None else _marked(answer["said"], secret)
-        answers[entry["model"], entry["attack"]] = {"said": said, "knows": answer["knows"]}
+        text = answer["said"] if secret is None else _marked(answer["said"], secret)
+        answers[entry["model"], entry["attack"]] = {"said": text, "knows": answer["knows"]}
     attacks = list(dict.fromkeys(attack for _, attack in answers if attack))
     rows = []
     for model in models:
@@ -60,13 +60,13 @@ def _named(model: str) -> str:
     return NAMES.get(model, model).replace(" (reference)", "")
 
 
-def _marked(said: str, secret: str) -> Markup:
-    """The text with what agrees with the secret, up to the first wrong letter, marked."""
-    said, secret = _line(said), _line(secret)
-    agrees = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(said, secret, strict=False)))
-    return Markup("<mark>{}</mark>{}").format(said[:agrees], said[agrees:])
+def _marked(answer: str, secret: str) -> Markup:
+    """The answer, with the part that agrees with the secret, up to the first wrong letter, marked."""
+    answer, secret = _line(answer), _line(secret)
+    agrees = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(answer, secret, strict=False)))
+    return Markup("<mark>{}</mark>{}").format(answer[:agrees], answer[agrees:])
 
 
 def _line(text: str) -> str:
-    """The text on one line, letter for letter."""
+    """The text on one line; line breaks and tabs become visible signs."""
     return text.translate({10: "\u21b5", 13: "\u21b5", 9: "\u2192"})

@@ -1,4 +1,4 @@
-"""A study's figures, given as data, as drawings of the page: points and lines in the plane, and values over a grid."""
+"""Draws a study's figures from their data: points and lines in the plane, and values over a grid."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from expunge.reporting.svg import (
 )
 
 LOOKS = [(METHOD, "o", "-"), (REFERENCE, "s", "--"), (SECOND, "^", "-."), (ORIGINAL, "D", ":"), (INK, "v", "-")]
-"""Colour, marker and dash of each series in turn: readable without colour too."""
+"""Colour, marker and dash of each series in turn, so that series can be distinguished without colour."""
 MARKS = 20
-"""About how many points of a line have a marker."""
+"""Approximate number of markers on a line."""
 FEW = 24
-"""Points with a word each that are still labelled on the drawing; of more only a pointer tells."""
+"""Most points that are labelled on the drawing; with more points, labels only appear under the pointer."""
 
 
 def draw(figure: Mapping[str, Any]) -> Drawing:
@@ -48,13 +48,13 @@ def _chart(figure: Mapping[str, Any]) -> Drawing:
     for index, series in enumerate(figure["series"]):
         points = [p for p in _points(series) if math.isfinite(p["x"]) and math.isfinite(p["y"])]
         _series(axes, points, figure["kind"], *LOOKS[index % len(LOOKS)])
-        stops += [(p["x"], p["y"], _told(series["name"], p, figure)) for p in points]
+        stops += [(p["x"], p["y"], _read_out(series["name"], p, figure)) for p in points]
     if not figure["log_x"]:
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.margins(x=0.06)
     axes.set_xlabel(figure["x"])
     axes.set_ylabel(figure["y"])
-    axes.autoscale_view()  # lazy otherwise, and labels are placed by where the points are
+    axes.autoscale_view()  # Matplotlib does it lazily, but labels are placed by the positions of the points
     words = [(p["x"], p["y"], p["label"]) for s in figure["series"] for p in _points(s) if p["label"]]
     if words and len(words) <= FEW:
         label_points(axes, [w for w in words if math.isfinite(w[0]) and math.isfinite(w[1])])
@@ -64,7 +64,7 @@ def _chart(figure: Mapping[str, Any]) -> Drawing:
 def _series(axes: Axes, points: list[dict[str, Any]], kind: str, colour: str, marker: str, dash: str) -> None:
     x, y = [p["x"] for p in points], [p["y"] for p in points]
     style = dash if kind == "lines" else "none"
-    # On a line of many points markers would run together and hide its dashes.
+    # On a line of many points the markers would overlap and hide the dashes.
     every = max(len(x) // MARKS, 1) if kind == "lines" else 1
     axes.plot(x, y, color=colour, marker=marker, markersize=4, linestyle=style, linewidth=1.6, markevery=every)
     known = [p for p in points if math.isfinite(p["low"])]
@@ -83,7 +83,7 @@ def _points(series: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _told(name: str, point: Mapping[str, Any], figure: Mapping[str, Any]) -> str:
+def _read_out(name: str, point: Mapping[str, Any], figure: Mapping[str, Any]) -> str:
     spread = f" [{point['low']:.3g}, {point['high']:.3g}]" if math.isfinite(point["low"]) else ""
     what = ", ".join(word for word in (name, point["label"]) if word)
     return f"{what}: {figure['x']} {point['x']:.3g}, {figure['y']} {point['y']:.3g}{spread}"

@@ -1,4 +1,4 @@
-"""Methods by tasks in one table: what each left behind, before and after attack, at what loss and what cost."""
+"""Methods by tasks in one table: the gap of each before and after attack, its loss of utility, and its cost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from expunge.reporting.text import knowledge_key, percent
 
 HEADINGS = ("run", "task", "method", "verdict", "gap before", "gap after attack", "utility", "cost")
 NOTE = (
-    "Gaps and utility are unlearned minus retrained (where nothing was retrained: minus unseen examples, and minus the "
+    "Gaps and utility are unlearned minus retrained (if nothing was retrained: minus unseen examples, and minus the "
     "original), in points, ± half the 90 % interval; the attack is the one that leaves the greatest gap. Cost is in "
     "per-example gradients, as a share of a retraining's."
 )
@@ -25,7 +25,7 @@ def leaderboard(folders: Sequence[Path]) -> list[Json]:
 
     Returns:
         Plain data: run, task, method, verdict, flags, attack, cost (null where unknown), and for `before`, `after` and
-        `utility` a value with `low` and `high`, as shares, or null where it was not measured.
+        `utility` a value with `low` and `high`, as shares, or null if it was not measured.
 
     Raises:
         SpecError: A folder holds no finished run.
@@ -66,7 +66,7 @@ def _ends(audit: Json | None) -> Json | None:
 
 
 def markdown(rows: Sequence[Json]) -> str:
-    """The rows as a Markdown table with a line that explains it; columns are padded, to be read as they stand too."""
+    """The rows as a Markdown table and a note that explains it; columns are padded, so that the text is readable."""
     lines = [list(HEADINGS), *(_cells(row) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
@@ -78,21 +78,21 @@ def _cells(row: Json) -> list[str]:
     flags = ", ".join(row["flags"])
     after = _points(row["after"]) + (f" ({row['attack']})" if row["attack"] else "")
     cost = "" if row["cost"] is None else percent(row["cost"])
-    told = [flags, _points(row["before"]), after, _points(row["utility"]), cost]
-    words = [*(row[name] for name in ("run", "task", "method")), *told]
+    words = [row["run"], row["task"], row["method"], flags]
+    words += [_points(row["before"]), after, _points(row["utility"]), cost]
     return [str(word).replace("|", "\\|") for word in words]
 
 
-def _points(found: Json | None) -> str:
-    if found is None:
+def _points(ends: Json | None) -> str:
+    if ends is None:
         return ""
-    return points(found["value"], found["low"], found["high"])
+    return points(ends["value"], ends["low"], ends["high"])
 
 
 def points(value: float, low: float, high: float) -> str:
-    """A difference of shares in points, with half its interval."""
+    """A difference of shares in points, with the half-width of its interval."""
     if not math.isfinite(value):
         return "not finite"
     half = (high - low) / 2
-    told = f"{100 * value:+.1f}".replace("-0.0", "+0.0")
-    return f"{told} ±{100 * half:.1f}" if math.isfinite(half) else told
+    text = f"{100 * value:+.1f}".replace("-0.0", "+0.0")
+    return f"{text} ±{100 * half:.1f}" if math.isfinite(half) else text

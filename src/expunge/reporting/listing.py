@@ -1,4 +1,4 @@
-"""What there is, as lines; imports nothing heavy, since `expunge list` must answer at once."""
+"""Registered parts as lines of text; imports nothing heavy, because `expunge list` must answer at once."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 METHODS = {"name": "name", "year": "year", "paper": "paper", "needs": "needs", "effort": "cost"}
 """Fact -> heading of the table of methods."""
 LEGEND = """
-cost in gradients of single examples: R retain and F forget examples, B the forget examples of one
-batch beside every batch of R, E epochs; `expunge show NAME` says it in full"""
+cost in per-example gradients: R retain examples, F forget examples, B forget examples of one
+batch beside every batch of R, E epochs; `expunge show NAME` gives it in full"""
 
 
 def listing(parts: Sequence[Mapping[str, Any]], *, whole: bool) -> str:
     """Registered parts, one a line, for `expunge list`.
 
     Args:
-        parts: What `registry.facts` says of each.
-        whole: Below each its paper, needs and cost, where its file says them.
+        parts: `registry.facts` of each part.
+        whole: Add the paper, needs and cost below each part, if its file gives them.
 
     Returns:
         Lines, indented by two.
@@ -27,8 +27,8 @@ def listing(parts: Sequence[Mapping[str, Any]], *, whole: bool) -> str:
     for part in parts:
         lines.append(f"  {part['name']:{width}}  {part['summary']}")
         facts = dict(part, paper=paper_of(part))
-        told = [f"{key}: {facts[key]}" for key in ("paper", "needs", "cost") if facts[key]] if whole else []
-        lines += [f"  {'':{width}}    {line}" for line in told]
+        details = [f"{key}: {facts[key]}" for key in ("paper", "needs", "cost") if facts[key]] if whole else []
+        lines += [f"  {'':{width}}    {line}" for line in details]
     return "\n".join(lines)
 
 
@@ -36,10 +36,10 @@ def methods_table(parts: Sequence[Mapping[str, Any]]) -> str:
     """Methods in aligned columns, for `expunge list methods`.
 
     Args:
-        parts: What `registry.facts` says of each.
+        parts: `registry.facts` of each method.
 
     Returns:
-        A line of headings, one per method, indented by two, and what the letters mean.
+        A line of headings, a line per method, indented by two, and a legend of the letters.
     """
     rows = [list(METHODS.values()), *([str(part[fact] or "") for fact in METHODS] for part in parts)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -48,25 +48,25 @@ def methods_table(parts: Sequence[Mapping[str, Any]]) -> str:
 
 
 def paper_of(part: Mapping[str, Any]) -> str:
-    """A part's paper with its year; empty where its file names none."""
+    """A part's paper with its year; empty if its file names none."""
     return ", ".join(str(part[key]) for key in ("paper", "year") if part[key])
 
 
-def estimates(several: Mapping[str, Mapping[str, Any]]) -> str:
-    """Estimates, one a line with its 90 % interval; numbers that are not finite are spelled out already."""
-    width = max(map(len, several))
+def estimates(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Estimates by name, one a line with its 90 % interval; NaN and infinities are given as strings."""
+    width = max(map(len, rows))
 
     def shown(value: Any) -> str:
         if not isinstance(value, float):
             return str(value)
-        # Rates per step are small, and not 0.
+        # Rates per step are small and must not be printed as 0.
         return f"{value:.3f}" if value == 0 or not abs(value) < 1e-3 else f"{value:.2g}"
 
     def between(low: str, high: str) -> str:
-        # A choice, or what one value alone says, has no interval.
+        # A choice, or a single value, has no interval.
         return "" if low == high == "nan" else f" [{low}, {high}]"
 
     return "\n".join(
         f"  {name:{width}}  {shown(e['value'])}{between(shown(e['low']), shown(e['high']))} {e['unit']}, n = {e['n']}"
-        for name, e in several.items()
+        for name, e in rows.items()
     )

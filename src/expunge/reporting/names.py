@@ -1,4 +1,4 @@
-"""Names for the shell's completion, and for `show` and `cite`; asks the registry, which imports none of them."""
+"""Names of parts for shell completion, `show` and `cite`. The registry finds them without importing the parts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def kinds_of(name: str) -> list[str]:
     """The kinds under which a name is registered.
 
     Raises:
-        SpecError: It is registered under none.
+        SpecError: The name is registered under none.
     """
     if kinds := registry.kinds_of(name):
         return kinds
@@ -22,10 +22,10 @@ def kinds_of(name: str) -> list[str]:
 
 
 def kind_of(word: str) -> str:
-    """The kind that a word names, which may be its folder.
+    """The kind that a word names, such as `method`, or `methods`, the name of its folder.
 
     Raises:
-        SpecError: It names none.
+        SpecError: The word names no kind.
     """
     singular = {folder: kind for kind, folder in registry.FOLDERS.items()}
     if word in registry.FOLDERS or word in singular:

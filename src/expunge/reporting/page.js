@@ -1,6 +1,6 @@
 "use strict";
 
-// Tables sort by a click on a heading, or Enter on it.
+// A click on a heading, or Enter, sorts a table.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
   heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
@@ -10,7 +10,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
     const key = (row) => row.cells[column].dataset.sort ?? row.cells[column].firstChild?.data ?? "";
     const rows = [...body.rows].sort((a, b) => {
       const [x, y] = [key(a), key(b)];
-      // What was not measured stays below in both directions.
+      // Values that were not measured stay at the bottom in both directions.
       if (x === "" || y === "") return (x === "") - (y === "");
       const order = isNaN(x) || isNaN(y) ? x.localeCompare(y) : x - y;
       return up ? order : -order;
@@ -19,7 +19,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
   }));
 }
 
-// A row stays while every word of the box above its table is found in what names it: its head and its cells of text.
+// The filter box above a table: a row stays visible if its heading and text cells contain every word of the box.
 for (const box of document.querySelectorAll(".filter")) {
   const field = box.querySelector("input"), count = box.querySelector("output");
   const rows = [...box.nextElementSibling.querySelectorAll("tbody tr")];
@@ -38,7 +38,7 @@ for (const box of document.querySelectorAll(".filter")) {
   apply();
 }
 
-// Values under a pointer, or at the place that the arrow keys chose, stand in the figure's caption.
+// The figure's caption shows the values under the pointer, or at the place that the arrow keys chose.
 const charts = JSON.parse(document.getElementById("charts").textContent);
 const drawn = (svg, name, attributes) => {
   const shape = document.createElementNS(svg.namespaceURI, name);
@@ -96,7 +96,7 @@ for (const holder of document.querySelectorAll(".chart")) {
   });
 }
 
-// On paper everything is open.
+// Everything is unfolded in print.
 let opened = [];
 addEventListener("beforeprint", () => {
   opened = [...document.querySelectorAll("details:not([open])")];

@@ -1,8 +1,8 @@
-"""The report: one HTML file that shows a run to somebody who knows nothing of it, made from the run's folder alone.
+"""The report: one HTML file that explains a run to a new reader, made from the run's folder alone.
 
-Verdicts and their limits first, then estimates beside original and retrained, attack curves, the trade-off, a map of
-weight space, the diagnosis, the forget examples, costs, and the spec with the command that runs it again. No network,
-no server; what cannot be seen here is in the record beside it.
+It shows, in this order: verdicts and their limits, estimates beside those of original and retrained, attack curves, the
+trade-off, a map of weight space, the diagnosis, the forget examples, costs, and the spec with the command that runs it
+again. It needs no network and no server. The record beside it holds what the page leaves out.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from expunge.reporting.weights import Map, map_of, map_panel
 STRAINED = 0.2
 """Stress above which the map is called rough."""
 MANY = 6
-"""Methods above which panels are small and ordered by what is left."""
+"""With more methods than this, panels are small and ordered by the residual."""
 
 
 def write_report(folder: Path) -> Path:
@@ -44,8 +44,8 @@ def write_report(folder: Path) -> Path:
         RunError: A file of the record is missing or damaged, or the page could not be written.
     """
     run = Run.open(folder)
-    found = map_of(run)
-    shown_map = map_panel(found) if isinstance(found, Map) else None
+    placed = map_of(run)
+    shown_map = map_panel(placed) if isinstance(placed, Map) else None
     curves, paths, traded = curve_sections(run), path_panels(run), tradeoff(run)
     context = {
         **_subject(run),
@@ -60,10 +60,10 @@ def write_report(folder: Path) -> Path:
         "tradeoff": traded,
         "unpriced": all(run.cost_share(model) is None for model in run.methods),
         "map": shown_map,
-        "no_map": found if isinstance(found, str) else "",
-        "map_seeds": found.seeds if isinstance(found, Map) else 0,
-        "stress": f"{found.stress:.2f}" if isinstance(found, Map) else "",
-        "strained": isinstance(found, Map) and found.stress > STRAINED,
+        "no_map": placed if isinstance(placed, str) else "",
+        "map_seeds": placed.seeds if isinstance(placed, Map) else 0,
+        "stress": f"{placed.stress:.2f}" if isinstance(placed, Map) else "",
+        "strained": isinstance(placed, Map) and placed.stress > STRAINED,
         "paths": paths,
         "diagnosis": diagnosis(run),
         "examples": examples(run),
@@ -77,7 +77,7 @@ def write_report(folder: Path) -> Path:
 
 
 def _subject(run: Run) -> Json:
-    """What was run on what, as far as the record says."""
+    """The subject of the run: model, data, forget set and environment, as far as the record holds them."""
     return {
         "name": run.name,
         "model": run.part("model").get("name", "model"),
@@ -98,7 +98,7 @@ def _subject(run: Run) -> Json:
 
 
 def _forgotten(forget: Json) -> str:
-    """How much is to be forgotten, as far as the spec says; copies of one text are training examples of their own."""
+    """Size of the forget set, empty if the spec does not give it; every copy of a text is a training example."""
     count, copies = forget.get("count"), forget.get("copies")
     if not count:
         return ""
@@ -108,21 +108,21 @@ def _forgotten(forget: Json) -> str:
 
 
 def curve_sections(run: Run) -> list[Json]:
-    """Per attack one panel per method, all on the same scale; of many methods those that leave most come first."""
+    """For each attack a panel per method, all on the same scale, in the order of `in_order`."""
     key, sections = knowledge_key(run.table), []
     methods = in_order(run)
     level = original_level(run)
     for attack in run.table.attacks:
-        named = {m: plots.attack_curves(run.folder, run.manifest, m, attack) for m in run.table.models}
-        found = {model: curves for model, curves in named.items() if curves is not None}
-        span = plots.span_of(list(found.values()), [] if level is None else [level])
+        read = {m: plots.attack_curves(run.folder, run.manifest, m, attack) for m in run.table.models}
+        curves = {model: entry for model, entry in read.items() if entry is not None}
+        span = plots.span_of(list(curves.values()), [] if level is None else [level])
         panels = []
-        for model in [m for m in methods if m in found]:
-            title, reference = f"{model}, {attack}", found.get(REFERENCE)
-            drawing = plots.attack_panel(title, found[model], reference, level, span, compact=len(methods) > MANY)
-            # The peak of each seed, then the mean: what the table has, and not the peak of the mean curve.
+        for model in [m for m in methods if m in curves]:
+            title, reference = f"{model}, {attack}", curves.get(REFERENCE)
+            drawing = plots.attack_panel(title, curves[model], reference, level, span, compact=len(methods) > MANY)
+            # The mean over seeds of each seed's peak, as in the table, not the peak of the mean curve.
             peak = cell(run.rows.get((model, attack, key)))["value"]
-            start = shown(float(found[model].mean()[0]), "share")
+            start = shown(float(curves[model].mean()[0]), "share")
             panels.append({"model": model, "drawing": drawing, "start": start, "peak": peak})
         if panels:
             sections.append({"attack": attack, "panels": panels})
@@ -130,7 +130,7 @@ def curve_sections(run: Run) -> list[Json]:
 
 
 def in_order(run: Run) -> list[str]:
-    """The methods as panels show them: the spec's order, or for many the greatest residual under any attack first."""
+    """The methods in the order of the panels: the spec's order; if there are many, the greatest residual first."""
     if len(run.methods) <= MANY:
         return run.methods
     worst = {model: run.worst(model, knowledge_key(run.table)) for model in run.methods}
@@ -139,13 +139,13 @@ def in_order(run: Run) -> list[str]:
 
 
 def original_level(run: Run) -> float | None:
-    """What the original knows of the forget set, before any attack."""
+    """The original's knowledge of the forget set before any attack, none if it was not measured."""
     row = run.rows.get((ORIGINAL, None, knowledge_key(run.table)))
     return float(row["value"]) if row and math.isfinite(row["value"]) else None
 
 
 def path_panels(run: Run) -> list[Json]:
-    """The loss on the way from the original to each other model, where the path audit ran."""
+    """The loss on the path from the original to each other model; empty if the path audit did not run."""
     panels = []
     for model in (REFERENCE, *in_order(run)):
         named = {split: plots.path_curves(run.table, model, split) for split in ("forget", "retain")}
@@ -153,6 +153,6 @@ def path_panels(run: Run) -> list[Json]:
         if losses:
             drawing = plots.path_panel(f"{model}, path", losses, compact=len(run.methods) > MANY)
             barriers = [(split, run.rows[model, None, ("barrier", split)]["value"]) for split in losses]
-            told = ", ".join(f"{split} {shown(value, 'nats')}" for split, value in barriers)
-            panels.append({"model": NAMES.get(model, model), "drawing": drawing, "barriers": told})
+            text = ", ".join(f"{split} {shown(value, 'nats')}" for split, value in barriers)
+            panels.append({"model": NAMES.get(model, model), "drawing": drawing, "barriers": text})
     return panels

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: one live line with the remaining time, or plain lines in a log."""
+"""Progress of a run: one live line with the remaining time in a terminal, or plain lines in a log."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Callable, Mapping
 from typing import TextIO
 
 STAGES, SECONDS = 25, 60.0
-"""In a log the remaining time is said again after so many stages, or so many seconds."""
+"""A log repeats the remaining time after this many stages or seconds."""
 
 
 class Progress:
-    """Told by the pipeline what there is to do and what has been done.
+    """Shows progress; the pipeline calls it when stages begin and finish.
 
     Args:
-        stream: Where to write; stderr by default.
-        live: One line that is overwritten; by default where the stream is a terminal.
-        clock: Seconds; for tests.
+        stream: Stream to write to; stderr by default.
+        live: Overwrite a single line; by default if the stream is a terminal.
+        clock: Returns the time in seconds; tests replace it.
     """
 
     def __init__(
@@ -37,15 +37,15 @@ class Progress:
         """A run begins.
 
         Args:
-            total: Stages in all.
-            missing: Expected seconds of each stage to come, by key.
-            workers: How many run side by side.
+            total: Number of stages.
+            missing: Expected seconds of each stage that is still to run, by key.
+            workers: Number of parallel processes.
         """
         self.total, self.done = total, total - len(missing)
         self._left, self._workers, self._start, self._expected = dict(missing), workers, self.clock(), 0.0
         self._running, self._said, self._unsaid = {}, self._start, 0
         if self.done:
-            self.say(f"{self.done} of {self.total} stages are there already")
+            self.say(f"{self.done} of {self.total} stages are already done")
 
     def begun(self, key: str, name: str) -> None:
         """A stage begins."""
@@ -63,20 +63,20 @@ class Progress:
             self.say(f"{self._count()} {name}  {seconds:.1f} s{self._now_and_then()}")
 
     def clear(self) -> None:
-        """Nothing runs any more, whether it has finished or failed."""
+        """The run has ended: it finished or failed."""
         self._running = {}
         if self.live:
             self._overwrite("")
 
     def remaining(self) -> float | None:
-        """Expected seconds to the end, corrected by how far the expectation was off so far; `None` while unknown."""
+        """Expected seconds to the end, scaled by actual over expected time so far; `None` while unknown."""
         if not self._expected or not self._left:
             return None
-        off = (self.clock() - self._start) * self._workers / self._expected
-        return sum(self._left.values()) * off / min(self._workers, len(self._left))
+        scale = (self.clock() - self._start) * self._workers / self._expected
+        return sum(self._left.values()) * scale / min(self._workers, len(self._left))
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Write a permanent line."""
         if self.live:
             self._overwrite("")
         self.stream.write(line + "\n")
@@ -86,7 +86,7 @@ class Progress:
         return f"[{self.done:{len(str(self.total))}}/{self.total}]"
 
     def _show(self) -> None:
-        """The live line, what matters most first: the end is cut where the terminal is narrow."""
+        """The live line; the most important words come first, because a narrow terminal cuts the end."""
         if not self.live:
             return
         left, names = self.remaining(), list(self._running.values())
@@ -95,7 +95,7 @@ class Progress:
         self._overwrite("" if self.done == self.total else "  ".join(filter(None, words)) + others)
 
     def _now_and_then(self) -> str:
-        """The remaining time for the end of a log's line, where it has not been said for long."""
+        """The remaining time as the end of a log line, empty if the log gave it a short time ago."""
         self._unsaid += 1
         left, now = self.remaining(), self.clock()
         if left is None or (self._unsaid < STAGES and now - self._said < SECONDS):
@@ -105,13 +105,13 @@ class Progress:
 
     def _overwrite(self, line: str) -> None:
         width = shutil.get_terminal_size().columns - 1
-        # Return, text, and erase what was longer.
+        # Carriage return, the text, and the control sequence that erases the rest of the line.
         self.stream.write(f"\r{line[:width]}\x1b[K")
         self.stream.flush()
 
 
 def clock_text(seconds: float) -> str:
-    """Seconds as people read them: `40 s`, `3 min`, `2 h 10 min`."""
+    """A duration in words: `40 s`, `3 min`, `2 h 10 min`."""
     if seconds < 90:
         return f"{max(round(seconds), 1)} s"
     minutes = round(seconds / 60)

@@ -1,4 +1,4 @@
-"""A finished run as its folder holds it, for everything that shows one: the page, the comparison, the leaderboard."""
+"""Reads a finished run from its folder, for the page, the comparison and the leaderboard."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from expunge.reporting.verify import read_run
 
 Json = dict[str, Any]
 NAMES = {ORIGINAL: "original", REFERENCE: "retrained (reference)"}
-"""What people read for the models that have a fixed name in results."""
+"""Displayed names of the models that have a fixed name in results."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Run:
     folder: Path
     manifest: Manifest
     spec: Json
-    """As run, or, for an audit made in a notebook, what is known of it; nothing in it is certain to be there."""
+    """The spec as run. An audit made in a notebook records only what is known, so any key may be missing."""
     environment: Json
     verdicts: list[Json]
     table: Table
@@ -57,41 +57,41 @@ class Run:
 
     @property
     def methods(self) -> list[str]:
-        """Labels of the methods, in order."""
+        """Labels of the methods, in the spec's order."""
         return [model for model in self.table.models if model not in (ORIGINAL, REFERENCE)]
 
     @property
     def retrained(self) -> bool:
-        """Whether there are retrained models to compare with."""
+        """Whether the run has retrained models."""
         return any(entry.model == REFERENCE for entry in self.table.measured)
 
     @property
     def versions(self) -> Mapping[str, Mapping[str, int]]:
-        """Version of each part by the spec's table and the part's name; empty in records from before they were kept."""
+        """Version of each part by the spec's table and the part's name; empty in old records, which did not keep it."""
         return self.manifest.versions
 
     @property
     def again(self) -> bool:
-        """Whether the spec is one that can be run: what a notebook leaves does not say how models are trained."""
+        """Whether the recorded spec can be run; a notebook's record does not say how models are trained."""
         return all(key in self.spec for key in ("data", "model", "forget", "train", "method"))
 
     @cached_property
     def rows(self) -> Mapping[Any, Json]:
-        """Rows over seeds by model, attack, and metric with split."""
+        """Rows over seeds by model, attack and (metric, split)."""
         return over_seeds(self.table)
 
     @cached_property
     def diagnosis(self) -> list[Json]:
-        """What each diagnostic said, see `pipeline.diagnosis`; empty where none ran."""
+        """The result of each diagnostic, see `pipeline.diagnosis`; empty if none ran."""
         return read_diagnosis(self.folder, self.manifest)
 
     def part(self, key: str) -> Json:
-        """The settings of `data`, `model` or `forget`, empty where they are not known."""
-        found = self.spec.get(key)
-        return found if isinstance(found, dict) else {}
+        """The settings of `data`, `model` or `forget`, empty if they are not known."""
+        table = self.spec.get(key)
+        return table if isinstance(table, dict) else {}
 
     def audit(self, model: str, metric: str, split: str, attack: str | None) -> Json | None:
-        """One audit's line of a model's verdict."""
+        """One audit of a model's verdict, none if it was not run."""
         for verdict in (v for v in self.verdicts if v["model"] == model):
             for entry in verdict["audits"]:
                 if (entry["metric"], entry["split"], entry["attack"]) == (metric, split, attack):
@@ -99,15 +99,15 @@ class Run:
         return None
 
     def utility(self, model: str) -> Json | None:
-        """The audit of a model's usefulness."""
+        """The first utility audit of a model's verdict, none if there is none."""
         for verdict in (v for v in self.verdicts if v["model"] == model):
             return next((dict(entry) for entry in verdict["audits"] if entry["role"] == "utility"), None)
         return None
 
     def worst(self, model: str, key: tuple[str, str]) -> Json | None:
-        """The audit after the attack that leaves the greatest residual; before any where none was tried."""
-        found = [self.audit(model, *key, attack) for attack in self.table.attacks]
-        after = [entry for entry in found if entry is not None]
+        """The audit after the attack with the greatest residual; without attacks, the audit before any attack."""
+        audits = [self.audit(model, *key, attack) for attack in self.table.attacks]
+        after = [entry for entry in audits if entry is not None]
         return max(after, key=lambda entry: float(entry["residual"]), default=self.audit(model, *key, None))
 
     def made(self, model: str) -> list[StageRecord]:
@@ -116,12 +116,12 @@ class Run:
         return [stage for stage in self.manifest.stages if stage.kind in kinds and stage.model == model]
 
     def cost_share(self, model: str) -> float | None:
-        """Per-example gradients of making a model as a share of a retraining's; none where either is not known."""
+        """Per-example gradients that made a model, as a share of a retraining's; none if either is unknown."""
         ours, theirs = (mean([stage.gradients for stage in self.made(name)]) for name in (model, REFERENCE))
         return ours / theirs if theirs and ours is not None else None
 
 
 def mean(values: Sequence[float | None]) -> float | None:
-    """Mean of a cost over stages, none without stages or where one is not known."""
+    """Mean of a cost over stages; none without stages, or if the cost of a stage is unknown."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None

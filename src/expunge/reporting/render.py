@@ -1,4 +1,4 @@
-"""From a template and plain data to one HTML file that carries everything with it: no server, no network."""
+"""Renders a template with plain data as one self-contained HTML file: it needs no server and no network."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def write_page(path: Path, template: str, context: dict[str, Any], drawings: Ite
     """Write a page.
 
     Args:
-        path: The file.
-        template: Its name in this folder.
-        context: What the template shows.
+        path: The file to write.
+        template: Name of the template in this folder.
+        context: Values for the template.
         drawings: All drawings on the page; the values that they read out are embedded.
 
     Raises:
@@ -39,6 +39,6 @@ def write_page(path: Path, template: str, context: dict[str, Any], drawings: Ite
     files = {name: Markup((HERE / f"page.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
     shown = list(drawings)
     charts = {drawing.name: drawing.chart for drawing in shown}
-    # A global, for imported macros do not see the context.
+    # A global, because imported macros do not see the context.
     environment.globals["pieces"] = Pieces(shown)
     write_file(path, environment.get_template(template).render(context | files | {"charts": charts}))

@@ -1,8 +1,8 @@
-"""Matplotlib's SVG in a tenth of its bytes: what a page has to hold of a figure, and no more.
+"""Reduces matplotlib's SVG to about a tenth of its bytes.
 
-Groups and ids that nothing refers to go, markers are put where they stand, styles that the page's CSS gives anyway are
-left out, coordinates are relative with one decimal of a point, and points on a straight line are dropped. What several
-drawings of a page have in common, an axis or the retrained models' band, is written once.
+Groups and ids without references are removed. Markers are written at their positions. Styles that the page's CSS sets
+anyway are removed. Coordinates are relative, with one decimal of a point. Points on a straight line are removed.
+Elements that several drawings of a page share, such as an axis or the retrained models' band, are written once.
 """
 
 from __future__ import annotations
@@ -28,36 +28,36 @@ DEFAULTS = {
     "path": {"fill": "none", "stroke-dashoffset": "0", "stroke-linejoin": "round", "stroke-linecap": "butt"},
     "text": {"font-size": "8px", "fill": "var(--quiet)", "text-anchor": "start"},
 }
-"""What `page.css` says of every path and text of a drawing."""
+"""Styles that `page.css` sets for every path and text of a drawing."""
 FLAT = 0.05
-"""Points: how far from a straight line a point may lie and be left out; half the last decimal."""
+"""Largest distance in points of a removed point from the straight line: half the last decimal."""
 WORTH = 60
-"""Bytes from which on it pays to write an element once and refer to it."""
+"""Length in bytes above which a repeated element is written once and referred to."""
 _XLINK = "{http://www.w3.org/1999/xlink}href"
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A path with its style and the rectangle that it is cut to."""
+    """A path with its style and its clipping rectangle."""
 
     d: str
     style: str
     clip: str
 
     def element(self) -> str:
-        """As SVG."""
+        """The SVG element."""
         clip = f' clip-path="url(#{self.clip})"' if self.clip else ""
         return f'<path d="{self.d}"{_attribute(self.style)}{clip}/>'
 
 
 @dataclass
 class Slimmer:
-    """Walks through one figure."""
+    """Collects the reduced elements of one figure."""
 
     root: ElementTree.Element
     elements: list[str] = field(default_factory=list)
     clips: dict[str, str] = field(default_factory=dict)
-    """Id -> the `clipPath` element; ids follow from the rectangle, so that drawings of one size share one."""
+    """Id -> `clipPath` element. The id is a hash of the rectangle, so that drawings of one size share it."""
     _shapes: list[Shape] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -84,7 +84,7 @@ class Slimmer:
                 self.elements.append(_text(child))
 
     def _axis(self, group: ElementTree.Element) -> None:
-        """Grid lines, then ticks, then labels: each kind at once."""
+        """One path per style, for grid lines and ticks, then the labels."""
         shapes = [s for e in group.iter() if e.tag.endswith(("}path", "}use")) for s in self._shape(e, "")]
         drawn = {shape.style: shape for shape in shapes}
         parts = [
@@ -95,7 +95,7 @@ class Slimmer:
         self.elements.append(f"<g>{''.join(parts)}</g>")
 
     def _flush(self) -> None:
-        """Write the paths that are waiting; strokes of one style that follow each other are one path."""
+        """Write the collected paths; consecutive strokes of one style become one path."""
         joined: list[Shape] = []
         for shape in self._shapes:
             last = joined[-1] if joined else None
@@ -113,7 +113,7 @@ class Slimmer:
             at = float(element.get("x", 0)), float(element.get("y", 0))
             style = {**style, **_style(source)}
         elif element.get("id"):
-            return  # a definition: drawn where it is used
+            return  # a definition, which `use` elements draw
         steps = _steps(source.get("d", ""), at)
         if sum(len(points) for _, points in steps) < 3:
             style["fill"] = "none"
@@ -123,11 +123,11 @@ class Slimmer:
         yield Shape(_path(_thinned(steps)), _spelled(style, "path"), self._clip(steps, clip))
 
     def _clip(self, steps: Sequence[Step], clip: str) -> str:
-        """The id of the rectangle, nothing where the path stays inside anyway."""
-        found = re.search(r"#([^)]+)", clip)
-        if found is None:
+        """The id of the clipping rectangle, empty if the path lies inside it."""
+        match = re.search(r"#([^)]+)", clip)
+        if match is None:
             return ""
-        rectangle = self._by_id[found[1]][0]
+        rectangle = self._by_id[match[1]][0]
         x, y, width, height = (float(rectangle.get(name, 0)) for name in ("x", "y", "width", "height"))
         points = [point for _, group in steps for point in group]
         if all(x - 1 <= a <= x + width + 1 and y - 1 <= b <= y + height + 1 for a, b in points):
@@ -139,10 +139,10 @@ class Slimmer:
 
 
 def slim(svg: str) -> tuple[list[str], dict[str, str]]:
-    """The elements of a figure, in drawing order, and the rectangles that they are cut to.
+    """The reduced elements of a figure, in drawing order, and their clipping rectangles.
 
     Args:
-        svg: As matplotlib writes it, with text as text.
+        svg: The figure as matplotlib writes it, with text as text elements.
 
     Returns:
         Elements; id -> `clipPath` element.
@@ -153,24 +153,24 @@ def slim(svg: str) -> tuple[list[str], dict[str, str]]:
 
 
 class Pieces:
-    """What the drawings of one page share."""
+    """The elements that the drawings of one page share."""
 
     def __init__(self, drawings: Iterable[Any]) -> None:
-        """Find what is there more than once; a drawing has `elements` and `clips`."""
-        held = list(drawings)
-        counts = Counter(element for drawing in held for element in drawing.elements)
+        """Find the elements that occur more than once; a drawing has `elements` and `clips`."""
+        shown = list(drawings)
+        counts = Counter(element for drawing in shown for element in drawing.elements)
         often = [element for element, count in counts.items() if count > 1 and len(element) > WORTH]
         self._names = {element: f"p{i}" for i, element in enumerate(often)}
-        self._clips = {name: clip for drawing in held for name, clip in drawing.clips.items()}
+        self._clips = {name: clip for drawing in shown for name, clip in drawing.clips.items()}
 
     def definitions(self) -> Markup:
-        """To stand once on the page, before the drawings."""
+        """The shared elements as a hidden SVG, which the page must hold once, before the drawings."""
         named = [f'<g id="{name}">{element}</g>' for element, name in self._names.items()]
         inner = "".join([*self._clips.values(), *named])
         return Markup(f'<svg class="pieces" aria-hidden="true"><defs>{inner}</defs></svg>' if inner else "")
 
     def svg(self, drawing: Any) -> Markup:
-        """A drawing that refers to what it shares with others."""
+        """A drawing as SVG; shared elements are references to the definitions."""
         names = self._names
         inner = "".join(f'<use href="#{names[e]}"/>' if e in names else e for e in drawing.elements)
         return Markup(f'<svg viewBox="{drawing.view}" role="img" aria-label="{escape(drawing.label)}">{inner}</svg>')
@@ -178,14 +178,14 @@ class Pieces:
 
 def _style(element: ElementTree.Element) -> Style:
     pairs = (part.partition(":") for part in element.get("style", "").split(";") if part.strip())
-    found = {key.strip(): value.strip() for key, _, value in pairs}
-    # Before 3.10 matplotlib wrote size and family in one.
-    size = re.search(r"[\d.]+px", found.pop("font", ""))
-    return found | ({"font-size": size[0]} if size else {})
+    style = {key.strip(): value.strip() for key, _, value in pairs}
+    # Before version 3.10 matplotlib wrote size and family as one property, `font`.
+    size = re.search(r"[\d.]+px", style.pop("font", ""))
+    return style | ({"font-size": size[0]} if size else {})
 
 
 def _spelled(style: Style, kind: str) -> str:
-    # A path that says nothing of its fill is black in SVG and empty under the page's CSS.
+    # A path without a fill is black in SVG, but not filled under the page's CSS.
     full = ({"fill": "black"} if kind == "path" else {}) | style
     left = {k: v for k, v in full.items() if k != "font-family" and DEFAULTS[kind].get(k) != v}
     return ";".join(f"{key}:{value}" for key, value in left.items())
@@ -207,7 +207,7 @@ def _text(element: ElementTree.Element) -> str:
 
 
 def _rounded(text: str) -> str:
-    return re.sub(r"-?\d+\.\d+", lambda found: _number(float(found[0])), text)
+    return re.sub(r"-?\d+\.\d+", lambda match: _number(float(match[0])), text)
 
 
 def _number(value: float) -> str:
@@ -217,16 +217,16 @@ def _number(value: float) -> str:
 
 
 def _steps(d: str, at: Point) -> list[Step]:
-    """A path's steps, moved; matplotlib writes M, L, C, Q and z with absolute coordinates."""
-    found = []
+    """A path's steps, moved by `at`; matplotlib writes M, L, C, Q and z with absolute coordinates."""
+    steps = []
     for letter, numbers in re.findall(r"([MLCQzZ])([^MLCQzZ]*)", d):
         values = [float(word) for word in numbers.split()]
-        found.append((letter, [(x + at[0], y + at[1]) for x, y in zip(values[::2], values[1::2], strict=True)]))
-    return found
+        steps.append((letter, [(x + at[0], y + at[1]) for x, y in zip(values[::2], values[1::2], strict=True)]))
+    return steps
 
 
 def _thinned(steps: list[Step]) -> list[Step]:
-    """Without the ends of lines that lie on the way from the point kept before to the next."""
+    """The steps without points that lie on the straight line between their neighbours, to within `FLAT`."""
     kept: list[Step] = []
     left_out: list[Point] = []
     for (letter, points), after in zip(steps, [*steps[1:], None], strict=True):
@@ -248,7 +248,7 @@ def _off(point: Point, start: Point, end: Point) -> float:
 
 
 def _path(steps: Sequence[Step]) -> str:
-    """As short as SVG allows: relative but for the first point, which lets paths be joined."""
+    """The path in short form: relative coordinates, but an absolute first point, so that paths can be joined."""
     words, here, start, last = [], (0.0, 0.0), (0.0, 0.0), ""
     for letter, points in steps:
         rounded = [(round(x, 1), round(y, 1)) for x, y in points]

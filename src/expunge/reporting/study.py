@@ -1,4 +1,4 @@
-"""What a study found, for people: the table on the terminal, the page, and REPRODUCTION.md over all studies."""
+"""The result of a study for people: the table in the terminal, the page, and REPRODUCTION.md over all studies."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def read_study(path: Path) -> Json:
     """A study's result.
 
     Args:
-        path: Its folder, or the file.
+        path: The study's folder, or the file.
 
     Raises:
-        SpecError: There is none, or the file holds something else.
+        SpecError: The file is missing or holds no result of a study.
     """
     path = path / RESULT if path.is_dir() else path
     try:
-        found: Json = json.loads(path.read_text(encoding="utf-8"))
+        result: Json = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        found = {}
-    if not isinstance(found, dict) or not {"study", "preset", "claims", "figures"} <= found.keys():
+        result = {}
+    if not isinstance(result, dict) or not {"study", "preset", "claims", "figures"} <= result.keys():
         raise SpecError("there is no result of a study", where=str(path), remedy="run expunge study NAME first")
-    return found
+    return result
 
 
 def write_study_page(folder: Path) -> Path:
@@ -60,25 +60,25 @@ def _names(figure: Mapping[str, Any]) -> list[str]:
 def _row(claim: Mapping[str, Any]) -> Json:
     return {
         **claim,
-        "told": measured_text(claim),
+        "text": measured_text(claim),
         "each": ", ".join(_number(v) for v in claim["measured"]["values"]),
         "parts": parts_text(claim),
     }
 
 
 def parts_text(claim: Mapping[str, Any]) -> str:
-    """The mean of every component of a claim about several numbers, and nothing of a claim about one."""
+    """Mean of every component of a claim about an array; empty for a claim about one number."""
     return ", ".join(f"{name} {_number(mean)}" for name, mean in claim["measured"]["parts"].items())
 
 
 def measured_text(claim: Mapping[str, Any]) -> str:
-    """A claim's mean over seeds with its 90 % interval and unit; of an array that of the component which decides."""
-    found = claim["measured"]
-    if not found["n"]:
+    """A claim's mean over seeds with its 90 % interval and unit; for an array, of the deciding component."""
+    measured = claim["measured"]
+    if not measured["n"]:
         return "-"
-    value, low, high = (_number(found[name]) for name in ("value", "low", "high"))
+    value, low, high = (_number(measured[name]) for name in ("value", "low", "high"))
     spread = "" if low == "NaN" else f" [{low}, {high}]"
-    return f"{value}{spread} {found['unit']}, n = {found['n']}"
+    return f"{value}{spread} {measured['unit']}, n = {measured['n']}"
 
 
 def _number(value: Any) -> str:
@@ -90,8 +90,8 @@ def study_table(result: Mapping[str, Any]) -> str:
     """The claims, a few lines each, for the terminal."""
     lines = []
     for claim in result["claims"]:
-        carried = "primary  " if claim["primary"] else "secondary"
-        lines.append(f"{claim['verdict']:14} {carried}  {claim['id']}")
+        rank = "primary  " if claim["primary"] else "secondary"
+        lines.append(f"{claim['verdict']:14} {rank}  {claim['id']}")
         lines.append(f"    {claim['statement']}")
         note = f"  ({claim['note']})" if claim["note"] else ""
         lines.append(f"    rule {claim['rule']['holds']}; measured {measured_text(claim)}{note}")
@@ -103,12 +103,12 @@ def study_table(result: Mapping[str, Any]) -> str:
 HEAD = """\
 # Reproduction
 
-Every claim of the papers behind expunge that a study holds against measurements, with its rule written down beforehand.
-Made by `python scripts/reproduction.py` from the results in `results/`, none of it by hand.
+Every claim of the papers behind expunge that a study tests, with the rule that was fixed beforehand. The script
+`python scripts/reproduction.py` makes this page from the results and comments in `results/`; do not edit it by hand.
 
 *reproduced*: the rule holds, tested one-sided at 5 % over seeds (Holm over a study's primary claims). *not reproduced*:
 its opposite holds. *inconclusive*: neither, or it was not measured at this scale. Means come with 90 % intervals. A
-paper's own figure stands here only where it could be read.
+paper's own number is given only if it could be read.
 """
 
 
@@ -116,14 +116,14 @@ def reproduction(results: Sequence[Mapping[str, Any]], comments: Mapping[str, Ma
     """REPRODUCTION.md.
 
     Args:
-        results: Of studies, as `read_study` gives them, in the order in which they are shown.
-        comments: By study and claim, what a person says of what was measured.
+        results: Results of studies, as `read_study` returns them, in the order in which they are shown.
+        comments: Written comments on measurements, by study and claim id.
 
     Returns:
         Markdown.
 
     Raises:
-        SpecError: A comment is on a claim that there is not.
+        SpecError: A comment names an unknown claim.
     """
     for study, about in comments.items():
         known = {claim["id"] for result in results if result["study"] == study for claim in result["claims"]}

@@ -1,7 +1,7 @@
-"""Drawings for the page: figures as SVG text in the page's own colours, with the values that a pointer reads out.
+"""Drawings for the page: figures as SVG text in the page's colours, with the values that a pointer reads out.
 
-Drawn in stand-in colours that become CSS variables, so that one drawing is readable in light, in dark and in print;
-text stays text. The same data gives the same bytes.
+Matplotlib draws in placeholder colours, which are then replaced by CSS variables, so that one drawing is readable in
+light mode, in dark mode and in print. Text stays text. The same data gives the same bytes.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ COLOURS = {
 }
 INK, QUIET, LINE, REFERENCE, METHOD, ORIGINAL, SECOND = COLOURS
 SMALL, LARGE, COMPACT = (3.6, 2.35), (4.7, 3.5), (2.6, 1.75)
-"""Inches; the page scales them to the width of their column."""
+"""Sizes in inches; the page scales drawings to the width of their column."""
 POINTS = 72
-"""Of an inch, the unit of a drawing's own coordinates."""
+"""Points per inch; a drawing's own coordinates are points."""
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "expunge",
@@ -56,30 +56,30 @@ LETTER, ROW = 5.0, 10.0
 _NUMBER = re.compile(r"-?\d+(?:[.,]\d+)*(?:e[-+]?\d+)?")
 
 Stop = tuple[float, float, str]
-"""A place in data coordinates, and what is read out there."""
+"""A position in data coordinates, and the text that is read out there."""
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """An SVG element in pieces, and where in it a pointer or the arrow keys find which values."""
+    """An SVG element in pieces, with the positions at which a pointer or the arrow keys read out values."""
 
     label: str
-    """What it shows, for screen readers."""
+    """Description for screen readers."""
     name: str
     """Unique on the page."""
     view: str
-    """Its own coordinates, as `viewBox` has them."""
+    """The `viewBox` attribute."""
     elements: list[str]
-    """What is drawn, in order; what drawings of a page share is written once, see `slim.Pieces`."""
+    """SVG elements in drawing order; elements that drawings of a page share are written once, see `slim.Pieces`."""
     clips: dict[str, str]
-    """Id -> the rectangle that elements are cut to."""
+    """Id -> clipping rectangle."""
     chart: dict[str, Any]
-    """`along`: whether the nearest stop counts along `x` or in the plane, `xy`; `box`: top and bottom of the axes;
-    `stops`: `[x, y, text]` in the drawing's own coordinates; the text is the numbers of `form` where there is one."""
+    """`along`: whether the nearest stop is found along `x` or in the plane, `xy`. `box`: top and bottom of the axes.
+    `stops`: `[x, y, text]` in the drawing's own coordinates; if there is a `form`, the text holds its numbers."""
 
 
 def panel(size: tuple[float, float] = SMALL, left: float = 0.485) -> tuple[Figure, Axes]:
-    """An empty figure in the page's style, with so many inches left of its axes."""
+    """An empty figure in the page's style, with `left` inches to the left of its axes."""
     left, bottom, ticks = left / size[0], 0.435 / size[1], 5 if size[0] > COMPACT[0] else 3
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size, dpi=POINTS)
@@ -100,14 +100,14 @@ def drawing(figure: Figure, axes: Axes, label: str, stops: Sequence[Stop], along
     """The finished figure.
 
     Args:
-        figure: With limits as they are to stay.
-        axes: Its only axes.
-        label: What it shows, for screen readers; unique on the page.
-        stops: What can be read out, in the order of the arrow keys.
-        along: How the stop nearest to a pointer is found.
+        figure: The figure with its final limits.
+        axes: The figure's only axes.
+        label: Description for screen readers; unique on the page.
+        stops: Positions and texts that can be read out, in the order of the arrow keys.
+        along: Whether the stop nearest to a pointer is found along `x` or in the plane, `xy`.
 
     Returns:
-        The figure in pieces that stand inside HTML.
+        The figure in pieces for HTML.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE):
@@ -126,18 +126,18 @@ def drawing(figure: Figure, axes: Axes, label: str, stops: Sequence[Stop], along
 def _places(figure: Figure, axes: Axes, stops: Sequence[Stop]) -> dict[str, Any]:
     height = float(figure.get_figheight()) * POINTS
     lowest, highest = (axes.transAxes.transform((0, end))[1] for end in (0, 1))
-    found = []
+    places = []
     for x, y, text in stops:
         across, up = axes.transData.transform((x, y))
         if not (math.isfinite(across) and math.isfinite(up)):
             continue
-        found.append((round(float(across), 1), round(height - float(up), 1), text))
+        places.append((round(float(across), 1), round(height - float(up), 1), text))
     box = [round(height - float(highest), 1), round(height - float(lowest), 1)]
-    return {"box": box, **_folded(found)}
+    return {"box": box, **_folded(places)}
 
 
 def _folded(stops: list[tuple[float, float, str]]) -> dict[str, Any]:
-    """The words that all texts share written once, as `form` with a `{}` for each number, where they share them all."""
+    """If all texts differ in their numbers only, their words once as `form`, with `{}` for each number."""
     forms = {_NUMBER.sub("{}", text) for _, _, text in stops}
     if len(stops) < 2 or len(forms) != 1 or any("{" in text for _, _, text in stops):
         return {"stops": stops}
@@ -145,12 +145,12 @@ def _folded(stops: list[tuple[float, float, str]]) -> dict[str, Any]:
 
 
 def label_points(axes: Axes, points: Sequence[tuple[float, float, str]], free: float = 6.0) -> None:
-    """Write a name beside each point where it covers neither another name nor another point, as far as that can be.
+    """Write a name beside each point, where it covers the least of other names and points.
 
     Args:
-        axes: With limits as they are to stay.
-        points: Place in data coordinates, and the name.
-        free: Points of space that each marker takes around its centre.
+        axes: The axes with their final limits.
+        points: x and y in data coordinates, and the name.
+        free: Half the width of the square that each marker takes, in points.
     """
     box = axes.get_window_extent()
     centres = [axes.transData.transform((x, y)) for x, y, _ in points]
@@ -163,9 +163,9 @@ def label_points(axes: Axes, points: Sequence[tuple[float, float, str]], free: f
             mine = (left, bottom, left + width, bottom + ROW)
             outside = max(box.x0 - mine[0], 0) + max(mine[2] - box.x1 - 4, 0) + max(mine[3] - box.y1 - 8, 0)
             outside += max(box.y0 - mine[1], 0)
-            return sum(_overlap(mine, other) for other in taken) + 20 * float(outside) + 0.01 * abs(place[1])
+            return sum(_overlap(mine, box_) for box_ in taken) + 20 * float(outside) + 0.01 * abs(place[1])
 
-        # Right before left, and the nearest height first.
+        # The right side before the left, and the nearest height first.
         heights = (0, 9, -9, 18, -18, 27, -27, 36, -36)
         dx, dy = min(product((free + 2, -free - 2), heights), key=cost)
         left = cx + dx - (width if dx < 0 else 0)

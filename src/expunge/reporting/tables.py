@@ -1,7 +1,7 @@
 """The tables of the page: estimates in short and in full, and costs.
 
-A cell is sorted by its text; `sort` is there where the text is no number that says it: with a thousands separator, or a
-sign of its unit.
+The page sorts a cell by its text. A cell has `sort` if its text does not sort as a number: because of a thousands
+separator, or the sign of a unit.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from expunge.reporting.text import columns_of, percent, shown
 
 
 def short_table(run: Run) -> list[Json]:
-    """A line per model with what matters most."""
+    """A line per model: the most important estimates and the verdict."""
     headlines = {verdict["model"]: verdict["verdict"] for verdict in run.verdicts}
     places = columns_of(run.table).values()
     return [
@@ -41,20 +41,20 @@ def long_table(run: Run) -> list[Json]:
 
 
 def cost_table(run: Run) -> Json:
-    """What one seed of each model cost, and what the audits and attacks of all cost together."""
+    """The mean cost of one seed of each model, and the total cost of audits, attacks and other stages."""
     lines = []
     for model in run.table.models:
         seconds = mean([stage.seconds for stage in run.made(model)])
         gradients = mean([stage.gradients for stage in run.made(model)])
         share = None if model == ORIGINAL else run.cost_share(model)
-        # What was done elsewhere, training in a notebook or a checkpoint's unlearning, has no cost that is known here.
+        # Work done elsewhere, such as training in a notebook or the unlearning of a checkpoint, has no known cost.
         seconds = None if gradients is None else seconds
-        told = [
+        texts = [
             ("" if seconds is None else f"{seconds:.1f}", seconds),
             ("" if gradients is None else f"{gradients:,.0f}", gradients),
             ("" if share is None else percent(share), share),
         ]
-        cells = [{"value": text, "interval": "", "sort": _key(value)} for text, value in told]
+        cells = [{"value": text, "interval": "", "sort": _key(value)} for text, value in texts]
         lines.append({"model": NAMES.get(model, model), "cells": cells})
     stages = run.manifest.stages
     others = {
@@ -69,12 +69,12 @@ def cost_table(run: Run) -> Json:
 
 
 def unit_sign(unit: str) -> str:
-    """A unit as a column shows it."""
+    """The unit as a column shows it."""
     return "%" if unit == "share" else unit
 
 
 def cell(row: Json | None) -> Json:
-    """A value with its interval; what is not finite is sorted as not measured."""
+    """A value with its interval; a value that is not finite is sorted like one that was not measured."""
     if row is None:
         return {"value": "", "interval": "", "sort": None}
     low, high = row["low"], row["high"]

@@ -1,4 +1,4 @@
-"""For the terminal: the table of verdicts, the table of costs, and the description of one part."""
+"""Text for the terminal: the table of verdicts, the table of costs, and the description of one part."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ WIDTH = 100
 REASONS = 2
 """Reasons per method in the terminal; the page has all of them."""
 ROUNDING = 1e-7
-"""Weights and losses are in single precision: what is smaller is 0."""
+"""Weights and losses are in single precision, so smaller values are shown as 0."""
 Row = dict[str, Any]
 Columns = dict[str, tuple[str | None, tuple[str, str]]]
 """Heading -> (attack, (metric, split))."""
 
 
 def verdict_table(table: Table, verdicts: Sequence[Verdict]) -> str:
-    """What a run found, in 100 columns.
+    """The result of a run, in 100 columns.
 
     Args:
         table: The run's table.
@@ -38,10 +38,10 @@ def verdict_table(table: Table, verdicts: Sequence[Verdict]) -> str:
         A line per model with the mean over seeds and the half-width of its 90 % interval, then each method's verdict
         with its first reasons.
     """
-    found = over_seeds(table)
+    rows = over_seeds(table)
     columns = columns_of(table)
     headlines = {verdict.model: verdict.verdict for verdict in verdicts}
-    cells = {model: [cell(found.get((model, *column))) for column in columns.values()] for model in table.models}
+    cells = {model: [cell(rows.get((model, *column))) for column in columns.values()] for model in table.models}
     headings, left_out = list(columns), []
     for least in ("L2", "retain", "test"):
         if _width(headings, cells, headlines) > WIDTH and least in headings:
@@ -56,34 +56,34 @@ def verdict_table(table: Table, verdicts: Sequence[Verdict]) -> str:
     note = f"Mean over {counted(len(table.seeds), 'seed')} ± half its 90 % interval; shares of examples in %."
     lines += ["", *textwrap.wrap(note + (f" Not shown: {', '.join(left_out)}." if left_out else ""), WIDTH)]
     for verdict in verdicts:
-        lines += ["", *_told(verdict)]
+        lines += ["", *_verdict_lines(verdict)]
     return "\n".join(lines)
 
 
 def over_seeds(table: Table) -> dict[tuple[str, str | None, tuple[str, str]], Row]:
-    """The rows over seeds by model, attack, and metric with split; one model alone keeps its interval over examples."""
-    found: dict[tuple[str, str | None, tuple[str, str]], Row] = {}
+    """The rows over seeds by model, attack and (metric, split). A single model keeps its interval over examples."""
+    means: dict[tuple[str, str | None, tuple[str, str]], Row] = {}
     for row in table.rows():
         place = row["model"], row["attack"], (row["metric"], row["split"])
-        if row["seed"] is None and row["n"] == 1 and place in found:
-            found[place] |= {"seed": None, "gap": row["gap"], "alone": True}
+        if row["seed"] is None and row["n"] == 1 and place in means:
+            means[place] |= {"seed": None, "gap": row["gap"], "alone": True}
         else:
-            found[place] = row
-    return found
+            means[place] = row
+    return means
 
 
 def columns_of(table: Table) -> Columns:
-    """The columns of the short table: what is forgotten before and after each attack, and what was to be kept."""
+    """The columns of the short table: knowledge of the forget set before and after each attack, utility, and L2."""
     forget = knowledge_key(table)
     columns: Columns = {"forget": (None, forget)}
     columns |= {f"after {attack}": (attack, forget) for attack in table.attacks}
     useful = utility_metric(table)
-    others = {"retain": (useful, "retain"), "test": (useful, "test"), "L2": ("l2_distance", "weights")}
-    return columns | {heading: (None, key) for heading, key in others.items() if key in table.keys}
+    further = {"retain": (useful, "retain"), "test": (useful, "test"), "L2": ("l2_distance", "weights")}
+    return columns | {heading: (None, key) for heading, key in further.items() if key in table.keys}
 
 
 def knowledge_key(table: Table) -> tuple[str, str]:
-    """The knowledge that every verdict requires, and its split: the last such metric that was measured."""
+    """Metric and split of the knowledge that every verdict requires: the last such metric that was measured."""
     required = [m.scores.key for m in table.measured if m.scores.required]
     return required[-1] if required else ("accuracy", "forget")
 
@@ -94,7 +94,7 @@ def utility_metric(table: Table) -> str:
 
 
 def cell(row: Row | None) -> str:
-    """A value and the half-width of its interval, empty where nothing was measured."""
+    """A value and the half-width of its interval, empty if nothing was measured."""
     if row is None:
         return ""
     half = (row["high"] - row["low"]) / 2
@@ -105,7 +105,7 @@ def cell(row: Row | None) -> str:
 
 
 def shown(value: float, unit: str) -> str:
-    """A share in per cent with one decimal, anything else in three digits."""
+    """A share in per cent with one decimal, any other value with three digits."""
     if not math.isfinite(value):
         return "not finite"
     if unit == "share":
@@ -114,13 +114,13 @@ def shown(value: float, unit: str) -> str:
 
 
 def costs_table(costs: Mapping[str, Mapping[str, float]]) -> str:
-    """What each kind of stage cost.
+    """The cost of each kind of stage.
 
     Args:
-        costs: Name -> stages, seconds and gradients, as `RunResult.costs`; gradients are NaN where they are not known.
+        costs: Name -> stages, seconds and gradients, as `RunResult.costs`; unknown gradients are NaN.
 
     Returns:
-        A line per kind; methods with the share of a retraining's gradients that one of them takes.
+        A line per kind; for methods with the cost of one run as a share of a retraining's gradients.
     """
     retraining = _each(costs.get("reference", {}), "gradients")
     lines = [["stage", "times", "seconds", "gradients", "of retraining"]]
@@ -139,7 +139,7 @@ def costs_table(costs: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def percent(share: float) -> str:
-    """A share of a cost: two digits are enough to compare."""
+    """A share of a cost in per cent, with the two digits that a comparison needs."""
     return f"{100 * share:.1f} %" if share < 0.1 else f"{100 * share:.0f} %"
 
 
@@ -147,7 +147,7 @@ def _each(entry: Mapping[str, float], what: str) -> float:
     return entry[what] / entry["stages"] if entry.get("stages") else 0.0
 
 
-def _told(verdict: Verdict) -> list[str]:
+def _verdict_lines(verdict: Verdict) -> list[str]:
     lines = [f"{verdict.model}: {', '.join(verdict.flags)}"]
     for reason in verdict.reasons[:REASONS]:
         lines += textwrap.wrap(reason, WIDTH, initial_indent="  ", subsequent_indent="    ")
@@ -160,11 +160,11 @@ def _aligned(lines: list[list[str]]) -> list[str]:
     first, *rest = widths
     out = []
     for line in lines:
-        name, *others = line
+        name, *cells = line
         words = [name.ljust(first)]
-        for word, width in zip(others, rest, strict=True):
+        for word, width in zip(cells, rest, strict=True):
             # The last column of the verdicts is text, the others are numbers.
-            words.append(word.ljust(width) if lines[0][-1] == "verdict" and word is others[-1] else word.rjust(width))
+            words.append(word.ljust(width) if lines[0][-1] == "verdict" and word is cells[-1] else word.rjust(width))
         out.append("  ".join(words).rstrip())
     return out
 
@@ -174,13 +174,13 @@ def _width(headings: list[str], cells: dict[str, list[str]], headlines: dict[str
     return max(map(len, _aligned(lines)))
 
 
-def counted(count: int, what: str, several: str = "") -> str:
-    """The number with its noun, which takes an s where its plural is not given."""
-    return f"{count} {what if count == 1 else several or what + 's'}"
+def counted(count: int, what: str, plural: str = "") -> str:
+    """The number with its noun; without a given plural the noun takes an s."""
+    return f"{count} {what if count == 1 else plural or what + 's'}"
 
 
 def describe(kind: str, part_class: Any) -> dict[str, Any]:
-    """What there is to know about one part.
+    """The description of one part.
 
     Args:
         kind: `data`, `model`, `task`, `method`, `attack`, `audit`, `diagnostic` or `study`.
@@ -200,7 +200,7 @@ def describe(kind: str, part_class: Any) -> dict[str, Any]:
 
 
 def _summary(part_class: Any) -> str:
-    """The docstring of the file that holds nothing but this part, otherwise the part's own."""
+    """The docstring of the file if it is named after the part, otherwise the part's own docstring."""
     module = inspect.getmodule(part_class)
     *_, folder, file = ["", *(module.__name__ if module else "").replace("_", "").split(".")]
     own = inspect.getdoc(part_class) or ""
@@ -235,14 +235,14 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 
 def _field_docs(part_class: type) -> dict[str, str]:
-    """The string literal under each field, those of a derived class before those of its bases."""
+    """The string literal under each field; a derived class overrides its bases."""
     docs: dict[str, str] = {}
     for cls in reversed(part_class.__mro__):
         if not dataclasses.is_dataclass(cls):
             continue
         try:
             tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
-        except (OSError, TypeError, SyntaxError):  # made in a shell: there is no source
+        except (OSError, TypeError, SyntaxError):  # a class from an interactive session has no source
             continue
         body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
         for field, below in pairwise(body):
@@ -254,7 +254,7 @@ def _field_docs(part_class: type) -> dict[str, str]:
 
 
 def spelled_type(hint: Any) -> str:
-    """A type as people write it: `int >= 1`, `"adam" | "sgd"`."""
+    """A type in short notation: `int >= 1`, `"adam" | "sgd"`."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}

@@ -1,4 +1,4 @@
-"""Forgetting against usefulness, with cost as the size of the mark: the three things a method is chosen by."""
+"""The trade-off plot: residual against utility, with cost as the size of the mark."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from expunge.reporting.svg import (
 from expunge.reporting.text import knowledge_key, percent, utility_metric
 
 SMALLEST, WHOLE = 18.0, 320.0
-"""Areas of the marks of a free method and of one that costs a whole retraining, in square points."""
+"""Areas in square points of the mark of a free method, and of a method that costs as much as a retraining."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One method as somebody who has to choose sees it; shares of examples, with 90 % intervals."""
+    """What a user needs to choose a method; shares of examples, with 90 % intervals."""
 
     model: str
     residual: tuple[float, float, float]
@@ -45,8 +45,8 @@ class Choice:
     attack: str | None
 
     @property
-    def told(self) -> str:
-        """All of it in words."""
+    def text(self) -> str:
+        """The choice in words, for the pointer."""
         after = f" after {self.attack}" if self.attack else ""
         cost = "" if self.cost is None else f", {percent(self.cost)} of a retraining"
         return f"{self.model}: residual {_spelled(self.residual)}{after}, utility {_spelled(self.utility)} points{cost}"
@@ -54,39 +54,39 @@ class Choice:
 
 def choices(run: Run) -> list[Choice]:
     """The methods whose residual and utility were both measured."""
-    key, found = knowledge_key(run.table), []
+    key, measured = knowledge_key(run.table), []
     for model in run.methods:
         worst, utility = run.worst(model, key), run.utility(model)
         if worst is None or utility is None:
             continue
         residual, useful = _ends(worst), _ends(utility)
         if math.isfinite(residual[0]) and math.isfinite(useful[0]):
-            found.append(Choice(model, residual, useful, run.cost_share(model), worst["attack"]))
-    return found
+            measured.append(Choice(model, residual, useful, run.cost_share(model), worst["attack"]))
+    return measured
 
 
 def tradeoff(run: Run) -> Drawing | None:
-    """The plot: up is more left to forget, left is less useful, larger is dearer; none without methods to show."""
-    found = choices(run)
-    if not found:
+    """The plot: higher is more residual knowledge, left is less utility, larger costs more; none without methods."""
+    methods = choices(run)
+    if not methods:
         return None
     figure, axes = panel(LARGE, left=0.62)
-    # Without retrained models, unseen examples stand in for what is known, and the original for usefulness.
+    # Without retrained models, knowledge is compared with unseen examples, and utility with the original.
     against, useful = ("retrained", "retrained") if run.retrained else ("unseen", "original")
     margin, bound = _margins(run)
     axes.axhline(0, color=QUIET, linewidth=0.7, zorder=1)
     axes.axvline(0, color=QUIET, linewidth=0.7, zorder=1)
-    for choice in found:
+    for choice in methods:
         (x, *xs), (y, *ys) = choice.utility, choice.residual
         axes.plot(xs, [y, y], color=METHOD, linewidth=0.9, alpha=0.5, zorder=3)
         axes.plot([x, x], ys, color=METHOD, linewidth=0.9, alpha=0.5, zorder=3)
-        expensive = min(0.2 if choice.cost is None else choice.cost, 1.5)
-        area = SMALLEST + (WHOLE - SMALLEST) * expensive
+        cost = min(0.2 if choice.cost is None else choice.cost, 1.5)
+        area = SMALLEST + (WHOLE - SMALLEST) * cost
         axes.scatter([x], [y], area, METHOD, alpha=0.8, linewidths=0, zorder=4)
     axes.scatter([0], [0], 45, REFERENCE, marker="D", zorder=5, linewidths=0)
-    points = [(c.utility[0], c.residual[0], c.model) for c in found] + [(0.0, 0.0, against)]
-    stops: list[Stop] = [(x, y, c.told) for (x, y, _), c in zip(points, found, strict=False)]
-    stops.append((0.0, 0.0, f"{against}: what the methods are held against"))
+    points = [(c.utility[0], c.residual[0], c.model) for c in methods] + [(0.0, 0.0, against)]
+    stops: list[Stop] = [(x, y, c.text) for (x, y, _), c in zip(points, methods, strict=False)]
+    stops.append((0.0, 0.0, f"{against}: what the methods are compared with"))
     if (original := _original(run)) is not None:
         axes.scatter([original[0]], [original[1]], 45, INK, marker="X", zorder=5, linewidths=0)
         points.append((*original, "original"))
@@ -111,7 +111,7 @@ def tradeoff(run: Run) -> Drawing | None:
 
 
 def _margins(run: Run) -> tuple[float, float]:
-    """The margin of the residual and the bound of utility, as the verdicts use them."""
+    """The margin of the residual and the bound of utility (negative), as the verdicts use them."""
     key = knowledge_key(run.table)
     first, useful = run.audit(run.methods[0], *key, None), run.utility(run.methods[0])
     margin = float(first["margin"]) if first else 0.0
@@ -119,7 +119,7 @@ def _margins(run: Run) -> tuple[float, float]:
 
 
 def _original(run: Run) -> tuple[float, float] | None:
-    """What the original is more useful, and knows more, than a retrained model."""
+    """Original minus retrained in utility and in knowledge, none if either was not measured."""
     knows = run.rows.get((ORIGINAL, None, knowledge_key(run.table)))
     useful = run.rows.get((ORIGINAL, None, (utility_metric(run.table), "test")))
     if not knows or not useful or knows["gap"] is None or useful["gap"] is None:

@@ -1,6 +1,6 @@
-"""Does a record still say what its scores say? Digests first, then every row and verdict made anew; needs no torch.
+"""Checks a record: first the digests of its files, then every row and verdict, recomputed from the scores. No torch.
 
-The rows and verdicts of a run follow from its score files alone, so anybody can check them on any machine, without the
+The rows and verdicts of a run follow from its score files alone. So they can be checked on any machine, without the
 models, the data or the code that trained them.
 """
 
@@ -24,11 +24,11 @@ def verify(folder: Path) -> dict[str, int]:
         folder: The run's folder, `runs/<name>`.
 
     Returns:
-        How many digests, rows and verdicts were checked and agree.
+        The numbers of digests, rows and verdicts that were checked; all of them agree.
 
     Raises:
         SpecError: The folder holds no run, or one that has not finished.
-        RunError: Something disagrees; names the first file, row or verdict that does.
+        RunError: Something disagrees. The message names the first file, row or verdict that does.
     """
     manifest = read_manifest(folder)
     digests = 0
@@ -57,60 +57,61 @@ def read_run(folder: Path, manifest: Manifest) -> Table:
 def _check_digest(path: Path, expected: str) -> None:
     if not path.is_file():
         raise RunError("the file is missing", where=str(path), remedy=RERUN)
-    found = file_digest(path)
-    if found != expected:
-        raise RunError(f"the file was changed: its SHA-256 is {found}", where=str(path), allowed=expected)
+    digest = file_digest(path)
+    if digest != expected:
+        raise RunError(f"the file was changed: its SHA-256 is {digest}", where=str(path), allowed=expected)
 
 
 def _check_rows(folder: Path, recomputed: str) -> None:
     path = folder / "results.jsonl"
     stored = path.read_text(encoding="utf-8").splitlines()
-    made = recomputed.splitlines()
-    for number, (there, here) in enumerate(zip(stored, made, strict=False), start=1):
-        if there != here:
-            raise RunError(f"found {there}", where=f"{path}:{number}", allowed=here, remedy=_hint(folder))
-    if len(stored) != len(made):
-        raise RunError(f"found {len(stored)} rows", where=str(path), allowed=f"the {len(made)} that the scores give")
+    expected = recomputed.splitlines()
+    for number, (old, new) in enumerate(zip(stored, expected, strict=False), start=1):
+        if old != new:
+            raise RunError(f"found {old}", where=f"{path}:{number}", allowed=new, remedy=_hint(folder))
+    if len(stored) != len(expected):
+        allowed = f"the {len(expected)} that the scores give"
+        raise RunError(f"found {len(stored)} rows", where=str(path), allowed=allowed)
 
 
 def _check_verdicts(folder: Path, recomputed: str) -> None:
     path = folder / "verdicts.json"
-    # A newer version may word its reasons better; flags and numbers must stay. The digest guards the stored words.
-    stored, made = ([_without_words(v) for v in found] for found in (read_json(path), json.loads(recomputed)))
-    for number, (there, here) in enumerate(zip(stored, made, strict=False)):
-        if there != here:
-            place, found, wanted = _first_difference(there, here)
-            finding = f"the verdict about {here['model']!r} has {found!r}"
+    # A newer version may word the reasons differently, but flags and numbers must agree. The digest protects the words.
+    stored, expected = ([_without_words(v) for v in table] for table in (read_json(path), json.loads(recomputed)))
+    for number, (old, new) in enumerate(zip(stored, expected, strict=False)):
+        if old != new:
+            place, value, wanted = _first_difference(old, new)
+            finding = f"the verdict about {new['model']!r} has {value!r}"
             where = f"{path}[{number}]{place}"
             raise RunError(finding, where=where, allowed=repr(wanted), remedy=_hint(folder))
-    if len(stored) != len(made):
+    if len(stored) != len(expected):
         finding = f"found {len(stored)} verdicts"
-        raise RunError(finding, where=str(path), allowed=f"the {len(made)} that the scores give")
+        raise RunError(finding, where=str(path), allowed=f"the {len(expected)} that the scores give")
 
 
 def _without_words(verdict: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in verdict.items() if key != "reasons"}
 
 
-def _first_difference(there: Any, here: Any) -> tuple[str, Any, Any]:
-    """Where two pieces of plain data first differ, and what is there in each."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        pairs = [(f".{key}", there.get(key), here.get(key)) for key in {**here, **there}]
-    elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
-        pairs = [(f"[{i}]", a, b) for i, (a, b) in enumerate(zip(there, here, strict=True))]
+def _first_difference(old: Any, new: Any) -> tuple[str, Any, Any]:
+    """The place where two pieces of plain data first differ, and both values there."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        pairs = [(f".{key}", old.get(key), new.get(key)) for key in {**new, **old}]
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = [(f"[{i}]", a, b) for i, (a, b) in enumerate(zip(old, new, strict=True))]
     else:
-        return "", there, here
+        return "", old, new
     step, a, b = next((step, a, b) for step, a, b in pairs if a != b)
-    place, found, wanted = _first_difference(a, b)
-    return step + place, found, wanted
+    place, value, wanted = _first_difference(a, b)
+    return step + place, value, wanted
 
 
 def _hint(folder: Path) -> str:
-    """Other versions round other last digits; that is worth knowing before anybody is suspected."""
+    """A note if versions differ from the recorded ones: other versions may round the last digits differently."""
     recorded = read_json(folder / ENVIRONMENT).get("packages", {})
-    other = [
+    changed = [
         f"{name} {recorded[name]} recorded, {version(name)} here"
         for name in ("expunge", "numpy", "scipy")
         if name in recorded and recorded[name] != version(name)
     ]
-    return f"note that the versions differ: {'; '.join(other)}" if other else ""
+    return f"note that the versions differ: {'; '.join(changed)}" if changed else ""

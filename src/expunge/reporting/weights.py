@@ -1,8 +1,8 @@
-"""A map of weight space: how far original, retrained and unlearned models lie from one another, drawn in a plane.
+"""A map of weight space: the distances between original, retrained and unlearned models, drawn in a plane.
 
-Distances are L2 over parameters, read tensor by tensor from the models in the run's folder; running statistics are left
-out. Classical multidimensional scaling places the models so that distances on paper are near those in weight space
-(Torgerson, 1952); the stress says how near.
+Distances are L2 over parameters, read tensor by tensor from the models in the run's folder, without running statistics.
+Classical multidimensional scaling (Torgerson, 1952) places the models so that their distances in the plane approximate
+those in weight space. The stress is the relative error of this approximation.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from expunge.reporting.text import shown
 
 Floats = npt.NDArray[np.float64]
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-"""Last words of the names of tensors that are no parameters."""
+"""Last words of the names of tensors that are not parameters."""
 
 
 @dataclass(frozen=True)
 class Map:
-    """Models with their distances, and places on paper."""
+    """Models with their distances, and their places in the plane."""
 
     names: list[str]
     distances: Floats
@@ -53,7 +53,7 @@ class Map:
 
     @property
     def stress(self) -> float:
-        """Root mean square of the errors of the distances on paper, relative to that of the distances."""
+        """Root mean square error of the distances in the plane, divided by the root mean square distance."""
         upper = np.triu_indices(len(self.names), 1)
         errors = self.distances[upper] - _between(self.places)[upper]
         size = float(np.sum(self.distances[upper] ** 2))
@@ -67,28 +67,28 @@ def map_of(run: Run) -> Map | str:
         The map, or a sentence that says why there is none.
 
     Raises:
-        RunError: A file is there but no safetensors.
+        RunError: A model file is not a valid safetensors file.
     """
-    found = [_files(run, seed) for seed in run.table.seeds]
+    seeds = [_files(run, seed) for seed in run.table.seeds]
     if run.table.about_one_model:
-        # One original and one unlearned model beside many references: each is a place of its own.
+        # There are one original, one unlearned model and many references, and each gets a place of its own.
         merged = {
-            f"retrained {i}" if name == REFERENCE else name: p for i, f in enumerate(found) for name, p in f.items()
+            f"retrained {i}" if name == REFERENCE else name: p for i, f in enumerate(seeds) for name, p in f.items()
         }
-        found = [merged]
-    names = list(dict.fromkeys(name for files in found for name in files))
-    whole = [files for files in found if len(files) == len(names) and all(p.is_file() for p in files.values())]
-    if len(names) < 3 or not whole:
+        seeds = [merged]
+    names = list(dict.fromkeys(name for files in seeds for name in files))
+    complete = [files for files in seeds if len(files) == len(names) and all(p.is_file() for p in files.values())]
+    if len(names) < 3 or not complete:
         return "The models are not in this folder, so there is no map of them."
     try:
-        matrices = [distances([files[name] for name in names]) for files in whole]
+        matrices = [distances([files[name] for name in names]) for files in complete]
     except ValueError as error:
         return f"There is no map of the models: {error}."
     mean = np.mean(matrices, axis=0)
     if not np.isfinite(mean).all():
         return "There is no map of the models: one of them has weights that are not finite."
     toward = next((i for i, name in enumerate(names) if name.startswith((REFERENCE, "retrained"))), 1)
-    return Map(names, mean, _turned(classical_scaling(mean), names.index(ORIGINAL), toward), len(whole))
+    return Map(names, mean, _turned(classical_scaling(mean), names.index(ORIGINAL), toward), len(complete))
 
 
 def _files(run: Run, seed: int) -> dict[str, Path]:
@@ -99,7 +99,7 @@ def _files(run: Run, seed: int) -> dict[str, Path]:
 
 
 def distances(paths: Sequence[Path]) -> Floats:
-    """L2 distances between stored models, one tensor of all of them in memory at a time.
+    """L2 distances between stored models; only one tensor of each model is in memory at a time.
 
     Args:
         paths: Safetensors files with the same tensors.
@@ -109,7 +109,7 @@ def distances(paths: Sequence[Path]) -> Floats:
 
     Raises:
         RunError: A file is damaged.
-        ValueError: The models have other parameters, or numbers of a kind that numpy lacks.
+        ValueError: The models differ in their parameters, or a tensor has a number format that numpy lacks.
     """
     opened: list[Any] = []
     for path in paths:
@@ -119,7 +119,7 @@ def distances(paths: Sequence[Path]) -> Floats:
             raise RunError(f"no model could be read ({error})", where=str(path), remedy="run it again") from None
     names = [name for name in sorted(opened[0].keys()) if name.rpartition(".")[2] not in STATISTICS]
     if any(set(names) - set(file.keys()) for file in opened):
-        raise ValueError("they have other parameters")
+        raise ValueError("they have different parameters")
     squares = np.zeros((len(paths), len(paths)))
     for name in names:
         squares += _squares([_tensor(file, name) for file in opened])
@@ -130,21 +130,21 @@ def _tensor(file: Any, name: str) -> Floats:
     try:
         return np.asarray(file.get_tensor(name), dtype=np.float64).ravel()
     except (TypeError, AttributeError, SafetensorError):
-        raise ValueError("their numbers are of a kind that numpy lacks") from None
+        raise ValueError("numpy lacks the number format of their weights") from None
 
 
 def _squares(vectors: Sequence[Floats]) -> Floats:
     if len({vector.shape for vector in vectors}) > 1:
-        raise ValueError("they have parameters of other shapes")
-    found = np.zeros((len(vectors), len(vectors)))
+        raise ValueError("they have parameters of different shapes")
+    squares = np.zeros((len(vectors), len(vectors)))
     for i, a in enumerate(vectors):
         for j, b in enumerate(vectors[:i]):
-            found[i, j] = found[j, i] = float(np.sum((a - b) ** 2))
-    return found
+            squares[i, j] = squares[j, i] = float(np.sum((a - b) ** 2))
+    return squares
 
 
 def classical_scaling(between: Floats) -> Floats:
-    """Places in a plane, `[n, 2]`, with distances near those given, `[n, n]`; exactly those where a plane has them."""
+    """Places in a plane, `[n, 2]`, whose distances approximate `between`, `[n, n]`; exact if a plane allows it."""
     centre = np.eye(len(between)) - 1 / len(between)
     values, vectors = np.linalg.eigh(-0.5 * centre @ between**2 @ centre)
     places: Floats = vectors[:, :-3:-1] * np.sqrt(np.maximum(values[:-3:-1], 0))
@@ -152,28 +152,28 @@ def classical_scaling(between: Floats) -> Floats:
 
 
 def _turned(places: Floats, origin: int, toward: int) -> Floats:
-    """The same map with one place at the origin and another to its right; what lies farthest aside lies above."""
+    """The map with `origin` at 0 and `toward` to its right, reflected so that the place farthest aside is above."""
     moved = places - places[origin]
     x, y = moved[toward]
     length = math.hypot(x, y)
     if length:
         moved = moved @ np.array([[x, -y], [y, x]]) / length
     sides: Floats = moved[:, 1]
-    found: Floats = moved * np.array([1, -1 if sides[np.argmax(np.abs(sides))] < 0 else 1])
-    return found
+    reflected: Floats = moved * np.array([1, -1 if sides[np.argmax(np.abs(sides))] < 0 else 1])
+    return reflected
 
 
 def _between(places: Floats) -> Floats:
-    found: Floats = np.linalg.norm(places[:, None] - places[None], axis=2)
-    return found
+    between: Floats = np.linalg.norm(places[:, None] - places[None], axis=2)
+    return between
 
 
-def map_panel(found: Map) -> Drawing:
-    """The map, with each model's distances to original and retrained where they are read out."""
+def map_panel(map_: Map) -> Drawing:
+    """The drawing of a map; each model's distances to original and retrained are read out."""
     figure, axes = panel(LARGE)
     styles: Mapping[str, tuple[str, str, float]] = {ORIGINAL: (INK, "X", 60)}
     points = []
-    for name, (x, y) in zip(found.names, found.places.tolist(), strict=True):
+    for name, (x, y) in zip(map_.names, map_.places.tolist(), strict=True):
         retrained = name.startswith((REFERENCE, "retrained"))
         colour, marker, area = (BLUE, "D", 45) if retrained else styles.get(name, (METHOD, "o", 50))
         if name != ORIGINAL:
@@ -187,12 +187,12 @@ def map_panel(found: Map) -> Drawing:
     axes.grid(axis="x", color=LINE, linewidth=0.5, alpha=0.6)
     axes.set_xlabel("L2 distance in weight space, as far as a plane can show it")
     label_points(axes, points, free=7)
-    stops = [(x, y, _told(found, i)) for i, (x, y, _) in enumerate(points)]
+    stops = [(x, y, _read_out(map_, i)) for i, (x, y, _) in enumerate(points)]
     return drawing(figure, axes, "Map of the models in weight space", stops, along="xy")
 
 
-def _told(found: Map, index: int) -> str:
+def _read_out(map_: Map, index: int) -> str:
     names = {ORIGINAL: "the original", REFERENCE: "retrained"}
-    others = [i for i, name in enumerate(found.names) if name in names and i != index]
-    told = [f"{shown(float(found.distances[index, i]), '')} from {names[found.names[i]]}" for i in others]
-    return f"{names.get(found.names[index], found.names[index])}: {', '.join(told)}"
+    fixed = [i for i, name in enumerate(map_.names) if name in names and i != index]
+    distances_ = [f"{shown(float(map_.distances[index, i]), '')} from {names[map_.names[i]]}" for i in fixed]
+    return f"{names.get(map_.names[index], map_.names[index])}: {', '.join(distances_)}"
