@@ -239,7 +239,7 @@ def test_no_signal_is_an_infinite_noise_scale():
     edge = Estimate(0.1, 0.05, 0.2, 9, "share", "lower")
     assert "cannot be distinguished from 0" in Sharpness().summary({sharpness.EDGE: edge, sharpness.NOISE: found})
     beyond = replace(edge, value=1.5, low=1.2, high=1.9)
-    assert "damaged" in Sharpness().summary({sharpness.EDGE: beyond, sharpness.NOISE: found})
+    assert "damages" in Sharpness().summary({sharpness.EDGE: beyond, sharpness.NOISE: found})
 
 
 # All of them.
