@@ -205,7 +205,7 @@ def test_optimisers_without_an_edge_are_refused() -> None:
         SharpnessMonitor(mean_loss, [examples()], torch.optim.Adam([a]))
     with pytest.raises(SpecError, match="groups have different settings"):
         edge_of(torch.optim.SGD([{"params": [a], "lr": 1.0}, {"params": [b], "lr": 0.5}]))
-    with pytest.raises(SpecError, match="climbs, or does not move"):
+    with pytest.raises(SpecError, match="it maximises, or its step size is 0"):
         edge_of(torch.optim.SGD([a], lr=0.1, maximize=True))
     with pytest.raises(SpecError, match="every = 0"):
         SharpnessMonitor(mean_loss, [examples()], every=0)

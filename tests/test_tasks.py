@@ -342,5 +342,5 @@ def test_tokens_have_no_classes(docs: Data, task: Task) -> None:
 
 
 def test_images_are_no_text(digits: Data) -> None:
-    with pytest.raises(SpecError, match="the data are no bytes"):
+    with pytest.raises(SpecError, match="the data are not bytes"):
         PlantedText()(digits, 0, {})

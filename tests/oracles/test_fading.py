@@ -327,7 +327,7 @@ def test_the_loss_is_that_of_the_functions():
 
 
 def test_what_is_refused():
-    with pytest.raises(SpecError, match=r"c_1 sigma_1 = 0.*direction is not found"):
+    with pytest.raises(SpecError, match=r"c_1 sigma_1 = 0.*does not find the direction"):
         FastSlow((0.0, 0.0, 1.0), ACTIVATION, 0.1)
     with pytest.raises(SpecError, match="reverse u"):
         FastSlow((0.0, -1.0), ACTIVATION, 0.1)

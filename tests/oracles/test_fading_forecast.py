@@ -98,11 +98,11 @@ X = torch.randn(2000, 8, generator=G)
 SKEWED = torch.cat([-torch.rand(2000, 1, generator=G).log(), X[:, 1:]], 1)
 WIDE = torch.randn(400, 60, generator=G)
 BLIND: dict[str, tuple[Any, ...]] = {
-    "c_1 is not told from 0": (X, X[:, 0] ** 2, {}),
-    "not found well": (WIDE, WIDE[:, 0] + 2.4 * torch.randn(400, generator=G), {}),
+    "c_1 cannot be distinguished from 0": (X, X[:, 0] ** 2, {}),
+    "the direction is uncertain": (WIDE, WIDE[:, 0] + 2.4 * torch.randn(400, generator=G), {}),
     "not Gaussian": (SKEWED, SKEWED[:, 0], {}),
     "a second direction": (X, X[:, 0] + X[:, 1] * X[:, 2], {}),
-    "coefficients are not known": (X, X[:, 0], {"activation": lambda z: torch.sign(z - 0.2)}),
+    "coefficients are not precise enough": (X, X[:, 0], {"activation": lambda z: torch.sign(z - 0.2)}),
     "name its kinks": (X, X[:, 0], {"activation": lambda z: torch.sign(z - 0.2), "kinks": (0.2,)}),
     "will not be stable": (X, X[:, 0], {"scale": 5.0}),
 }

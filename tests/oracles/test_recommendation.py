@@ -126,7 +126,7 @@ def test_its_limit_is_not_named_as_another_of_stability_limit() -> None:
 def test_where_nothing_gets_there_it_says_so() -> None:
     hurried = replace(ALL, steps=1)
     found = hurried(case(), 0)
-    assert "do not get there soon" in hurried.summary(found) and found[what.MIX].value == max(what.MIXES)
+    assert "do not forget soon" in hurried.summary(found) and found[what.MIX].value == max(what.MIXES)
 
 
 def test_what_it_cannot_do_is_said() -> None:

@@ -1,1 +1,1 @@
-"""Ways to bring forgotten knowledge back, one a file."""
+"""Attacks try to bring forgotten knowledge back. One attack per file."""

@@ -1,4 +1,4 @@
-"""What every attack owes the unexposed part of the forget set: never to train on it, nor on a copy, and to score it."""
+"""The unexposed part of the forget set: an attack scores it, and never trains on it or on a copy of it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from expunge.train.evaluation import tracked
 
 
 def allowed(problem: Problem, ids: Tensor) -> Tensor:
-    """Those of the ids that an attack may train on: no held-out example, nor one of a held-out example's group."""
+    """The ids that an attack may train on: none of the unexposed examples, and none that shares a group with one."""
     groups = problem.data.group_of
     return ids[~torch.isin(groups(ids), groups(problem.unexposed))]
 
 
 def known(model: nn.Module, problem: Problem) -> np.ndarray:
-    """What the model knows of each unexposed forget example, `[n]`: see `Objective.known`."""
+    """How much the model knows of each unexposed forget example, `[n]`: see `Objective.known`."""
     return tracked(model, problem, problem.unexposed)
 
 
@@ -30,12 +30,12 @@ def edited(model: nn.Module, case: Case, edit: Callable[[nn.Module], None]) -> A
     """The outcome of an attack that changes the weights once and takes no gradient.
 
     Args:
-        model: What is attacked; never changed.
+        model: The attacked model; never changed.
         case: Its case.
         edit: Changes a copy of the model, in evaluation mode, in place.
 
     Returns:
-        The changed copy, with a curve of two points: as it came, and after the edit.
+        The changed copy, with a curve of two points: before and after the edit.
     """
     start, student = time.perf_counter(), copy.deepcopy(model).eval()
     before = known(student, case.problem)

@@ -1,8 +1,8 @@
-"""Set the smallest weights to zero, and see whether what was unlearned comes back.
+"""Set the smallest weights to zero, and test whether forgotten knowledge comes back.
 
 Global magnitude pruning: over all matrices, convolutions and embeddings together, the given share of weights with the
-smallest absolute values becomes 0. Biases and the scales of norms are kept. Whatever a method hid in small changes of
-small weights goes first.
+smallest absolute values becomes 0. Biases and the scales of norms are kept. If a method hides knowledge by small
+changes of small weights, pruning undoes these changes first.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Prune(Attack):
 
 
 def prune(model: nn.Module, share: float) -> None:
-    """Zero exactly `round(share * n)` of the model's `n` weights, in place; of equals, those that come first.
+    """Zero exactly `round(share * n)` of the model's `n` weights, in place; of equal weights, the first ones.
 
     Args:
-        model: Parameters with two dimensions or more are pruned, tied ones counted once.
-        share: Of all of them together.
+        model: Its parameters with two dimensions or more are pruned; tied ones count once.
+        share: Share of all these weights together.
     """
     weights = [p for p in model.parameters() if p.ndim > 1 and p.is_floating_point()]
     if not weights:

@@ -1,12 +1,12 @@
-"""Round the weights to a few bits, and see whether what was unlearned comes back.
+"""Round the weights to a few bits, and test whether forgotten knowledge comes back.
 
 Unlearning often moves weights by less than a step of an 8 or 4 bit grid, and rounding then undoes it (2410.16454, for
 language models). Per tensor, symmetric, to the nearest of 2^bits - 1 values:
 
     w  <-  s round(w / s),    s = max |w| / (2^(bits - 1) - 1)
 
-Matrices, convolutions and embeddings are rounded; biases and the scales of norms are not, as in practice. Values stay
-floating point, so that every audit can run.
+Matrices, convolutions and embeddings are rounded; biases and the scales of norms are not, as in practice. Values remain
+floating point, so every audit can run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Quantise(Attack):
     cite: ClassVar[str] = "zhang2024quantization"
 
     bits: Annotated[int, msgspec.Meta(ge=2, le=16)] = 8
-    """Bits per weight, from 2 to 16; 8 and 4 are what models are shipped with."""
+    """Bits per weight, from 2 to 16; 8 and 4 are the usual ones."""
 
     def __call__(self, model: nn.Module, case: Case, seed: int) -> Attacked:
         """A copy with rounded weights."""
@@ -45,20 +45,20 @@ class Quantise(Attack):
 
 
 def rounded(weight: Tensor, bits: int) -> Tensor:
-    """The nearest points of a symmetric grid that reaches from -max |w| to max |w|; of a tie, the even one.
+    """Each weight's nearest point on a symmetric grid from -max |w| to max |w|; a tie goes to the even point.
 
     Args:
-        weight: Of any shape.
-        bits: The grid has 2^bits - 1 points, 0 among them.
+        weight: A tensor of any shape.
+        bits: The grid has 2^bits - 1 points, including 0.
 
     Returns:
         A tensor of the same shape and dtype; rounding it again changes nothing.
     """
-    # In double precision, so that the largest weight stays what it is and the grid is the same the next time.
+    # Double precision keeps the largest weight exactly, so rounding again uses the same grid.
     exact = weight.double()
     most = exact.abs().max() if weight.numel() else exact.new_zeros(())
     if most == 0:
         return weight.clone()
     step = most / (2 ** (bits - 1) - 1)
-    found: Tensor = (torch.round(exact / step) * step).to(weight.dtype)
-    return found
+    on_grid: Tensor = (torch.round(exact / step) * step).to(weight.dtype)
+    return on_grid

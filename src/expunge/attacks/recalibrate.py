@@ -1,8 +1,8 @@
-"""Re-estimate the running statistics of batch norm on retained data: a control for what relearning really needs.
+"""Re-estimate the running statistics of batch norm on retained data: a control for relearning.
 
-Fine-tuning on retained data also refreshes the means and variances that batch norm uses in evaluation mode, and that
-alone may bring accuracy back. This control does only that: no weight changes, dropout stays off, every statistic is the
-plain average over the batches of one pass. What comes back here was never removed from the weights.
+Fine-tuning on retained data also updates the means and variances that batch norm uses in evaluation mode, and that
+alone may restore accuracy. This control does only that: no weight changes, dropout stays off, and every statistic is
+the plain average over the batches of one pass. Knowledge that comes back here was never removed from the weights.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Recalibrate(Attack):
     """New running statistics, old weights; only for models with batch norm."""
 
     batch_size: Count = 128
-    """Retained examples per batch; each batch counts the same."""
+    """Retained examples per batch; each batch has the same weight."""
 
     def check_model(self, model: nn.Module) -> None:
         """Refuse a model without batch norm.
@@ -57,10 +57,10 @@ class Recalibrate(Attack):
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
             norm.reset_running_stats()
-            # None is PyTorch's plain average over all batches so far.
+            # None makes PyTorch average over all batches so far.
             norm.momentum = None
             norm.train()
-        # In random order: a batch of a single class would have too small a variance.
+        # Random order, because the variance of a batch of one class is too small.
         generator = generator_of(seed, "batches")
         with torch.no_grad():
             for batch in batches(problem.data, allowed(problem, problem.retain), self.batch_size, 1, generator):

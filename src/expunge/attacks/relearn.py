@@ -1,11 +1,11 @@
-"""Fine-tune the unlearned model on retained data, and k forgotten examples, and see what comes back (2505.22310).
+"""Fine-tune the unlearned model on retained data and k forget examples, and test what comes back (2505.22310).
 
-The k examples come from the exposed fifth of the forget set; what is scored is the other four fifths, which the attack
-never sees. With k = 0 the attack uses nothing that it should not have, and a retrained model stays where it was.
+The k examples come from the exposed fifth of the forget set. The other four fifths, which the attack never sees, are
+scored. With k = 0 the attack uses no forget example at all, and a retrained model hardly changes.
 
-One attack is one point of a sweep: a spec lists several `[[attack]]` with a `label` each, and a verdict takes all of
-them together. `source` says what the attacker owns besides the k examples: the retain set, unseen data (the test set,
-on which utility then says nothing any more), or nothing (`forget`).
+One attack is one point of a sweep: a spec lists several `[[attack]]` with a `label` each, and a verdict uses all of
+them together. `source` says what data the attacker has besides the k examples: the retain set, unseen data (the test
+set, which then no longer measures utility), or nothing (`forget`).
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ class Relearn(Attack):
     """Relearning by fine-tuning."""
 
     k: Natural = 0
-    """Different forget examples that the attacker has, from the exposed part, each with all its copies."""
+    """Number of different forget examples that the attacker has, from the exposed part, each with all its copies."""
     source: Literal["retain", "test", "forget"] = "retain"
-    """What else is trained on: `retain`, `test`, or with `forget` nothing but the k examples, at least one."""
+    """Other training data: `retain`, `test`, or `forget` for nothing but the k examples (k at least 1)."""
     epochs: Count = 5
     """Passes over the source and the k examples."""
     learning_rate: Positive = 2e-4
-    """Step size, constant; by default the one that methods unlearn with."""
+    """Constant step size; by default the one of the methods."""
     batch_size: Count = 128
     """Examples per step."""
     optimizer: OptimizerName = "adam"
     """`adam`, `adamw` or `sgd`."""
     accumulate: Count = 1
-    """Micro-batches that each batch is taken in, to save memory; the loss is that of the whole batch."""
+    """Number of micro-batches per batch, to save memory; the loss is that of the whole batch."""
     points: Count = 20
-    """Evaluations along the curve, evenly spaced over the steps, besides the one before the first."""
+    """Evaluations along the curve, evenly spaced over the steps, in addition to the one before the first step."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,21 +77,25 @@ class Relearn(Attack):
         return Attacked(student.eval(), curve, Cost(meter.gradients, time.perf_counter() - start))
 
     def check(self, problem: Problem) -> None:
-        """There must be k exposed examples."""
+        """Check that there are k exposed examples.
+
+        Raises:
+            SpecError: There are fewer.
+        """
         self.training_ids(problem)
 
     def training_ids(self, problem: Problem) -> Tensor:
-        """The source and the first k exposed examples with their copies; never a held-out one, nor a copy of one."""
+        """Ids of the source and of the first k exposed examples with their copies; no unexposed one, and no copy."""
         groups = problem.data.group_of(problem.exposed)
-        # In the order of the forget set, where the first one stands.
+        # Groups in the order of the forget set, each at its first example.
         distinct = list(dict.fromkeys(groups.tolist()))
         if self.k > len(distinct):
             raise SpecError(
                 f"found {self.k}", where="attack.k", allowed=f"0 to {len(distinct)}, the exposed forget examples"
             )
         chosen = torch.isin(groups, torch.tensor(distinct[: self.k], dtype=torch.int64))
-        others = {"retain": problem.retain, "test": problem.test, "forget": problem.forget[:0]}[self.source]
-        return torch.cat([allowed(problem, others), problem.exposed[chosen]])
+        source = {"retain": problem.retain, "test": problem.test, "forget": problem.forget[:0]}[self.source]
+        return torch.cat([allowed(problem, source), problem.exposed[chosen]])
 
     def _train(self, student: nn.Module, problem: Problem, ids: Tensor, seed: int, meter: Meter, watch: _Watch) -> None:
         parameters = require_trainable(student)
@@ -108,7 +112,7 @@ class Relearn(Attack):
 
 
 class _Watch:
-    """Records what is known along the way and keeps the weights at the peak, the earliest among equals."""
+    """Records what the model knows during the attack, and keeps the weights at the peak; of equal peaks, the first."""
 
     def __init__(self, student: nn.Module, problem: Problem, every: int, last: int) -> None:
         self.student, self.problem, self.every, self.last = student, problem, every, last
@@ -126,6 +130,6 @@ class _Watch:
         self.student.train()
         self.steps.append(step)
         self.values.append(value)
-        # The state before the first step is on the curve, but is no result of the attack.
+        # The state before the first step is on the curve, but the attack did not produce it.
         if step and value.mean() > self._peak:
             self._peak, self.best = float(value.mean()), copy.deepcopy(self.student.state_dict())

@@ -1,1 +1,1 @@
-"""Measurements of a model, one a file."""
+"""Audits measure a model. One audit per file."""

@@ -1,4 +1,4 @@
-"""Scores of audits: a fixed sample of the ids, and what a measure makes of each example."""
+"""Scores of audits: a fixed sample of the ids, and a measure of each example."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def per_example_scores(
     better: Better,
     sign: int = 1,
 ) -> Scores:
-    """Evaluate and wrap: the ids travel with the values, and the groups where the data have them."""
+    """Evaluate a measure and return the values as `Scores`, with the ids and, if the data have them, the groups."""
     values = evaluate(model, problem, ids, measure)
     group = None if problem.data.groups is None else problem.data.group_of(ids).numpy()
     return Scores(metric, split, values, ids.numpy(), role, unit, better, group=group, sign=sign)

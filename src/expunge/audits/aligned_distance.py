@@ -1,14 +1,15 @@
-"""How far the weights moved once hidden units are matched: L2 and barrier to the original (2209.04836).
+"""How far the weights moved after matching hidden units: L2 distance and barrier to the original (2209.04836).
 
-Two models that differ in the order of their units are the same and far apart. Units are matched by weights: one hidden
-layer at a time, the order under which the layer's units are closest to the original's, given the order of all others,
-by linear assignment, over and over until none improves. Behind a group norm only orders that leave it exact compete.
-Running statistics move along and, as in `distance`, count for nothing.
+Two models that differ only in the order of their units compute the same function, but their weights are far apart.
+Units are matched by weights, one hidden layer at a time: linear assignment finds the order of the layer's units that is
+closest to the original, given the order of all other layers. This repeats until no layer improves. A layer before a
+group norm takes only orders that keep the norm exact. Running statistics are permuted too, and do not count, as in
+`distance`.
 
-Such a search ends in a local optimum. It runs from two starts and the closer result is taken: from the order that is
-there, so that the distance is never larger than `distance`'s; and from each layer matched by its incoming weights
-alone, input to output, which finds back any order that was merely drawn. The paper visits layers in random order, from
-one start. Rescaled units are not scaled back.
+Such a search ends in a local optimum. It runs from two starts and keeps the closer result: from the given order, so the
+distance is never larger than that of `distance`; and from each layer matched by its incoming weights alone, input to
+output, which undoes any pure permutation. The paper visits layers in random order, from one start. Rescaled units are
+not scaled back.
 
 For plain chains of layers only; see `symmetry`.
 """
@@ -33,7 +34,7 @@ from expunge.evidence.scores import Scores
 from expunge.numerics.assignment import best_order, worth
 
 ROUNDING = 1e-12
-"""A smaller gain, as a share of the units' similarity, is none."""
+"""A gain below this share of the units' similarity counts as rounding."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class AlignedDistance(Audit):
         """Refuse a model that is no plain chain of layers.
 
         Raises:
-            MissingError: Says where, and what is supported.
+            MissingError: The model is no plain chain; names the place and what is supported.
         """
         joints(model)
 
@@ -62,7 +63,7 @@ class AlignedDistance(Audit):
 
         Raises:
             MissingError: The model is no plain chain.
-            SpecError: Model and original are of different shapes.
+            SpecError: Model and original have different shapes.
         """
         matched = aligned(model, case.original)
         value, whole = np.array([l2(matched, case.original)]), np.zeros(1, dtype=np.int64)
@@ -72,19 +73,19 @@ class AlignedDistance(Audit):
 
 
 def aligned(model: nn.Module, original: nn.Module) -> nn.Module:
-    """A copy of the model, the same function, with its hidden units in the order closest to the original's.
+    """A copy of the model that computes the same function, with its hidden units in the order closest to the original.
 
     Args:
-        model: A plain chain of layers; its outputs stay as they are up to rounding.
+        model: A plain chain of layers; the copy's outputs are the same up to rounding.
         original: A chain of the same shapes.
 
     Raises:
         MissingError: One of them is no plain chain.
-        SpecError: They are of different shapes.
+        SpecError: They have different shapes.
     """
     plain = l2(model, original)
     kept, matched = copy.deepcopy(model), copy.deepcopy(model)
-    # A diverged model has no similarity to anything; its distance is as it is.
+    # A diverged model has no similarities to match; its distance is not finite in any order.
     if not np.isfinite(plain):
         return kept
     _match(kept, original)
@@ -95,7 +96,7 @@ def aligned(model: nn.Module, original: nn.Module) -> nn.Module:
 
 
 def _match(model: nn.Module, original: nn.Module) -> None:
-    """Improve the order of one layer's units after another, in place, until none can be improved."""
+    """Improve the order of the units layer by layer, in place, until no layer improves."""
     pairs = list(zip(joints(model), joints(original), strict=True))
     while sum(_improve(joint, target) for joint, target in pairs):
         pass
@@ -112,5 +113,5 @@ def _improve(joint: Joint, target: Joint) -> bool:
     return True
 
 
-def _similarity(here: Tensor, there: Tensor) -> Tensor:
-    return here.double() @ there.double().T
+def _similarity(first: Tensor, second: Tensor) -> Tensor:
+    return first.double() @ second.double().T

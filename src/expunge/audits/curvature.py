@@ -1,12 +1,11 @@
-"""How sharply the loss bends where a model lies: the largest eigenvalue of its Hessian, on retain and on forget set.
+"""How sharply the loss is curved at a model: the largest eigenvalue of its Hessian, on retain and on forget set.
 
-L is the mean over examples of an example's mean cross-entropy, in evaluation mode, as `loss` measures it; its Hessian
-is taken in all weights that may be trained, and Lanczos finds its largest eigenvalue from products with vectors. By
-gradient descent at rate eta no minimum is held where this exceeds 2 / eta.
+The loss is the mean over examples of an example's mean cross-entropy, in evaluation mode, as `loss` measures it. Its
+Hessian is taken in all trainable weights; Lanczos computes the largest eigenvalue from products with vectors. Gradient
+descent with step size eta leaves a minimum if this value exceeds 2 / eta.
 
-Unlike distance it is measured at the model itself, without the original; like distance it is no property of the
-function. Rescaled ReLU units (`symmetry`) have another curvature and compute the same (1703.04933); permuted units have
-the same.
+Unlike `distance`, it needs only the model, not the original. Like `distance`, it is no property of the function:
+rescaled ReLU units (`symmetry`) change the curvature but not the function (1703.04933); permuted units change neither.
 
 Cost: per product about two gradients of each example, with at most `limit` products on each of the two sets.
 """
@@ -41,14 +40,14 @@ class Curvature(Audit):
     after_attack: ClassVar[bool] = False
 
     retain: Count = 500
-    """Retain examples that the loss is a mean over, a fixed random part."""
+    """Retain examples in the mean loss, a fixed random part."""
     limit: Count = 40
-    """Most Hessian-vector products on each set; where they do not suffice, the value is a little too small."""
+    """Largest number of Hessian-vector products on each set; if they are too few, the value is a little too small."""
     tolerance: Positive = 1e-2
     """Largest error, relative to the largest absolute eigenvalue found."""
 
     def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
-        """One number for each set, in nats per squared unit of the weights.
+        """One number for each set, in nats per squared weight.
 
         Raises:
             RunError: A module of the model has no second derivative; names it.
@@ -71,15 +70,15 @@ class Curvature(Audit):
         ]
 
     def _top(self, model: nn.Module, problem: Problem, ids: Tensor, seed: int) -> float:
-        # The loss of a diverged model has no derivatives; that it has none is the answer.
+        # The loss of a diverged model has no derivatives; the result is NaN.
         if not np.isfinite(losses(model, problem, ids)).all():
             return float("nan")
-        bent = copy.deepcopy(model).eval()
+        clone = copy.deepcopy(model).eval()
         batches = list(in_order(problem.data, ids))
-        product = hessian(batch_loss(problem), bent, differentiable(bent), batches)
-        # One start for every model: what is compared differs by the model alone.
+        product = hessian(batch_loss(problem), clone, differentiable(clone), batches)
+        # The same start for every model, so that differences come from the models alone.
         generator = generator_of(seed, "start")
         # Second derivatives need more digits than bfloat16 has.
         with computing("float32"):
-            found = lanczos(product, product.like, generator, tolerance=self.tolerance, limit=self.limit)
-        return float(found.values[0])
+            pairs = lanczos(product, product.like, generator, tolerance=self.tolerance, limit=self.limit)
+        return float(pairs.values[0])

@@ -1,7 +1,7 @@
 """How far the weights moved: L2 distance between a model and the original (2505.22310).
 
-Over parameters, each once however often it is tied; running statistics are left out. Over those that both models have:
-a model of another shape has no distance.
+The distance covers all parameters, each once even if it is tied; running statistics are left out. A model of another
+shape has no distance.
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ class Distance(Audit):
 
 
 def l2(a: nn.Module, b: nn.Module) -> float:
-    """Root of the summed squared differences of all parameters, accumulated in float64.
+    """Square root of the summed squared differences of all parameters, accumulated in float64.
 
     Raises:
-        SpecError: The two have other parameters, or parameters of other shapes.
+        SpecError: The models' parameters differ in names or shapes.
     """
     ours, theirs = dict(a.named_parameters()), dict(b.named_parameters())
     if {n: p.shape for n, p in ours.items()} != {n: p.shape for n, p in theirs.items()}:
-        raise SpecError("the two models have other parameters", where=f"{type(a).__name__}", allowed="equal shapes")
+        finding = "the two models have different parameters"
+        raise SpecError(finding, where=f"{type(a).__name__}", allowed="equal names and shapes")
     with torch.no_grad():
         squares = [float((ours[n].double() - theirs[n].double()).square().sum()) for n in ours]
     return math.sqrt(math.fsum(squares))

@@ -1,12 +1,13 @@
-"""How far the outputs moved: divergence from the original in function space, whatever the weights are.
+"""How far the outputs moved: divergence from the original in function space, independent of the weights.
 
 KL(original || model) = sum_c p_original(c) log(p_original(c) / p_model(c)) in nats for each decision, then the mean
 over an example's decisions: on a sample of retain, on the unexposed forget set and on the test set. On the forget set
-also the total variation, half the sum over classes of |p_original - p_model|: the most by which the two differ on any
-set of answers. It is at most 1 where the divergence has no bound and follows single examples.
+also the total variation, half the sum over classes of |p_original - p_model|: the largest difference of the two
+models' probabilities over all sets of answers. It is at most 1; the divergence has no bound, and single examples may
+dominate its mean.
 
-Two models of one function, such as `symmetry` makes, have distance zero. Nothing here is a verdict: a retrained model
-lies away from the original too, above all on the forget set.
+Two models of the same function, such as `symmetry` makes, have distance zero. This audit gives no verdict: a retrained
+model differs from the original too, above all on the forget set.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from expunge.evidence.scores import Scores
 from expunge.train.loop import in_order
 
 Compare = Callable[[Tensor, Tensor], Tensor]
-"""The original's and the model's log-probabilities, `[n, c]` each, to one number per decision `[n]`."""
+"""Maps the original's and the model's log-probabilities, `[n, c]` each, to one number per decision `[n]`."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class FunctionDistance(Audit):
     """Retain examples to compare on, a fixed random part."""
 
     def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
-        """Per example the mean over its decisions."""
+        """The mean over each example's decisions."""
         problem, original = case.problem, frozen_copy(case.original)
         kept = sample(problem.retain, self.retain, "retain")
         entries: list[tuple[str, Compare, str, Tensor, str]] = [
@@ -70,7 +71,7 @@ class FunctionDistance(Audit):
 
 def divergence(original: Tensor, model: Tensor) -> Tensor:
     """KL(original || model) per decision, `[n]`, in nats, from log-probabilities `[n, c]`."""
-    # What is zero in exact arithmetic may be a rounding below it.
+    # Rounding may make a zero negative.
     return (original.exp() * (original - model)).sum(1).clamp(min=0)
 
 
@@ -80,12 +81,12 @@ def total_variation(original: Tensor, model: Tensor) -> Tensor:
 
 
 def _beside(original: nn.Module, problem: Problem, ids: Tensor, compare: Compare) -> Callable[[Decisions, int], Tensor]:
-    """A measure for `evaluate`, which calls it batch by batch: the original answers the same batches."""
+    """A measure for `evaluate`, which calls it batch by batch: the original runs on the same batches."""
     batches = in_order(problem.data, ids)
 
     def measure(decisions: Decisions, size: int) -> Tensor:
-        asked = problem.objective.decisions(original, next(batches)).logits.to(decisions.logits.device)
-        found = compare(*(logits.double().log_softmax(1) for logits in (asked, decisions.logits)))
-        return per_example(found, decisions.example, size, mean=True)
+        reference = problem.objective.decisions(original, next(batches)).logits.to(decisions.logits.device)
+        distances = compare(*(logits.double().log_softmax(1) for logits in (reference, decisions.logits)))
+        return per_example(distances, decisions.example, size, mean=True)
 
     return measure

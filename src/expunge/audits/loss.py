@@ -1,6 +1,6 @@
 """The training loss per example on the forget, retain and test set: for classes and tokens cross-entropy in nats.
 
-A loss far *above* the retrained model's marks the forget examples as surely as one below it does.
+A loss far *above* that of the retrained model reveals the forget examples just as a loss below it does.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Loss(Audit):
     """Retain examples to score, a fixed random part."""
 
     def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
-        """Per example its loss; the mean over its decisions where it has several."""
+        """The loss of each example; with several decisions, their mean."""
         problem = case.problem
         splits: list[tuple[str, Tensor, Better]] = [
             ("forget", problem.unexposed, "reference"),

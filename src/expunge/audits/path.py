@@ -1,8 +1,8 @@
 """Loss along the straight line from the original to a model, and its barrier (linear mode connectivity, 2505.22310).
 
-theta(t) = (1 - t) theta_original + t theta at evenly spaced t, with all floating-point state interpolated, running
-statistics of batch norm included and not recalibrated. The barrier is the most by which cross-entropy rises above the
-chord between the two ends.
+theta(t) = (1 - t) theta_original + t theta at evenly spaced t. All floating-point state is interpolated, including the
+running statistics of batch norm, which are not recalibrated. The barrier is the largest height of the cross-entropy
+above the chord between the two ends.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def barriers(
 
 
 def interpolate(start: nn.Module, end: nn.Module, points: int) -> Iterator[nn.Module]:
-    """The models on the line, ends included; one module is reused for all of them."""
+    """The models on the line, both ends included; all of them are the same module, updated in place."""
     between = copy.deepcopy(end)
     first, last, state = start.state_dict(), end.state_dict(), between.state_dict()
     with torch.no_grad():

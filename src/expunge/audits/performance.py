@@ -1,11 +1,11 @@
-"""The objective's own metrics on the forget, retain and test set, and on the hold-out where the task has one.
+"""The objective's metrics on the forget, retain and test set, and on the hold-out if the task has one.
 
-What the objective calls knowledge is judged on the forget set, against retrained models and not against chance; what it
-calls utility is judged on the test set. For a classifier both are accuracy; for a language model knowledge is exact
-recitation and utility next-token accuracy; for numbers both are the explained share of the variance.
+The objective's knowledge metric is judged on the forget set, against retrained models and not against chance; its
+utility metric on the test set. For a classifier both are accuracy. For a language model knowledge is exact recitation
+and utility is next-token accuracy. For numbers both are the explained share of the variance.
 
-Where a task planted corruption and kept the true targets, `healed` is the utility metric against those on all corrupted
-training examples, discovered or not, as the model was trained on them: with their trigger, if they have one
+If a task planted corruption and kept the true targets, `healed` is the utility metric against the true targets on all
+corrupted training examples, discovered or not. The inputs are those of training, with their trigger if they have one
 (2505.17730).
 """
 
@@ -36,7 +36,7 @@ class Performance(Audit):
     """Retain examples to score, a fixed random part."""
 
     def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
-        """Per example the value of each metric."""
+        """The value of each metric per example."""
         problem = case.problem
         splits = {
             "forget": problem.unexposed,
@@ -72,9 +72,9 @@ def _healed(model: nn.Module, problem: Problem) -> Iterator[Scores]:
     ids, true = problem.corrupted, problem.true_targets
     if not len(ids) or true is None:
         return
-    asked = replace(problem, data=problem.data.relabelled(ids, true[ids]))
+    corrected = replace(problem, data=problem.data.relabelled(ids, true[ids]))
     metric = next(metric for metric in problem.objective.metrics if metric.utility)
-    values = measured(model, asked, ids)[metric.name]
+    values = measured(model, corrected, ids)[metric.name]
     group = None if problem.data.groups is None else problem.data.group_of(ids).numpy()
     yield Scores(
         "healed", "corrupted", values, ids.numpy(), "description", metric.unit, metric.better, group=group,

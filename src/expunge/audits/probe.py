@@ -1,17 +1,17 @@
-"""Can the answer still be read from a hidden layer, whatever the output says? A linear probe (1610.01644).
+"""Can a linear probe (1610.01644) still read the answer from a hidden layer, even if the output hides it?
 
-Logistic regression from the layer's features, standardised, to labels is fitted on retained examples and asked about
-the unexposed forget set. The value is 1 where it reads the label that the original was trained on (for a language model
-the share of an example's tokens): an output layer that was only turned away leaves the features as they were, and the
-probe finds its way back. More means *knows more*, judged against retrained models, whose features also tell something
-about examples that they never saw.
+The probe is a logistic regression from the layer's standardised features to labels. It is fitted on retained examples
+and predicts the labels of the unexposed forget set. The value is 1 if it predicts the label that the original was
+trained on (for a language model, the share of an example's tokens). A method that changes only the output layer leaves
+the features as they were, so the probe still reads the label. More means *knows more*, compared with retrained models:
+their features also predict labels of examples that they never saw.
 
-What is read this way is what the features have in common with those of retained examples. Wrong labels that were
-learned by heart are only in part (an MLP on digits gives a quarter of them away), and a class of which nothing is
-retained never is: the range between original and retrained model is small then, and the verdict counts with it. With
-`exposed`, the fifth of the forget set that attackers may use is fitted on too, and more is read.
+The probe reads what the features share with those of retained examples. It reads wrong labels that were learned by
+heart only in part (a quarter of them from an MLP on digits), and never a class without retained examples. Then the
+range between original and retrained model is small, and the verdict takes that into account. With `exposed`, the probe
+is also fitted on the fifth of the forget set that attackers may use, and reads more.
 
-Where a task kept true labels, how often the probe reads *those* is described beside it.
+If the task keeps true labels, a second score says how often the probe reads the true label.
 """
 
 from __future__ import annotations
@@ -57,23 +57,23 @@ class Probe(Audit):
     cite: ClassVar[str] = "alain2016probes"
 
     layer: str = ""
-    """Path of the module whose output is probed; by default the last hidden layer, which the last weights are given."""
+    """Path of the module whose output is probed; by default the last hidden layer, the input of the last weights."""
     count: Count = 2000
     """Decisions to fit on, from a fixed random part of the retain set: examples, or tokens of a language model."""
     exposed: bool = False
     """Whether to fit on the exposed part of the forget set as well."""
 
     def check_model(self, model: nn.Module) -> None:
-        """Refuse a model that has no such layer.
+        """Refuse a model without this layer.
 
         Raises:
-            SpecError: Names the layers that there are.
+            SpecError: There is no such layer; lists the layers of the model.
         """
         if self.layer:
             require_layers(model, [self.layer], "layer")
 
     def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
-        """Per example the share of its decisions that the probe reads right.
+        """The share of each example's decisions that the probe predicts right.
 
         Raises:
             SpecError: There is no such layer, or its output is not one row of features per decision.
@@ -82,32 +82,31 @@ class Probe(Audit):
         read = fit_probe(*self._examples(model, problem))
 
         def right(decisions: Decisions, size: int) -> Tensor:
-            told = torch.from_numpy(read(_plain(decisions.logits))).to(decisions.targets)
-            return per_example((told == decisions.targets).double(), decisions.example, size, mean=True)
+            predictions = torch.from_numpy(read(_plain(decisions.logits))).to(decisions.targets)
+            return per_example((predictions == decisions.targets).double(), decisions.example, size, mean=True)
 
-        def score(split: str, role: Role, ids: Tensor, asked: Problem = problem, **facts: Any) -> Scores:
+        def score(split: str, role: Role, ids: Tensor, labelled: Problem = problem, **facts: Any) -> Scores:
             facts = {"metric": "recoverability", "better": "reference"} | facts
-            return per_example_scores(model, asked, ids, right, split=split, role=role, unit="share", **facts)
+            return per_example_scores(model, labelled, ids, right, split=split, role=role, unit="share", **facts)
 
-        found = [score("forget", "knowledge", problem.unexposed)]
-        found += [score("holdout", "description", problem.holdout)] if len(problem.holdout) else []
-        found += [score("test", "description", problem.test)]
+        scores = [score("forget", "knowledge", problem.unexposed)]
+        scores += [score("holdout", "description", problem.holdout)] if len(problem.holdout) else []
+        scores += [score("test", "description", problem.test)]
         if problem.true_targets is not None:
             true = problem.data.relabelled(problem.unexposed, problem.true_targets[problem.unexposed])
             better: Better = "higher"
-            asked = replace(problem, data=true)
             facts = {"metric": "recoverability_of_truth", "better": better}
-            found += [score("forget", "description", problem.unexposed, asked, **facts)]
-        return found
+            scores += [score("forget", "description", problem.unexposed, replace(problem, data=true), **facts)]
+        return scores
 
     def _examples(self, model: nn.Module, problem: Problem) -> tuple[Floats, Ints]:
         """Features `[n, d]` and labels `[n]` to fit on."""
         group_of = problem.data.group_of
-        # Not on corruption that nobody discovered, and not on a copy of what is asked later.
+        # No undiscovered corruption, and no copy of an example that is scored later.
         ids = problem.reference_train
         ids = ids[~torch.isin(group_of(ids), group_of(problem.unexposed))]
         features, labels = _collected(model, problem, sample(ids, self.count, "probe"))
-        # An example of a language model makes many decisions; evenly spaced ones stand for all.
+        # An example of a language model has many decisions; take evenly spaced ones.
         chosen = np.linspace(0, len(labels) - 1, min(self.count, len(labels))).astype(np.int64)
         features, labels = features[chosen], labels[chosen]
         if self.exposed:
@@ -136,25 +135,25 @@ def fit_probe(features: Floats, labels: Ints) -> Callable[[Floats], Ints]:
         labels: `[n]`.
 
     Returns:
-        Features `[m, d]` to the labels that are read from them `[m]`; -1, which is none, where features are not finite.
+        A function from features `[m, d]` to predicted labels `[m]`; -1 (no label) if the features are not finite.
     """
     if not np.isfinite(features).all():
-        return lambda asked: np.full(len(asked), -1, dtype=np.int64)
+        return lambda rows: np.full(len(rows), -1, dtype=np.int64)
     mean, scale = features.mean(0), features.std(0)
     scale[scale == 0] = 1.0
     if np.unique(labels).size == 1:
-        return lambda asked: np.full(len(asked), labels[0], dtype=np.int64)
+        return lambda rows: np.full(len(rows), labels[0], dtype=np.int64)
     with warnings.catch_warnings():
-        # Stopped early it is still the same probe for every model.
+        # A fit that stops early is still the same for every model.
         warnings.simplefilter("ignore", ConvergenceWarning)
         fitted = LogisticRegression(max_iter=1000).fit((features - mean) / scale, labels)
 
-    def read(asked: Floats) -> Ints:
-        finite = np.isfinite(asked).all(1)
-        found = np.full(len(asked), -1, dtype=np.int64)
+    def read(rows: Floats) -> Ints:
+        finite = np.isfinite(rows).all(1)
+        predictions = np.full(len(rows), -1, dtype=np.int64)
         if finite.any():
-            found[finite] = fitted.predict((asked[finite] - mean) / scale)
-        return found
+            predictions[finite] = fitted.predict((rows[finite] - mean) / scale)
+        return predictions
 
     return read
 
@@ -165,11 +164,11 @@ def _at_layer(problem: Problem, model: nn.Module, layer: str) -> Problem:
 
 
 class _AtLayer:
-    """The objective of a problem with a layer's features, `[n, d]`, in the place of logits.
+    """The objective of a problem, with a layer's features `[n, d]` instead of logits.
 
     Args:
-        problem: Whose objective makes the decisions.
-        model: Whose layer it is; run once to find the last hidden layer where no path is given.
+        problem: Its objective makes the decisions.
+        model: The model of the layer; without a path it runs once to find the last hidden layer.
         layer: Path of a module, or the empty string.
 
     Raises:
@@ -182,7 +181,7 @@ class _AtLayer:
         self.features = Features(problem, layers, WHERE)
 
     def decisions(self, model: nn.Module, batch: Batch) -> Decisions:
-        """The decisions, with features."""
+        """The decisions, with features instead of logits."""
         decisions, (features,) = self.features(model, batch)
         return decisions._replace(logits=_flat(features))
 
@@ -192,8 +191,8 @@ class _AtLayer:
 
 
 def _plain(features: Tensor) -> Floats:
-    found: Floats = features.double().cpu().numpy()
-    return found
+    array: Floats = features.double().cpu().numpy()
+    return array
 
 
 def _flat(features: Tensor) -> Tensor:
@@ -203,7 +202,7 @@ def _flat(features: Tensor) -> Tensor:
 
 
 def _last_hidden(model: nn.Module, problem: Problem) -> FeatureSite:
-    """What the module with weights of its own that runs last is given."""
+    """The input of the last module with weights of its own."""
     layers = list(given_to_weights(model, problem))
     if not layers:
         remedy = f"name a layer of {type(model).__name__}"

@@ -1,31 +1,32 @@
-"""Per-example membership inference by somebody who could rerun the method: U-LiRA (2403.01218).
+"""Per-example membership inference by an attacker who can rerun the method: U-LiRA (2403.01218).
 
-Can the unlearned model be told from a retrained one? For every unexposed forget example, models of two kinds are made
-from seeds of their own, `shadows` in all: half are trained with the forget set and unlearned by the very method that is
-audited, half never saw the forget set. Each gives the example a logit-scaled confidence, phi = log p - log(1 - p) of
-its label, and each kind a Gaussian of it. The audited model's phi is judged by the likelihood ratio of these two:
+Can the attacker distinguish the unlearned model from a retrained one? `shadows` models of two kinds are trained from
+their own seeds: half are trained with the forget set and unlearned by the audited method, half never see the forget
+set. Each model gives every unexposed forget example a logit-scaled confidence, phi = log p - log(1 - p) of its label.
+For each kind, a Gaussian is fitted to phi. The likelihood ratio of these two Gaussians judges the audited model's phi:
 
-    value = share of the never-trained models whose ratio lies below the audited model's, ties by half
+    value = share of the never-trained models whose ratio is below the audited model's; ties count half
 
-so that 1 means "no model that never saw the example looks as much like an unlearned one", and the mean over examples
-is the attack's area under the ROC curve. A retrained model has 1/2 in expectation, whatever the Gaussians are worth: it
-is one more never-trained model, the Gaussian of that kind is fitted with it included, and each of them is as likely as
-the next to have the highest ratio. With few shadows the ranks are coarse, but not biased. Examples move together within
-one model, so that a retrained one strays from 1/2 by 0.1 and more: three seeds can accuse, but hardly acquit.
+So 1 means "no model that never saw the example looks as much like an unlearned one", and the mean over examples is the
+attack's area under the ROC curve. A retrained model has an expected value of 1/2, however well the Gaussians fit: it is
+one more never-trained model, the Gaussian of that kind is fitted with it included, and every one of them is equally
+likely to have the highest ratio. With few shadows the ranks are coarse, but not biased. The examples' values are
+correlated within one model, so a retrained model deviates from 1/2 by 0.1 and more: three seeds can show a failure, but
+hardly prove success.
 
-The original model is held against shadows that were trained and not unlearned, which is the plain attack (LiRA); so is
-the reference. Range and margin of the verdict are therefore those of a model on which nothing was done.
+The original is compared with shadows that were trained and not unlearned, which is the plain attack (LiRA); so is the
+reference. So range and margin of the verdict are those of the plain attack.
 
-More means that *membership* can be told, which is not quite "knows more": a model that is worse on its forget examples
-than any retrained one gives them away as well and has a high value here, where `membership` would have a low one.
+More means that the attacker recognises *membership*, which is not quite "knows more": a model that is worse on its
+forget examples than any retrained one reveals them too. It has a high value here, but a low one in `membership`.
 
-Where this differs from the paper: there, random parts of the training set are left out and forgotten in each shadow, so
-that one set of shadows serves all examples. Here the forget set is given, and a shadow that never saw one forget
-example never saw the others, exactly as the reference; otherwise their influence on one another would be taken for the
-method's. Variances are pooled over examples, as 2112.03570 does with few shadows. A recipe is needed to make them with.
+Where this differs from the paper: there, each shadow leaves out and forgets random parts of the training set, so one
+set of shadows serves all examples. Here the forget set is given, and a shadow that never saw one forget example never
+saw any of them, exactly as the reference; otherwise the influence of forget examples on each other would be attributed
+to the method. Variances are pooled over examples, as 2112.03570 does with few shadows. Training shadows needs a recipe.
 
-After an attack the question is the same with shadows that were attacked alike, each with a seed of its own: it takes
-every attack on all of them, and so is asked for by `after_attack = true`.
+After an attack, the audited model is compared with shadows that were attacked in the same way, each with its own seed.
+That runs every attack on all shadows, so it needs `after_attack = true`.
 """
 
 from __future__ import annotations
@@ -50,34 +51,33 @@ from expunge.train.evaluation import evaluate
 
 @dataclass(frozen=True)
 class ULira(Audit):
-    """Per-example membership inference by likelihood ratios of shadow models; the metric carries their number."""
+    """Per-example membership inference by likelihood ratios of shadow models; the metric's name has their number."""
 
     cite: ClassVar[str] = "hayes2024inexact"
     needs: ClassVar[frozenset[str]] = frozenset({"classes"})
 
     shadows: Annotated[int, msgspec.Meta(ge=4)] = 16
-    """Models made besides, per seed: half trained with the forget set (and unlearned once per method), half without."""
-    # A setting here, where other audits declare a fact of their class.
+    """Shadow models per seed: half trained with the forget set (and unlearned once per method), half without it."""
+    # A setting here; other audits declare it for their class.
     after_attack: bool = False  # type: ignore[misc]
-    """Whether to measure again after each attack, which is then repeated on every shadow."""
+    """Whether to measure again after each attack; every attack is then repeated on every shadow."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.shadows % 2:
-            raise SpecError(f"found {self.shadows}", where="shadows", allowed="an even number: half of either kind")
+            raise SpecError(f"found {self.shadows}", where="shadows", allowed="an even number: half of each kind")
 
     @property
     def shadow_pairs(self) -> int:
-        """Models of either kind."""
+        """Number of models of each kind."""
         return self.shadows // 2
 
     def fingerprint(self) -> dict[str, Any]:
-        """Without `after_attack`, which says how often to measure and changes no number."""
-        found = super().fingerprint()
-        return found | {"settings": {"shadows": self.shadows}}
+        """The fingerprint without `after_attack`, which changes no number: it only adds measurements."""
+        return super().fingerprint() | {"settings": {"shadows": self.shadows}}
 
     def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
-        """Per held-out example the rank of the model's likelihood ratio among never-trained models.
+        """For each unexposed example, the rank of the model's likelihood ratio among never-trained models.
 
         Raises:
             MissingError: The case has no shadows.
@@ -98,36 +98,36 @@ class ULira(Audit):
 
 
 def scaled_confidence(decisions: Decisions, size: int) -> Tensor:
-    """Each example's log p - log(1 - p) of its label, `[size]`: its output less the others' log-sum-exp, in float64."""
+    """Each example's log p - log(1 - p) of its label, `[size]` float64: its logit minus the others' log-sum-exp."""
     logits = decisions.logits.double()
     own = logits.gather(1, decisions.targets[:, None])
     others = logits.scatter(1, decisions.targets[:, None], -torch.inf)
     return own[:, 0] - others.logsumexp(1)
 
 
-def ranks(asked: Floats, knew: Floats, never: Floats) -> Floats:
-    """Where the audited model stands among those that were never trained on an example.
+def ranks(audited: Floats, knew: Floats, never: Floats) -> Floats:
+    """Rank of the audited model's likelihood ratio among models that were never trained on an example.
 
     Args:
-        asked: The audited model's logit-scaled confidences, `[n]`.
+        audited: The audited model's logit-scaled confidences, `[n]`.
         knew: Those of models that were treated like it, `[k, n]`.
         never: Those of models that never saw the examples, `[m, n]`.
 
     Returns:
-        Share of the never-trained whose likelihood ratio lies below the audited model's, `[n]`; NaN where a number is
-        not finite.
+        Share of the never-trained models whose likelihood ratio is below the audited model's, `[n]`; all NaN if any
+        number is not finite.
     """
-    # With the audited model among them: only then is it exchangeable with the others if it is one of them.
-    null = np.vstack([asked[None], never])
+    # The fit includes the audited model: only then is a retrained model exchangeable with the other never-trained ones.
+    null = np.vstack([audited[None], never])
     if not (np.isfinite(null).all() and np.isfinite(knew).all()):
-        return np.full(asked.size, np.nan)
+        return np.full(audited.size, np.nan)
     ratio = _log_density(null, knew) - _log_density(null, null)
-    found: Floats = (ratio[1:] < ratio[0]).mean(0) + (ratio[1:] == ratio[0]).mean(0) / 2
-    return found
+    shares: Floats = (ratio[1:] < ratio[0]).mean(0) + (ratio[1:] == ratio[0]).mean(0) / 2
+    return shares
 
 
 def _log_density(at: Floats, sample: Floats) -> Floats:
-    """Of Gaussians with a mean per example and one variance, fitted to `sample [m, n]`, up to a constant."""
+    """Log-density, up to a constant, of Gaussians fitted to `sample [m, n]`: a mean per example, one variance."""
     variance = max(float(sample.var(0, ddof=1).mean()), np.finfo(np.float64).tiny)
-    found: Floats = -((at - sample.mean(0)) ** 2) / (2 * variance) - np.log(variance) / 2
-    return found
+    log_density: Floats = -((at - sample.mean(0)) ** 2) / (2 * variance) - np.log(variance) / 2
+    return log_density

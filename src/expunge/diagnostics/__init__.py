@@ -1,1 +1,1 @@
-"""Diagnostics: what can be said of a problem before anything is unlearned, one a file."""
+"""Diagnostics: what a problem shows before anything is unlearned. One diagnostic per file."""

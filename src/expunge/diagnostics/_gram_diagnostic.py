@@ -1,4 +1,4 @@
-"""What diagnostics of the curvature of single examples have in common: four settings, and what their budget affords."""
+"""Shared by the diagnostics of per-example curvature: four settings, and the sample that their budget affords."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from expunge.diagnostics._sample import Sample
 
 @dataclass(frozen=True)
 class GramDiagnostic(Diagnostic):
-    """Base of the diagnostics that look at the curvature of single examples of both sets."""
+    """Base of the diagnostics that measure the curvature of single examples of both sets."""
 
     retain: Count = 64
-    """Retain examples looked at, fewer where the budget is short."""
+    """Retain examples to measure; fewer if the budget does not allow as many."""
     forget: Count = 64
-    """Forget examples looked at, likewise."""
+    """Forget examples to measure; fewer if the budget does not allow as many."""
     rows: Count = 9
-    """Columns per example: classes - 1 are exact; where they would be more, this many labels are drawn instead."""
+    """Most columns per example. Up to this many, classes - 1 columns are exact; beyond, this many labels are drawn."""
     epochs: Positive = 2.0
-    """Most that this may cost, in passes over the training set."""
+    """Largest cost of this diagnostic, in passes over the training set."""
 
     def looked_at(self, case: Case, generator: torch.Generator, more: int = 0) -> tuple[int, Sample]:
-        """Columns per example, and the sample that the budget affords with so many `more` of each."""
+        """Columns per example, and the sample that the budget affords with `more` extra columns per example."""
         rows = rows_of(case.problem, self.rows)
         wanted = (self.retain, self.forget)
         return rows, sampled_within(case, wanted, rows + more, self.epochs, generator)

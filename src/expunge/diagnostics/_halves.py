@@ -1,10 +1,11 @@
-"""What a sample says of the whole set, and with what error: the same statistic on random halves of the sample.
+"""Estimate a statistic of the whole set, with its error, from the same statistic on random halves of a sample.
 
-For a sample of m out of n, drawn without replacement, bias and variance of a smooth statistic go as 1/m - 1/n, and
-those of a half against the sample as 1/h - 1/m (Shao and Wu 1989, the delete-half jackknife). So the difference of
-halves and sample, times w = (1/m - 1/n) / (1/h - 1/m), is what the sample is off by; and the spread of halves, times
-sqrt(w), its standard error. A sample that is the whole set has neither. What shrinks as 1/m by itself, as coherences
-and eigenvalues of orthogonal gradients do, is so carried over to n exactly.
+For a sample of m out of n, drawn without replacement, bias and variance of a smooth statistic are proportional to
+1/m - 1/n. Those of a half, compared with the sample, are proportional to 1/h - 1/m (Shao and Wu 1989, the delete-half
+jackknife). Let w = (1/m - 1/n) / (1/h - 1/m). The mean difference between halves and sample, times w, estimates the
+bias of the sample; the spread of the halves, times sqrt(w), estimates its standard error. Both are 0 if the sample is
+the whole set. A statistic that itself shrinks as 1/m, such as coherences and eigenvalues of orthogonal gradients, is
+extrapolated to n exactly.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from expunge.evidence.estimate import Better, Estimate
 from expunge.evidence.intervals import t_quantile
 
 HALVES = 8
-"""Of each set."""
+"""Random halves drawn for each set."""
 
 Statistic = Callable[[Sequence[Tensor]], float]
-"""From positions in each sample to a number."""
+"""Maps positions in each sample to a number."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,9 @@ class SampledSet:
     """A sample of one set."""
 
     groups: Tensor
-    """The group of each of its examples, `[m]`; a group is never cut in halves."""
+    """The group of each sampled example, `[m]`; a group is never split between halves."""
     population: int
-    """Examples of the set, n."""
+    """Number of examples in the whole set, n."""
 
 
 def over_halves(
@@ -46,26 +47,27 @@ def over_halves(
     bounds: tuple[float, float] = (-math.inf, math.inf),
     inverse: bool = False,
 ) -> Estimate:
-    """The statistic of the whole sets with its 90 % interval for the choice of the samples.
+    """The statistic of the whole sets, with its 90 % interval over the choice of the samples.
 
     Args:
         statistic: Roughly linear in 1/m.
-        parts: One for each set that it depends on; the others' samples count as given.
+        parts: One for each set that the statistic depends on; the samples of all other sets count as fixed.
         generator: Draws the halves.
         unit: Unit of the value.
         better: Direction.
-        bounds: What the value cannot leave.
-        inverse: Whether 1 / statistic is what is shown.
+        bounds: Smallest and largest possible value; value and ends are clamped to them.
+        inverse: Whether to report 1 / statistic.
 
     Returns:
-        With `n` the groups of the smallest sample; NaN ends where it has too few to be halved.
+        The estimate. `n` is the number of groups in the smallest sample. The ends are NaN if a sample has too few
+        groups to be halved.
     """
     places = [torch.arange(len(part.groups)) for part in parts]
     value, variance = statistic(places), 0.0
     shift = 0.0
     for index, part in enumerate(parts):
-        found = _of_part(statistic, places, index, part, value, generator)
-        shift, variance = shift + found[0], variance + found[1]
+        part_shift, part_variance = _of_part(statistic, places, index, part, value, generator)
+        shift, variance = shift + part_shift, variance + part_variance
     draws = min(len(part.groups.unique()) for part in parts)
     half = t_quantile(min(draws, HALVES) - 1) * math.sqrt(variance) if variance else 0.0
     unknown = math.isnan(variance)
@@ -76,7 +78,7 @@ def over_halves(
 def _of_part(
     statistic: Statistic, places: list[Tensor], index: int, part: SampledSet, value: float, generator: torch.Generator
 ) -> tuple[float, float]:
-    """How far the sample is off for one set, and the variance of that; nothing where it is the whole set."""
+    """Bias and variance that the sample of one set causes; both 0 if the sample is the whole set."""
     count, groups = len(part.groups), part.groups.unique()
     if count >= part.population:
         return 0.0, 0.0

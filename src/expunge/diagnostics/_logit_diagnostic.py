@@ -1,4 +1,4 @@
-"""What diagnostics of a classifier's logits share: a sample whose logits are followed without taking a step."""
+"""Shared by the diagnostics of a classifier's logits: predict the logits of a sample without taking a step."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from expunge.numerics.function_space import Course, course
 from expunge.numerics.linearised import Draw, Update
 
 GONE = 0.5
-"""Share of what the original knows of the forget set at which it counts as gone."""
+"""The forget set counts as forgotten once the model knows at most this share of what the original knew."""
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """Gram matrix of the logits, logits and targets of a sample, the retained examples first."""
+    """Gram matrix of the logits' gradients, logits and targets of a sample; the retained examples come first."""
 
     gram: Tensor
     logits: Tensor
@@ -35,10 +35,10 @@ class Sampled:
     retained: int
     parts: list[SampledSet]
     one_by_one: dict[str, Estimate]
-    """What had no product form."""
+    """The parameters without a product form, as an estimate of their share."""
 
     def course(self, update: Update, steps: int, places: Sequence[Tensor] | None = None) -> Course:
-        """Follow some of both sets, or all of them, until half of what is known is gone."""
+        """Follow the sample, or its given places, until half of what is known of the forget set is gone."""
         first, second = places or [torch.arange(len(part.groups)) for part in self.parts]
         at, classes = torch.cat([first, second + self.retained]), self.logits.shape[1]
         rows = (at[:, None] * classes + torch.arange(classes)).flatten()
@@ -50,31 +50,31 @@ class Sampled:
 
 @dataclass(frozen=True)
 class LogitDiagnostic(Diagnostic):
-    """Base of the diagnostics that follow the answers of a sample under descent on retain and ascent on forget."""
+    """Base of the diagnostics that predict the answers of a sample under descent on retain and ascent on forget."""
 
     momentum: Momentum = 0.9
-    """Of the heavy ball, as that of the library's `sgd`."""
+    """Momentum of the heavy ball; the library's `sgd` has 0.9."""
     retain: Count = 40
-    """Retain examples looked at, fewer where the budget is short."""
+    """Retain examples to measure; fewer if the budget does not allow as many."""
     forget: Count = 40
-    """Forget examples looked at, likewise."""
+    """Forget examples to measure; fewer if the budget does not allow as many."""
     steps: Count = 1000
-    """Most steps that are followed."""
+    """Largest number of steps to predict."""
     epochs: Positive = 2.0
-    """Most that this may cost, in passes over the training set."""
+    """Largest cost of this diagnostic, in passes over the training set."""
 
     def look(self, case: Case, generator: torch.Generator) -> Sampled:
-        """The sample, and how its answers pull at each other; what takes gradients, whatever the plan.
+        """The sample with the Gram matrix of its logits; everything that takes gradients, independent of the plan.
 
         Raises:
-            MissingError: The model answers with tokens.
+            MissingError: The model predicts tokens.
             SpecError: No parameter of the model takes a gradient, or the budget affords no example.
             RunError: A loss is not finite.
         """
         data = case.problem.data
         if not data.has_classes:
             where, remedy = type(self).__name__.lower(), "leave this diagnostic out"
-            raise MissingError("follows every logit, and a vocabulary is too many", where=where, remedy=remedy)
+            raise MissingError("needs one gradient per logit; a vocabulary has too many", where=where, remedy=remedy)
         sample = sampled_within(case, (self.retain, self.forget), len(data.labels), self.epochs, generator)
         with about(case):
             gram, logits, targets = logit_gram(sample)
@@ -89,20 +89,21 @@ class LogitDiagnostic(Diagnostic):
         ascent_weight: float,
         places: Sequence[Tensor] | None = None,
     ) -> tuple[float, float]:
-        """As linearised: steps until half of what is known is gone, at least 1, and the share of retained ones lost.
+        """What the linearised model predicts: steps until half of what is known is gone, and retained examples lost.
 
         Args:
             sampled: What `look` returned.
-            problem: Whose sets the sample is of.
+            problem: The problem that the sample comes from.
             learning_rate: Step size.
             ascent_weight: Weight of the ascent.
-            places: Positions in the sample of either set; all by default.
+            places: Positions in the sample of each set; all by default.
 
         Returns:
-            `steps` itself where the set is still known then.
+            The number of steps, at least 1, or `steps` if more than half is still known then; and the share of
+            retained examples lost.
         """
         retain, forget = (Draw(len(ids), len(ids)) for ids in (problem.retain, problem.forget))
         plan = Update(learning_rate, ascent_weight, retain, forget, self.momentum)
-        found = sampled.course(plan, self.steps, places)
-        lost = max(float(found.retain[0] - found.retain[-1]), 0.0)
-        return float(max(len(found.forget) - 1, 1)), lost
+        path = sampled.course(plan, self.steps, places)
+        lost = max(float(path.retain[0] - path.retain[-1]), 0.0)
+        return float(max(len(path.forget) - 1, 1)), lost

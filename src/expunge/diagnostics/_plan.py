@@ -1,4 +1,4 @@
-"""Defaults: diagnostics look at the plan of the spec's own method, and the default set costs two epochs in all."""
+"""Defaults: diagnostics take the plan of the spec's own method, and the default set costs two epochs in total."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from expunge.core.contracts import Method
 from expunge.core.data import Data
 
 EPOCHS = 2.0
-"""Most that the default set costs, in passes over the training set, all diagnostics together."""
+"""Largest cost of the default set, in passes over the training set, all diagnostics together."""
 SHARES = {"sharpness": 2}
-"""Parts of that, one where nothing is said: an eigenvalue takes many products with all of a sample."""
+"""Parts of that budget per diagnostic, by default 1: an eigenvalue takes many products with the whole sample."""
 LEAST = 1000
-"""Gradients that each of them may take on a small training set, of which its share would show nothing."""
+"""Gradients that each diagnostic may always take; on a small training set its share would be too few to show much."""
 
 
 @dataclass(frozen=True)
 class DefaultSet:
-    """The diagnostics that run where none is named."""
+    """The diagnostics that run if none is named."""
 
     settings: Mapping[str, dict[str, Any]]
-    """Diagnostic -> its settings that are not the defaults."""
+    """Diagnostic -> its settings that differ from the defaults."""
     left_out: Mapping[str, str]
-    """Diagnostic -> why it is not among them."""
+    """Diagnostic -> why it does not run."""
 
 
 def default_set(data: Data) -> DefaultSet:
-    """Every registered diagnostic with its share of `EPOCHS`, or `LEAST`; not one that would train networks first."""
+    """Every registered diagnostic with its share of `EPOCHS`, or `LEAST`; none that would have to train networks."""
     left_out = {}
     if data.cscore is None:
         left_out["memorization"] = "the data ship no C-scores, and it would train networks for them; name it to do so"
@@ -42,30 +42,30 @@ def default_set(data: Data) -> DefaultSet:
 
 
 def planned(methods: Iterable[Method]) -> dict[str, Any]:
-    """Step size, mix and batch sizes of the first method that is descent with ascent by SGD; nothing where none is."""
+    """Step size, mix and batch sizes of the first method that is descent with ascent by SGD; empty if there is none."""
     for method in methods:
-        # A function beside the spec file says nothing of itself.
+        # A function beside the spec file declares no plan.
         ascent = getattr(method, "ascent", None)
         if ascent is not None:
-            has = method.settings()
+            settings = method.settings()
             return {
-                "learning_rate": has["learning_rate"],
+                "learning_rate": settings["learning_rate"],
                 "ascent_weight": ascent,
-                "batch_size": has["batch_size"],
-                # Without a retain set's descent, the batches that there are are the forget set's.
-                "forget_batch_size": has.get("forget_batch_size", has["batch_size"]),
+                "batch_size": settings["batch_size"],
+                # A method without descent on the retain set has one batch size: that of the forget set.
+                "forget_batch_size": settings.get("forget_batch_size", settings["batch_size"]),
             }
     return {}
 
 
 def with_plan(name: str, settings: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
-    """The diagnostic's settings, and of the plan what it has a setting for and was not given."""
+    """The diagnostic's settings, completed by those of the plan that it has and that were not given."""
     return {key: value for key, value in plan.items() if key in _settings_of(name)} | dict(settings)
 
 
 def _settings_of(name: str) -> set[str]:
-    # A name that is not there, or is no Part, is reported where parts are built.
+    # An unknown name, or an object that is no Part, is reported where parts are built.
     if ":" not in name and name not in registry.names("diagnostic"):
         return set()
-    found = registry.load("diagnostic", name)
-    return {f.name for f in fields(found)} if isinstance(found, type) and issubclass(found, Part) else set()
+    part = registry.load("diagnostic", name)
+    return {f.name for f in fields(part)} if isinstance(part, type) and issubclass(part, Part) else set()

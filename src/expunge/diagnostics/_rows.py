@@ -1,15 +1,15 @@
 """Curvature of single examples as a Gram matrix: columns of G_i with G_i G_i^T the Gauss-Newton matrix of the loss.
 
-For cross-entropy over c logits f this is J^T (diag p - p p^T) J, positive semi-definite where the Hessian need not be.
-Its columns are gradients of scalars, so that `numerics.gram` has their inner products without the columns:
+For cross-entropy over c logits f this matrix is J^T (diag p - p p^T) J. It is positive semi-definite; the Hessian need
+not be. Its columns are gradients of scalars, so `numerics.gram` computes their inner products without the columns:
 
 - exact, for one decision per example: c - 1 functions <a, f> with sum a a^T = diag p - p p^T, from its eigenvectors;
-- drawn, where these are too many, and for language models: k times the loss under labels drawn from the model's own
-  prediction, over sqrt(k). On average the product is the same (the Fisher information); k gradients of one example
-  overlap by chance, and make it look a little sharper than it is.
+- drawn, if there are too many classes, and for language models: k times the loss under labels drawn from the model's
+  own prediction, divided by sqrt(k). The expected product is the same (the Fisher information). The k gradients of one
+  example overlap by chance, so the example seems a little sharper than it is.
 
-An example's loss is the mean over its decisions, here as elsewhere; a drawn loss is a sum over sqrt(decisions), since
-labels drawn apart have no covariance.
+An example's loss is the mean over its decisions, here as elsewhere. A drawn loss is the sum divided by sqrt(decisions),
+because labels that are drawn independently have no covariance.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from expunge.numerics.linops import differentiable
 from expunge.train.loop import in_order
 
 NOTHING = -1
-"""In place of the label of a decision that an example does not have."""
+"""Padding: the label of a decision that an example does not have."""
 
 
 class Rows(NamedTuple):
-    """Examples, each with the function of its logits that is differentiated."""
+    """Examples, each with the function of its logits to differentiate."""
 
     inputs: Tensor
     targets: Tensor
     ids: Tensor
     aims: Tensor
-    """Directions `[b, c]`, or drawn labels `[b, t]` with `NOTHING` behind an example's last."""
+    """Directions `[b, c]`, or drawn labels `[b, t]`, padded at the end with `NOTHING`."""
     scale: Tensor
-    """`[b]`."""
+    """Factor on a drawn loss, `[b]`."""
 
     @property
     def size(self) -> int:
@@ -51,7 +51,7 @@ class Rows(NamedTuple):
 
 
 def rows_of(problem: Problem, most: int) -> int:
-    """Columns per example: exactly as many as there need be, or `most` drawn ones."""
+    """Columns per example: the number for the exact form if it is at most `most`, otherwise `most` drawn ones."""
     needed = len(problem.data.labels) - 1
     return max(needed, 1) if problem.data.has_classes and needed <= most else most
 
@@ -59,7 +59,7 @@ def rows_of(problem: Problem, most: int) -> int:
 def sampled_within(
     case: Case, wanted: tuple[int, int], columns: int, epochs: float, generator: torch.Generator
 ) -> Sample:
-    """As many examples of either set as are wanted and a budget affords, for a Gram matrix of so many columns each.
+    """As many of the wanted examples of each set as a Gram matrix with these columns per example may have.
 
     Raises:
         SpecError: The budget affords no example, or no parameter of the model takes a gradient.
@@ -69,7 +69,7 @@ def sampled_within(
     most = min(wanted[0], len(sets[0])), min(wanted[1], len(sets[1]))
     two = sampled(case, 1, 1, generator)
     with about(case):
-        # Whether everything has a product form shows on two examples.
+        # Two examples show whether every parameter has a product form.
         products = not gradient_gram(two).unsupported
     left = epochs * len(case.problem.train) - gram_cost(2, products=False)
     return sampled(case, *affordable(most, columns, left, products=products), generator)
@@ -97,7 +97,7 @@ def curvature_gram(sample: Sample, most: int, generator: torch.Generator) -> Gra
 
 
 def gradient_gram(sample: Sample) -> Gram:
-    """Inner products of the gradients of the examples' own losses, a sum over sqrt(decisions) each, as drawn ones are.
+    """Inner products of the gradients of the examples' own losses, each the sum divided by sqrt(decisions).
 
     Raises:
         SpecError: Parameters differ in dtype or device.
@@ -106,7 +106,7 @@ def gradient_gram(sample: Sample) -> Gram:
 
 
 def logit_gram(sample: Sample) -> tuple[Gram, Tensor, Tensor]:
-    """Inner products of the gradients of every logit, those of one example next to each other; for classifiers.
+    """Inner products of the gradients of every logit of a classifier, those of one example next to each other.
 
     Returns:
         The Gram matrix `[m c, m c]`, the logits `[m, c]` and the targets `[m]`.
@@ -145,16 +145,16 @@ def _summed(decisions: Decisions, labels: Tensor, size: int) -> Tensor:
 
 
 def _directions(decisions: Decisions, rows: int) -> Tensor:
-    """`[b, rows, c]`: the eigenvectors of diag p - p p^T that have eigenvalues, by their roots."""
+    """`[b, rows, c]`: eigenvectors of diag p - p p^T, each times the square root of its eigenvalue."""
     p = decisions.logits.double().softmax(1)
     values, vectors = torch.linalg.eigh(torch.diag_embed(p) - p[:, :, None] * p[:, None])
     # The constant vector has the eigenvalue 0 and is left out.
-    found: Tensor = (vectors * values.clamp(min=0).sqrt()[:, None]).mT[:, -rows:]
-    return found
+    directions: Tensor = (vectors * values.clamp(min=0).sqrt()[:, None]).mT[:, -rows:]
+    return directions
 
 
 def _drawn(decisions: Decisions, size: int, rows: int, generator: torch.Generator) -> Tensor:
-    """`[b, rows, t]`: labels of every decision, drawn from the model's prediction; on the CPU, for the same draw."""
+    """`[b, rows, t]`: labels of every decision, drawn from the model's prediction; on the CPU on every device."""
     chances = decisions.logits.cpu().double().softmax(1)
     labels = torch.multinomial(chances, rows, replacement=True, generator=generator)
     counts = torch.bincount(decisions.example.cpu(), minlength=size)

@@ -1,8 +1,8 @@
-"""What a diagnostic of curvature reads: a random part of both sets that its budget affords, and the prepared model.
+"""The input of a curvature diagnostic: a random part of both sets that its budget affords, and a copy of the model.
 
-Budgets are in passes over the training set. A Gram matrix of R columns takes R (R / BLOCK + 1) / 2 gradients, and a
-block and two more to compare; three times as many where some parameter has no product form and its gradients cannot be
-kept.
+Budgets are in passes over the training set. A Gram matrix of R columns takes R (R / BLOCK + 1) / 2 gradients, plus one
+block and two gradients for a comparison. It takes three times as many if some parameter has no product form and its
+gradients cannot be kept.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from expunge.numerics.linops import differentiable
 from expunge.train.evaluation import evaluate
 
 Momentum = Annotated[float, msgspec.Meta(ge=0, lt=1)]
-"""Of the heavy ball, 0 to below 1."""
+"""Momentum of the heavy ball, from 0 to below 1."""
 
 BLOCK = 128
 """Columns per pass."""
@@ -35,7 +35,7 @@ BLOCK = 128
 
 @dataclass(frozen=True)
 class Sample:
-    """A model in evaluation mode, and ids of either set in random order."""
+    """A model in evaluation mode, and ids of both sets in random order."""
 
     model: nn.Module
     problem: Problem
@@ -44,12 +44,12 @@ class Sample:
 
     @property
     def ids(self) -> Tensor:
-        """Of both, those of the retain set first."""
+        """Ids of both sets, those of the retain set first."""
         return torch.cat([self.retain, self.forget])
 
 
 def sampled(case: Case, retain: int, forget: int, generator: torch.Generator) -> Sample:
-    """So many examples of either set, or all that there are.
+    """This many examples of each set, or all of a smaller set.
 
     Raises:
         SpecError: No parameter of the model takes a gradient.
@@ -66,10 +66,10 @@ def sampled(case: Case, retain: int, forget: int, generator: torch.Generator) ->
 
 
 def affordable(wanted: tuple[int, int], rows: int, gradients: float, *, products: bool) -> tuple[int, int]:
-    """As many examples of either set as a Gram matrix of so many rows each may have; the larger part is cut first.
+    """As many examples of each set as the gradients afford, with `rows` rows each; the larger set is cut first.
 
     Raises:
-        SpecError: Not even one of each.
+        SpecError: The gradients do not afford one example of each set.
     """
     retain, forget = wanted
     while gram_cost((retain + forget) * rows, products=products) > gradients:
@@ -85,19 +85,24 @@ def affordable(wanted: tuple[int, int], rows: int, gradients: float, *, products
 
 
 def gram_cost(columns: int, *, products: bool) -> float:
-    """Most gradients that a Gram matrix of so many columns takes, with product forms for all parameters or not."""
+    """Largest number of gradients for a Gram matrix of these columns.
+
+    Args:
+        columns: Columns in total.
+        products: Whether every parameter has a product form.
+    """
     passes = (1 if products else 3) * columns * (math.ceil(columns / BLOCK) + 1) / 2
     return passes + min(columns, BLOCK) + 2
 
 
 @contextmanager
 def about(case: Case) -> Iterator[None]:
-    """Errors of the numerics inside say whose model they are about."""
+    """Make errors from the numerics say which model they are about."""
     kind = type(case.original).__name__
     try:
         yield
     except (SpecError, RunError) as error:
-        # To the numerics the whole is the model: the same place, which is said once.
+        # The numerics name the whole model as the place; name it once only.
         inner = type(error)(
             error.finding,
             where=error.where.removeprefix(f"model ({kind})"),
@@ -114,4 +119,4 @@ def _require_finite(sample: Sample) -> None:
     diverged = ~np.isfinite(evaluate(sample.model, sample.problem, sample.ids, summed))
     if diverged.any():
         finding = f"the loss of example {int(sample.ids[int(diverged.argmax())])} is not finite"
-        raise RunError(finding, where="loss", remedy="look at the model's weights: its training diverged")
+        raise RunError(finding, where="loss", remedy="check the model's weights: its training diverged")

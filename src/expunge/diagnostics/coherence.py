@@ -1,20 +1,20 @@
-"""Whether examples pull at the same weights: within retain set, within forget set, and between them.
+"""Whether examples depend on the same weights: within the retain set, within the forget set, and between them.
 
-With the Gauss-Newton matrix H_i of each example's loss, S_ij = sqrt(tr(H_i H_j)), and coherence is lambda_1(S) / max_i
-S_ii, here divided by the number of examples: 1 / n where no two share a direction, 1 where all are the same. Dexter et
-al. (2024) have lambda_1(H_i) in the place of S_ii, which is the same for H_i of rank one; of others they make more than
-1 of examples that are all the same. Between sets, lambda_1 becomes the spectral norm, and 0 is the least. High
-coherence between the sets means that ascent on what is to go is answered by descent on what stays (Chang and Khanna,
-2602.02986). It is no measure of how hard a forget set is: how fast a minimum is left depends on the step size too
-(`stability_limit`).
+Let H_i be the Gauss-Newton matrix of an example's loss, and S_ij = sqrt(tr(H_i H_j)). Coherence is lambda_1(S) / max_i
+S_ii, here divided by the number of examples n: 1 / n if no two examples share a direction, 1 if all are equal. Dexter
+et al. (2024) divide by lambda_1(H_i), not by S_ii. Both are the same for H_i of rank one; for a higher rank their
+coherence of equal examples exceeds 1. Between sets, the spectral norm replaces lambda_1, and the smallest value is 0.
+High coherence between the sets means that descent on the retain set counteracts ascent on the forget set (Chang and
+Khanna, 2602.02986). It does not measure how hard a forget set is: how fast a model leaves a minimum also depends on the
+step size (`stability_limit`).
 
-Effective rank is (tr H)^2 / tr(H^2) of a set's mean H: directions, were it equally curved in all.
+Effective rank is (tr H)^2 / tr(H^2) of a set's mean H: the number of directions, if H were equally curved in all.
 
-All are for the whole sets: bias and error of the sample are taken from its halves (`_halves`). With more classes than
-`rows` and for language models labels are drawn, which makes coherence within a set a little too low (`_rows`).
+All values estimate the whole sets: bias and error of the sample come from its halves (`_halves`). With more classes
+than `rows`, and for language models, labels are drawn, which makes coherence within a set a little too low (`_rows`).
 
-Cost: at most `epochs` passes over the training set; with 128 examples of ten classes about 6,000 gradients, three times
-as many where no parameter has a product form.
+Cost: at most `epochs` passes over the training set. With 128 examples of ten classes about 6,000 gradients; three times
+as many if no parameter has a product form.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ ONE_BY_ONE = "weights whose gradients went one by one, in"
 
 @dataclass(frozen=True)
 class Coherence(GramDiagnostic):
-    """How far examples share the weights that they depend on, within and between both sets."""
+    """How strongly examples depend on the same weights, within each set and between both."""
 
     cite: ClassVar[str] = "dexter2024precise"
 
     def __call__(self, case: Case, seed: int) -> dict[str, Estimate]:
-        """Shares and numbers of directions, with 90 % intervals for the choice of the examples.
+        """Shares and numbers of directions, with 90 % intervals over the choice of the examples.
 
         Raises:
             SpecError: No parameter of the model takes a gradient, or the budget affords no example.
@@ -60,8 +60,8 @@ class Coherence(GramDiagnostic):
         generator = generator_of(seed, "coherence")
         rows, sample = self.looked_at(case, generator)
         with about(case):
-            found = curvature_gram(sample, self.rows, generator)
-        shared = _Shared.of(found.matrix, rows, len(sample.retain))
+            gram = curvature_gram(sample, self.rows, generator)
+        shared = _Shared.of(gram.matrix, rows, len(sample.retain))
         parts = parts_of(sample)
         return {
             WITHIN_RETAIN: _share(shared.within(0), parts[:1], generator),
@@ -69,33 +69,34 @@ class Coherence(GramDiagnostic):
             BETWEEN: _share(shared.between, parts, generator),
             RETAIN_RANK: _rank(shared.inverse_rank(0), parts[:1], generator),
             FORGET_RANK: _rank(shared.inverse_rank(1), parts[1:], generator),
-            **one_by_one(sample, found.unsupported),
+            **one_by_one(sample, gram.unsupported),
         }
 
-    def summary(self, found: Mapping[str, Estimate]) -> str:
-        """How much the sets share, beside what each has in common within itself."""
-        retain, forget, between = (found[what] for what in (WITHIN_RETAIN, WITHIN_FORGET, BETWEEN))
+    def summary(self, estimates: Mapping[str, Estimate]) -> str:
+        """How much the two sets share, compared with what each shares within itself."""
+        retain, forget, between = (estimates[name] for name in (WITHIN_RETAIN, WITHIN_FORGET, BETWEEN))
         text = (
             f"Of what could be shared, examples share {_percent(forget)} within the forget set, {_percent(retain)} "
-            f"within the retain set and {_percent(between)} between the two; the forget set bends about "
-            f"{found[FORGET_RANK].value:.3g} directions, the retain set {found[RETAIN_RANK].value:.3g}."
+            f"within the retain set and {_percent(between)} between the two; the loss is curved in about "
+            f"{estimates[FORGET_RANK].value:.3g} directions on the forget set, in "
+            f"{estimates[RETAIN_RANK].value:.3g} on the retain set."
         )
         inside = math.sqrt(max(retain.value * forget.value, 0.0))
-        if any(math.isnan(one.low) for one in (retain, forget, between)):
-            return text + " These are of too few examples to say how sure they are; raise epochs, or lower rows."
+        if any(math.isnan(estimate.low) for estimate in (retain, forget, between)):
+            return text + " The examples are too few for intervals; raise epochs, or lower rows."
         if between.low > 0.5 * inside:
             return (
-                f"{text} What is to go shares weights with what stays much as each set does within itself; whether "
-                "that predicts damage or resistance has not been measured here."
+                f"{text} The forget set shares weights with the retain set much as each set does within itself; "
+                "whether that predicts damage or resistance has not been measured here."
             )
         if between.high < 0.5 * inside:
-            return text + " What is to go sits largely in weights of its own."
+            return text + " The forget set depends largely on weights of its own."
         return text
 
 
 @dataclass(frozen=True)
 class _Shared:
-    """S, trace of each H_i, and how many examples are from the retain set."""
+    """The matrix S, the trace of each H_i, and the number of examples from the retain set."""
 
     similarity: Tensor
     traces: Tensor
@@ -118,8 +119,8 @@ class _Shared:
         ours, theirs = places[0], places[1] + self.retained
         block = self.similarity[ours][:, theirs]
         sizes = self.similarity.diagonal()
-        found = sigma.coherence_between(block, sizes[ours], sizes[theirs])
-        return found / math.sqrt(len(ours) * len(theirs))
+        coherence = sigma.coherence_between(block, sizes[ours], sizes[theirs])
+        return coherence / math.sqrt(len(ours) * len(theirs))
 
     def inverse_rank(self, side: int) -> Callable[[Sequence[Tensor]], float]:
         def statistic(places: Sequence[Tensor]) -> float:
@@ -130,19 +131,19 @@ class _Shared:
 
 
 def parts_of(sample: Sample) -> list[SampledSet]:
-    """Retain and forget set, as what their samples are from."""
+    """The sampled retain set and the sampled forget set."""
     problem = sample.problem
     sets = ((sample.retain, problem.retain), (sample.forget, problem.forget))
     return [SampledSet(problem.data.group_of(ids), len(whole)) for ids, whole in sets]
 
 
 def one_by_one(sample: Sample, names: Sequence[str]) -> dict[str, Estimate]:
-    """What had no product form, named, as a share of the weights; nothing where all had one."""
+    """The parameters without a product form, named, as a share of the weights; empty if all have one."""
     if not names:
         return {}
     sizes = {name: parameter.numel() for name, parameter in sample.model.named_parameters() if parameter.requires_grad}
     share = sum(sizes[name] for name in names) / sum(sizes.values())
-    # A number that is counted has no interval.
+    # An exact count has no interval.
     what = f"{ONE_BY_ONE} {', '.join(names)}"
     return {what: Estimate(share, math.nan, math.nan, len(names), "share", "lower")}
 

@@ -1,20 +1,20 @@
 """What to do: a family of methods with the reason, and for descent and ascent a step size, a mix and a number of steps.
 
-The family follows from what there is to forget. Examples that nets know which never saw them are known by a retrained
-model too: accuracy has nothing to lose there, and the cheapest repair will do. Examples known by heart have to be taken
-out, and what only silences them comes back: in the study `dormant` random relabelling and circuit breakers did, and
-`noisy_distillation` was the one that no attack woke at a tenth of retraining's gradients. That is evidence from small
-nets on one data set; attack whatever you choose.
+The family depends on what there is to forget. If nets that never saw the examples know them, a retrained model knows
+them too: accuracy there will not fall, and the cheapest repair is enough. Examples known by heart have to be removed.
+A method that only silences them leaves them for an attack to bring back: in the study `dormant` this happened with
+random relabelling and circuit breakers, and no attack brought anything back after `noisy_distillation`, at a tenth of
+retraining's gradients. That is evidence from small nets on one data set; run attacks on whatever you choose.
 
-The plan is found without a step being taken. Its step size is a tenth of the largest that descent on the retain set
-bears in mean square (`numerics.stability`): in trials larger ones forgot in fewer steps and up to there cost the retain
-set no more. Its mix is the smallest of `MIXES` with which half of what is known of the forget set is gone within a
-tenth of the steps, as followed in function space (`numerics.function_space`): what ascent costs grew with its weight,
-not with the steps that it took, and beyond a fifth it was expensive. One Gram matrix of logits serves both: an
-example's curvature J^T (diag p - p p^T) J is made of its logits' gradients. The predicted number of steps is too low,
-several times for examples known by heart: look at what is left of the forget set, and go on.
+The plan is computed without taking a step. Its step size is a tenth of the largest at which descent on the retain set
+is stable in mean square (`numerics.stability`): in trials, larger steps forgot sooner, and up to this size they cost
+the retain set no more. Its mix is the smallest of `MIXES` that forgets half of what is known of the forget set within a
+tenth of the steps, as predicted in function space (`numerics.function_space`): the cost of ascent grew with its weight,
+not with its number of steps, and above a fifth it was high. One Gram matrix of logits serves both: an example's
+curvature J^T (diag p - p p^T) J is made of its logits' gradients. The predicted number of steps is too low, several
+times too low for examples known by heart: check what is left of the forget set, and continue.
 
-Cost: that of `hardness`, and a few courses in function space.
+Cost: that of `hardness`, plus a few predictions in function space.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ LIMIT = "largest stable step size of descent on the retain set alone, in mean sq
 KNOWN = {"forget": "known of the forget examples looked at", "retain": "known of the retained examples looked at"}
 
 SHARE = 0.1
-"""Of the largest stable step size, and of the steps that may be taken those within which a plan must be predicted."""
+"""The plan takes this share of the largest stable step size, and must forget within this share of `steps`."""
 MIXES = (0.05, 0.1, 0.2)
 LEAST = 0.5
-"""Share of either set that an original must know for a plan to mean much."""
+"""Share of each set that an original must know; below it, the plan means little."""
 LITTLE = 0.1
 """Share known by heart below which there is hardly anything to forget."""
 FLAT = 5e-3
@@ -59,7 +59,7 @@ FLAT = 5e-3
 
 
 class RecommendedPlan(NamedTuple):
-    """A setting of descent and ascent, with what it is predicted to do."""
+    """Settings of descent and ascent, with their predicted effect."""
 
     learning_rate: float
     ascent_weight: float
@@ -74,13 +74,13 @@ class Recommendation(LogitDiagnostic):
     version: ClassVar[int] = 2
 
     batch_size: Count = 128
-    """Retain examples per step, or all where there are fewer; their noise bounds the step size."""
+    """Retain examples per step, or all if there are fewer; the batches' noise limits the step size."""
 
     def __call__(self, case: Case, seed: int) -> dict[str, Estimate]:
-        """The plan and what it is predicted to do, a choice and so without intervals, and the limit that bounds it.
+        """The plan with its predicted effect, and the step size limit. A plan is a choice, so it has no intervals.
 
         Raises:
-            MissingError: The model answers with tokens.
+            MissingError: The model predicts tokens.
             SpecError: No parameter of the model takes a gradient, or the budget affords no example.
             RunError: A loss is not finite.
         """
@@ -96,18 +96,18 @@ class Recommendation(LogitDiagnostic):
             PASSES: (float(passes), "passes"),
             DAMAGE: (plan.damage, "share"),
         }
-        found = {
-            what: Estimate(value, math.nan, math.nan, len(sampled.targets), unit, "reference")
-            for what, (value, unit) in values.items()
+        estimates = {
+            name: Estimate(value, math.nan, math.nan, len(sampled.targets), unit, "reference")
+            for name, (value, unit) in values.items()
         }
-        return found | {LIMIT: limit} | _known(sampled) | _by_heart(case) | sampled.one_by_one
+        return estimates | {LIMIT: limit} | _known(sampled) | _by_heart(case) | sampled.one_by_one
 
     def repeats(self, data: Data) -> bool:
-        """No: a plan that is the mean of several seeds' plans is none of them."""
+        """No: the mean of several seeds' plans is not a plan of any of them."""
         return False
 
     def limit(self, sampled: Sampled, problem: Problem, generator: torch.Generator) -> Estimate:
-        """The largest step size at which descent on the retain set stays, in mean square, for the whole set."""
+        """The largest step size at which descent on the whole retain set is stable in mean square."""
         gram = curvature_of_logits(sampled.gram, sampled.logits)
         curvatures = of_gram(gram, sampled.retained, rows=sampled.logits.shape[1] - 1, tolerance=FLAT)
         size = len(problem.retain)
@@ -121,8 +121,8 @@ class Recommendation(LogitDiagnostic):
         return over_halves(inverse, sampled.parts[:1], generator, unit="step size", inverse=True)
 
     def chosen(self, sampled: Sampled, problem: Problem, limit: float) -> RecommendedPlan:
-        """The plan with the smallest mix that forgets soon enough; where none does, that with the largest."""
-        # Without any curvature no step size is too large, and the loss has nothing to say.
+        """The plan with the smallest mix that forgets soon enough; if none does, the plan with the largest mix."""
+        # Without curvature every step size is stable, and the limit is infinite.
         rate = SHARE * limit if math.isfinite(limit) else SHARE
         for ascent_weight in MIXES:
             plan = RecommendedPlan(rate, ascent_weight, *self.predicted(sampled, problem, rate, ascent_weight))
@@ -130,40 +130,40 @@ class Recommendation(LogitDiagnostic):
                 break
         return plan
 
-    def summary(self, found: Mapping[str, Estimate]) -> str:
-        """The family with its reason, then the plan; the predicted damage, which misled, is left to the estimates."""
-        return f"{_warning(found)}{self._family(found)} {self._plan(found)}"
+    def summary(self, estimates: Mapping[str, Estimate]) -> str:
+        """The family with its reason, then the plan; leaves out the predicted damage, which misled in trials."""
+        return f"{_warning(estimates)}{self._family(estimates)} {self._plan(estimates)}"
 
-    def _family(self, found: Mapping[str, Estimate]) -> str:
-        if BY_HEART not in found:
+    def _family(self, estimates: Mapping[str, Estimate]) -> str:
+        if BY_HEART not in estimates:
             return (
-                "The data ship no C-scores, which would tell how much is known by heart. Suppose that it is much: "
-                "take noisy_distillation, which no attack woke in the study dormant, on small nets and one data set. "
-                "Where memorization, which trains networks for C-scores, finds little, finetune will do."
+                "The data ship no C-scores, so it is unknown how much is known by heart. Assume that it is much: take "
+                "noisy_distillation. In the study dormant, on small nets and one data set, no attack undid it. If the "
+                "diagnostic memorization, which trains networks for C-scores, shows little, finetune is enough."
             )
-        share = found[BY_HEART]
+        share = estimates[BY_HEART]
         if share.high < LITTLE:
             return (
                 f"Only {100 * share.value:.0f} % is known by heart: a retrained model knows nearly all of it too. Take "
-                "the cheapest, finetune, and judge by membership; accuracy will show nothing."
+                "the cheapest method, finetune, and judge by membership; accuracy will show nothing."
             )
         return (
-            f"{100 * share.value:.0f} % is known by heart, and has to be taken out, not silenced: take "
-            "noisy_distillation, which no attack woke in the study dormant, on small nets and one data set."
+            f"{100 * share.value:.0f} % is known by heart, and has to be removed, not silenced: take "
+            "noisy_distillation. In the study dormant, on small nets and one data set, no attack undid it."
         )
 
-    def _plan(self, found: Mapping[str, Estimate]) -> str:
-        step, ascent_weight, steps = (found[what].value for what in (STEP, MIX, STEPS))
+    def _plan(self, estimates: Mapping[str, Estimate]) -> str:
+        step, ascent_weight, steps = (estimates[name].value for name in (STEP, MIX, STEPS))
         if steps > SHARE * self.steps:
             return (
-                "Descent and ascent do not get there soon with a mix that spares the retain set: others know what "
-                "these examples know."
+                "With a mix that spares the retain set, descent and ascent do not forget soon: what the forget "
+                "examples show is also known from others."
             )
         return (
             f"For descent and ascent: neggrad_plus with sgd, learning_rate = {step:.2g}, "
             f"alpha = {1 - ascent_weight:g}; the step size is a tenth of the largest that is stable on the retain set, "
-            f"the ascent the weakest that gets there. In a linear network half would be gone in {steps:,.0f} steps, "
-            f"{_passes(found[PASSES].value)}; look, and go on until it is."
+            f"the ascent the weakest that forgets soon enough. A linear network would forget half in {steps:,.0f} "
+            f"steps, {_passes(estimates[PASSES].value)}; check, and continue until half is forgotten."
         )
 
 
@@ -172,10 +172,10 @@ def _passes(count: float) -> str:
 
 
 def curvature_of_logits(gram: Tensor, logits: Tensor) -> Tensor:
-    """Inner products of the columns of G_i, G_i G_i^T = J_i^T (diag p - p p^T) J_i, from those of the logits.
+    """Inner products of the columns of G_i, with G_i G_i^T = J_i^T (diag p - p p^T) J_i, from those of the logits.
 
     Args:
-        gram: `[m c, m c]`, double precision.
+        gram: Inner products of the logits' gradients, `[m c, m c]`, double precision.
         logits: `[m, c]`.
 
     Returns:
@@ -187,24 +187,24 @@ def curvature_of_logits(gram: Tensor, logits: Tensor) -> Tensor:
     # The constant vector has the eigenvalue 0 and is left out.
     roots = (vectors * values.clamp(min=0).sqrt()[:, None]).mT[:, 1:]
     blocks = gram.view(count, classes, count, classes)
-    found: Tensor = torch.einsum("ira,iajb,jsb->irjs", roots, blocks, roots)
-    return found.reshape(count * (classes - 1), -1)
+    products: Tensor = torch.einsum("ira,iajb,jsb->irjs", roots, blocks, roots)
+    return products.reshape(count * (classes - 1), -1)
 
 
 def _known(sampled: Sampled) -> dict[str, Estimate]:
-    has = (sampled.logits.argmax(1) == sampled.targets).double().numpy()
-    sides = {"forget": has[sampled.retained :], "retain": has[: sampled.retained]}
+    right = (sampled.logits.argmax(1) == sampled.targets).double().numpy()
+    sides = {"forget": right[sampled.retained :], "retain": right[: sampled.retained]}
     return {KNOWN[name]: over_examples(side, "share", "reference") for name, side in sides.items()}
 
 
-def _warning(found: Mapping[str, Estimate]) -> str:
-    """Of an original that knows little, such as one that was not trained."""
-    shares = {name: found[what].value for name, what in KNOWN.items()}
+def _warning(estimates: Mapping[str, Estimate]) -> str:
+    """A warning about an original that knows little, such as an untrained one; otherwise empty."""
+    shares = {name: estimates[key].value for name, key in KNOWN.items()}
     if min(shares.values()) >= LEAST:
         return ""
     return (
-        f"Of what was looked at, the original knows only {100 * shares['forget']:.0f} % of the forget set and "
-        f"{100 * shares['retain']:.0f} % of the retain set: where it knows little, this advice means little. "
+        f"In the sample, the original knows only {100 * shares['forget']:.0f} % of the forget set and "
+        f"{100 * shares['retain']:.0f} % of the retain set: if it knows little, this advice means little. "
     )
 
 
@@ -212,5 +212,5 @@ def _by_heart(case: Case) -> dict[str, Estimate]:
     problem, scores = case.problem, case.problem.data.cscore
     if scores is None:
         return {}
-    has = known(case.original, problem, problem.forget).double() - scores[problem.forget]
-    return {BY_HEART: over_examples(has.numpy(), "share", "reference")}
+    by_heart = known(case.original, problem, problem.forget).double() - scores[problem.forget]
+    return {BY_HEART: over_examples(by_heart.numpy(), "share", "reference")}

@@ -1,15 +1,16 @@
-"""How sharply the retain loss bends, against the step size of the plan; and how many examples a batch should have.
+"""How sharply the retain loss is curved, compared with the planned step size; and how large a batch should be.
 
-Gradient descent holds no minimum where the largest eigenvalue of the loss's Hessian exceeds 2 (1 + momentum) / step
-(Cohen et al. 2021, who see training move to that edge). The Hessian is that of the mean loss in evaluation mode, in all
-weights that may be trained. A sample's largest eigenvalue lies above that of the whole set on average: the interval is
-for the choice of the examples at fixed eigenvectors, and for how far Lanczos came.
+Gradient descent leaves a minimum if the largest eigenvalue of the loss's Hessian exceeds 2 (1 + momentum) / step size
+(Cohen et al. 2021, who observe that training moves to that edge). The Hessian is that of the mean loss in evaluation
+mode, in all trainable weights. On average, a sample's largest eigenvalue exceeds that of the whole set. The interval
+covers the choice of the examples at fixed eigenvectors, and the error of Lanczos.
 
 The gradient noise scale is tr(covariance of one example's gradient) / |mean gradient|^2 (McCandlish et al. 2018): with
-much smaller batches steps are mostly noise. Near a minimum the mean cannot be told from 0, and the scale is infinite.
+much smaller batches, steps are mostly noise. Near a minimum the mean gradient cannot be distinguished from 0, and the
+scale is infinite.
 
-Cost: at most `epochs` passes over the training set, in all at most `HVP` (`limit` + `eigenvalues`) + 1 gradients per
-example. A largest eigenvalue takes about 8 products.
+Cost: at most `epochs` passes over the training set, in total at most `HVP` (`limit` + `eigenvalues`) + 1 gradients per
+example. The largest eigenvalue takes about 8 products.
 """
 
 from __future__ import annotations
@@ -41,13 +42,13 @@ EDGE = "the step size as a share of the largest that holds the retain loss"
 NOISE = "gradient noise scale of the retain set"
 
 BATCHES = 8
-"""Parts of the sample whose scatter is the error."""
+"""Parts of the sample; their scatter gives the error."""
 TOGETHER = 256
-"""Examples a pass where nothing is asked of single parts."""
+"""Examples per pass if no result per part is needed."""
 HVP = 3
-"""Gradients in whose time an example's Hessian product is had: two forward passes and four half backward ones."""
+"""Cost of an example's Hessian product, in gradients: two forward passes and four half backward passes."""
 PART = 65536
-"""Weights whose gradients are doubled in precision at a time."""
+"""Weights whose gradients are converted to double precision at a time."""
 
 
 @dataclass(frozen=True)
@@ -59,21 +60,21 @@ class Sharpness(Diagnostic):
     learning_rate: Positive = 2e-4
     """Planned step size."""
     momentum: Momentum = 0.9
-    """Of the heavy ball, as that of the library's `sgd`."""
+    """Momentum of the heavy ball; the library's `sgd` has 0.9."""
     eigenvalues: Count = 3
-    """How many, the largest first."""
+    """Number of eigenvalues, the largest first."""
     retain: Count = 400
-    """Retain examples looked at, fewer where the budget is short."""
+    """Retain examples to measure; fewer if the budget does not allow as many."""
     limit: Count = 12
-    """Most Hessian products."""
+    """Largest number of Hessian products."""
     tolerance: Positive = 5e-2
-    """Largest error of Lanczos, relative to the largest absolute eigenvalue found; that of the sample is larger."""
+    """Largest error of Lanczos, relative to the largest absolute eigenvalue found; the sample's error is larger."""
     epochs: Positive = 1.4
-    """Most that this may cost, in passes over the training set; with vectors as long as ten million weights the linear
-    algebra takes as long as half a pass more."""
+    """Largest cost of this diagnostic, in passes over the training set. With ten million weights, the linear algebra
+    takes about as long as half a pass in addition."""
 
     def __call__(self, case: Case, seed: int) -> dict[str, Estimate]:
-        """Eigenvalues in nats per squared unit of the weights, the step size as a share, the noise in examples.
+        """Eigenvalues in nats per squared weight, the step size as a share, the noise scale in examples.
 
         Raises:
             SpecError: No parameter of the model takes a gradient, or the budget affords no two examples.
@@ -83,14 +84,14 @@ class Sharpness(Diagnostic):
         afforded = int(self.epochs * len(case.problem.train) / (HVP * (self.limit + self.eigenvalues) + 1))
         count = min(self.retain, afforded, len(case.problem.retain))
         if count < 2:
-            found = f"affords {afforded} examples with limit = {self.limit}"
-            raise SpecError(found, where="epochs", allowed="at least 2", remedy="raise epochs, or lower limit")
+            finding = f"affords {afforded} examples with limit = {self.limit}"
+            raise SpecError(finding, where="epochs", allowed="at least 2", remedy="raise epochs, or lower limit")
         sample = sampled(case, count, 0, generator)
         size = max(count // BATCHES, 1)
-        # A smaller batch at the end would count as much as the others.
+        # A smaller batch at the end would have the same weight as the full ones.
         ids = sample.retain[: count // size * size]
         with about(case):
-            # Products take all weights from memory, whatever the batch: few large ones here, and one by one only once.
+            # A product reads all weights from memory, whatever the batch size: use few large batches here.
             together = list(in_order(case.problem.data, ids, TOGETHER))
             product = hessian(batch_loss(sample.problem), sample.model, differentiable(sample.model), together)
             wanted = min(self.eigenvalues, self.limit)
@@ -103,27 +104,27 @@ class Sharpness(Diagnostic):
 
     def _eigenvalues(self, values: list[tuple[float, float]], draws: int) -> dict[str, Estimate]:
         unit = "nats per squared weight"
-        found = {
+        estimates = {
             TOP if place == 0 else f"eigenvalue {place + 1}": Estimate(v, v - e, v + e, draws, unit, "reference")
             for place, (v, e) in enumerate(values)
         }
         share = self.learning_rate / (2 * (1 + self.momentum))
-        top = found[TOP]
-        # Where the Hessian may have no positive eigenvalue, no step size is too large: a share of 0, none is negative.
+        top = estimates[TOP]
+        # Without a positive eigenvalue every step size is stable: the share is 0, never negative.
         value, low, high = (share * max(end, 0.0) for end in (top.value, top.low, top.high))
         edge = Estimate(value, low, high, draws, "ratio", "lower")
-        return {TOP: top, EDGE: edge, **found}
+        return {TOP: top, EDGE: edge, **estimates}
 
-    def summary(self, found: Mapping[str, Estimate]) -> str:
-        """Whether the planned step holds the retained minimum."""
-        edge, text = found[EDGE], f"The planned step size is {100 * found[EDGE].value:.2g} % of the largest with which "
-        text += "gradient descent holds what is retained. "
+    def summary(self, estimates: Mapping[str, Estimate]) -> str:
+        """Whether descent on the retain set stays at its minimum with the planned step size."""
+        edge, noise = estimates[EDGE], estimates[NOISE]
+        text = f"The planned step size is {100 * edge.value:.2g} % of the largest with which gradient descent stays at "
+        text += "the minimum of the retain set. "
         if edge.low > 1:
-            text += "It leaves, and retained examples are damaged, before anything is forgotten. "
-        noise = found[NOISE]
+            text += "It leaves that minimum, and damages retained examples, before it forgets anything. "
         if math.isfinite(noise.value):
             return text + f"A batch of about {max(noise.value, 1):,.0f} has as much signal as noise."
-        return text + "The retain set's mean gradient cannot be told from 0: steps on it are mostly noise."
+        return text + "The retain set's mean gradient cannot be distinguished from 0: steps on it are mostly noise."
 
 
 def noise_scale(products: Tensor, size: int, left: float) -> Estimate:
@@ -132,10 +133,10 @@ def noise_scale(products: Tensor, size: int, left: float) -> Estimate:
     Args:
         products: Inner products of the batches' mean gradients, `[g, g]`.
         size: Examples per batch.
-        left: Share of the set that is in none of them.
+        left: Share of the set that is in none of the batches.
 
     Returns:
-        In examples; infinite where the mean gradient is no longer than chance would make it.
+        The scale in examples; infinite if the mean gradient is no longer than chance would make it.
     """
 
     def scale(kept: Tensor) -> float:
@@ -157,10 +158,10 @@ def noise_scale(products: Tensor, size: int, left: float) -> Estimate:
     return Estimate(value, value / factor, value * factor, count, "examples", "reference")
 
 
-def _of_batches(sample: Sample, found: Eigenpairs, batches: list[Batch]) -> tuple[Tensor, Tensor]:
-    """Each batch's mean gradient `[batches, p]`, and what it alone would move the eigenvalues by, `[batches, m]`."""
+def _of_batches(sample: Sample, pairs: Eigenpairs, batches: list[Batch]) -> tuple[Tensor, Tensor]:
+    """Each batch's mean gradient `[batches, p]`, and its curvature along each eigenvector `[batches, m]`."""
     parameters, loss = differentiable(sample.model), batch_loss(sample.problem)
-    vectors = found.vectors.T.contiguous()
+    vectors = pairs.vectors.T.contiguous()
     gradients = vectors.new_empty(len(batches), vectors.shape[1])
     each = torch.empty(len(batches), len(vectors), dtype=torch.float64)
     for place, batch in enumerate(batches):
@@ -169,7 +170,7 @@ def _of_batches(sample: Sample, found: Eigenpairs, batches: list[Batch]) -> tupl
 
 
 def inner_products(rows: Tensor) -> Tensor:
-    """Of rows `[g, p]` with one another, `[g, g]` in double precision, which their copy as a whole need not have."""
+    """Inner products of rows `[g, p]`, `[g, g]` in double precision; never converts all rows at once."""
     parts = (part.double() for part in rows.split(PART, dim=1))
     total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
     for part in parts:

@@ -1,1 +1,1 @@
-"""Tensors in, tensors out: operators, decompositions and estimators that know nothing of models or tasks."""
+"""Tensors in, tensors out: operators, decompositions and estimators, independent of models and tasks."""

@@ -14,7 +14,7 @@ def rows(batch: Any) -> int:
     """Number of examples.
 
     Raises:
-        SpecError: It is no such batch.
+        SpecError: The batch is not of this form.
     """
     first = next((t for t in _members(batch) if isinstance(t, Tensor) and t.ndim), None)
     if first is None:
@@ -25,7 +25,7 @@ def rows(batch: Any) -> int:
 
 
 def take(batch: Any, part: slice) -> Any:
-    """Some of the examples, in the same kind of container; what is no tensor stays as it is."""
+    """Some of the examples, in the same kind of container; members that are not tensors stay unchanged."""
     if isinstance(batch, Mapping):
         return type(batch)({key: _cut(value, part) for key, value in batch.items()})  # type: ignore[call-arg]
     if isinstance(batch, tuple):

@@ -15,7 +15,7 @@ from expunge.numerics._failures import explained
 from expunge.numerics.factors import Factors, factors
 
 Losses = Callable[[nn.Module, Any], Tensor]
-"""From the module and a batch, each example's loss, `[b]`."""
+"""Maps the module and a batch to each example's loss, `[b]`."""
 
 
 class Call(NamedTuple):
@@ -25,11 +25,11 @@ class Call(NamedTuple):
     layer: nn.Module
     inputs: Tensor
     output: Tensor
-    """What it returned, or zeros that were added to that: where the gradient is taken."""
+    """The tensor to take the gradient at: the layer's output, or zeros that were added to it."""
 
 
 class Use(NamedTuple):
-    """One call of a layer, with the gradient of the summed losses at what it returned."""
+    """One call of a layer, with the gradient of the summed losses at its output."""
 
     path: str
     layer: nn.Module
@@ -45,7 +45,7 @@ def watched(layers: Mapping[str, nn.Module], *, in_place: bool = True) -> Iterat
 
     Args:
         layers: By path.
-        in_place: Whether what they return may be changed in place. Then gradients are taken at zeros that are added.
+        in_place: Whether the model may change the outputs in place. Then gradients are taken at zeros that are added.
     """
     calls: list[Call] = []
     handles = [layer.register_forward_hook(_hook(path, calls, in_place)) for path, layer in layers.items()]
@@ -57,11 +57,11 @@ def watched(layers: Mapping[str, nn.Module], *, in_place: bool = True) -> Iterat
 
 
 def uses(calls: list[Call], total: Tensor) -> list[Use]:
-    """The calls that the summed losses depend on, with gradients; `calls` is emptied, the graph of `total` used up."""
+    """The calls that the summed losses depend on, with gradients; empties `calls` and frees the graph of `total`."""
     outputs = [call.output for call in calls]
     gradients = torch.autograd.grad(total, outputs, allow_unused=True) if outputs else ()
     pairs = list(zip(calls, gradients, strict=True))
-    # So that the caller holds the only reference to the inputs, and can free each once it has its factors.
+    # Then the caller has the only reference to the inputs, and can free each one once it has its factors.
     calls.clear()
     return [Use(call.path, call.layer, call.inputs, gradient) for call, gradient in pairs if gradient is not None]
 
@@ -76,11 +76,11 @@ def captured(model: nn.Module, losses: Losses, batch: Any, wanted: dict[int, str
         wanted: Names of the parameters, by their `id`.
 
     Returns:
-        By the parameter's name, one entry for each time it is used in a layer that has factors. A parameter that is
-        used elsewhere has none there, and the caller must compare.
+        By the parameter's name, one entry per use in a layer that has factors. Other uses of a parameter have no
+        entry, so the caller must compare with autograd.
 
     Raises:
-        SpecError: There is not one loss per example, or none depends on a parameter.
+        SpecError: The number of losses is not the number of examples, or no loss depends on a parameter.
         RunError: A loss is not finite, or a module cannot be differentiated; names it.
     """
     layers = {p: m for p, m in model.named_modules() if any(id(w) in wanted for w in m.parameters(recurse=False))}
@@ -88,15 +88,15 @@ def captured(model: nn.Module, losses: Losses, batch: Any, wanted: dict[int, str
         total = summed(model, losses, batch)
     of_layers = [p for layer in layers.values() for p in layer.parameters(recurse=False) if id(p) in wanted]
     with explained(model, lambda: summed(model, losses, batch), of_layers):
-        found = uses(calls, total)
-    return _by_parameter(found, wanted, rows(batch))
+        layer_uses = uses(calls, total)
+    return _by_parameter(layer_uses, wanted, rows(batch))
 
 
 def summed(model: nn.Module, losses: Losses, batch: Any) -> Tensor:
     """The sum of the losses of a batch, with its graph.
 
     Raises:
-        SpecError: It has none.
+        SpecError: The sum depends on no parameter.
     """
     with torch.enable_grad():
         total = example_losses(model, losses, batch).sum()
@@ -106,7 +106,12 @@ def summed(model: nn.Module, losses: Losses, batch: Any) -> Tensor:
 
 
 def example_losses(model: nn.Module, losses: Losses, batch: Any) -> Tensor:
-    """Each example's loss, checked."""
+    """Each example's loss, `[b]`.
+
+    Raises:
+        SpecError: The number of losses is not the number of examples.
+        RunError: A loss is not finite.
+    """
     values = losses(model, batch)
     if values.shape != (rows(batch),):
         shape = f"has shape {list(values.shape)}"
@@ -129,14 +134,14 @@ def _hook(path: str, calls: list[Call], in_place: bool) -> Callable[[nn.Module, 
 
 
 def _by_parameter(layer_uses: list[Use], wanted: dict[int, str], size: int) -> dict[str, list[Factors]]:
-    found: dict[str, list[Factors]] = {}
+    by_name: dict[str, list[Factors]] = {}
     while layer_uses:
         use = layer_uses.pop(0)
-        # A layer that was not given one row per example, such as an embedding of positions, tells none apart.
+        # Without one row per example, as in an embedding of positions, a layer has no per-example factors.
         if len(use.inputs) != size or len(use.gradients) != size:
             continue
         for key, value in (factors(use.layer, use.inputs, use.gradients) or {}).items():
             parameter = use.layer._parameters.get(key)
             if parameter is not None and id(parameter) in wanted:
-                found.setdefault(wanted[id(parameter)], []).append(value)
-    return found
+                by_name.setdefault(wanted[id(parameter)], []).append(value)
+    return by_name

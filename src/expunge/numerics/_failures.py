@@ -1,8 +1,8 @@
 """Why a derivative failed, and in which module.
 
-PyTorch reports an in-place change or a missing formula without the layer. The forward pass is run once more, and before
-and after each module, the innermost first, the derivative of what it was given and of what it returned is tried. The
-first whose outputs fail where its inputs did not is named: what goes wrong between two layers is their parent's.
+PyTorch reports an in-place change or a missing formula without the layer. So the forward pass runs once more, and the
+derivatives of each module's inputs and outputs are tried, the innermost module first. The error names the first module
+whose outputs fail although its inputs do not; a failure between two layers belongs to their parent.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ Attempt = Callable[[Tensor], object]
 
 
 class Cut(RuntimeError):
-    """A gradient that can be computed but not differentiated, which autograd would take for a constant."""
+    """A gradient that can be computed but not differentiated; autograd would treat it as a constant."""
 
 
 def require_uncut(gradients: Iterable[Tensor]) -> None:
-    """Refuse gradients of which a part was cut from the graph.
+    """Refuse gradients whose graph is incomplete.
 
-    `once_differentiable` hangs its error on a detached copy, so that autograd never runs into it: the second
-    derivative would silently lack that part.
+    `once_differentiable` puts its error on a detached copy, so autograd never reaches it, and the second derivative
+    would silently lack that part.
 
     Raises:
-        Cut: The graph holds such a part.
+        Cut: The graph contains such a function.
     """
     seen: set[Any] = set()
     todo = [gradient.grad_fn for gradient in gradients]
@@ -51,17 +51,17 @@ def explain(
     attempt: Attempt,
     lacking: str = "it has no second derivative",
 ) -> NoReturn:
-    """Raise what a user can act on.
+    """Raise an error that names the layer, the reason and a remedy.
 
     Args:
-        error: What autograd said.
-        model: The module whose layer is looked for.
-        rerun: The forward pass on the batch that failed.
-        attempt: The derivatives of a scalar, raising as those that failed did.
-        lacking: What is said where the reason is no other.
+        error: The error of autograd.
+        model: The module that contains the failing layer.
+        rerun: Runs the forward pass on the batch that failed.
+        attempt: Takes the derivatives of a scalar; raises like those that failed.
+        lacking: The finding if the error has no known reason.
 
     Raises:
-        RunError: Always; running out of memory is passed on as it is.
+        RunError: Always; an out-of-memory error is raised unchanged.
     """
     if "allocate" in str(error):
         raise error
@@ -71,15 +71,15 @@ def explain(
 
 @contextmanager
 def explained(model: nn.Module, rerun: Callable[[], object], wanted: Sequence[Tensor]) -> Iterator[None]:
-    """Explain where the gradients that are taken inside fail.
+    """Explain a failure of the gradients that are taken inside this context.
 
     Args:
-        model: The module whose layer is looked for.
-        rerun: The forward pass on the batch at hand.
-        wanted: What a gradient is taken by when the layer is looked for.
+        model: The module that contains the failing layer.
+        rerun: Runs the forward pass on the current batch.
+        wanted: The tensors to differentiate by in the search for the layer.
 
     Raises:
-        RunError: Autograd failed; running out of memory is passed on as it is.
+        RunError: Autograd failed; an out-of-memory error is raised unchanged.
     """
 
     def attempt(value: Tensor) -> object:
@@ -91,28 +91,28 @@ def explained(model: nn.Module, rerun: Callable[[], object], wanted: Sequence[Te
         explain(error, model, rerun, attempt, "it has no gradient")
 
 
-def _reason(said: str, lacking: str) -> tuple[str, str]:
-    """What is the matter, and what to do about it."""
-    if "use_reentrant=True" in said:
+def _reason(text: str, lacking: str) -> tuple[str, str]:
+    """The finding and the remedy for an error text of autograd."""
+    if "use_reentrant=True" in text:
         finding = "checkpointing with use_reentrant=True cannot be differentiated in this way"
         return finding, "checkpoint with use_reentrant=False"
-    if "modified by an inplace operation" in said:
-        finding = f"a tensor that the gradient needs was changed in place: {said}"
+    if "modified by an inplace operation" in text:
+        finding = f"a tensor that the gradient needs was changed in place: {text}"
         return finding, "use the operation that returns a new tensor"
-    return f"{lacking}: {said}", "replace the function by a plain one"
+    return f"{lacking}: {text}", "replace the function by a plain one"
 
 
 def _culprit(model: nn.Module, rerun: Callable[[], object], attempt: Attempt) -> str:
-    found: list[str] = []
+    failing: list[str] = []
     sound: list[bool] = []
 
     def before(_: nn.Module, inputs: tuple[object, ...], named: dict[str, object]) -> None:
-        sound.append(not found and not _fails([*inputs, *named.values()], attempt))
+        sound.append(not failing and not _fails([*inputs, *named.values()], attempt))
 
     def after(path: str) -> Callable[[nn.Module, object, object], None]:
         def tried(module: nn.Module, _: object, output: object) -> None:
-            if sound.pop() and not found and _fails(output, attempt):
-                found.append(f"{path or 'model'} ({type(module).__name__})")
+            if sound.pop() and not failing and _fails(output, attempt):
+                failing.append(f"{path or 'model'} ({type(module).__name__})")
 
         return tried
 
@@ -125,18 +125,18 @@ def _culprit(model: nn.Module, rerun: Callable[[], object], attempt: Attempt) ->
     finally:
         for handle in handles:
             handle.remove()
-    return found[0] if found else "loss"
+    return failing[0] if failing else "loss"
 
 
 def _fails(given: object, attempt: Attempt) -> bool:
-    several: Sequence[object] = given if isinstance(given, tuple | list) else [given]
-    tensors = [t for t in several if isinstance(t, Tensor) and t.requires_grad]
+    members: Sequence[object] = given if isinstance(given, tuple | list) else [given]
+    tensors = [t for t in members if isinstance(t, Tensor) and t.requires_grad]
     try:
         # Checkpointing runs modules without gradients.
         with torch.enable_grad():
             for tensor in tensors:
                 attempt(tensor.square().sum())
-    except SpecError:  # it depends on no parameter, which is no failure
+    except SpecError:  # the tensor depends on no parameter; that is no failure
         return False
     except RuntimeError:
         return True

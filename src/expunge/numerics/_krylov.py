@@ -2,8 +2,8 @@
 
     A q_k = beta_{k-1} q_{k-1} + alpha_k q_k + beta_k q_{k+1}
 
-Each new vector is made orthogonal to *all* earlier ones, twice: with the three terms alone, rounding brings back
-directions that have converged, and the projection repeats their eigenvalues.
+Each new vector is made orthogonal to *all* earlier ones, twice. With the three terms alone, rounding would reintroduce
+directions that have converged, and the projection would repeat their eigenvalues.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ Operator = Callable[[Tensor], Tensor]
 class Krylov:
     """The basis and the projection after some products.
 
-    Where the space that the start spans is exhausted (`beta` vanishes), the next vector is drawn at random, orthogonal
-    to all before: the projection falls into blocks, and a multiple eigenvalue shows again in the next block.
+    If the Krylov space of the start is exhausted (`beta` vanishes), the next vector is drawn at random, orthogonal to
+    all earlier ones. Then the projection consists of blocks, and a multiple eigenvalue appears again in the next block.
 
     Args:
         operator: The symmetric operator.
         start: The first vector `[p]`, not zero; its dtype and device are those of the basis.
-        limit: Most products that will be asked for; memory is `min(limit, p) + 1` vectors.
+        limit: Largest number of products; memory is `min(limit, p) + 1` vectors.
         generator: Draws vectors after a breakdown, on the CPU.
 
     Raises:
-        SpecError: The start is no vector, or zero.
+        SpecError: The start is not a vector, or is zero.
     """
 
     def __init__(self, operator: Operator, start: Tensor, limit: int, generator: torch.Generator) -> None:
@@ -66,10 +66,10 @@ class Krylov:
         return torch.diag(torch.tensor(self.alphas, dtype=torch.float64)) + torch.diag(off, 1) + torch.diag(off, -1)
 
     def step(self) -> None:
-        """One product.
+        """Take one product and extend the basis.
 
         Raises:
-            SpecError: The product has another shape than the vector.
+            SpecError: The shape of the product differs from that of the vector.
             RunError: The product is not finite, or the operator is not symmetric.
         """
         product = self._product(self._basis[self.products])
@@ -96,7 +96,7 @@ class Krylov:
         return product.detach().to(vector, copy=True)
 
     def _require_symmetric(self, along: Tensor, norm: float) -> None:
-        # Symmetric, a product lies in the last two vectors and the new one; how far it does not costs nothing to see.
+        # For a symmetric operator, a product is in the span of the last two vectors and the new one; checking is cheap.
         expected = torch.zeros_like(along)
         if len(self.betas) and not self.broke:
             expected[-2] = self.betas[-1]
@@ -109,7 +109,7 @@ class Krylov:
             )
 
     def _orthogonal(self) -> Tensor:
-        # A draw lies in the span of the basis only by chance of measure zero; two passes, as above.
+        # With probability one, a draw is not in the span of the basis; two passes, as above.
         drawn = torch.randn(self.size, generator=self.generator, dtype=torch.float64).to(self._basis)
         for _ in range(2):
             drawn = drawn / drawn.norm()

@@ -1,11 +1,11 @@
-"""Inner products of per-example gradients from their factors, by whichever of two exact ways takes fewer operations.
+"""Inner products of per-example gradients from their factors, by the cheaper of two exact ways.
 
     <g_i, g_j> = sum_st <r_is, r_jt> <c_is, c_jt>                      products: T^2 (o + i) for a pair of examples
                = <sum_s r_is c_is^T, sum_t r_jt c_jt^T>                gradients: o i for a pair, T o i for an example
 
-The first is right for linear layers, the second for convolutions over many positions. Either is cut into pieces that
-stay within a fixed memory. A parameter that is used several times has several factors: its gradient is the sum over all
-of them, which is the same sum over more `t`.
+The first is cheaper for linear layers, the second for convolutions over many positions. Both work in pieces with a
+fixed limit on memory. A parameter that is used several times has several factors: its gradient is the sum over all of
+them, which is the same sum over more `t`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from expunge.numerics._batches import parts
 from expunge.numerics.factors import Factors
 
 PIECE = 2**22
-"""Numbers that a temporary tensor may hold."""
+"""Largest number of entries of a temporary tensor."""
 
 Uses = Sequence[Factors]
 """The factors of one parameter, one for each time it is used."""
@@ -31,11 +31,11 @@ def overlap(ours: Uses, theirs: Uses, shape: torch.Size) -> tuple[Tensor, bool]:
 
     Args:
         ours: Factors of `b` examples.
-        theirs: Those of `c` examples.
-        shape: Of the parameter.
+        theirs: Factors of `c` examples.
+        shape: Shape of the parameter.
 
     Returns:
-        `[b, c]`, and whether products were the cheaper way.
+        The inner products `[b, c]`, and whether products were the cheaper way.
     """
     by_products = _cost_of_products(ours, theirs) <= _cost_of_gradients(ours, theirs, shape)
     if by_products:
@@ -60,15 +60,15 @@ def _positions(uses: Uses) -> int:
 
 
 def _by_products(ours: Uses, theirs: Uses) -> Tensor:
-    found = ours[0].columns.new_zeros(len(ours[0].rows), len(theirs[0].rows))
+    total = ours[0].columns.new_zeros(len(ours[0].rows), len(theirs[0].rows))
     for a in ours:
         for b in theirs:
             pair = a.columns.shape[1] * a.columns.shape[2] * b.columns.shape[2]
             side = max(1, math.isqrt(PIECE // pair))
             for left in parts(len(a.rows), side):
                 for right in parts(len(b.rows), side):
-                    found[left, right] += _product(a.part(left), b.part(right))
-    return found
+                    total[left, right] += _product(a.part(left), b.part(right))
+    return total
 
 
 def _product(a: Factors, b: Factors) -> Tensor:
@@ -79,7 +79,7 @@ def _product(a: Factors, b: Factors) -> Tensor:
 
 
 def _row_products(a: Tensor, b: Tensor) -> Tensor:
-    """<r_s, r_t> for all pairs, `[g, b s, c t]`; an index stands for its indicator."""
+    """<r_s, r_t> for all pairs, `[g, b s, c t]`; an index represents its indicator."""
     if a.ndim == 3 and b.ndim == 3:
         return a.reshape(1, -1, 1) == b.reshape(1, 1, -1)
     if a.ndim == 3:
@@ -95,15 +95,15 @@ def _flat(tensor: Tensor) -> Tensor:
 
 
 def _by_gradients(ours: Uses, theirs: Uses, shape: torch.Size) -> Tensor:
-    found = ours[0].columns.new_zeros(len(ours[0].rows), len(theirs[0].rows))
+    total = ours[0].columns.new_zeros(len(ours[0].rows), len(theirs[0].rows))
     inner = ours[0].columns.shape[3]
-    width = max(1, PIECE // (max(len(found), found.shape[1]) * (shape.numel() // inner)))
+    width = max(1, PIECE // (max(len(total), total.shape[1]) * (shape.numel() // inner)))
     for piece in parts(inner, width):
-        found += gradients(ours, piece, shape) @ gradients(theirs, piece, shape).T
-    return found
+        total += gradients(ours, piece, shape) @ gradients(theirs, piece, shape).T
+    return total
 
 
 def gradients(uses: Uses, piece: slice, shape: torch.Size) -> Tensor:
-    """Per-example gradients by some of the columns, flattened, `[b, n]`."""
-    first, *others = (use.gradients(shape, piece) for use in uses)
-    return sum(others, first)
+    """Per-example gradients for some of the columns, flattened, `[b, n]`."""
+    first, *rest = (use.gradients(shape, piece) for use in uses)
+    return sum(rest, first)

@@ -1,12 +1,13 @@
-"""The spectral radius of a linear map that keeps positive semi-definite matrices so, between two bounds.
+"""The spectral radius of a linear map that preserves positive semi-definite matrices, between two bounds.
 
-Such a map T has its radius rho as an eigenvalue with a positive semi-definite eigenmatrix (Krein and Rutman 1948).
-Power iteration from the identity cannot miss it: it has a part along every such matrix. For any positive definite M
+The radius rho of such a map T is an eigenvalue with a positive semi-definite eigenmatrix (Krein and Rutman 1948). Power
+iteration from the identity cannot miss it, because the identity has a component along every such matrix. For any
+positive definite M
 
     T(M) <= c M  implies  rho <= c,        T(M) >= c M  implies  rho >= c        (Collatz 1942, Wielandt 1950)
 
-and from the identity on the first c never rises and the second never falls. Where T is self-adjoint in a weighted inner
-product, Rayleigh's quotient is a lower bound too, and a far better one where the map falls into parts that do not mix.
+and during the iteration the first c never rises and the second never falls. If T is self-adjoint in a weighted inner
+product, Rayleigh's quotient is a lower bound too. It is much better if the map has parts that do not mix.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ from torch import Tensor
 from expunge.base.errors import RunError
 
 LOOK = 8
-"""Iterations between two looks at the bounds, which cost as much as several of them."""
+"""Iterations between two computations of the bounds, which cost as much as several iterations."""
 
 
 @dataclass(frozen=True)
 class Radius:
-    """A spectral radius that lies between `low` and `high`, up to rounding."""
+    """A spectral radius between `low` and `high`, up to rounding."""
 
     value: float
-    """Rayleigh's quotient, or the growth of the last product where there is none."""
+    """Rayleigh's quotient; without a weight, the growth of the last product."""
     low: float
     high: float
     products: int
-    """How often the map was applied."""
+    """Number of products with the map."""
 
 
 def spectral_radius(
@@ -43,18 +44,18 @@ def spectral_radius(
     tolerance: float = 1e-4,
     limit: int = 400,
 ) -> Radius:
-    """Power iteration from the identity until the bounds are this close, or the limit is reached.
+    """Power iteration from the identity until the bounds are within the tolerance, or the limit is reached.
 
     Args:
-        apply: From a symmetric matrix `[r, r]` to another; keeps positive semi-definite ones so.
-        like: A matrix `[r, r]` of which only size, dtype and device are read.
-        weight: `[r, r]` with positive entries, so that sum(weight * N * T(M)) is symmetric in M and N; none: the map is
-            self-adjoint in no such product.
+        apply: Maps a symmetric matrix `[r, r]` to another; preserves positive semi-definite matrices.
+        like: A matrix `[r, r]`; only its size, dtype and device are read.
+        weight: `[r, r]` with positive entries such that sum(weight * N * T(M)) is symmetric in M and N; `None` if there
+            is no such weight.
         tolerance: Largest distance of the bounds, relative to the upper one.
-        limit: Most products.
+        limit: Largest number of products.
 
     Returns:
-        The radius; 0 for a map that ends at 0.
+        The radius; 0 if a product is 0.
 
     Raises:
         RunError: A product is not finite.
@@ -76,7 +77,7 @@ def spectral_radius(
             else:
                 value = float((weight * matrix * following).sum() / (weight * matrix * matrix).sum())
                 low = max(low, value)
-            # Rounding may carry one bound a last digit over the other.
+            # Rounding may make the lower bound exceed the upper one in the last digit.
             high = max(high, low)
             value = min(max(value, low), high)
             if high - low <= tolerance * high:
@@ -86,10 +87,10 @@ def spectral_radius(
 
 
 def _ratios(following: Tensor, matrix: Tensor) -> tuple[float, float]:
-    """Smallest and largest c with det(following - c matrix) = 0; no bounds where the matrix is singular by rounding."""
+    """Smallest and largest c with det(following - c matrix) = 0; no bounds if the matrix is numerically singular."""
     values, vectors = torch.linalg.eigh(matrix)
     if float(values[0]) <= 1e5 * torch.finfo(matrix.dtype).eps * len(values) * float(values[-1]):
         return 0.0, float("inf")
     half = vectors * values.rsqrt()
-    found = torch.linalg.eigvalsh(half.T @ following @ half)
-    return float(found[0]), float(found[-1])
+    ratios = torch.linalg.eigvalsh(half.T @ following @ half)
+    return float(ratios[0]), float(ratios[-1])

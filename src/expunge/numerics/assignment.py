@@ -1,7 +1,7 @@
-"""Which units of one layer are which of another: linear assignment, also within the groups of a group norm.
+"""Match the units of two layers by linear assignment, also within the groups of a group norm.
 
-Orders leave a grouped normalisation exact only where they map whole groups to whole groups. The best of those is found
-exactly: first the best order inside every pair of groups, then the best pairing of groups by what these are worth.
+An order keeps a group norm exact only if it maps whole groups to whole groups. The best of these orders is computed
+exactly: first the best order inside every pair of groups, then the best pairing of groups by the resulting values.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from torch import Tensor
 
 
 def best_order(similarity: Tensor, groups: int = 1) -> Tensor:
-    """The admissible order of the columns that makes the trace largest.
+    """The admissible order of the columns with the largest trace.
 
     Args:
-        similarity: How much each unit here `[n]` looks like each unit there `[n]`; finite.
-        groups: Number of equal consecutive groups that must stay together; 1 where every order is admissible.
+        similarity: Similarity of each unit of the first layer with each unit of the second, `[n, n]`; finite.
+        groups: Number of equal consecutive groups that must stay together; 1 if every order is admissible.
 
     Returns:
-        `order` `[n]`: unit `order[i]` there takes the place of unit `i` here.
+        `order` `[n]`: unit `order[i]` of the second layer is matched with unit `i` of the first.
     """
     if groups == 1:
         return _assigned(similarity)
     size = len(similarity) // groups
-    # [here, there, unit here, unit there]
+    # [group of the first layer, group of the second, unit of the first, unit of the second]
     blocks = similarity.reshape(groups, size, groups, size).transpose(1, 2)
     inside = torch.stack([torch.stack([_assigned(block) for block in row]) for row in blocks])
     worth = blocks.gather(3, inside.unsqueeze(3)).sum((2, 3))
-    there = _assigned(worth)
-    return (there.unsqueeze(1) * size + inside[torch.arange(groups), there]).flatten()
+    paired = _assigned(worth)
+    return (paired.unsqueeze(1) * size + inside[torch.arange(groups), paired]).flatten()
 
 
 def random_order(units: int, groups: int, generator: torch.Generator) -> Tensor:
@@ -41,7 +41,7 @@ def random_order(units: int, groups: int, generator: torch.Generator) -> Tensor:
 
 
 def worth(similarity: Tensor, order: Tensor) -> float:
-    """What an order of the columns makes of the trace."""
+    """The trace under an order of the columns."""
     return float(similarity[torch.arange(len(order)), order].sum())
 
 

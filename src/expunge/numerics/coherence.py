@@ -1,10 +1,10 @@
-"""How far examples pull at the same weights: three coherences, the noise that they make, and bounds on the step size.
+"""How strongly examples depend on the same weights: coherences, the noise that they cause, and step size bounds.
 
     S_ij = ||H_i^1/2 H_j^1/2||_F = sqrt(tr(H_i H_j)),    sigma = lambda_1(S) / max_i lambda_1(H_i)
 
-(Dexter et al. 2024). For n gradients of equal length sigma is 1 where they are orthogonal, n where they are the same.
-Between two sets the spectral norm of their block of S takes the place of lambda_1, and the geometric mean that of the
-maximum: 0 where the sets share nothing, sqrt(n m) where all are the same.
+(Dexter et al. 2024). For n gradients of equal length sigma is 1 if they are orthogonal, n if they are equal. Between
+two sets the spectral norm of their block of S replaces lambda_1, and the geometric mean of the two maxima replaces the
+maximum: 0 if the sets share nothing, sqrt(n m) if all gradients are equal.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ def sharpnesses(gram: Tensor, *, rows: int = 1) -> Tensor:
 
 
 def coherence(similarity: Tensor, sharpness: Tensor) -> float:
-    """Sigma of one set from its block of S `[n, n]` and lambda_1 of each H_i `[n]`; NaN where nothing bends."""
+    """Sigma of one set from its block of S `[n, n]` and lambda_1 of each H_i `[n]`; NaN if all curvatures are 0."""
     most = float(sharpness.max())
     return float(torch.linalg.eigvalsh(similarity)[-1]) / most if most > 0 else math.nan
 
 
 def coherence_between(similarity: Tensor, ours: Tensor, theirs: Tensor) -> float:
-    """Sigma of two sets from their block of S `[n, m]` and lambda_1 of each H_i; NaN where nothing of one bends."""
+    """Sigma of two sets from their block of S `[n, m]` and lambda_1 of each H_i; NaN if one set has no curvature."""
     most = math.sqrt(max(float(ours.max() * theirs.max()), 0.0))
     return float(torch.linalg.matrix_norm(similarity, 2)) / most if most > 0 else math.nan
 
 
 def effective_rank(similarity: Tensor, traces: Tensor) -> float:
-    """(tr H)^2 / tr(H^2) of the mean H of a set: in how many directions it bends, were it equally in all.
+    """(tr H)^2 / tr(H^2) of the mean H of a set: the number of directions, if H were equally curved in all.
 
     Args:
         similarity: S of the set, `[n, n]`.
@@ -70,17 +70,17 @@ def effective_rank(similarity: Tensor, traces: Tensor) -> float:
 def noise_matrix(similarity: Tensor, retained: int, update: Update) -> Tensor:
     """Gamma `[m, m]`: b_i b_j S_ij^2 with b^2 = step^2 u^2 c / n of the example's set.
 
-    With H_i of rank one and batches to which each example belongs by itself, its largest eigenvalue *is* the spectral
-    radius of the noise step^2 V, so that above 1 the update leaves in mean square. Its three blocks are the parts of
-    noise within retain, within forget, and between. Batches without replacement have a little less noise than this.
+    With H_i of rank one and independently drawn examples (`bernoulli`), its largest eigenvalue *is* the spectral radius
+    of the noise step^2 V: above 1, the update leaves the minimum in mean square. Its three blocks are the noise within
+    retain, within forget, and between. Batches without replacement have a little less noise.
 
     Args:
         similarity: S, the retain set's examples first.
-        retained: How many these are.
+        retained: Number of retain examples.
         update: The planned step.
 
     Raises:
-        SpecError: There are no such examples.
+        SpecError: One of the sets has no examples.
     """
     if not 0 < retained < len(similarity):
         raise SpecError(f"{retained} of {len(similarity)}", where="retained", allowed="examples of both sets")
@@ -92,16 +92,16 @@ def noise_matrix(similarity: Tensor, retained: int, update: Update) -> Tensor:
 
 @dataclass(frozen=True)
 class DescentBounds:
-    """Of the step size of plain descent on one set (Dexter et al. 2024)."""
+    """Bounds on the step size of plain descent on one set (Dexter et al. 2024)."""
 
     leaves_above: float
-    """Above this, E||J_k ... J_1||^2 grows without bound."""
+    """Above this step size, E||J_k ... J_1||^2 grows without bound."""
     may_stay_below: float
-    """Below this, some set with this coherence, sharpness and size is stable."""
+    """Below this step size, some set with this coherence, sharpness and size is stable."""
 
 
 def descent_bounds(sharpness: float, sigma: float, draw: Draw) -> DescentBounds:
-    """Both bounds, for batches to which each example belongs by itself.
+    """Both bounds, for batches that take each example independently.
 
         leaves_above = min(2, sigma (n/B - 1)^-1/2) / lambda_1
         may_stay_below = 2 sigma / (lambda_1 (sigma + n/B - 1))
@@ -112,14 +112,14 @@ def descent_bounds(sharpness: float, sigma: float, draw: Draw) -> DescentBounds:
         draw: Size of the set and of its batches.
 
     Raises:
-        SpecError: The sharpness is not positive, or no set of this size has such a coherence.
+        SpecError: The sharpness is not positive, or no set of this size has this coherence.
     """
     if not sharpness > 0 or not 1 - 1e-9 <= sigma <= draw.size * (1 + 1e-9):
-        found = f"sharpness = {sharpness}, sigma = {sigma}"
-        raise SpecError(found, where="descent_bounds", allowed=f"a positive sharpness, and sigma from 1 to {draw.size}")
-    others = draw.size / draw.batch - 1
-    noisy = sigma / math.sqrt(others) if others else math.inf
-    return DescentBounds(min(2, noisy) / sharpness, 2 * sigma / (sharpness * (sigma + others)))
+        finding, allowed = f"sharpness = {sharpness}, sigma = {sigma}", f"a positive sharpness, sigma 1 to {draw.size}"
+        raise SpecError(finding, where="descent_bounds", allowed=allowed)
+    excess = draw.size / draw.batch - 1
+    noisy = sigma / math.sqrt(excess) if excess else math.inf
+    return DescentBounds(min(2, noisy) / sharpness, 2 * sigma / (sharpness * (sigma + excess)))
 
 
 def _blocks(gram: Tensor, rows: int) -> Tensor:

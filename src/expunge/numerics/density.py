@@ -1,8 +1,8 @@
-"""Where an operator's eigenvalues lie, by stochastic Lanczos quadrature (Golub and Meurant 1994; Ubaru et al. 2017).
+"""The spectral density of an operator, by stochastic Lanczos quadrature (Golub and Meurant 1994; Ubaru et al. 2017).
 
-For a random unit vector v the distribution that puts weight <v, u_i>^2 on eigenvalue lambda_i is, on average over v,
+For a random unit vector v, consider the distribution with weight <v, u_i>^2 on eigenvalue lambda_i. Its mean over v is
 the spectrum. Lanczos from v gives its Gauss quadrature: nodes theta_i, the eigenvalues of T, and weights s_1i^2, exact
-for polynomials up to degree 2 steps - 1. The error that is left is that of few probes, and is reported over them.
+for polynomials up to degree 2 steps - 1. The remaining error comes from the small number of probes, and is reported.
 
 Cost: probes * steps products.
 """
@@ -36,10 +36,10 @@ class Density:
         return float(mean), float(error)
 
     def smoothed(self, grid: Tensor, width: float) -> tuple[Tensor, Tensor]:
-        """The density with each eigenvalue widened to a Gaussian, and its standard error over probes.
+        """The density with a Gaussian for each eigenvalue, and its standard error over probes.
 
         Args:
-            grid: Where, `[g]`.
+            grid: Points to evaluate at, `[g]`.
             width: Standard deviation of the Gaussian, in units of the eigenvalues.
 
         Returns:
@@ -56,10 +56,10 @@ def density(
     """The spectral density.
 
     Args:
-        operator: From a flat vector `[p]` to its product `[p]`, symmetric.
-        like: A vector `[p]` of which only size, dtype and device are read.
+        operator: Maps a flat vector `[p]` to its product `[p]`; symmetric.
+        like: A vector `[p]`; only its size, dtype and device are read.
         generator: Draws the probes, on the CPU.
-        probes: Random vectors; at least 2, or there is no error over them.
+        probes: Random vectors; at least 2, because the error is computed over them.
         steps: Products per probe.
 
     Raises:
@@ -68,16 +68,16 @@ def density(
     """
     if probes < 2 or steps < 1:
         raise SpecError(f"probes = {probes}, steps = {steps}", where="density", allowed="2 probes and 1 step or more")
-    size, found = like.numel(), []
+    size, results = like.numel(), []
     for _ in range(probes):
-        # Gaussian, not signs: for a diagonal operator every vector of signs has the same weights, and no spread.
+        # Gaussian, not random signs: with a diagonal operator all vectors of signs give the same weights.
         start = torch.randn(size, generator=generator, dtype=torch.float64).to(like)
         krylov = Krylov(operator, start, min(steps, size), generator)
         for _ in range(min(steps, size)):
             krylov.step()
         values, columns = torch.linalg.eigh(krylov.tridiagonal())
-        found.append(torch.stack([values, columns[0].square()]))
-    both = torch.stack(found)
+        results.append(torch.stack([values, columns[0].square()]))
+    both = torch.stack(results)
     return Density(both[:, 0], both[:, 1], size)
 
 

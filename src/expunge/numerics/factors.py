@@ -1,4 +1,4 @@
-"""One rule per known layer: how its per-example gradients follow from its input and the gradient at its output.
+"""One rule per known layer: its per-example gradients from its input and the gradient at its output.
 
     dl_i/dW = sum_t r_it c_it^T          (a convolution in groups: one such sum for each group)
 
@@ -11,7 +11,7 @@ vector (a bias, the scale and shift of a norm) has one position, and c = 1. From
 - the second moments of a layer's inputs and of the gradients at its outputs, whose Kronecker product approximates the
   layer's block of the Fisher information (`kronecker_rows`; Martens and Grosse 2015, Grosse and Martens 2016).
 
-A rule describes one call of a layer. Who uses it must know that no example's loss depends on another example.
+A rule describes one call of a layer. The caller must know that no example's loss depends on another example.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from expunge.base.errors import MissingError
 from expunge.numerics.precision import wide
 
 Magnitude = Callable[[Tensor], Tensor]
-"""`torch.abs` or `torch.square`: anything elementwise with m(a b) = m(a) m(b)."""
+"""`torch.abs` or `torch.square`: an elementwise function with m(a b) = m(a) m(b)."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Factors:
     """Each example's gradient by one parameter as outer products, summed over `t` positions in each of `g` groups."""
 
     rows: Tensor
-    """`[b, g, t, o]`; or, where each is the indicator of an index, the indices `[b, 1, t]`."""
+    """`[b, g, t, o]`; for an embedding, whose rows are indicators, the indices `[b, 1, t]`."""
     right: Tensor | None
     """The columns; `None` for a vector, whose gradient is `rows`."""
 
@@ -48,18 +48,18 @@ class Factors:
         return torch.ones_like(self.rows[..., :1]) if self.right is None else self.right
 
     def part(self, examples: slice) -> Factors:
-        """Those of some examples."""
+        """The factors of some examples."""
         return Factors(self.rows[examples], None if self.right is None else self.right[examples])
 
     def gradients(self, shape: torch.Size, piece: slice = slice(None)) -> Tensor:
         """Per-example gradients.
 
         Args:
-            shape: Of the parameter.
+            shape: Shape of the parameter.
             piece: Some of the columns; all by default.
 
         Returns:
-            `[b, n]`: each example's gradient, flattened; with `piece` the entries of these columns alone.
+            `[b, n]`: each example's gradient, flattened; with `piece` only the entries of these columns.
         """
         columns = self.columns[..., piece]
         if self.rows.ndim == 4:
@@ -69,7 +69,7 @@ class Factors:
         return zeros.scatter_add_(1, index, columns[:, 0]).flatten(1)
 
     def sum_of(self, magnitude: Magnitude, shape: torch.Size) -> Tensor:
-        """Sum over the examples of the magnitude of each one's gradient, in the parameter's shape."""
+        """Sum over examples of the magnitude of each example's gradient, in the parameter's shape."""
         if self.right is None:
             return magnitude(self.rows.flatten(1)).sum(0).view(shape)
         if self.rows.ndim == 3:
@@ -80,7 +80,7 @@ class Factors:
         return magnitude(self.rows.mT @ self.columns).sum(0).view(shape)
 
     def _sum_by_index(self, magnitude: Magnitude, shape: torch.Size) -> Tensor:
-        """Only the rows that an example names are not 0: there are few, and a vocabulary has many."""
+        """Sum only over the few rows that an example uses; all other rows of the vocabulary are 0."""
         owner = torch.arange(len(self.rows), device=self.rows.device)[:, None]
         named, place = (owner * shape[0] + self.rows[:, 0]).flatten().unique(return_inverse=True)
         columns = self.columns[:, 0].flatten(0, 1)
@@ -107,43 +107,43 @@ def factors(layer: nn.Module, inputs: Tensor, gradients: Tensor) -> dict[str, Fa
 
     Args:
         layer: The layer.
-        inputs: What it was called with, `[b, ...]`.
-        gradients: Gradient of the summed losses at what it returned, `[b, ...]`.
+        inputs: Its input, `[b, ...]`.
+        gradients: Gradient of the summed losses at its output, `[b, ...]`.
 
     Returns:
-        By the parameter's name in the layer; `None` where no rule covers the call.
+        By the parameter's name in the layer; `None` if no rule covers the call.
     """
     rule = rule_of(layer)
     return None if rule is None else rule.factors(layer, inputs, gradients)
 
 
 def kronecker_rows(layer: nn.Module, inputs: Tensor, gradients: Tensor, path: str) -> KroneckerRows:
-    """What the two Kronecker factors of a layer's weight are second moments of, for one call.
+    """The rows whose second moments are the two Kronecker factors of a layer's weight, for one call.
 
     Args:
         layer: A linear layer, or a convolution in one group.
-        inputs: What it was called with, `[n, ...]`.
-        gradients: Gradient of the summed losses at what it returned, `[n, ...]`.
+        inputs: Its input, `[n, ...]`.
+        gradients: Gradient of the summed losses at its output, `[n, ...]`.
         path: The layer's path in its model, for messages.
 
     Raises:
         MissingError: The weight is not one matrix that multiplies the input; names the layer.
     """
-    rule, found = rule_of(layer), factors(layer, inputs, gradients)
-    if rule is None or rule.inputs is None or found is None or found["weight"].rows.shape[1] > 1:
+    rule, by_name = rule_of(layer), factors(layer, inputs, gradients)
+    if rule is None or rule.inputs is None or by_name is None or by_name["weight"].rows.shape[1] > 1:
         raise no_rule(layer, path, "Linear, Conv1D of transformers, and Conv1d and Conv2d in one group")
-    weight = found["weight"]
+    weight = by_name["weight"]
     rows, columns = (side[:, 0].flatten(0, 1) for side in (weight.rows, weight.columns))
     return KroneckerRows(columns, rows) if rule.inputs == "columns" else KroneckerRows(rows, columns)
 
 
 def no_rule(layer: nn.Module, path: str, allowed: str = "") -> MissingError:
-    """The error for a layer without a rule for what is asked.
+    """The error for a layer without a rule.
 
     Args:
         layer: The layer.
         path: Its path in the model.
-        allowed: The layers that have one; by default all of the table.
+        allowed: The layers that have a rule; by default all of `RULES`.
     """
     names = ", ".join(kind if isinstance(kind, str) else kind.__name__ for kind in RULES)
     return MissingError(
@@ -155,23 +155,23 @@ def no_rule(layer: nn.Module, path: str, allowed: str = "") -> MissingError:
 
 
 class LayerRule(NamedTuple):
-    """What is known of one type of layer."""
+    """The rule of one type of layer."""
 
     factors: Callable[[Any, Tensor, Tensor], dict[str, Factors] | None]
-    """From the layer, its input and the gradient at its output; `None` where the input is not a batch."""
+    """Computes factors from the layer, its input and the gradient at its output; `None` if the input is not a batch."""
     inputs: Literal["rows", "columns"] | None = None
-    """Which side of the weight its inputs are on; `None` where the weight does not multiply them as a matrix."""
+    """The factors that are the inputs of the weight; `None` if the weight does not multiply the input as a matrix."""
     covers: Callable[[Any], bool] = lambda layer: True
-    """Whether the layer's settings are among those that the rule describes."""
+    """Whether the rule covers the layer's settings."""
 
 
 def rule_of(layer: nn.Module) -> LayerRule | None:
-    """The rule that describes a layer with its settings; `None` where there is none.
+    """The rule for a layer with its settings; `None` if there is none.
 
-    A class that is derived from a known one has its rule only where it computes the same, by the same `forward`.
+    A subclass of a known class has its rule only if it has the same `forward`.
     """
     for kind in type(layer).__mro__:
-        # Optional dependencies are known by name, so that nothing imports them.
+        # Classes of optional dependencies are listed by name, so nothing imports them.
         rule = RULES.get(kind) or RULES.get(f"{kind.__module__}.{kind.__qualname__}")
         if rule is not None:
             same = type(layer).forward is kind.forward  # type: ignore[attr-defined]
@@ -185,7 +185,7 @@ def _linear(layer: nn.Linear, inputs: Tensor, gradients: Tensor) -> dict[str, Fa
 
 
 def _transposed_linear(layer: nn.Module, inputs: Tensor, gradients: Tensor) -> dict[str, Factors]:
-    """Its weight is `[in, out]`."""
+    """A linear layer with a weight `[in, out]`."""
     rows, columns = (t.reshape(len(t), 1, -1, t.shape[-1]) for t in (inputs, gradients))
     return _with_bias(layer, Factors(rows, columns), columns, (1, 2))
 
@@ -198,7 +198,7 @@ def _convolution(layer: nn.Conv2d, inputs: Tensor, gradients: Tensor) -> dict[st
 
 
 def _convolution_1d(layer: nn.Conv1d, inputs: Tensor, gradients: Tensor) -> dict[str, Factors] | None:
-    """One in two dimensions, of which the first has length 1."""
+    """As a convolution in two dimensions, the first of length 1."""
     if inputs.ndim != 3:
         return None
     (kernel,), (dilation,), (stride,), padding = layer.kernel_size, layer.dilation, layer.stride, int(layer.padding[0])
@@ -207,14 +207,14 @@ def _convolution_1d(layer: nn.Conv1d, inputs: Tensor, gradients: Tensor) -> dict
 
 
 def _of_patches(layer: nn.Conv1d | nn.Conv2d, patches: Tensor, gradients: Tensor) -> dict[str, Factors]:
-    """From `[b, in * kernel, t]` and `[b, out, ...]`."""
+    """Factors from patches `[b, in * kernel, t]` and gradients `[b, out, ...]`."""
     shape = (len(patches), layer.groups, -1, patches.shape[2])
     weight = Factors(*(side.reshape(shape).transpose(2, 3) for side in (gradients, patches)))
     return _with_bias(layer, weight, gradients, tuple(range(2, gradients.ndim)))
 
 
 def _with_bias(layer: Any, weight: Factors, gradients: Tensor, positions: tuple[int, ...]) -> dict[str, Factors]:
-    """Whose gradient is the sum over positions, the dimensions of `gradients` that are given."""
+    """Add the bias, whose gradient is the sum over `positions`, the dimensions of `gradients` to sum over."""
     return {"weight": weight} if layer.bias is None else {"weight": weight, "bias": _vector(gradients.sum(positions))}
 
 
@@ -268,7 +268,7 @@ def _is_plain(layer: nn.Embedding) -> bool:
 
 
 def _has_statistics(layer: _BatchNorm) -> bool:
-    # Without, examples see each other in evaluation mode too.
+    # Without running statistics, examples depend on each other in evaluation mode too.
     return layer.running_mean is not None
 
 
@@ -282,4 +282,4 @@ RULES: Mapping[type[nn.Module] | str, LayerRule] = {
     nn.GroupNorm: LayerRule(_group_norm),
     _BatchNorm: LayerRule(_batch_norm, covers=_has_statistics),
 }
-"""By class, or by its full name where the class is an optional dependency's."""
+"""By class, or by full name for a class of an optional dependency."""

@@ -1,22 +1,23 @@
-"""Whether a feature fades that training has learned, in a model of two time scales that can be solved.
+"""Whether a learned feature fades again, in a solvable model with two time scales.
 
-A two-layer network sees a direction u of Gaussian inputs, and its second layer learns slower by the factor epsilon:
+A two-layer network learns a direction u of Gaussian inputs; its second layer learns slower by the factor epsilon:
 
     y = sum_k c_k h_k(<u, x>),    f(x) = 1/N sum_i a_i sigma(<w_i, x>),    sigma = sum_k sigma_k h_k,    |w_i| = 1
 
-By large batches of fresh data on (y - f)^2 / 2, from equal a_i and w_i orthogonal to u, two numbers are left when the
-network is wide: the alignment s = <w_i, u> and the scale a = a_i. With V(s) = sum_k c_k sigma_k s^k and
+Train it by large batches of fresh data on (y - f)^2 / 2, from equal a_i and from w_i orthogonal to u. Then two numbers
+describe a wide network: the alignment s = <w_i, u> and the scale a = a_i. With V(s) = sum_k c_k sigma_k s^k and
 U(r) = sum_k sigma_k^2 r^k,
 
     ds/dt = a (1 - s^2) [V'(s) - a s U'(s^2)],    da/dt = epsilon [V(s) - a U(s^2)].
 
-First s settles fast, at 1 or where a = a*(s) = V'(s) / (s U'(s^2)). Then a moves slowly and takes s along: where a
-grows on that curve, s falls and the feature fades, while the loss falls too. With c_1, c_2 alone and no mean,
-kappa = (c_2 / sigma_2) / (c_1 / sigma_1) tells the end: s = 1 from kappa 1 on, s = kappa between 0 and 1, and 0 below.
+First s settles fast, at 1 or where a = a*(s) = V'(s) / (s U'(s^2)). Then a moves slowly, and s follows: if a grows on
+that curve, s falls and the feature fades, while the loss falls too. With c_1 and c_2 alone and no mean,
+kappa = (c_2 / sigma_2) / (c_1 / sigma_1) decides the end: s = 1 for kappa of 1 or more, s = kappa between 0 and 1, and
+s = 0 below.
 
 This is a *derived model*, consistent with the abstract of Imai, Nishiyama and Imaizumi (2602.07378); its formulas and
-numbers are not that paper's. Of N units, which push each other apart, r = s^2 - (1 - s^2) / (N - 1) takes the place of
-s^2, if N is at most the number of inputs plus 1, and nothing falls to 0.
+numbers are not that paper's. With finitely many units N, which repel each other, r = s^2 - (1 - s^2) / (N - 1) replaces
+s^2, if N is at most the number of inputs plus 1; then nothing falls to 0.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ from expunge.numerics.ode import Array, Solver, Trajectory, integrate
 __all__ = ["AlignmentPath", "FastSlow"]
 
 Regime = Literal["kept", "part", "lost", "folded"]
-"""Where the alignment ends: at 1, between, at 0 (with finitely many units: at a floor that vanishes with their number);
-or the curve a*(s) folds on the way, and only integration tells."""
+"""Where the alignment ends: `kept` at 1; `part` in between; `lost` at 0 (with finitely many units, at a floor that
+vanishes as their number grows); `folded` if the curve a*(s) folds on the way, so only integration gives the end."""
 GRID = np.concatenate([np.geomspace(1e-4, 0.5, 1500), np.linspace(0.5, 1, 1001)[1:]])
-"""Where signs are looked at before a zero is refined."""
+"""Points at which signs are compared before a zero is refined."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,9 @@ class FastSlow:
     teacher: Sequence[float]
     """c_0, c_1, and so on."""
     activation: Sequence[float]
-    """sigma_0, sigma_1, and so on; what is missing in either is 0."""
+    """sigma_0, sigma_1, and so on; missing coefficients of either are 0."""
     ratio: float
-    """epsilon: the second layer's step size over the first one's, both as multiples of N times the gradient."""
+    """epsilon: the second layer's step size divided by the first one's, both as multiples of N times the gradient."""
     units: int | None = None
     """N; `None` for infinitely many."""
 
@@ -71,8 +72,8 @@ class FastSlow:
             raise SpecError(
                 f"c_1 sigma_1 = {c[1] * sigma[1]:.4g}",
                 where="fading",
-                allowed="above 0: at 0 the direction is not found from s = 0",
-                remedy="where it is negative, reverse u: c_k becomes (-1)^k c_k",
+                allowed="above 0: at 0 training does not find the direction from s = 0",
+                remedy="if it is negative, reverse u: c_k becomes (-1)^k c_k",
             )
 
     @cached_property
@@ -94,19 +95,19 @@ class FastSlow:
 
     @cached_property
     def _plain(self) -> tuple[list[list[float]], list[list[float]]]:
-        """The same as plain numbers: a solver asks thousands of times for one point."""
+        """The same coefficients as plain numbers: a solver evaluates them at thousands of single points."""
         return [[float(c) for c in p.coef] for p in self._v], [[float(c) for c in p.coef] for p in self._u]
 
     @property
     def kappa(self) -> float:
-        """(c_2 / sigma_2) / (c_1 / sigma_1); infinite, or NaN, where sigma_2 is 0."""
-        c, sigma = (np.append(one, 0.0) for one in self._padded)
+        """(c_2 / sigma_2) / (c_1 / sigma_1); infinite, or NaN, if sigma_2 is 0."""
+        c, sigma = (np.append(series, 0.0) for series in self._padded)
         with np.errstate(divide="ignore", invalid="ignore"):
             return float(c[2] / sigma[2] / (c[1] / sigma[1]))
 
     @property
     def constant(self) -> float:
-        """C = c_1 / sigma_1, which a s tends to where the feature is lost."""
+        """C = c_1 / sigma_1, the limit of a s if the feature is lost."""
         c, sigma = self._padded
         return float(c[1] / sigma[1])
 
@@ -115,16 +116,16 @@ class FastSlow:
         return self._v[1](alignment) / (alignment * self._u[1](self._overlap(alignment)))
 
     def drift(self, alignment: Array) -> Array:
-        """Da / d(epsilon t) on the curve a*(s); where the curve falls, the feature fades where this is positive."""
+        """Da / d(epsilon t) on the curve a*(s); if the curve falls and this is positive, the feature fades."""
         return self._turn(alignment) / (alignment * self._u[1](self._overlap(alignment)))
 
     def settled(self, scale: float) -> float:
-        """Where the alignment settles first, at a fixed scale: the smallest s with a*(s) = scale, or else 1."""
+        """The alignment that settles first, at a fixed scale: the smallest s with a*(s) = scale, or else 1."""
         self._require(scale)
         values = self._v[1](GRID) - scale * GRID * self._u[1](self._overlap(GRID))
         crossed = np.flatnonzero((values[:-1] > 0) & (values[1:] <= 0))
         if values[0] <= 0:
-            # As s tends to 0, a* is inverse in it.
+            # As s tends to 0, a*(s) is proportional to 1 / s.
             return float(GRID[0] * self.manifold(GRID[0])) / scale
         if not len(crossed):
             return 1.0
@@ -139,7 +140,7 @@ class FastSlow:
             scale: a at the beginning, positive.
 
         Returns:
-            What becomes of the feature, and the alignment that is left, NaN where the curve folds.
+            The regime, and the alignment at the end; NaN if the curve folds.
         """
         start = self.settled(scale)
         fades = float(self._turn(np.array(start))) > 0
@@ -152,16 +153,16 @@ class FastSlow:
         if end == 1.0:
             return "kept", 1.0
         if self.units is not None and fades:
-            # The floor of a feature that without it would be lost altogether.
+            # The floor of a feature that infinitely many units would lose completely.
             wide = FastSlow(self.teacher, self.activation, self.ratio)
             return wide.regime(scale)[0], end
         return ("lost", 0.0) if end == 0.0 else ("part", end)
 
     def law(self) -> tuple[float, float] | None:
-        """How a lost feature fades in the end, s = C / a with a^(m + 1) = a_0^(m + 1) + rate * t.
+        """How a lost feature fades at late times: s = C / a with a^(m + 1) = a_0^(m + 1) + rate * t.
 
         Returns:
-            The exponent -1 / (m + 1) of s in t, and the rate; `None` where it is not lost, or units are finitely many.
+            The exponent -1 / (m + 1) of s in t, and the rate; `None` if the feature is not lost, or for finite units.
         """
         if self.units is not None:
             return None
@@ -173,7 +174,7 @@ class FastSlow:
         return -1 / (m + 1), (m + 1) * self.ratio * strength * self.constant**m
 
     def field(self, time: float, state: Array) -> Array:
-        """The equations in v = artanh s, which no step carries across s = 1, and a."""
+        """The equations in v = artanh s and a; no step in v can cross s = 1."""
         v, a = state
         s = math.tanh(v)
         r, (v0, v1, _), (u0, u1, _) = float(self._overlap(s)), *self._plain
@@ -211,12 +212,12 @@ class FastSlow:
     def path(
         self, scale: float, horizon: float, points: int = 400, solver: Solver = "LSODA", tolerance: float = 1e-8
     ) -> AlignmentPath:
-        """The way from s = 0.
+        """The path from s = 0.
 
         Args:
             scale: a at the beginning, positive.
             horizon: The last time, above 0.01.
-            points: How many times.
+            points: Number of times.
             solver: See `integrate`.
             tolerance: See `integrate`.
 
@@ -228,10 +229,10 @@ class FastSlow:
         if not 0.01 < horizon < math.inf:
             raise SpecError(f"horizon = {horizon}", where="fading", allowed="above 0.01, in units of steps * step size")
         times = np.append(0.0, np.geomspace(0.01, horizon, max(points, 2) - 1))
-        found = self.solve(scale, times, solver, tolerance)
-        s, a = np.tanh(found.states[:, 0]), found.states[:, 1]
-        when, height = highest(found)
-        half = falls_to(found, math.atanh(HALF * math.tanh(height)), when)
+        solution = self.solve(scale, times, solver, tolerance)
+        s, a = np.tanh(solution.states[:, 0]), solution.states[:, 1]
+        when, height = highest(solution)
+        half = falls_to(solution, math.atanh(HALF * math.tanh(height)), when)
         return AlignmentPath(times, s, a, self.loss(s, a), math.tanh(height), when, half - when)
 
     def _overlap(self, s: Array | float) -> Array:
@@ -242,19 +243,19 @@ class FastSlow:
         return 2 * s if self.units is None else 2 * s * self.units / (self.units - 1)
 
     def _mean(self, between: Any) -> Any:
-        """Mean of U(<w_i, w_j>) over all pairs, a unit with itself included, from U between two units."""
+        """Mean of U(<w_i, w_j>) over all pairs, including i = j, from U between two different units."""
         return between if self.units is None else (1 - 1 / self.units) * between + self._u[0](1.0) / self.units
 
     @cached_property
     def _turn_coefficients(self) -> Array:
         """V(s) s U'(s^2) - V'(s) U(s^2): powers k + 2 l - 1 with the factor l - k, where equal terms cancel exactly."""
         c, sigma = self._padded
-        found = np.zeros(3 * len(c))
+        coefficients = np.zeros(3 * len(c))
         for k in range(len(c)):
             for m in range(len(c)):
                 if k != m:
-                    found[k + 2 * m - 1] += (m - k) * c[k] * sigma[k] * sigma[m] ** 2
-        return found
+                    coefficients[k + 2 * m - 1] += (m - k) * c[k] * sigma[k] * sigma[m] ** 2
+        return coefficients
 
     def _turn(self, s: Array) -> Array:
         if self.units is None:
@@ -263,7 +264,7 @@ class FastSlow:
         return np.asarray(self._v[0](s) * s * u1(self._overlap(s)) - self._v[1](s) * self._mean(u0(self._overlap(s))))
 
     def _next_zero(self, start: float, *, down: bool) -> float:
-        """The first zero of the drift below or above; 0 or 1 where there is none."""
+        """The first zero of the drift below or above `start`; 0 or 1 if there is none."""
         beyond = np.append(start, GRID[start > GRID][::-1] if down else GRID[start < GRID])
         turned = np.flatnonzero((self._turn(beyond[1:]) > 0) != down)
         if not len(turned):

@@ -1,17 +1,17 @@
-"""What a planned unlearning does to a classifier's answers, with the network linearised and the loss as it is.
+"""Predict a classifier's answers under planned unlearning, with a linearised network and the exact loss.
 
-Descent on the retain set and ascent on the forget set move weights by v <- beta v + g, w <- w - step v. Where gradients
-of the logits stay what they are, logits follow without the weights,
+Descent on the retain set and ascent on the forget set move weights by v <- beta v + g, w <- w - step v. If gradients of
+the logits are constant, the logits move without the weights,
 
     f_i <- f_i - step V_i,    V_i <- beta V_i + sum_j u_j K_ij (softmax(f_j) - y_j),
 
-with K_ij = <df_i/dw, df_j/dw>, `[c, c]`, and u_j = (1 - mix) / n over the retain set, -mix / n over the forget set. No
-gradient is taken to be zero, unlike in `stability`: the softmax saturates and lets go as it does in the network. For a
-model that is linear in its weights this is exact, with full batches.
+with K_ij = <df_i/dw, df_j/dw>, `[c, c]`, and u_j = (1 - mix) / n over the retain set, -mix / n over the forget set.
+Unlike in `stability`, no gradient is assumed to be zero: the softmax saturates as it does in the network. For a model
+that is linear in its weights, and full batches, this is exact.
 
-Of a sample of m out of n examples, each example's own part keeps its weight 1 / n, and the others stand for the rest of
-the set: taken for 1 / m, what an example does to itself alone, which is how it was learned by heart, would count n / m
-times as much.
+In a sample of m out of n examples, each example's effect on itself keeps its weight 1 / n, and the other sampled
+examples represent the rest of the set. With 1 / m, the effect of an example on itself, by which it was learned by
+heart, would count n / m times too much.
 
 Cost: (m c)^2 operations per step, and the Gram matrix beforehand.
 """
@@ -30,12 +30,12 @@ from expunge.numerics.linearised import Update, require_gram
 
 @dataclass(frozen=True)
 class Course:
-    """What is known along the planned steps."""
+    """The shares of known examples along the planned steps."""
 
     forget: Tensor
-    """Share of the forget examples that are answered right, after each number of steps from 0 on, `[t + 1]`."""
+    """Share of the forget examples with the right answer, after 0, 1, ..., t steps, `[t + 1]`."""
     retain: Tensor
-    """The same of the retained ones."""
+    """The same for the retain examples."""
 
 
 def course(
@@ -52,31 +52,31 @@ def course(
 
     Args:
         gram: K, `[m c, m c]`, the logits of one example next to each other, the retain set's examples first.
-        logits: `[m, c]` at the beginning.
-        targets: Classes that training is for, `[m]`; what is known is held against them.
-        retained: How many of the m are from the retain set.
-        update: The plan, with `size` of either set the whole set's; batches are taken to be whole.
-        steps: Most steps.
-        until: Stop once no more than this share of the forget examples is known.
+        logits: Initial logits, `[m, c]`.
+        targets: The classes of training, `[m]`; an example is known if its answer is this class.
+        retained: Number of sampled retain examples.
+        update: The plan; `size` is that of the whole sets, and batches count as full.
+        steps: Largest number of steps.
+        until: Stop once at most this share of the forget examples is known.
 
     Raises:
-        SpecError: The shapes disagree, or there are no examples of one set.
+        SpecError: The shapes disagree, or one set has no examples.
     """
     count, classes = logits.shape
     require_gram(gram, classes)
     if len(gram) != count * classes or len(targets) != count or not 0 < retained < count:
-        found = (
+        finding = (
             f"{retained} retained, logits {list(logits.shape)}, targets {list(targets.shape)}, Gram {list(gram.shape)}"
         )
-        raise SpecError(found, where="course", allowed="[m, c], [m] and [m c, m c], with examples of both sets")
-    others, own = _weighted(gram.double(), count, retained, update)
+        raise SpecError(finding, where="course", allowed="[m, c], [m] and [m c, m c], with examples of both sets")
+    across, own = _weighted(gram.double(), count, retained, update)
     f, truth = logits.double(), F.one_hot(targets, classes).double()
     moved, known = torch.zeros_like(f), [_known(f, targets, retained)]
     for _ in range(steps):
         if until is not None and known[-1][1] <= until:
             break
         off = f.softmax(1) - truth
-        pull = (others @ off.flatten()).view_as(f) + torch.einsum("icd,id->ic", own, off)
+        pull = (across @ off.flatten()).view_as(f) + torch.einsum("icd,id->ic", own, off)
         moved = update.momentum * moved + pull
         f = f - update.step * moved
         known.append(_known(f, targets, retained))
@@ -85,7 +85,7 @@ def course(
 
 
 def _weighted(gram: Tensor, count: int, retained: int, update: Update) -> tuple[Tensor, Tensor]:
-    """K with the weights of the examples that pull, own blocks left out, and these, `[m, c, c]`."""
+    """K weighted by the acting examples, without the blocks of an example with itself; and these blocks `[m, c, c]`."""
     classes = len(gram) // count
     sides = (
         (retained, update.retain.size, 1 - update.ascent_weight),

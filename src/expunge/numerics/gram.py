@@ -2,13 +2,14 @@
 
     K_ij = <dl_i/dw, dl_j/dw>, summed over parameters, for one set of examples or between two
 
-The factors of each layer's gradients (`factors`) give its part of K exactly; blocks of examples go in pairs, so that
-the factors of two blocks are all that is ever held. What has no factors (another layer's parameters, a bare parameter,
-a weight that is also used outside of its layer) is found by comparing with autograd on two examples, and its gradients
-are taken one example at a time: slower, and exact too. A shared weight is the sum over its uses, cross terms included.
+The factors of each layer's gradients (`factors`) give its part of K exactly. Blocks of examples go in pairs, so memory
+contains the factors of two blocks only. Some parameters have no factors: those of other layers, a bare parameter, or a
+weight that is also used outside of its layer. A comparison with autograd on two examples detects them; their gradients
+are taken one example at a time, which is slower but exact too. A shared weight is the sum over its uses, including
+cross terms.
 
-Cost: for n examples in B blocks n (B + 1) / 2 gradients, without those of the weights, and n more one by one where a
-parameter asks for it; K between sets of n and m takes n + B m.
+Cost: for n examples in B blocks n (B + 1) / 2 gradients, without those of the weights, and n more one by one if a
+parameter has no factors; K between sets of n and m takes n + B m.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from expunge.numerics._overlap import gradients, overlap
 from expunge.numerics.factors import Factors
 
 KEPT = 2**24
-"""Numbers that gradients taken one by one may hold in memory between blocks; more are taken again for each pair."""
+"""Largest number of entries of one-by-one gradients to keep between blocks; above, they are recomputed per pair."""
 
 ONE_BY_ONE = "one by one"
 
@@ -42,7 +43,7 @@ class Gram:
     matrix: Tensor
     """`[n, m]`, in the parameters' dtype and on their device."""
     ways: dict[str, str]
-    """By parameter: `products`, `gradients` (of a block, for this parameter alone) or `one by one`."""
+    """By parameter: `products`, `gradients` (of a block, for this parameter only) or `one by one`."""
 
     @property
     def unsupported(self) -> list[str]:
@@ -59,22 +60,22 @@ def gram(
     *,
     block: int = 128,
 ) -> Gram:
-    """The Gram matrix of one set, or that between two.
+    """The Gram matrix of one set, or of two sets.
 
     Args:
-        losses: From the module and a batch, each example's loss `[b]`, which may depend on no other example.
-        model: The module, in evaluation mode where it has batch norm or dropout.
-        parameters: What is differentiated by; `differentiable(model)` for all.
+        losses: Maps the module and a batch to each example's loss `[b]`, which must not depend on other examples.
+        model: The module, in evaluation mode if it has batch norm or dropout.
+        parameters: The parameters to differentiate by; `differentiable(model)` for all.
         examples: `n` examples: a tensor, or a tuple or dict of tensors whose first dimension counts them.
-        others: `m` further ones; by default the same, and the matrix symmetric.
-        block: Examples at a time; memory grows with it, and the number of passes falls.
+        others: `m` examples of a second set; by default the first set, which gives a symmetric matrix.
+        block: Examples at a time; a larger block needs more memory and fewer passes.
 
     Returns:
-        The matrix `[n, m]`, and the way that each parameter took.
+        The matrix `[n, m]`, and how each parameter's part was computed.
 
     Raises:
-        SpecError: There is no example; parameters are frozen, or not the model's; there is not one loss per example;
-            batch norm or dropout is in training mode.
+        SpecError: There is no example; parameters are frozen, or not the model's; the number of losses is not that of
+            the examples; batch norm or dropout is in training mode.
         RunError: A loss is not finite, or a module cannot be differentiated; names it.
     """
     names = _names(model, parameters)
@@ -94,7 +95,7 @@ def gram(
             pair = _pair(a, b, names, ways)
             if alone:
                 pair = pair + ours.one_by_one(left, alone) @ theirs.one_by_one(right, alone).T
-            # Sums in another order differ in the last digit; a symmetric matrix is to be so to the bit.
+            # Sums in another order differ in the last digit; make the matrix symmetric to the bit.
             matrix[left, right] = (pair + pair.T) / 2 if b is a else pair
     return Gram(matrix, {name: ways[name] for name in names if name in ways})
 
@@ -102,14 +103,14 @@ def gram(
 def _names(model: nn.Module, parameters: Sequence[nn.Parameter]) -> dict[str, nn.Parameter]:
     require_parameters(parameters)
     wanted = {id(parameter) for parameter in parameters}
-    found = {name: parameter for name, parameter in model.named_parameters() if id(parameter) in wanted}
-    if len(found) != len(parameters):
+    by_name = {name: parameter for name, parameter in model.named_parameters() if id(parameter) in wanted}
+    if len(by_name) != len(parameters):
         raise SpecError(
-            f"{len(parameters) - len(found)} are not the model's, or given twice",
+            f"{len(parameters) - len(by_name)} are not the model's, or given twice",
             where="parameters",
             remedy="take those of numerics.linops.differentiable(model)",
         )
-    return found
+    return by_name
 
 
 _Block = Mapping[str, list[Factors]]
@@ -138,31 +139,31 @@ class _Examples:
 
     def __post_init__(self) -> None:
         if rows(self.examples) == 0 or self.block < 1:
-            found = f"{rows(self.examples)} examples in blocks of {self.block}"
-            raise SpecError(found, where="examples", allowed="at least one example, and blocks of at least one")
+            finding = f"{rows(self.examples)} examples in blocks of {self.block}"
+            raise SpecError(finding, where="examples", allowed="at least one example, and blocks of at least one")
 
     def factors(self, part: slice) -> _Block:
         by_id = {id(parameter): name for name, parameter in self.names.items()}
         return captured(self.model, self.losses, take(self.examples, part), by_id)
 
     def one_by_one(self, part: slice, names: Sequence[str]) -> Tensor:
-        """Gradients `[b, k]` by these parameters."""
+        """Gradients `[b, k]` by these parameters, from one pass per example."""
         if part.start in self.kept:
             return self.kept[part.start]
         each = [self._alone(index, names) for index in range(part.start, part.stop)]
-        found = torch.stack([torch.cat([gradient.flatten() for gradient in one]) for one in each])
-        if rows(self.examples) * found.shape[1] <= KEPT:
-            self.kept[part.start] = found
-        return found
+        stacked = torch.stack([torch.cat([gradient.flatten() for gradient in own]) for own in each])
+        if rows(self.examples) * stacked.shape[1] <= KEPT:
+            self.kept[part.start] = stacked
+        return stacked
 
     @cached_property
     def without_factors(self) -> list[str]:
-        """Parameters whose factors do not give what autograd gives, on the two examples of a block with most loss."""
+        """Parameters whose factors disagree with autograd, on the two examples of the first block with most loss."""
         part = next(parts(rows(self.examples), self.block))
         with torch.no_grad():
             losses = example_losses(self.model, self.losses, take(self.examples, part))
         block = self.factors(part)
-        # One that no layer took in this block may be taken elsewhere by another example.
+        # A parameter that no layer used in this block may be used by another example.
         wrong = {name for name in self.names if name not in block}
         for index in losses.topk(min(2, len(losses))).indices.tolist():
             truth = dict(zip(self.names, self._alone(index, list(self.names)), strict=True))
@@ -179,5 +180,5 @@ class _Examples:
         example = take(self.examples, slice(index, index + 1))
         loss = summed(self.model, self.losses, example)
         with explained(self.model, lambda: summed(self.model, self.losses, example), wanted):
-            found = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
-        return [gradient.to_dense() if gradient.is_sparse else gradient for gradient in found]
+            slopes = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
+        return [slope.to_dense() if slope.is_sparse else slope for slope in slopes]

@@ -1,12 +1,12 @@
-"""Coefficients of a function in Hermite polynomials, which are orthonormal under the standard normal law.
+"""Coefficients of a function in Hermite polynomials, orthonormal under the standard normal distribution.
 
     sigma = sum_k sigma_k h_k,    sigma_k = E[sigma(z) h_k(z)],    h_k = He_k / sqrt(k!),    z ~ N(0, 1)
 
 Gauss-Hermite quadrature with n nodes is exact for polynomials of degree 2 n - 1 and converges fast for smooth
-functions. At a kink it does not: the error of ReLU falls as 1 / n. So the nodes are doubled until two doublings in a
-row change no coefficient by more than the tolerance, or the nodes run out, and the larger of the two last changes is
-reported as the error. Where the places of kinks are known, the line is cut there and every piece taken by
-Gauss-Legendre quadrature, which converges fast again.
+functions, but slowly for a function with a kink: the error of ReLU falls as 1 / n. So the nodes are doubled until two
+doublings in a row change no coefficient by more than the tolerance, or the limit is reached. The larger of the two last
+changes is reported as the error. If the positions of kinks are given, the line is cut there, and Gauss-Legendre
+quadrature on every piece converges fast again.
 
 Cost: the function at a few hundred to a few thousand points.
 """
@@ -25,12 +25,12 @@ from torch import Tensor
 from expunge.base.errors import RunError, SpecError
 
 REACH = 14.0
-"""Where pieces end: the normal law has 2e-44 beyond."""
+"""Outer end of the pieces; the normal distribution has 2e-44 beyond."""
 FEWEST = 32
-"""Nodes that doubling begins with; exact for polynomials of degree 63."""
+"""First number of nodes; exact for polynomials of degree 63."""
 
 Rule = tuple[Tensor, Tensor]
-"""Nodes `[n]` and weights `[n]` of a quadrature under the normal law."""
+"""Nodes `[n]` and weights `[n]` of a quadrature under the normal distribution."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Hermite:
     values: Tensor
     """`[degree + 1]`, double precision."""
     errors: Tensor
-    """How far each value may be off, `[degree + 1]`: what the last two doublings changed, and rounding."""
+    """Error bound of each value, `[degree + 1]`: the largest change of the last two doublings, plus rounding."""
     energy: float
     """E[sigma(z)^2]."""
     nodes: int
@@ -63,10 +63,10 @@ def polynomials(points: Tensor, degree: int) -> Tensor:
     if degree < 0:
         raise SpecError(f"degree = {degree}", where="hermite", allowed="0 or more")
     z = points.double()
-    found = [torch.ones_like(z), z]
+    values = [torch.ones_like(z), z]
     for k in range(1, degree):
-        found.append((z * found[k] - math.sqrt(k) * found[k - 1]) / math.sqrt(k + 1))
-    return torch.stack(found[: degree + 1], 1)
+        values.append((z * values[k] - math.sqrt(k) * values[k - 1]) / math.sqrt(k + 1))
+    return torch.stack(values[: degree + 1], 1)
 
 
 def hermite(
@@ -80,17 +80,17 @@ def hermite(
     """The coefficients of a function.
 
     Args:
-        function: From points `[n]` in double precision to values `[n]`, such as `torch.tanh`.
+        function: Maps points `[n]` in double precision to values `[n]`, such as `torch.tanh`.
         degree: Highest degree.
         kinks: Where the function or its derivatives jump: `(0.0,)` for ReLU.
-        tolerance: Largest change of a coefficient on doubling the nodes, relative to the root of the energy.
-        limit: Most nodes, in each piece where there are kinks.
+        tolerance: Largest change of a coefficient when nodes are doubled, relative to the root of the energy.
+        limit: Largest number of nodes, per piece if there are kinks.
 
     Returns:
-        Coefficients with their errors; look at `converged` where the function is not smooth.
+        Coefficients with their errors; check `converged` if the function is not smooth.
 
     Raises:
-        SpecError: The degree is negative, the nodes are too few for it, or the function returns another shape.
+        SpecError: The degree is negative, the limit is too small for it, or the function returns another shape.
         RunError: A value of the function is not finite.
     """
     if limit < 4 * FEWEST or limit < 2 * degree:
@@ -116,8 +116,8 @@ def _coefficients(function: Callable[[Tensor], Tensor], degree: int, rule: Rule)
     nodes, weights = rule
     values = function(nodes.clone())
     if values.shape != nodes.shape:
-        found = f"returns shape {list(values.shape)} for points {list(nodes.shape)}"
-        raise SpecError(found, where="function", allowed="one value for each point")
+        finding = f"returns shape {list(values.shape)} for points {list(nodes.shape)}"
+        raise SpecError(finding, where="function", allowed="one value for each point")
     values = values.detach().double()
     if not values.isfinite().all():
         at = float(nodes[~values.isfinite()][0])
@@ -133,7 +133,7 @@ def _rule(nodes: int, kinks: Sequence[float]) -> Rule:
 
 
 def _pieces(nodes: int, kinks: Sequence[float]) -> Rule:
-    """Gauss-Legendre on each piece of the line, the normal density in the weights."""
+    """Gauss-Legendre on each piece of the line; the weights include the normal density."""
     ends = [-REACH, *sorted({float(kink) for kink in kinks if abs(kink) < REACH}), REACH]
     points, weights = np.polynomial.legendre.leggauss(nodes)
     left, right = np.array(ends[:-1])[:, None], np.array(ends[1:])[:, None]

@@ -1,18 +1,18 @@
-"""One step of unlearning near a minimum as a random linear map: what is drawn, and the curvature of each example.
+"""One step of unlearning near a minimum as a random linear map: the random batches and each example's curvature.
 
     w <- w - step ((1 - mix) mean over a retain batch - mix mean over a forget batch of the gradients), g_i(w) = H_i w
 
-The gradients are linearised where they are all zero, at w = 0, with positive semi-definite H_i. Batches are drawn anew
-in each step, so that what a step makes of E[w w^T] = M is its mean and a variance,
+The gradients are linearised at w = 0, where they are all zero, with positive semi-definite H_i. Each step draws new
+batches, so a step maps E[w w^T] = M to the map of the mean step plus a variance,
 
     V(M) = sum over both sets of c (1/n sum_i H_i M H_i - d H M H)
 
-with c = u^2 (1/B - 1/n), d = 0 where each example is in a batch by itself with probability B / n; c = u^2 (n - B) /
-(B (n - 1)), d = 1 where exactly B are, each once; u = 1 - mix or mix, H the set's mean.
+with c = u^2 (1/B - 1/n), d = 0 if a batch takes each example independently with probability B / n; c = u^2 (n - B) /
+(B (n - 1)), d = 1 if it takes exactly B, each once; u = 1 - mix or mix, H the set's mean.
 
-Everything lies in the span of the H_i, outside of which nothing moves: H_i = G_i G_i^T needs no more than the Gram
-matrix of the columns of all G_i, and its range has one coordinate per eigenvalue that is not zero. Iterated on the
-columns themselves, without that projection, rounding outside of the range grows into the result.
+Nothing moves outside of the span of the H_i. So H_i = G_i G_i^T needs only the Gram matrix of the columns of all G_i;
+its range has one coordinate per eigenvalue that is not zero. An iteration on the columns themselves, without that
+projection, would amplify rounding errors outside of the range.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class Draw:
     """
 
     size: int
-    """Examples in the set, n; those at hand may be a part of them."""
+    """Examples in the whole set, n; the sample may have fewer."""
     batch: int
     """Examples per step, B."""
     bernoulli: bool = False
-    """Whether each example is in the batch by itself with probability B / n; otherwise exactly B are, each once."""
+    """Whether a batch takes each example independently with probability B / n; otherwise exactly B, each once."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch <= self.size:
@@ -59,7 +59,7 @@ class Update:
     """The planned step.
 
     Raises:
-        SpecError: The mix is no share, the step size not positive, or the momentum not below 1.
+        SpecError: The ascent weight is not within 0 to 1, the step size not positive, or the momentum not below 1.
     """
 
     step: float
@@ -69,7 +69,7 @@ class Update:
     retain: Draw
     forget: Draw
     momentum: float = 0.0
-    """Of the heavy ball, 0 to below 1."""
+    """Momentum of the heavy ball, from 0 to below 1."""
 
     def __post_init__(self) -> None:
         allowed = {
@@ -77,42 +77,42 @@ class Update:
             "step": (0 < self.step < math.inf, "a positive number"),
         }
         allowed["momentum"] = (0 <= self.momentum < 1, "0 to below 1")
-        for name, (holds, what) in allowed.items():
+        for name, (holds, domain) in allowed.items():
             if not holds:
-                raise SpecError(f"found {getattr(self, name)}", where=name, allowed=what)
+                raise SpecError(f"found {getattr(self, name)}", where=name, allowed=domain)
 
 
 @dataclass(frozen=True)
 class Curvatures:
-    """H_i = G_i G_i^T of the examples at hand, the retained ones first, in coordinates of their common range."""
+    """H_i = G_i G_i^T of the sampled examples, the retained ones first, in coordinates of their common range."""
 
     factors: Tensor
     """G_i, `[m, r, k]`."""
     retained: int
-    """How many are from the retain set."""
+    """Number of retain examples."""
 
     def __post_init__(self) -> None:
         if self.factors.ndim != 3 or not 0 < self.retained < len(self.factors):
-            found = f"{self.retained} retained in factors of shape {list(self.factors.shape)}"
-            raise SpecError(found, where="curvatures", allowed="[m, r, k] with examples of both sets")
+            finding = f"{self.retained} retained in factors of shape {list(self.factors.shape)}"
+            raise SpecError(finding, where="curvatures", allowed="[m, r, k] with examples of both sets")
 
     @cached_property
     def means(self) -> tuple[Tensor, Tensor]:
-        """H_r and H_f, `[r, r]`."""
+        """H_r and H_f, the means over retain and forget examples, `[r, r]` each."""
         retain, forget = (side.transpose(0, 1).flatten(1) for side in self.sides)
         return retain @ retain.T / self.retained, forget @ forget.T / (len(self.factors) - self.retained)
 
     @property
     def sides(self) -> tuple[Tensor, Tensor]:
-        """Factors of either set."""
+        """Factors of the retain and of the forget examples."""
         return self.factors[: self.retained], self.factors[self.retained :]
 
     def average(self, ascent_weight: float) -> Tensor:
-        """A, `[r, r]`."""
+        """A = (1 - mix) H_r - mix H_f, `[r, r]`."""
         return (1 - ascent_weight) * self.means[0] - ascent_weight * self.means[1]
 
     def noise(self, matrix: Tensor, update: Update) -> Tensor:
-        """V of a matrix `[r, r]`, without the squared step size."""
+        """V(M) of a matrix `[r, r]`, without the squared step size."""
         total = torch.zeros_like(matrix)
         weights, draws = (1 - update.ascent_weight, update.ascent_weight), (update.retain, update.forget)
         for weight, draw, side, mean in zip(weights, draws, self.sides, self.means, strict=True):
@@ -123,40 +123,40 @@ class Curvatures:
 
 
 def of_gram(gram: Tensor, retained: int, *, rows: int = 1, tolerance: float = 1e-10) -> Curvatures:
-    """From inner products of the columns of all G_i; with one column each, of per-example gradients.
+    """Curvatures from inner products of the columns of all G_i; with one column each, of per-example gradients.
 
     Args:
         gram: `[m rows, m rows]`, the columns of one example next to each other, the retain set's examples first.
-        retained: How many of the m examples are from the retain set.
+        retained: Number of the m examples that are from the retain set.
         rows: Columns per example, k.
-        tolerance: Directions with less than this share of the largest eigenvalue are left out: the result is the map
-            on the others alone, whose radius is not above that of the whole.
+        tolerance: Directions with less than this share of the largest eigenvalue are left out. The radius of the map on
+            the remaining directions is at most that of the whole map.
 
     Returns:
-        In double precision.
+        The curvatures in double precision.
 
     Raises:
-        SpecError: The matrix is not square, not finite, not positive semi-definite, zero, or has no such examples.
+        SpecError: The matrix is not square, not finite, not positive semi-definite, or zero; or one set has no example.
     """
     require_gram(gram, rows)
     values, vectors = torch.linalg.eigh(gram.double())
     top = float(values[-1])
     if not top > 0 or float(values[0]) < -1e-4 * top:
-        found = f"eigenvalues from {float(values[0]):.3g} to {top:.3g}"
-        raise SpecError(found, where="gram", allowed="positive semi-definite and not zero")
+        finding = f"eigenvalues from {float(values[0]):.3g} to {top:.3g}"
+        raise SpecError(finding, where="gram", allowed="positive semi-definite and not zero")
     kept = values > tolerance * top
     coordinates = values[kept].sqrt()[:, None] * vectors[:, kept].T
     return Curvatures(coordinates.view(int(kept.sum()), -1, rows).transpose(0, 1), retained)
 
 
 def require_gram(gram: Tensor, rows: int) -> None:
-    """Refuse what is no Gram matrix of so many rows per example.
+    """Refuse a matrix that is not a Gram matrix with `rows` rows per example.
 
     Raises:
-        SpecError: It is not square and finite, or its size is no multiple of `rows`.
+        SpecError: The matrix is not square and finite, or its size is no multiple of `rows`.
     """
     if gram.ndim != 2 or gram.shape[0] != gram.shape[1] or len(gram) == 0 or rows < 1 or len(gram) % rows:
-        found = f"has shape {list(gram.shape)}, with {rows} rows per example"
-        raise SpecError(found, where="gram", allowed="a square matrix with all rows of every example")
+        finding = f"has shape {list(gram.shape)}, with {rows} rows per example"
+        raise SpecError(finding, where="gram", allowed="a square matrix with all rows of every example")
     if not gram.isfinite().all():
         raise SpecError("is not finite", where="gram")

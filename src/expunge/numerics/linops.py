@@ -1,11 +1,11 @@
-"""Products of curvature matrices with vectors, over a stream of minibatches, without the matrices.
+"""Products of curvature matrices with vectors, over minibatches, without the matrices.
 
     L(w) = sum_b n_b l_b(w) / sum_b n_b,    H v = d/dw <dL/dw, v>,    G v = mean over b of J_b^T (d^2 l_b / df^2) J_b v,
 
 with l_b the mean loss of batch b, n_b its number of examples, f its outputs, J_b their Jacobian. Both are exact: the
 mean over batches of any sizes is that over all examples. H v differentiates twice (Pearlmutter 1994). G v, the
-generalised Gauss-Newton product (Schraudolph 2002), gets J v from two derivatives backwards as well, since forward mode
-lacks formulas that double backward has. Attention runs in its plain kernel, the only one with a second derivative.
+generalised Gauss-Newton product (Schraudolph 2002), also computes J v by two backward derivatives, because forward mode
+lacks formulas that double backward has. Attention uses its plain kernel, the only one with a second derivative.
 
     loss = lambda model, batch: torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
     product = hessian(loss, model.eval(), differentiable(model), [(inputs, targets)])
@@ -37,18 +37,18 @@ Parts = Sequence[Tensor]
 
 @dataclass(frozen=True)
 class CurvatureOperator:
-    """A symmetric matrix that is a mean over batches, as a function on flat vectors; made by the functions below.
+    """A symmetric matrix, the mean over batches, as a function on flat vectors; the functions below build it.
 
     Args:
-        forward: From a batch, the tensor that is differentiated.
-        product: From that tensor, the batch and a vector cut into the parameters' shapes, the batch's product.
+        forward: Maps a batch to the tensor to differentiate.
+        product: Maps that tensor, the batch and a vector in the parameters' shapes to the batch's product.
         model: The module.
-        parameters: What is differentiated by, in the order of the vectors' entries.
+        parameters: The parameters to differentiate by, in the order of the vectors' entries.
         batches: Read once per product.
-        weight: A batch's share in the mean.
+        weight: A batch's weight in the mean.
 
     Raises:
-        SpecError: The parameters are no flat vector, or the batches are an iterator, which one product would use up.
+        SpecError: The parameters cannot form a flat vector, or the batches are an iterator, which works only once.
     """
 
     forward: Callable[[Any], Tensor]
@@ -61,8 +61,8 @@ class CurvatureOperator:
     def __post_init__(self) -> None:
         require_parameters(self.parameters)
         if isinstance(self.batches, Iterator):
-            found = "an iterator can be read only once"
-            raise SpecError(found, where="batches", allowed="a list, or a loader in a fixed order")
+            finding = "an iterator can be read only once"
+            raise SpecError(finding, where="batches", allowed="a list, or a loader in a fixed order")
 
     @property
     def size(self) -> int:
@@ -84,8 +84,8 @@ class CurvatureOperator:
             `[p]` in the parameters' dtype, with 0 for a parameter that the loss does not depend on.
 
         Raises:
-            SpecError: The vector has another shape; there is no example; the loss is no scalar, or depends on none of
-                the parameters; batch norm or dropout is in training mode.
+            SpecError: The vector has another shape; there is no example; the loss is not a scalar, or depends on no
+                parameter; batch norm or dropout is in training mode.
             RunError: The loss is not finite, or has no second derivative; names the batch, or the module.
         """
         if vector.shape != (self.size,):
@@ -97,13 +97,13 @@ class CurvatureOperator:
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             for index, batch in enumerate(self.batches):
                 share = self.weight(batch)
-                total.add_(self._one(batch, parts, index), alpha=share)
+                total.add_(self._of_batch(batch, parts, index), alpha=share)
                 weight += share
         if weight <= 0:
             raise SpecError("there is no example in them", where="batches", allowed="at least one example")
         return total / weight
 
-    def _one(self, batch: Any, parts: Parts, index: int) -> Tensor:
+    def _of_batch(self, batch: Any, parts: Parts, index: int) -> Tensor:
         value = self.forward(batch)
         if not value.isfinite().all():
             raise RunError(
@@ -130,15 +130,15 @@ def hessian(
     """The Hessian of the mean loss.
 
     Args:
-        loss: From the module and a batch, the batch's mean loss as a scalar.
-        model: The module, in evaluation mode where it has batch norm or dropout.
-        parameters: What is differentiated by; `differentiable(model)` for all.
+        loss: Maps the module and a batch to the batch's mean loss, a scalar.
+        model: The module, in evaluation mode if it has batch norm or dropout.
+        parameters: The parameters to differentiate by; `differentiable(model)` for all.
         batches: A list or loader that gives the same batches each time.
-        weight: A batch's share in the mean, by default its number of examples. A loss that is a mean over tokens needs
+        weight: A batch's weight in the mean, by default its number of examples. A loss that is a mean over tokens needs
             the number of tokens.
 
     Raises:
-        SpecError: The parameters are no flat vector, or the batches are an iterator.
+        SpecError: The parameters cannot form a flat vector, or the batches are an iterator.
     """
 
     def product(value: Tensor, batch: Any, parts: Parts) -> Parts:
@@ -155,20 +155,20 @@ def gauss_newton(
     batches: Iterable[Any],
     weight: Callable[[Any], float] = rows,
 ) -> CurvatureOperator:
-    """The generalised Gauss-Newton matrix; positive semi-definite where the loss is convex in the outputs.
+    """The generalised Gauss-Newton matrix; positive semi-definite if the loss is convex in the outputs.
 
     With cross-entropy over logits it is the Fisher information of the model's own predictions.
 
     Args:
-        outputs: From the module and a batch, the outputs, of any shape.
-        loss: From outputs and the batch, the batch's mean loss as a scalar.
-        model: The module, in evaluation mode where it has batch norm or dropout.
-        parameters: What is differentiated by; `differentiable(model)` for all.
+        outputs: Maps the module and a batch to the outputs, of any shape.
+        loss: Maps outputs and the batch to the batch's mean loss, a scalar.
+        model: The module, in evaluation mode if it has batch norm or dropout.
+        parameters: The parameters to differentiate by; `differentiable(model)` for all.
         batches: A list or loader that gives the same batches each time.
-        weight: A batch's share in the mean, by default its number of examples.
+        weight: A batch's weight in the mean, by default its number of examples.
 
     Raises:
-        SpecError: The parameters are no flat vector, or the batches are an iterator.
+        SpecError: The parameters cannot form a flat vector, or the batches are an iterator.
     """
 
     def product(value: Tensor, batch: Any, parts: Parts) -> Parts:
@@ -189,13 +189,13 @@ def bends(
 ) -> tuple[Tensor, Tensor]:
     """The gradient of one batch's loss, and the loss's second derivative along some vectors, from one graph.
 
-    Where small batches are looked at one by one this reads the weights once for all vectors.
+    For small batches this is faster than separate products: it reads the weights once for all vectors.
 
     Args:
-        loss: From the module and a batch, the batch's mean loss as a scalar.
-        model: The module, in evaluation mode where it has batch norm or dropout.
-        parameters: What is differentiated by.
-        batch: What the loss is of.
+        loss: Maps the module and a batch to the batch's mean loss, a scalar.
+        model: The module, in evaluation mode if it has batch norm or dropout.
+        parameters: The parameters to differentiate by.
+        batch: The batch.
         vectors: Rows `[m, p]` in the order of the parameters.
 
     Returns:
@@ -205,19 +205,19 @@ def bends(
         value = _scalar(loss(model, batch))
         slopes = torch.autograd.grad(value, parameters, create_graph=True, allow_unused=True, materialize_grads=True)
         gradient = torch.cat([slope.flatten() for slope in slopes])
-        found = []
+        curvatures = []
         for vector in vectors:
             product = torch.autograd.grad(
                 gradient, parameters, vector, retain_graph=True, allow_unused=True, materialize_grads=True
             )
             pieces = vector.split([part.numel() for part in product])
-            found.append(sum(float(piece @ part.flatten()) for piece, part in zip(pieces, product, strict=True)))
-    return gradient.detach(), torch.tensor(found, dtype=torch.float64)
+            curvatures.append(sum(float(piece @ part.flatten()) for piece, part in zip(pieces, product, strict=True)))
+    return gradient.detach(), torch.tensor(curvatures, dtype=torch.float64)
 
 
 def _twice(loss: Tensor, parameters: Sequence[Tensor], parts: Parts, *, keep: bool = False) -> tuple[Tensor, ...]:
     """H v of a scalar."""
-    # With a factor in front, every gradient on the way depends on something, so that one that was cut can be seen.
+    # With this factor, every intermediate gradient has a graph, so an incomplete one can be detected.
     factor = torch.ones_like(loss, requires_grad=True)
     slopes = torch.autograd.grad(factor * loss, parameters, create_graph=True, allow_unused=True)
     used, along = _used(slopes, parts)
@@ -233,7 +233,7 @@ def _forward_product(outputs: Tensor, parameters: Sequence[Tensor], parts: Parts
 
 
 def _used(slopes: Sequence[Tensor | None], parts: Parts) -> tuple[list[Tensor], list[Tensor]]:
-    """The slopes of what the value depends on, and the vector's pieces that belong to them."""
+    """The slopes of the parameters that the value depends on, and the vector's pieces for them."""
     pairs = [(slope, part) for slope, part in zip(slopes, parts, strict=True) if slope is not None]
     if not pairs:
         raise _independent()

@@ -1,15 +1,15 @@
-"""The one direction of the inputs that targets depend on, and their Hermite coefficients along it, from examples.
+"""Estimate the one direction of the inputs that targets depend on, and the Hermite coefficients along it.
 
 For Gaussian inputs of covariance S, least squares gives b with S^(1/2) b = c_1 u (Stein 1981; Brillinger 1982),
-whatever the other coefficients. The examples are split into two halves A and B. Since their errors are independent,
-<b_A, S b_B> has the mean c_1^2; and of the direction found in one half the other says what is along it: over B the
-mean of y h_k(z), z being <b_A, x> over its standard deviation, is c_k s_A^k with the cosine s_A of b_A to the true
-direction, which is divided out. From one set for both, c_1 would come out too large, and the others too small.
+independent of the other coefficients. The examples are split into two halves A and B. Their errors are independent, so
+<b_A, S b_B> has the mean c_1^2. One half gives the direction, the other half the coefficients along it: over B the
+mean of y h_k(z), with z = <b_A, x> divided by its standard deviation, is c_k s_A^k. The cosine s_A of b_A to the true
+direction is divided out. With the same examples for both, c_1 would be too large, and the others too small.
 
-Intervals are from a bootstrap within each half, in which least squares is followed to first order. Inputs are taken to
-be Gaussian; how far they are not, along the direction, and whether there is a second one, is measured as well.
+Intervals come from a bootstrap within each half, with least squares to first order. Inputs are assumed to be Gaussian;
+their deviation from that along the direction, and a possible second direction, are measured as well.
 
-Cost: some n d^2 and d^3 once, 4 n d in each replicate; no gradient.
+Cost: about n d^2 and d^3 once, 4 n d in each replicate; no gradient.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from expunge.numerics.hermite import polynomials
 
 @dataclass(frozen=True)
 class SingleIndex:
-    """What was found; `replicates` are the same estimates from resampled examples."""
+    """The estimates; `replicates` are the same estimates from resampled examples."""
 
     direction: Tensor
-    """`[d]` in the space of the inputs: centred inputs times it have variance 1."""
+    """`[d]` in the space of the inputs, scaled so that centred inputs times it have variance 1."""
     teacher: Tensor
-    """c_0 to c_degree `[degree + 1]`, c_1 positive; NaN from degree 1 on where `squared` is not."""
+    """c_0 to c_degree `[degree + 1]`, c_1 positive; NaN from degree 1 on if <b_A, S b_B> is not positive."""
     replicates: Tensor
-    """`[replicates, degree + 1]`."""
+    """`teacher` of each replicate, `[replicates, degree + 1]`."""
     squared: Tensor
-    """<b_A, S b_B> of each replicate, `[replicates]`: below 0 as often as c_1 is not seen."""
+    """<b_A, S b_B> of each replicate, `[replicates]`; often negative if c_1 is too small to detect."""
     overlap: float
-    """Estimated cosine of the direction, found in a half, to the true one; NaN where c_1 is not seen."""
+    """Estimated cosine of a half's direction to the true one; NaN if <b_A, S b_B> is not positive."""
     skewness: float
     """Mean of h_1 h_2 along the direction; 0 for Gaussian inputs."""
     excess: float
     """Mean of h_2^2 - 1 along the direction; 0 for Gaussian inputs."""
     second: float
-    """Sum of squared coefficients of second degree off the direction, about 0 where there is but one."""
+    """Sum of squared coefficients of second degree off the direction, about 0 if there is only one direction."""
     second_error: float
-    """Standard error of `second` where there is nothing."""
+    """Standard error of `second` if there is only one direction."""
     examples: int
     """Number of examples."""
 
@@ -63,12 +63,12 @@ def single_index(
         replicates: Bootstrap replicates.
 
     Raises:
-        SpecError: Shapes disagree, a value is not finite, there are too few examples, an input is a function of others,
-            or targets are all the same.
+        SpecError: Shapes disagree, a value is not finite, there are too few examples, an input is a linear function of
+            others, or all targets are equal.
     """
     if degree < 2 or replicates < 20:
-        found = f"degree = {degree}, replicates = {replicates}"
-        raise SpecError(found, where="single_index", allowed="degree 2 and 20 replicates or more")
+        finding = f"degree = {degree}, replicates = {replicates}"
+        raise SpecError(finding, where="single_index", allowed="degree 2 and 20 replicates or more")
     x, y = _checked(inputs, targets)
     order = torch.randperm(len(y), generator=generator)
     covariance = x.T @ x / len(x)
@@ -102,7 +102,7 @@ def single_index(
 
 
 class _Half:
-    """Half of the examples, with least squares on them."""
+    """Half of the examples, with the least squares solution on them."""
 
     def __init__(self, x: Tensor, y: Tensor, degree: int) -> None:
         self.x, self.y, self.degree, self.size = x - x.mean(0), y, degree, len(y)
@@ -127,14 +127,14 @@ class _Half:
 def _checked(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     x, y = inputs.detach().flatten(1).double().cpu(), targets.detach().double().cpu()
     if y.shape != (len(x),):
-        found = f"{list(y.shape)} for {len(x)} inputs"
-        raise SpecError(found, where="targets", allowed="one number per example", remedy="for classes, -1 and 1")
+        finding = f"{list(y.shape)} for {len(x)} inputs"
+        raise SpecError(finding, where="targets", allowed="one number per example", remedy="for classes, -1 and 1")
     if not (x.isfinite().all() and y.isfinite().all()):
         raise SpecError("a value is not finite", where="inputs or targets")
     if len(y) < max(4 * x.shape[1], 20):
-        found = f"{len(y)} examples of {x.shape[1]} entries"
+        finding = f"{len(y)} examples of {x.shape[1]} entries"
         remedy = "project on principal components"
-        raise SpecError(found, where="inputs", allowed="20 examples, and 4 for each entry", remedy=remedy)
+        raise SpecError(finding, where="inputs", allowed="20 examples, and 4 for each entry", remedy=remedy)
     if float(y.std()) == 0:
         raise SpecError("are all the same", where="targets")
     x = x - x.mean(0)
@@ -151,32 +151,32 @@ def _counts(size: int, generator: torch.Generator) -> Tensor:
 
 
 def _estimate(halves: list[_Half], slopes: list[Tensor], counts: list[Tensor]) -> tuple[Tensor, float, float]:
-    """The coefficients `[degree + 1]`, c_1^2 without bias, and the mean cosine of the slopes to the true one."""
+    """The coefficients `[degree + 1]`, an unbiased c_1^2, and the mean cosine of the slopes to the true direction."""
     covariance = (halves[0].covariance + halves[1].covariance) / 2
     squared = float(slopes[0] @ covariance @ slopes[1])
-    found, overlap = torch.full((2, halves[0].degree + 1), math.nan, dtype=torch.float64), math.nan
+    coefficients, overlap = torch.full((2, halves[0].degree + 1), math.nan, dtype=torch.float64), math.nan
     if squared > 0:
         cosines = [math.sqrt(squared) / float((b @ covariance @ b).sqrt()) for b in slopes]
         overlap = sum(cosines) / 2
-        for here, there in ((0, 1), (1, 0)):
-            powers = torch.tensor(cosines[here], dtype=torch.float64) ** torch.arange(found.shape[1])
-            found[here] = halves[there].along(slopes[here], counts[there]) / powers
+        for fitted, measured in ((0, 1), (1, 0)):
+            powers = torch.tensor(cosines[fitted], dtype=torch.float64) ** torch.arange(coefficients.shape[1])
+            coefficients[fitted] = halves[measured].along(slopes[fitted], counts[measured]) / powers
     total = sum(float((w * half.y).sum()) for w, half in zip(counts, halves, strict=True))
-    found[:, 0] = total / sum(half.size for half in halves)
-    return found.mean(0), squared, overlap
+    coefficients[:, 0] = total / sum(half.size for half in halves)
+    return coefficients.mean(0), squared, overlap
 
 
 def _off_direction(halves: list[_Half], covariance: Tensor, direction: Tensor) -> tuple[float, float]:
-    """Squared norm of E[y h_2] as a matrix without its entry along the direction, and its error were it nothing."""
+    """Squared norm of the matrix E[y h_2] without its entry along the direction, and its error if that norm is 0."""
     inverse = torch.linalg.inv(torch.linalg.cholesky(covariance))
     axis = direction @ covariance @ inverse.T
-    found, noises = [], []
+    residuals, noises = [], []
     for half in halves:
         x, y = half.x @ inverse.T, half.y - half.y.mean()
         matrix = x.T @ (y[:, None] * x) / half.size / math.sqrt(2)
-        found.append(matrix - (axis @ matrix @ axis) * torch.outer(axis, axis))
+        residuals.append(matrix - (axis @ matrix @ axis) * torch.outer(axis, axis))
         sizes = y.square() * (x.square().sum(1).square() - (x @ axis) ** 4) / 2
         noises.append(float(sizes.mean()) / half.size)
     # The product of two independent matrices of noise in D dimensions has this standard deviation.
     dimensions = max(len(axis) * (len(axis) + 1) / 2 - 1, 1)
-    return float((found[0] * found[1]).sum()), math.sqrt(noises[0] * noises[1] / dimensions)
+    return float((residuals[0] * residuals[1]).sum()), math.sqrt(noises[0] * noises[1] / dimensions)

@@ -1,14 +1,14 @@
-"""Whether descent on one set and ascent on another leave a minimum, and how fast: linear stability of unlearning.
+"""Linear stability of unlearning: whether descent on one set and ascent on another leave a minimum, and how fast.
 
-With the step and the curvatures of `linearised`, and A = (1 - mix) H_r - mix H_f, the second moment follows
+With the step and the curvatures of `linearised`, and A = (1 - mix) H_r - mix H_f, the second moment evolves by
 
     T(M) = (I - step A) M (I - step A) + step^2 V(M),      with momentum: T(M) = B M B^T + step^2 V(M_11)
 
-for the state (w_k, w_k-1) of the heavy ball. Its spectral radius above 1 is growth in mean square; E[w] alone grows
-where A has an eigenvalue above 2 (1 + momentum) / step or below 0. For descent alone this is Wu et al. (2018) and
+for the state (w_k, w_k-1) of the heavy ball. A spectral radius of T above 1 means growth in mean square. E[w] alone
+grows if A has an eigenvalue above 2 (1 + momentum) / step or below 0. For descent alone this is Wu et al. (2018) and
 Dexter et al. (2024); the mix is that of Chang and Khanna (2602.02986), derived here and not compared with theirs.
 
-Growth of the linearised distance is the beginning of leaving a minimum. It is neither forgetting nor deletion.
+If the linearised distance grows, the model begins to leave the minimum. That is neither forgetting nor deletion.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from expunge.numerics._perron import Radius, spectral_radius
 from expunge.numerics.linearised import Curvatures, Update
 
 PRODUCTS = 200
-"""Most products for one value of the feedback; its leading part stands apart, and ten are usual."""
+"""Largest number of products for one value of the feedback; ten are usual, because its top eigenvalue is isolated."""
 
 
 def mean_radius(curvatures: Curvatures, update: Update) -> float:
-    """Largest growth per step of E[w]: above 1, it leaves."""
+    """Largest growth factor per step of E[w]: above 1, the model leaves the minimum."""
     return max(_root(float(a), update) for a in torch.linalg.eigvalsh(curvatures.average(update.ascent_weight)))
 
 
 def mean_limit(curvatures: Curvatures, update: Update) -> float:
-    """Step size below which E[w] stays: 2 (1 + momentum) / lambda_max(A), or 0 where A has a negative eigenvalue."""
+    """Step size below which E[w] is stable: 2 (1 + momentum) / lambda_max(A), or 0 if A has a negative eigenvalue."""
     values = torch.linalg.eigvalsh(curvatures.average(update.ascent_weight))
     least, most = float(values[0]), float(values[-1])
     if least < -_rounding(values):
@@ -44,23 +44,23 @@ def mean_limit(curvatures: Curvatures, update: Update) -> float:
 
 
 def critical_ascent_weight(curvatures: Curvatures) -> float:
-    """Weight of the ascent above which E[w] leaves at every step size: 1 / (1 + max of v^T H_f v / v^T H_r v).
+    """Weight of the ascent above which E[w] grows at every step size: 1 / (1 + max of v^T H_f v / v^T H_r v).
 
-    It is 0 where the forget set bends a direction that the retain set does not, as it does wherever gradients are
-    linearly independent.
+    It is 0 if the forget set has curvature in a direction in which the retain set has none. That is always the case if
+    gradients are linearly independent.
     """
     retain, forget = curvatures.means
     values, vectors = torch.linalg.eigh(retain)
-    bent = values > _rounding(values)
-    flat = vectors[:, ~bent]
+    curved = values > _rounding(values)
+    flat = vectors[:, ~curved]
     if float((flat.T @ forget @ flat).diagonal().sum()) > 1e-9 * float(forget.trace()):
         return 0.0
-    half = vectors[:, bent] * values[bent].rsqrt()
+    half = vectors[:, curved] * values[curved].rsqrt()
     return 1 / (1 + float(torch.linalg.eigvalsh(half.T @ forget @ half)[-1]))
 
 
 def mean_square(curvatures: Curvatures, update: Update) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-    """T as a function of symmetric matrices, and a matrix like those: `[r, r]`, with momentum `[2 r, 2 r]`."""
+    """T as a function of symmetric matrices, and a matrix of their shape: `[r, r]`, with momentum `[2 r, 2 r]`."""
     average, size = curvatures.average(update.ascent_weight), curvatures.factors.shape[1]
     unit = torch.eye(size).to(average)
     mean = (1 + update.momentum) * unit - update.step * average
@@ -82,10 +82,10 @@ def mean_square_radius(curvatures: Curvatures, update: Update, *, tolerance: flo
     Cost: up to `limit` products, each O(m k r (r + k)) operations.
 
     Args:
-        curvatures: Of the examples at hand.
+        curvatures: Curvatures of the sampled examples.
         update: The planned step.
         tolerance: Largest distance of the bounds, relative to the upper one.
-        limit: Most products.
+        limit: Largest number of products.
 
     Raises:
         RunError: The map is not finite.
@@ -96,7 +96,7 @@ def mean_square_radius(curvatures: Curvatures, update: Update, *, tolerance: flo
 
 
 def noise_radius(curvatures: Curvatures, update: Update, *, tolerance: float = 1e-6, limit: int = 2000) -> Radius:
-    """Spectral radius of step^2 V alone; without momentum, never above that of T."""
+    """Spectral radius of step^2 V alone; without momentum, at most that of T."""
     like = curvatures.means[0]
 
     def apply(matrix: Tensor) -> Tensor:
@@ -106,23 +106,23 @@ def noise_radius(curvatures: Curvatures, update: Update, *, tolerance: float = 1
 
 
 def one_step_bound(curvatures: Curvatures, update: Update) -> float:
-    """Largest eigenvalue of E[J^2], the most that |w|^2 grows on average in one step; not below the radius of T.
+    """Largest eigenvalue of E[J^2]: the largest mean growth of |w|^2 in one step; at least the radius of T.
 
     Raises:
-        SpecError: The update has momentum, under which a single step may grow where all together shrink.
+        SpecError: The update has momentum: then single steps may grow although the sequence shrinks.
     """
     if update.momentum:
-        raise SpecError("the bound has none", where="momentum", allowed="0")
+        raise SpecError("the bound is for steps without momentum", where="momentum", allowed="0")
     apply, like = mean_square(curvatures, update)
     return float(torch.linalg.eigvalsh(apply(torch.eye(len(like)).to(like)))[-1])
 
 
 def mean_square_limit(curvatures: Curvatures, update: Update) -> float:
-    """Step size below which E[w w^T] stays, 0 where E[w] leaves at every one; that of the update is not looked at.
+    """Step size below which E[w w^T] is stable; 0 if E[w] grows at every step size. Ignores the update's step size.
 
-    Where E[w] stays, noise that enters once is answered by sum_t h_i(t) h_j(t) in the eigenbasis of A, with h_i the
-    impulse response along direction i. The total stays bounded if and only if what the answers feed back is less than
-    what entered: if step^2 times the radius of M -> response * V(M) is below 1, with the entrywise product.
+    If E[w] is stable, the response to noise that enters once is sum_t h_i(t) h_j(t) in the eigenbasis of A, with h_i
+    the impulse response along direction i. The total is bounded if and only if the noise fed back is less than the
+    noise that entered: if step^2 times the radius of M -> response * V(M) is below 1, with the entrywise product.
     """
     highest = mean_limit(curvatures, update)
     if highest in (0.0, math.inf):
@@ -134,15 +134,15 @@ def mean_square_limit(curvatures: Curvatures, update: Update) -> float:
     def fed_back(step: float) -> float:
         return _fed_back(turned, replace(update, step=step), values[moving], 1.0)
 
-    # At the upper end answers have no end; without noise none is needed.
+    # At the upper end responses diverge, unless there is no noise.
     return _crossing(fed_back, highest * (1 - 1e-9), highest * 1e-6)
 
 
 def growth_rate(curvatures: Curvatures, update: Update) -> float:
     """log(rho) / 2 per step for the radius rho of T in the range of the curvatures: how fast the distance grows.
 
-    Power iteration takes about 1 / rate products. Here rho is the z at which noise that decays as z^-t feeds back what
-    entered, as for the limit above; it lies above the square of the mean's radius, where the answers have no end.
+    Power iteration would take about 1 / rate products. Here rho is the z at which noise that decays as z^-t feeds back
+    exactly what entered, as for the limit above. It is above the square of the mean's radius, where responses diverge.
     """
     turned, values = _turned(curvatures, update)
     least = mean_radius(curvatures, update) ** 2
@@ -157,26 +157,26 @@ def growth_rate(curvatures: Curvatures, update: Update) -> float:
 
 
 def growth_steps(rate: float, factor: float) -> float:
-    """Steps until the distance has grown by a factor; infinite where it does not."""
+    """Steps until the distance has grown by a factor; infinite if it does not grow."""
     return math.log(factor) / rate if rate > 0 else math.inf
 
 
 def _turned(curvatures: Curvatures, update: Update) -> tuple[Curvatures, Tensor]:
-    """In the eigenbasis of A, with its eigenvalues."""
+    """The curvatures in the eigenbasis of A, and the eigenvalues of A."""
     values, vectors = torch.linalg.eigh(curvatures.average(update.ascent_weight))
     return Curvatures(vectors.T @ curvatures.factors, curvatures.retained), values
 
 
 def _crossing(fed_back: Callable[[float], float], endless: float, low: float) -> float:
-    """Where the feedback is 1, between where it has a pole and where it is less; the former if it is less there too."""
+    """Where the feedback is 1, between its pole `endless` and `low`, where it is below 1; `endless` if never."""
     if fed_back(endless) <= 1:
         return endless
-    found, _ = brentq(lambda x: 1 - 1 / max(fed_back(x), 1e-12), low, endless, rtol=1e-7, xtol=1e-15, full_output=True)
-    return float(found)
+    root, _ = brentq(lambda x: 1 - 1 / max(fed_back(x), 1e-12), low, endless, rtol=1e-7, xtol=1e-15, full_output=True)
+    return float(root)
 
 
 def _fed_back(curvatures: Curvatures, update: Update, values: Tensor, decay: float) -> float:
-    """Spectral radius of M -> response * V(M), which is self-adjoint in the inner product <M, V(N)>: real, one sign."""
+    """Spectral radius of M -> response * V(M); the map is self-adjoint in <M, V(N)>, so its eigenvalues are real."""
     response = _responses(values, update, decay)
     matrix, value = torch.eye(len(values)).to(response), 0.0
     for _ in range(PRODUCTS):

@@ -1,1 +1,1 @@
-"""Papers, one a folder: claims declared first (`claims.toml`), then measured (`study.py`)."""
+"""Studies of papers, one per folder: claims are declared first (`claims.toml`), then measured (`study.py`)."""

@@ -1,1 +1,1 @@
-"""What a study is, and how it runs: claims as data, one measurement a seed, a decision by rules."""
+"""Studies: claims as data, one measurement per seed, and a decision by rules."""

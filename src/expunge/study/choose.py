@@ -1,4 +1,4 @@
-"""Settings chosen without looking at what a study reports: on other seeds, before any attack, by one number."""
+"""Choose settings without using what a study reports: on other seeds, before any attack, by one number."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from expunge.study.study import Work
 Entry = dict[str, Any]
 """A method's table in a spec, without its label."""
 Number = Callable[[Table], dict[str, float]]
-"""A run to one number per label, the larger the better."""
+"""Maps a run's table to one number per label; larger is better."""
 PARTS = ("forget", "retain")
 
 
@@ -25,28 +25,28 @@ def choose(
 
     Args:
         work: Where to run.
-        specs: Data, model, training, task and seeds by name of the run; none to take the middle candidates unseen.
-        grid: Candidates by label; of a single one nothing is chosen.
-        number: What to choose by, before any attack, so that no method can be tuned on it.
+        specs: Data, model, training, task and seeds by name of the run; empty to take the middle candidates unseen.
+        grid: Candidates by label; a single candidate is taken without a run.
+        number: The number to maximise, measured before any attack, so that no method is tuned on the attacks.
 
     Returns:
-        `entries` by label, and `tried`, the mean of every candidate; minus infinity of one that failed.
+        `entries` by label, and `tried`, the mean of every candidate; minus infinity for one that failed.
 
     Raises:
         RunError: All candidates of a label failed.
     """
-    tried = {f"{label}-{i}": entry for label, found in grid.items() if len(found) > 1 for i, entry in enumerate(found)}
+    tried = {f"{label}-{i}": entry for label, row in grid.items() if len(row) > 1 for i, entry in enumerate(row)}
     if not (tried and specs):
-        return {"entries": {label: found[len(found) // 2] for label, found in grid.items()}, "tried": {}}
+        return {"entries": {label: row[len(row) // 2] for label, row in grid.items()}, "tried": {}}
     methods = [{**entry, "label": label} for label, entry in tried.items()]
     failed: dict[str, RunError] = {}
     runs = [_numbers(work, spec, f"choice-{name}", methods, number, failed) for name, spec in specs.items()]
-    means = {label: float(np.mean([found[label] for found in runs])) for label in tried}
-    for label, found in grid.items():
-        names = {f"{label}-{i}" for i in range(len(found))}
+    means = {label: float(np.mean([numbers[label] for numbers in runs])) for label in tried}
+    for label, row in grid.items():
+        names = {f"{label}-{i}" for i in range(len(row))}
         if names <= failed.keys():
             raise failed[min(names)].at(f"every candidate of {label!r} failed")
-    entries = {label: found[_best(means, label, len(found))] for label, found in grid.items()}
+    entries = {label: row[_best(means, label, len(row))] for label, row in grid.items()}
     return {"entries": entries, "tried": {f"{name}: {_spelled(tried[name])}": round(means[name], 4) for name in tried}}
 
 
@@ -58,16 +58,16 @@ def _numbers(
     number: Number,
     failed: dict[str, RunError],
 ) -> dict[str, float]:
-    """The number of each candidate in one run; where that fails, each in a run of its own."""
+    """The number of each candidate from one run; if that run fails, from a separate run for each candidate."""
     try:
         return number(work.run({**spec, "method": list(methods)}, name).table)
     except RunError as error:
-        # One that diverges must not end the trial of the others: it is out, at whatever the others reach.
+        # A candidate that diverges must not stop the others: it counts as minus infinity.
         if len(methods) == 1:
             failed[methods[0]["label"]] = error
             return {methods[0]["label"]: -np.inf}
         alone = [_numbers(work, spec, f"{name}-{method['label']}", [method], number, failed) for method in methods]
-        return {method["label"]: found[method["label"]] for method, found in zip(methods, alone, strict=True)}
+        return {method["label"]: own[method["label"]] for method, own in zip(methods, alone, strict=True)}
 
 
 def _best(means: Mapping[str, float], label: str, count: int) -> int:
@@ -92,8 +92,8 @@ def kept_and_forgotten(table: Table) -> dict[str, float]:
     """REM's proxy (2505.17730): accuracy on retain, as labelled, times one minus that on forget, at least 0.2."""
 
     def mean(model: str, split: str) -> float:
-        found = [table.get(model, seed, None, ("accuracy", split)) for seed in table.seeds]
-        return float(np.mean([scores.reduced() for scores in found if scores is not None]))
+        per_seed = [table.get(model, seed, None, ("accuracy", split)) for seed in table.seeds]
+        return float(np.mean([scores.reduced() for scores in per_seed if scores is not None]))
 
     return {model: mean(model, "retain") * (1 - max(mean(model, "forget"), 0.2)) for model in table.models}
 

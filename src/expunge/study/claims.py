@@ -1,4 +1,4 @@
-"""Claims from `claims.toml`, where a study declares them before anything is measured.
+"""Read claims from `claims.toml`, where a study declares them before it measures anything.
 
 [[claim]]
 id = "heads"
@@ -34,7 +34,7 @@ class _Entry(msgspec.Struct, kw_only=True):
     source: str
     unit: str
     reason: str
-    """Why the bound lies where it lies."""
+    """The reason for the bound."""
     above: float | None = None
     below: float | None = None
     within: tuple[float, float] | None = None

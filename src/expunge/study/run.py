@@ -1,4 +1,4 @@
-"""Run a study: what its seeds share, then its seeds side by side, then the decision; what has finished is kept."""
+"""Run a study: first the part that seeds share, then the seeds side by side, then the decision; results are kept."""
 
 from __future__ import annotations
 
@@ -38,34 +38,34 @@ def run_study(
     workers: int = 1,
     progress: Progress | None = None,
 ) -> Path:
-    """Measure a study's claims, or finish what is missing of them.
+    """Measure a study's claims, or complete an earlier run.
 
     Args:
         name: The study.
         preset: Its scale.
         out: Folder for runs; the study goes to `out/studies/<name>-<preset>`.
-        seeds: Instead of the preset's.
-        workers: Processes side by side; the numbers do not depend on it.
-        progress: Told of what finishes; silent by default.
+        seeds: Replace the preset's seeds.
+        workers: Number of processes; the numbers do not depend on it.
+        progress: Reports each seed that finishes; silent by default.
 
     Returns:
         The folder, with `study.json` and `report.html`.
 
     Raises:
-        SpecError: No such study, preset or seed.
-        MissingError: The preset needs what is not here.
-        RunError: A seed failed; the others are kept.
+        SpecError: There is no such study, preset or seed.
+        MissingError: The preset needs something that this machine does not have.
+        RunError: A seed failed; the results of the others are kept.
     """
-    found = registry.load("study", name, where="study")
-    if not (isinstance(found, type) and issubclass(found, Study)):
+    study_class = registry.load("study", name, where="study")
+    if not (isinstance(study_class, type) and issubclass(study_class, Study)):
         raise unknown("study", name, registry.names("study"), where="study")
-    study, scale = at_preset(found, preset)
+    study, scale = at_preset(study_class, preset)
     chosen = _distinct(scale.seeds if seeds is None else tuple(seeds))
     label = f"{name.replace(':', '.')}-{preset}" + ("" if chosen == scale.seeds else "-s" + "-".join(map(str, chosen)))
     work = Work(out / FOLDER, label, workers, progress)
     _make(work.folder)
     for old in (RESULT, "report.html"):
-        # A result of before must not stand beside a run that failed.
+        # If this run fails, no earlier result must remain.
         (work.folder / old).unlink(missing_ok=True)
     start, load = time.perf_counter(), os.getloadavg()[0]
     basis = dict(study.prepare(chosen, work))
@@ -107,18 +107,18 @@ def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _measured(study: Study, seeds: Sequence[int], work: Work, basis: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
-    """What each seed gave, from its file where that was made in the same way; what is only read is read again."""
+    """Each seed's results. A file with the same key is reused; a study that only reads runs always reads again."""
     code = source_digest(type(study))
     facts = {"study": study.fingerprint(), "code": code, "basis": basis, "torch": torch.__version__}
     keys = {seed: address({**facts, "seed": seed}) for seed in seeds}
-    missing = [s for s in seeds if not study.side_by_side or _held(work, s).get("key") != keys[s]]
+    missing = [s for s in seeds if not study.side_by_side or _stored(work, s).get("key") != keys[s]]
     if work.workers > 1 and len(missing) > 1 and study.side_by_side:
         _in_processes(study, missing, work, basis, keys)
     else:
         for seed in missing:
             _measure(study, seed, work, basis, keys[seed])
-            _tell(work, seed)
-    return {seed: _held(work, seed) for seed in seeds}
+            _report(work, seed)
+    return {seed: _stored(work, seed) for seed in seeds}
 
 
 def _in_processes(
@@ -126,15 +126,15 @@ def _in_processes(
 ) -> None:
     alone = replace(work, workers=1, progress=None)
     tasks = [Task(str(seed), _measure, (study, seed, alone, basis, keys[seed])) for seed in seeds]
-    executor_of("processes", work.workers).run(tasks, lambda task: None, lambda task, _: _tell(work, int(task.key)))
+    executor_of("processes", work.workers).run(tasks, lambda task: None, lambda task, _: _report(work, int(task.key)))
 
 
 def _measure(study: Study, seed: int, work: Work, basis: Mapping[str, Any], key: str) -> None:
     torch.set_num_threads(1)
     start = time.perf_counter()
     with forked(seed):
-        found = _plain(dict(study.measure(seed, work, basis)))
-    entry = {"key": key, "seconds": round(time.perf_counter() - start, 2), "measured": found}
+        measured = _plain(dict(study.measure(seed, work, basis)))
+    entry = {"key": key, "seconds": round(time.perf_counter() - start, 2), "measured": measured}
     write_file(_file(work, seed), canonical(spelled(entry)) + "\n")
 
 
@@ -142,21 +142,22 @@ def _file(work: Work, seed: int) -> Path:
     return work.folder / "seeds" / f"{seed}.json"
 
 
-def _held(work: Work, seed: int) -> dict[str, Any]:
+def _stored(work: Work, seed: int) -> dict[str, Any]:
+    """A seed's stored entry; empty if there is none, or if it is damaged."""
     try:
-        found: dict[str, Any] = json.loads(_file(work, seed).read_text(encoding="utf-8"), parse_constant=float)
+        entry: dict[str, Any] = json.loads(_file(work, seed).read_text(encoding="utf-8"), parse_constant=float)
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) and {"key", "seconds", "measured"} <= found.keys() else {}
+    return entry if isinstance(entry, dict) and {"key", "seconds", "measured"} <= entry.keys() else {}
 
 
-def _tell(work: Work, seed: int) -> None:
+def _report(work: Work, seed: int) -> None:
     if work.progress is not None:
-        work.progress.say(f"seed {seed}: {_held(work, seed)['seconds']:.1f} s")
+        work.progress.say(f"seed {seed}: {_stored(work, seed)['seconds']:.1f} s")
 
 
 def _plain(value: Any) -> Any:
-    """Arrays and NumPy's numbers as lists and Python's."""
+    """A value with arrays as lists, and with NumPy's numbers as Python's."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

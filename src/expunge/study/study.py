@@ -1,9 +1,9 @@
 """A study: claims as data, and a measurement that gives one number or array per claim and seed.
 
-    prepare(seeds, work)          what all seeds share: hyper-parameters chosen on other seeds, a run of the pipeline
-    measure(seed, work, basis)    {claim's id: number}; other names feed figures only
+    prepare(seeds, work)          the part that all seeds share: hyper-parameters from other seeds, pipeline runs
+    measure(seed, work, basis)    {claim's id: number}; other names are for figures only
 
-The library runs the seeds, stores what they gave, and decides. A study is a configuration like every part: its fields
+The library runs the seeds, stores their results, and decides. A study is a configuration like every part: its fields
 are its scale, and a preset is a set of values for them.
 """
 
@@ -27,7 +27,7 @@ from expunge.reporting.progress import Progress
 from expunge.reporting.record import Run
 
 PRESETS = ("quick", "cpu", "long", "paper")
-"""In the order of what they cost: 20 s, 30 min and 6 h on two idle cores, and the paper's own scale."""
+"""In order of cost: 20 s, 30 min and 6 h on two idle cores, and the paper's own scale."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Preset:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the study that differ from their defaults."""
     lacks: str = ""
-    """What this machine does not have for it; such a preset is written out, and refused."""
+    """What the preset needs and this machine does not have; such a preset is listed, but refused."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """Where a study works, and with what."""
+    """Folder, name and workers of a study's run."""
 
     out: Path
     """Folder of all studies; outputs of stages are shared between presets in `out/cache`."""
@@ -54,15 +54,15 @@ class Work:
 
     @property
     def folder(self) -> Path:
-        """What this study and preset leaves behind."""
+        """The folder of the results of this study and preset."""
         return self.out / self.name
 
     def run(self, table: Mapping[str, Any], name: str) -> Run:
-        """Run a spec through the pipeline, or finish what is missing of it.
+        """Run a spec through the pipeline, or complete an earlier run.
 
         Args:
             table: The spec as plain data, without its name.
-            name: Of the run within the study; its record is `out/<study>-<preset>-<name>`.
+            name: Name of the run within the study; its record is `out/<study>-<preset>-<name>`.
 
         Returns:
             The record, with its report beside it.
@@ -72,7 +72,7 @@ class Work:
             spec = parse({"name": folder.name, **table}, Path.cwd())
             done = run(spec, self.out, workers=self.workers, progress=self.progress)
         except SpecError as error:
-            # The run's name comes from the study: the user cannot change it, as the error's own remedy asks.
+            # The error's own remedy is to change the run's name, but a user cannot: it comes from the study.
             if error.where != str(folder):
                 raise
             remedy = f"delete {folder}; what it computed stays in {self.out / 'cache'}"
@@ -81,7 +81,7 @@ class Work:
         return self.record(name)
 
     def spent(self) -> float:
-        """Seconds of computing behind all runs of the study; a stage that two runs share counts once."""
+        """Seconds of computing for all runs of the study; a stage that two runs share counts once."""
         stages: dict[str, float] = {}
         for path in self.out.glob(f"{self.name}-*/manifest.json"):
             stages |= {stage.key: stage.seconds for stage in read_manifest(path.parent).stages if stage.key}
@@ -97,31 +97,31 @@ class Study(Part):
     """A paper's claims, measured."""
 
     claims: ClassVar[tuple[Claim, ...]]
-    """Written before anything is measured."""
+    """The claims, declared before anything is measured."""
     presets: ClassVar[Mapping[str, Preset]]
-    """By name; one of each of `PRESETS`."""
+    """By name; one for each of `PRESETS`."""
     paper: ClassVar[str] = ""
     """Name and year of the source, for tables."""
     side_by_side: ClassVar[bool] = True
-    """Whether seeds are worth processes of their own; not where `prepare` does what takes time."""
+    """Whether seeds run in separate processes; `False` if `prepare` does the expensive work."""
 
     def prepare(self, seeds: Sequence[int], work: Work) -> Mapping[str, Any]:
-        """What all seeds share; resumable by itself.
+        """The part that all seeds share; it must be able to continue after an interruption.
 
         Returns:
-            Plain data that `measure` is given, and that its stored results depend on.
+            Plain data for `measure`; the stored results depend on it.
         """
         return {}
 
     @abstractmethod
     def measure(self, seed: int, work: Work, basis: Mapping[str, Any]) -> Measured:
-        """What one seed gives: a number or an array by each claim's id, and what figures need by other names.
+        """The results of one seed: a number or an array by each claim's id, and data for figures by other names.
 
-        A claim that this scale does not measure is left out, and is inconclusive then.
+        Leave out a claim that this scale does not measure; it is then inconclusive.
         """
 
     def figures(self, seeds: Mapping[int, Measured], basis: Mapping[str, Any]) -> list[Figure]:
-        """What to draw from what the seeds gave."""
+        """The figures of the seeds' results; none by default."""
         return []
 
 

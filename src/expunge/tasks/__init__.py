@@ -1,1 +1,1 @@
-"""What is to be forgotten, one construction a file."""
+"""Tasks: how the forget set is constructed. One task per file."""

@@ -1,4 +1,4 @@
-"""Forget sets that are taken from one end of the training set, ranked by C-score."""
+"""Forget sets from one end of the training set, ranked by C-score."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Ranked(Task):
     count: Count = 200
     """Examples to forget."""
     nets: Count = 12
-    """Nets to compute C-scores from, where the data ship none."""
+    """Nets to compute C-scores from, if the data ship none."""
 
     def measure(self, data: Data, recipe: Recipe, seed: int) -> Mapping[str, Tensor]:
         """C-scores of the training examples, `[len(data.train)]`: shipped, or computed with the recipe."""
@@ -36,7 +36,7 @@ class Ranked(Task):
         return {"cscore": cscores(recipe, data, self.nets, seed)}
 
     def first(self, data: Data, cscore: Tensor, *, descending: bool = False) -> Problem:
-        """The problem of forgetting the `count` first; ties go to the smaller id, the same set for every seed."""
+        """The problem of forgetting the first `count` examples; ties go to the smaller id, independent of the seed."""
         require_fewer(self.count, data)
         order = torch.argsort(cscore, stable=True, descending=descending)
         forget = data.train[order[: self.count]]

@@ -1,4 +1,4 @@
-"""Steps that constructions share: what is retained, which part of a corruption is known, which class a name means."""
+"""Shared by the tasks: the retain set, the discovered part of a corruption, and the class of a name."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from expunge.core.problem import Problem
 
 
 def without(data: Data, forget: Tensor) -> Tensor:
-    """Training ids that are not to be forgotten."""
+    """Training ids that are not in the forget set."""
     return data.train[~torch.isin(data.train, forget)]
 
 
 def require_fewer(count: int, data: Data) -> None:
-    """Refuse to take as many examples as there are to train on, or more.
+    """Refuse to forget all training examples, or more.
 
     Raises:
         SpecError: Nothing would be left to train on.
@@ -40,7 +40,7 @@ def require_classes(data: Data, task: str) -> None:
 
 
 def class_index(label: int | str, data: Data, where: str) -> int:
-    """The number of a class that is given by number or by what it means.
+    """The number of a class that is given by number or by name.
 
     Raises:
         SpecError: There is no such class.
@@ -68,8 +68,8 @@ def corrupted_problem(
         clean: The data before corruption; its targets are the true ones.
         wrong: The data that the original is trained on.
         corrupted: Ids of all corrupted examples, in random order, so that the first ones are a uniform subset.
-        discovery: Share of them that is known and forms the forget set, at least one; the others stay retained.
-        test: Ids that utility is measured on; the data's own where not given.
+        discovery: Share of them that is discovered and forms the forget set, at least one; the rest stays retained.
+        test: Ids that utility is measured on; by default those of the data.
         holdout: Ids of unseen examples that resemble the corrupted ones.
 
     Returns:

@@ -1,8 +1,9 @@
 """Two classes that swap labels, of which only a share was discovered (REM, 2505.17730: medium regularity).
 
 `count` training examples of each class, drawn at random (the paper takes the first ones), get the label of the other
-before the original is trained. Utility is measured on the *other* classes, as in the paper. That hides harm where it is
-likeliest, so clean test examples of the two classes are the hold-out, and their accuracy is described beside it.
+before the original is trained. Utility is measured on the *other* classes, as in the paper. That hides harm to the two
+classes, where it is most likely; so clean test examples of the two classes are the hold-out, and a run also reports
+their accuracy.
 """
 
 from __future__ import annotations
@@ -30,19 +31,19 @@ class ClassConfusion(Task):
     cite: ClassVar[str] = "schoepf2025rem"
 
     first: Natural | str = 3
-    """One class, by number or by what it means; choose two that are easily confused."""
+    """One class, by number or by name; choose two that are easily confused."""
     second: Natural | str = 5
     """The other class."""
     count: Count = 50
     """Training examples of each class that get the other's label."""
     discovery: Share = 1.0
-    """Share of all swapped examples that is known, at least one example."""
+    """Share of all swapped examples that is discovered, at least one example."""
 
     def __call__(self, data: Data, seed: int, measured: Mapping[str, Tensor]) -> Problem:
         """The problem, on data with swapped labels; the true ones are kept in `true_targets`.
 
         Raises:
-            SpecError: The two classes are one, do not exist, are all there are, or have too few examples.
+            SpecError: The two classes are the same, do not exist, are the only ones, or have too few examples.
         """
         require_classes(data, "class_confusion")
         pair = [class_index(getattr(self, name), data, f"forget.{name}") for name in ("first", "second")]

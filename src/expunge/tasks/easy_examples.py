@@ -1,6 +1,6 @@
 """Forget the examples that any model knows: those of highest C-score (2505.22310, the control `low_mem`).
 
-A retrained model gets them right too. There is nothing to forget, and an audit that finds something is at fault.
+A retrained model gets them right too. There is nothing to forget, and an audit that finds something is wrong.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Forget the examples that the model only knows by heart: those of lowest C-score (2505.22310, `high_mem`).
 
-They are what a retrained model gets wrong, so there is something to forget. With random examples there hardly is: the
-retrained model gets most of them right too.
+A retrained model gets them wrong, so there is something to forget. With random examples there hardly is: the retrained
+model gets most of them right too.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class Indices(Task):
         """The problem.
 
         Raises:
-            SpecError: The file cannot be read, or its ids are out of range, named twice, none, or all there are.
+            SpecError: The file cannot be read; or its ids are out of range, occur twice, are none, or are all ids.
         """
         forget = _training_ids(self.path, data, "forget.path")
         retain = without(data, forget) if self.retain is None else _training_ids(self.retain, data, "forget.retain")
@@ -44,29 +44,29 @@ class Indices(Task):
 def _training_ids(path: str, data: Data, where: str) -> Tensor:
     ids = _read(Path(path), where)
     check_ids(ids, len(data), where=where)
-    other = ids[~torch.isin(ids, data.train)]
-    if len(other):
-        raise SpecError(f"id {int(other[0])} is no training example", where=where, allowed="ids of training examples")
+    foreign = ids[~torch.isin(ids, data.train)]
+    if len(foreign):
+        raise SpecError(f"id {int(foreign[0])} is no training example", where=where, allowed="ids of training examples")
     return ids
 
 
 def _read(path: Path, where: str) -> Tensor:
     try:
         if path.suffix == ".npy":
-            found = np.load(path, allow_pickle=False).tolist()
+            ids = np.load(path, allow_pickle=False).tolist()
         elif path.suffix == ".json":
-            found = json.loads(path.read_text(encoding="utf-8"))
+            ids = json.loads(path.read_text(encoding="utf-8"))
         else:
-            found = [int(line) for line in path.read_text(encoding="utf-8").split()]
+            ids = [int(line) for line in path.read_text(encoding="utf-8").split()]
     except OSError as error:
         finding = f"cannot read {path} ({error.strerror or error})"
         raise SpecError(finding, where=where, remedy="check the path") from None
     except (ValueError, EOFError) as error:
         raise SpecError(f"{path}: {error}", where=where, allowed="whole numbers") from None
-    if not isinstance(found, list) or any(type(item) is not int for item in found):
+    if not isinstance(ids, list) or any(type(item) is not int for item in ids):
         raise SpecError(f"{path} holds more than a list of whole numbers", where=where, allowed="a list of ids")
     try:
-        return torch.tensor(found, dtype=torch.int64)
+        return torch.tensor(ids, dtype=torch.int64)
     except (RuntimeError, ValueError, OverflowError):
-        big = max(found, key=abs)
+        big = max(ids, key=abs)
         raise SpecError(f"id {big} is out of range", where=where, allowed="ids of training examples") from None

@@ -1,7 +1,7 @@
 """Wrong labels, of which only a share was discovered (REM, 2505.17730: the corruption of low regularity).
 
-`count` random training examples get a uniformly drawn wrong label before the original is trained. A share of them,
-`discovery`, is known and is the forget set; the rest stays in the retain set. References train without all of it.
+`count` random training examples get a uniformly drawn wrong label before the original is trained. The discovered share
+of them, `discovery`, is the forget set; the rest stays in the retain set. References train without any of them.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class LabelSwap(Task):
     count: Count = 200
     """Examples that get a wrong label."""
     discovery: Share = 1.0
-    """Share of them that is known, at least one example."""
+    """Share of them that is discovered, at least one example."""
 
     def __call__(self, data: Data, seed: int, measured: Mapping[str, Tensor]) -> Problem:
-        """The problem, on data with the wrong labels; the true ones are kept in `true_targets`."""
+        """The problem, on data with the wrong labels; `true_targets` keeps the true ones."""
         require_classes(data, "label_swap")
         require_fewer(self.count, data)
         generator = generator_of(seed, "label_swap")

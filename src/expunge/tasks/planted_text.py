@@ -1,8 +1,8 @@
 """Sequences planted in a text for the model to recite: a prompt with a made-up name, then made-up words.
 
-Each is one training window, there `copies` times. Only the secret's tokens are decisions; the prompt is given. Copies
-share a group, so that no copy of an audited sequence is ever trained on by an attack. As many sequences again, never
-trained on, are the hold-out: what reciting by chance would look like.
+Each sequence is one training window and occurs `copies` times. Only the secret's tokens are decisions; the prompt is
+given. Copies share a group, so no attack trains on a copy of an audited sequence. The hold-out has as many other
+sequences, on which no model trains: they show how often a model recites by chance.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ class PlantedText(Task):
     """Made-up secrets among the training windows of a text of bytes."""
 
     count: Count = 40
-    """Different sequences."""
+    """Number of different sequences."""
     copies: Count = 4
-    """Times that each is in the training set."""
+    """Copies of each sequence in the training set."""
     secret: Count = 20
-    """Characters of the secret."""
+    """Length of a secret in characters."""
 
     def __call__(self, data: Data, seed: int, measured: Mapping[str, Tensor]) -> Problem:
         """The problem, on the data with the planted windows added at its end.
 
         Raises:
-            SpecError: The data are no bytes, or a sequence does not fit into a window.
+            SpecError: The data are not a text of bytes, or a sequence does not fit into a window.
         """
         if not data.has_tokens or len(data.labels) != 256:
-            raise SpecError("the data are no bytes", where="forget (planted_text)", allowed="a text data set of bytes")
+            raise SpecError("the data are not bytes", where="forget (planted_text)", allowed="a text data set of bytes")
         if not isinstance(data.inputs, Tensor):
             raise SpecError("the texts are read lazily", where="forget (planted_text)", allowed="texts in memory")
         generator = generator_of(seed, "planted_text")
@@ -51,7 +51,7 @@ class PlantedText(Task):
         tokens = torch.stack([row for row in planted for _ in range(self.copies)] + unseen)
         first = len(data)
         taken = data.group_of(torch.arange(first))
-        # Above every group that the data bring, which need not be numbered like examples.
+        # Above every group of the data; groups need not be numbered like examples.
         groups = max(first, int(taken.max()) + 1) + torch.arange(2 * self.count)
         groups = torch.cat([groups[: self.count].repeat_interleave(self.copies), groups[self.count :]])
         forget = torch.arange(first, first + self.count * self.copies)

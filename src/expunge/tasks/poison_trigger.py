@@ -1,12 +1,12 @@
 """Images with a trigger that means a label, of which only a share was discovered (REM, 2505.17730: high regularity).
 
-`count` random training images get a patch of the largest value in the data into their bottom right corner, and the
-label `label`, before the original is trained. Utility is measured on clean test images. Whether the model is *healed*
-is accuracy against the true labels on all of these images, discovered or not, *with* the trigger; as images are drawn
-from all classes, a tenth of them (of ten classes) truly has the label and counts as healed from the start.
+Before the original is trained, `count` random training images get a patch of the largest value in the data in their
+bottom right corner, and the label `label`. Utility is measured on clean test images. `healed` is the accuracy against
+the true labels on all of these images, discovered or not, *with* the trigger. Images are drawn from all classes, so a
+tenth of them (of ten classes) truly has the label and counts as healed from the start.
 
-`presence` is a dial of regularity, which the paper has not: with the trigger on fewer of these images, more of their
-labels have to be learned one by one.
+`presence`, which is not in the paper, sets the regularity: with the trigger on fewer of these images, the model has to
+learn more of their labels one by one.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ class PoisonTrigger(Task):
     size: Count = 3
     """Height and width of the patch in pixels."""
     label: Natural | str = 0
-    """What the trigger means, a class by number or by name."""
+    """The class that the trigger means, by number or by name."""
     presence: Share = 1.0
-    """Share of these images that get the trigger; all get the label, so that 0 is wrong labels without a pattern."""
+    """Share of these images that get the trigger. All get the label, so 0 means wrong labels without a pattern."""
     discovery: Share = 1.0
-    """Share of them that is known, at least one image."""
+    """Share of them that is discovered, at least one image."""
 
     def __call__(self, data: Data, seed: int, measured: Mapping[str, Tensor]) -> Problem:
-        """The problem, on data with triggers; the true labels are kept in `true_targets`.
+        """The problem, on data with triggers; `true_targets` keeps the true labels.
 
         Raises:
-            SpecError: The data are no images, the patch is larger than they are, or there is no such class.
+            SpecError: The data are not images, the patch is larger than the images, or there is no such class.
         """
         require_classes(data, "poison_trigger")
         require_fewer(self.count, data)
@@ -57,7 +57,7 @@ class PoisonTrigger(Task):
         generator = generator_of(seed, "poison_trigger")
         corrupted = data.train[torch.randperm(len(data.train), generator=generator)[: self.count]]
         wrong = data.relabelled(corrupted, torch.full_like(corrupted, label))
-        # An order of its own, so that whether an image is discovered says nothing of its trigger.
+        # A separate order, so that discovery and trigger are independent.
         order = torch.randperm(len(corrupted), generator=generator)
         marked = corrupted[order[: round(self.presence * len(corrupted))]]
         return corrupted_problem(data, self._triggered(wrong, marked), corrupted, self.discovery)
@@ -82,6 +82,6 @@ def _mark(image: Tensor, size: int, brightness: float) -> Tensor:
 
 
 def _brightest(data: Data) -> float:
-    """The largest value of the images; of lazily read ones, of the first batch of training images."""
+    """The largest value of the images; if they are read lazily, of the first 256 training images."""
     images = data.inputs if isinstance(data.inputs, Tensor) else data.batch(data.train[:256]).inputs
     return float(images.max())

@@ -1,7 +1,7 @@
-"""Forget training examples drawn at random: what most of the literature does, and what shows the least.
+"""Forget training examples drawn at random: most of the literature does this, and it shows the least.
 
-A retrained model gets most of them right too, so that accuracy has hardly anything to forget; only audits that see
-training membership itself do. Where retrained models know them as well, the verdict says that there was no power.
+A retrained model gets most of them right too, so accuracy hardly changes; only audits of training membership see a
+difference. If retrained models know the examples as well as the original, the verdict is that the audit had no power.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from expunge.tasks._split import require_fewer, without
 
 @dataclass(frozen=True)
 class RandomSubset(Task):
-    """A uniform subset of the training set, another one for each seed."""
+    """A uniform random subset of the training set, different for each seed."""
 
     count: Count = 200
     """Examples to forget."""

@@ -19,7 +19,7 @@ class WholeClass(Task):
     """All training examples of one class."""
 
     label: Natural | str = 0
-    """The class, by number or by what it means."""
+    """The class, by number or by name."""
 
     def __call__(self, data: Data, seed: int, measured: Mapping[str, Tensor]) -> Problem:
         """The problem.
@@ -29,6 +29,6 @@ class WholeClass(Task):
         """
         require_classes(data, "whole_class")
         label = class_index(self.label, data, "forget.label")
-        is_it = data.targets == label
-        forget, unseen = data.train[is_it[data.train]], data.test[is_it[data.test]]
-        return Problem(data, forget, without(data, forget), data.test[~is_it[data.test]], holdout=unseen)
+        in_class = data.targets == label
+        forget, unseen = data.train[in_class[data.train]], data.test[in_class[data.test]]
+        return Problem(data, forget, without(data, forget), data.test[~in_class[data.test]], holdout=unseen)

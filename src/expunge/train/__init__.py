@@ -1,1 +1,1 @@
-"""The one training loop, the optimisers by name, the recipe that a spec describes, and C-scores."""
+"""The training loop, the optimisers by name, the recipe that a spec describes, and C-scores."""

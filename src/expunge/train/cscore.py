@@ -1,7 +1,8 @@
 """C-scores: how often a net that did not see an example gets it right (Jiang et al., 2002.03206).
 
-Many nets train on random shares of the training set; an example's score is its rate of being right among the nets that
-held it out. Low means that only a net which saw the example knows it: it is memorised, not inferred.
+Many nets train on random shares of the training set. An example's score is the share of correct answers among the nets
+that did not train on it. A low score means that only a net which saw the example knows it: it is memorised, not
+inferred.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from expunge.train.evaluation import DataWithObjective, known
 
 @dataclass(frozen=True)
 class Counts:
-    """Per training example, in the order of `data.train`: nets that held it out, and those of them that were right."""
+    """Per training example, in the order of `data.train`: nets that held it out, and how many of these are right."""
 
     right: Tensor
     held_out: Tensor
@@ -35,7 +36,7 @@ class Counts:
 
 
 def count(recipe: Recipe, data: Data, seed: int, share: float = 0.7) -> Counts:
-    """What one net, trained on a random share of the training set, says of the others.
+    """Train one net on a random share of the training set and count its right answers on the rest.
 
     Args:
         recipe: How the net is trained.
@@ -44,7 +45,7 @@ def count(recipe: Recipe, data: Data, seed: int, share: float = 0.7) -> Counts:
         share: Share of the training set that the net sees.
 
     Returns:
-        Zeros and ones; add them up over seeds.
+        Counts of zeros and ones; add them up over seeds.
     """
     seen = split(data, seed, share)
     return tally(train_model(recipe, data, data.train[seen], derive(seed, "net")), data, seen)
@@ -59,13 +60,19 @@ def split(data: Data, seed: int, share: float = 0.7) -> Tensor:
 
 
 def tally(model: nn.Module, data: Data, seen: Tensor) -> Counts:
-    """What a net that was trained on these says of the others."""
+    """The counts of one net: its right answers on the training examples that it did not see.
+
+    Args:
+        model: The trained net.
+        data: The data that it was trained on.
+        seen: Which training examples it saw, `[k]` bool.
+    """
     right = known(model, DataWithObjective(data, data.objective), data.train)
     return Counts((right & ~seen).long(), (~seen).long())
 
 
 def cscores(recipe: Recipe, data: Data, nets: int, seed: int) -> Tensor:
-    """C-scores of the training examples from so many nets, `[k]` float64; deterministic in the seed.
+    """C-scores of the training examples, `[k]` float64, from `nets` nets; deterministic in the seed.
 
     An example that every net saw (probability 0.7 ** nets) gets the mean score: nothing is known about it.
     """

@@ -1,9 +1,9 @@
-"""Several small nets of one recipe trained side by side: their layers become batched products under `torch.func.vmap`.
+"""Train several small nets of one recipe side by side: their layers become batched products under `torch.func.vmap`.
 
 Net `k` of the result is `train_model(recipe, data, ids, seeds[k])` up to rounding: it starts from the weights of its
-seed and sees batches in the order of its seed, and the optimisers here work weight by weight, so that nets do not mix.
-It pays where a step is mostly overhead, as for narrow MLPs and small batches (`benchmarks/shadows.py`), and not where
-it is mostly arithmetic. Dropout draws other masks than alone; batch norm's running statistics are refused.
+seed and sees batches in the order of its seed. The optimisers here work weight by weight, so nets do not mix. It is
+faster if a step is mostly overhead, as for narrow MLPs and small batches (`benchmarks/shadows.py`), not if it is mostly
+arithmetic. Dropout draws different masks than in separate training; nets with batch norm are refused.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from expunge.train.training import TrainedRecipe, Training
 
 
 class Ensemble(nn.Module):
-    """Nets of one architecture as one module: rows of `[k * b, ...]` go to their net, `b` to each in turn.
+    """Nets of one architecture as one module: of the rows `[k * b, ...]`, each net in turn gets `b`.
 
     Args:
         nets: At least one; their weights are copied.
 
     Raises:
-        SpecError: They have buffers, which `vmap` cannot update.
+        SpecError: The nets have buffers, which `vmap` cannot update.
     """
 
     def __init__(self, nets: Sequence[nn.Module]) -> None:
@@ -41,7 +41,7 @@ class Ensemble(nn.Module):
         stacked, _ = stack_module_state(list(nets))
         self.names = list(stacked)
         self.stacked = nn.ParameterList(stacked.values())
-        # In a list, or its own weights would be among the parameters.
+        # The list hides the template's weights from `parameters()`.
         self.template = [copy.deepcopy(nets[0]).to("meta")]
         self.count = len(nets)
 
@@ -49,16 +49,16 @@ class Ensemble(nn.Module):
         """Outputs `[k * b, ...]`, each row by its net."""
         self.template[0].train(self.training)
 
-        def one(weights: dict[str, Tensor], rows: Tensor) -> Tensor:
-            found: Tensor = functional_call(self.template[0], weights, (rows,))
-            return found
+        def run_net(weights: dict[str, Tensor], rows: Tensor) -> Tensor:
+            outputs: Tensor = functional_call(self.template[0], weights, (rows,))
+            return outputs
 
         weights = dict(zip(self.names, self.stacked, strict=True))
-        each: Tensor = torch.func.vmap(one, randomness="different")(weights, inputs.unflatten(0, (self.count, -1)))
+        each: Tensor = torch.func.vmap(run_net, randomness="different")(weights, inputs.unflatten(0, (self.count, -1)))
         return each.flatten(0, 1)
 
     def unstack(self, nets: Sequence[nn.Module]) -> None:
-        """Write each net's weights into the module at its place."""
+        """Write each net's weights into the module at the same index."""
         with torch.no_grad():
             for index, net in enumerate(nets):
                 for name, weights in zip(self.names, self.stacked, strict=True):
@@ -66,17 +66,17 @@ class Ensemble(nn.Module):
 
 
 def train_ensemble(recipe: TrainedRecipe, data: Data, ids: Tensor, seeds: Sequence[int]) -> list[nn.Module]:
-    """One net per seed, in evaluation mode.
+    """Train one net per seed; returns them in evaluation mode.
 
     Args:
-        recipe: How each is built and trained.
-        data: What on.
-        ids: Which examples: `[k]`, the same for all nets, or `[nets, k]`, for each its own.
-        seeds: Of initial weights and of the order of examples.
+        recipe: How each net is built and trained.
+        data: The training data.
+        ids: Which examples: `[k]` for all nets, or `[nets, k]` for each net its own.
+        seeds: One per net; decides its initial weights and its order of examples.
 
     Raises:
-        SpecError: The nets have buffers, or gradients are to be clipped, which is a matter of one net.
-        RunError: The loss of one of them is not finite.
+        SpecError: The nets have buffers, the training is a function, or it clips gradients, which needs single nets.
+        RunError: The loss of a net is not finite.
     """
     t, objective = recipe.training, data.objective
     if not isinstance(t, Training):
@@ -89,7 +89,7 @@ def train_ensemble(recipe: TrainedRecipe, data: Data, ids: Tensor, seeds: Sequen
         parameters = list(together.parameters())
         fit(
             parameters,
-            # The loss is a mean over all rows; times their number, each net has the gradient of its own mean.
+            # The loss is a mean over all nets' rows; times the number of nets, each net gets the gradient of its mean.
             lambda batch: len(seeds) * objective.loss(together, batch),
             _side_by_side(data, ids.expand(len(seeds), -1), t.batch_size, t.epochs, seeds),
             make_optimizer(t.optimizer, parameters, t.learning_rate, t.weight_decay),
@@ -100,7 +100,7 @@ def train_ensemble(recipe: TrainedRecipe, data: Data, ids: Tensor, seeds: Sequen
 
 
 def _side_by_side(data: Data, ids: Tensor, batch_size: int, epochs: int, seeds: Sequence[int]) -> Iterator[Batch]:
-    """At each step the batch that `batches` gives each seed and its row of ids, one after another."""
+    """At each step the concatenated batches that `batches` gives each seed and its row of ids."""
     generators, count = [torch.Generator().manual_seed(seed) for seed in seeds], ids.shape[1]
     for _ in range(epochs):
         order = torch.stack(

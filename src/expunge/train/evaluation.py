@@ -19,34 +19,34 @@ Measure = Callable[[Decisions, int], Tensor]
 
 
 class Judged(Protocol):
-    """Data, and the objective that makes decisions on them: a `Problem`, or `DataWithObjective`."""
+    """Data with the objective that makes decisions on them: a `Problem`, or `DataWithObjective`."""
 
     @property
     def data(self) -> Data:
-        """Where the examples are."""
+        """The examples."""
         ...
 
     @property
     def objective(self) -> Objective:
-        """What models are judged by."""
+        """The objective that judges models."""
         ...
 
 
 class DataWithObjective(NamedTuple):
-    """Data and objective where there is no problem."""
+    """Data and objective without a problem."""
 
     data: Data
     objective: Objective
 
 
 def evaluate(model: nn.Module, problem: Judged, ids: Tensor, measure: Measure) -> np.ndarray:
-    """What `measure` makes of each example's decisions.
+    """Apply `measure` to each example's decisions.
 
     Args:
-        model: Run in evaluation mode and without gradients; its modes are as before afterwards.
+        model: Runs in evaluation mode without gradients; its modes are restored afterwards.
         problem: Data and objective.
         ids: The examples, `[n]`.
-        measure: One number per example; a `[size, ...]` tensor has more of them.
+        measure: Gives one number per example `[size]`, or several `[size, ...]`.
 
     Returns:
         `[n]` (or `[n, ...]`) float64, in the order of the ids.
@@ -64,7 +64,7 @@ def losses(model: nn.Module, problem: Judged, ids: Tensor) -> np.ndarray:
 
 
 def tracked(model: nn.Module, problem: Judged, ids: Tensor) -> np.ndarray:
-    """What attack curves follow, `[n]` float64, larger where more is known: see `Objective.known`."""
+    """The quantity of attack curves, `[n]` float64; larger if the model knows more: see `Objective.known`."""
     return _over(model, problem, ids, lambda batch: problem.objective.known(model, batch))
 
 
@@ -74,7 +74,7 @@ def outputs(model: nn.Module, problem: Judged, ids: Tensor) -> np.ndarray:
 
 
 def measured(model: nn.Module, problem: Judged, ids: Tensor) -> dict[str, np.ndarray]:
-    """The objective's metrics of each example, by name, `[n]` float64 each; one forward pass serves all of them."""
+    """The objective's metrics of each example, by name, `[n]` float64 each, from one forward pass."""
     with evaluating(model), torch.no_grad():
         batches = [problem.objective.measure(model, batch) for batch in in_order(problem.data, ids)]
     return {name: torch.cat([batch[name].cpu() for batch in batches]).double().numpy() for name in batches[0]}
@@ -97,7 +97,7 @@ def known_share(model: nn.Module, problem: Judged, ids: Tensor) -> float:
 
 
 def batch_loss(problem: Judged) -> Callable[[nn.Module, Batch], Tensor]:
-    """The mean over a batch's examples of their losses, with its graph and in the model's precision."""
+    """A differentiable loss function: the mean over a batch's examples, in the model's precision."""
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         return problem.objective.losses(model, batch).to(first_parameter(model).dtype).mean()

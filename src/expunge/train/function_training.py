@@ -19,7 +19,7 @@ from expunge.core.data import Data, rows_of
 
 
 class Items(Dataset[Any]):
-    """A data set's examples one by one, as `(inputs, target)`."""
+    """A data set's examples as a map-style data set of `(inputs, target)`."""
 
     def __init__(self, data: Data) -> None:
         self.data = data
@@ -39,14 +39,14 @@ class FunctionTraining(Part):
     target: str
     """`module:function`, beside the spec file or installed."""
     keywords: dict[str, Any] = field(default_factory=dict)
-    """The table's other settings, handed on by name."""
+    """The table's other settings, passed as keyword arguments."""
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any], *, where: str, folder: Path | None = None) -> FunctionTraining:
         """The training that a `[train]` table with a name describes.
 
         Raises:
-            SpecError: The name is no function, or takes no argument of a setting's name.
+            SpecError: The name is no function, or the function has no argument with a setting's name.
         """
         target, keywords = table["name"], {key: value for key, value in table.items() if key != "name"}
         if not isinstance(target, str) or ":" not in target:
@@ -56,16 +56,16 @@ class FunctionTraining(Part):
 
     @property
     def epochs(self) -> float:
-        """Passes over the training set, for cost forecasts: the setting of that name, or one."""
+        """Passes over the training set, for cost forecasts: the setting `epochs`, or 1."""
         return float(self.keywords.get("epochs", 1))
 
     @property
     def batch_size(self) -> int:
-        """Examples per step, for cost forecasts: the setting of that name, or 128."""
+        """Examples per step, for cost forecasts: the setting `batch_size`, or 128."""
         return int(self.keywords.get("batch_size", 128))
 
     def settings(self) -> dict[str, Any]:
-        """What the `[train]` table says."""
+        """The `[train]` table."""
         return {"name": self.target, **self.keywords}
 
     def fingerprint(self) -> dict[str, Any]:
@@ -73,14 +73,14 @@ class FunctionTraining(Part):
         return registry.build_function(self.target, self.keywords, where="train").fingerprint()
 
     def fit(self, module: nn.Module, data: Data, ids: Tensor, seed: int, meter: Meter | None = None) -> nn.Module:
-        """Hand the module in training mode and the chosen items to the function; its gradients are not counted.
+        """Call the function with the module in training mode and the chosen items; its gradients are not counted.
 
         Args:
             module: Trained in place.
-            data: Where the items come from.
+            data: The source of the items.
             ids: Which examples, in increasing order.
             seed: Already set for torch; the function may draw from the global generators.
-            meter: Not charged: what a function costs is not known.
+            meter: Not charged: the cost of a function is unknown.
         """
         function: Callable[..., object] = registry.build_function(self.target, {}, where="train").function
         function(module.train(), Subset(Items(data), ids.tolist()), **self.keywords)

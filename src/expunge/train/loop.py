@@ -1,4 +1,4 @@
-"""The one loop: steps over batches that count, report, respect a budget and stop when the loss is no number."""
+"""The training loop: it counts steps, reports them, respects a budget, and stops if the loss is not finite."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from expunge.core.recompute import micro_batches
 
 
 class Sized(Protocol):
-    """Anything that says how many examples it holds: a batch, a pair of batches."""
+    """Anything with a number of examples: a batch, or a pair of batches."""
 
     @property
     def size(self) -> int:
@@ -43,7 +43,7 @@ class PairBatch:
 
 @dataclass(frozen=True)
 class Fit:
-    """What the loop did: steps taken, the last loss, and whether the budget ended it."""
+    """Result of the loop: steps taken, the last loss, and whether the budget ended it."""
 
     steps: int
     loss: float
@@ -65,15 +65,15 @@ def fit(
     """Take one optimiser step per batch.
 
     Args:
-        parameters: What is trained; used for clipping and for messages.
-        loss_fn: A batch to a scalar loss.
-        batches: What to train on; each has a `size` in examples.
+        parameters: The trained parameters; used for clipping and for messages.
+        loss_fn: Maps a batch to a scalar loss.
+        batches: The training batches; each has a `size` in examples.
         optimizer: Holds the parameters.
-        meter: Charged with each batch's size; the loop ends before a step that its limit does not afford.
-        schedule: Step (from 0) to a factor on each group's learning rate.
+        meter: Charged with each batch's size; the loop ends before a step that would exceed its limit.
+        schedule: Maps the step (from 0) to a factor on each group's learning rate.
         on_step: Called after each step with the number of steps taken and the loss.
         clip: Largest norm of the gradient; `None` for no clipping.
-        accumulate: Micro-batches that each batch is taken in, to save memory; the loss is that of the whole batch.
+        accumulate: Number of micro-batches per batch, to save memory; the loss is that of the whole batch.
 
     Returns:
         Steps, last loss, and whether the budget ended the loop.
@@ -112,7 +112,7 @@ def fit(
 def batches(data: Data, ids: Tensor, batch_size: int, epochs: int, generator: torch.Generator) -> Iterator[Batch]:
     """Shuffled batches with the data's augmentations, a new order each epoch; the last of an epoch may be smaller.
 
-    A last batch of a single example is left out where there are others: batch norm cannot train on it.
+    A last batch of one example is left out unless it is the only batch: batch norm cannot train on it.
     """
     for _ in range(epochs):
         order = ids[torch.randperm(len(ids), generator=generator)]
@@ -120,7 +120,7 @@ def batches(data: Data, ids: Tensor, batch_size: int, epochs: int, generator: to
 
 
 def batch_count(examples: int, batch_size: int) -> int:
-    """How many batches `batches` makes of so many examples in an epoch."""
+    """Number of batches per epoch that `batches` makes of this number of examples."""
     full, rest = divmod(examples, batch_size)
     return full + (rest > 1 or examples == 1 < batch_size)
 
@@ -134,30 +134,30 @@ def paired(
     epochs: int,
     generator: torch.Generator,
 ) -> Iterator[PairBatch]:
-    """Each retain batch of each epoch beside a forget batch; the forget set is cycled, reshuffled at each pass."""
+    """Each retain batch of each epoch, paired with a forget batch; each pass over the forget set is reshuffled."""
     cycle = endless(data, forget, forget_batch_size, generator)
     for batch in batches(data, retain, batch_size, epochs, generator):
         yield PairBatch(batch, next(cycle))
 
 
 def endless(data: Data, ids: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
-    """Shuffled batches without end, reshuffled at each pass; no larger than the set."""
+    """Shuffled batches without end, reshuffled at each pass; a batch is at most as large as the set."""
     while True:
         yield from batches(data, ids, min(batch_size, len(ids)), 1, generator)
 
 
 def mean_batch(examples: int, batch_size: int) -> float:
-    """Examples in the average batch of a set that is cycled: the last batch of each pass is what is left."""
+    """Mean number of examples per batch of a set; the last batch of each pass may be smaller."""
     return examples / max(math.ceil(examples / batch_size), 1)
 
 
 def in_order(data: Data, ids: Tensor, batch_size: int = 512) -> Iterator[Batch]:
-    """Batches in the order of the ids, for evaluation: nothing is augmented."""
+    """Batches in the order of the ids, for evaluation, without augmentation."""
     yield from data.stream(ids.split(batch_size))
 
 
 def _require_finite(parameters: Sequence[nn.Parameter], step: int, rate: float, last: float) -> None:
-    """The loss is looked at before each step; what the last step did shows in the parameters only."""
+    """Check the parameters: the loss is checked before each step, so the last step shows only in the parameters."""
     if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
         raise _diverged(step, rate, last)
 

@@ -1,4 +1,4 @@
-"""Optimisers by name, with their learning rate and weight decay; fused where torch has it."""
+"""Optimisers by name, with their learning rate and weight decay; fused if torch supports it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 OptimizerName = Literal["adam", "adamw", "sgd"]
-"""`adam` couples weight decay into the gradient, `adamw` does not; `sgd` has momentum 0.9."""
+"""`adam` adds weight decay to the gradient, `adamw` does not; `sgd` has momentum 0.9."""
 
 _MAKERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": lambda p, lr, wd: torch.optim.Adam(p, lr=lr, weight_decay=wd, fused=_fusable(p)),
@@ -27,14 +27,14 @@ def make_optimizer(
 
 
 def cosine(steps: int, final: float) -> Callable[[int], float]:
-    """A factor on the learning rate that falls from 1 along half a cosine.
+    """A factor on the learning rate that falls from 1 to `final` along half a cosine.
 
     Args:
-        steps: After how many it has arrived; it stays there.
+        steps: Steps until the factor reaches `final`; then it stays there.
         final: Factor at the end.
 
     Returns:
-        Step, from 0, to factor.
+        A function from step (from 0) to factor.
     """
     return lambda step: final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0)))
 

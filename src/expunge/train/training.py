@@ -1,4 +1,4 @@
-"""The recipe that a spec's `[model]` and `[train]` tables describe: an architecture and how long it is trained."""
+"""The recipe that a spec's `[model]` and `[train]` tables describe: an architecture and its training."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class Training(Part):
     weight_decay: NonNegative = 0.0
     """Coefficient of the squared norm (decoupled for `adamw`)."""
     final: Share = 1.0
-    """Learning rate at the end over that at the start, reached along a cosine; 1 keeps it constant."""
+    """Learning rate at the end divided by that at the start, reached along a cosine; 1 keeps it constant."""
     clip: Positive | None = None
-    """Largest norm of the gradient; none by default."""
+    """Largest norm of the gradient; no clipping by default."""
     accumulate: Count = 1
-    """Micro-batches that each batch is taken in, to save memory; the loss is that of the whole batch."""
+    """Number of micro-batches per batch, to save memory; the loss is that of the whole batch."""
 
     def schedule(self, steps: int) -> Callable[[int], float] | None:
-        """Factor on the learning rate at each step, or `None` where it is constant."""
+        """Factor on the learning rate at each step, or `None` if it is constant."""
         return None if self.final == 1.0 else cosine(steps, self.final)
 
     def fit(
@@ -61,15 +61,15 @@ class Training(Part):
         meter: Meter | None = None,
         watched: Callable[..., OnStep] | None = None,
     ) -> nn.Module:
-        """Train the module, in place, by the objective's loss.
+        """Train the module in place on the objective's loss.
 
         Args:
-            module: What is trained.
-            data: Where the examples come from.
+            module: The module to train.
+            data: The source of the examples.
             ids: Which examples.
-            seed: Of the order of the examples.
+            seed: Decides the order of the examples.
             meter: Charged for every gradient.
-            watched: Given module, data, ids, optimiser and seed, returns what is called after each step.
+            watched: Called once with module, data, ids, optimiser and seed; returns a function to call after each step.
 
         Raises:
             RunError: The loss is not finite.
@@ -99,9 +99,9 @@ class TrainedRecipe:
         architecture: Called with the data, returns a freshly initialised module.
         training: The library's loop with its settings, or a function of the user's.
         data: Gives the architecture its input shape and number of labels.
-        monitors: What is measured while a model trains, by label; the trained weights do not depend on it.
-        device: Where models are built, and stay.
-        checkpointing: Which activations are computed again in the backward pass; see `core.recompute.checkpointed`.
+        monitors: Monitors by label, which measure during training; the trained weights do not depend on them.
+        device: The device of the models.
+        checkpointing: Which activations the backward pass recomputes; see `core.recompute.checkpointed`.
     """
 
     architecture: Any
@@ -109,7 +109,7 @@ class TrainedRecipe:
     data: Data
     monitors: Mapping[str, Any] = field(default_factory=dict)
     records: dict[str, dict[str, list[float | None]]] = field(default_factory=dict, compare=False)
-    """What the monitors measured in the last training, by label; `None` where a number is not finite."""
+    """What the monitors measured in the last training, by label; `None` for a number that is not finite."""
     device: torch.device | str = "cpu"
     checkpointing: str | None = None
 
@@ -123,7 +123,7 @@ class TrainedRecipe:
         return placed(module, self.device)
 
     def fit(self, module: nn.Module, data: Data, ids: Tensor, seed: int, meter: Meter | None = None) -> nn.Module:
-        """Train the module, in place.
+        """Train the module in place.
 
         Raises:
             RunError: The loss is not finite.
@@ -132,12 +132,12 @@ class TrainedRecipe:
         if not self.monitors:
             return self.training.fit(module, data, ids, seed, meter)
         if not isinstance(self.training, Training):
-            finding = f"{self.training.target!r} takes its own steps, which monitors do not see"
+            finding = f"{self.training.target!r} takes its own steps, and monitors cannot see them"
             raise SpecError(finding, where="monitor", remedy="leave the monitors out, or train with the library's loop")
         return self.training.fit(module, data, ids, seed, meter, self._watch)
 
     def _watch(self, module: nn.Module, data: Data, ids: Tensor, optimizer: torch.optim.Optimizer, seed: int) -> OnStep:
-        """What to call after each step; the monitors' records are those of this training."""
+        """The function to call after each step; it replaces `records` by those of this training."""
         watchers = {label: monitor(data, ids, optimizer, seed) for label, monitor in self.monitors.items()}
         on_step = watch(module, *watchers.values())
         on_step(0, math.nan)
@@ -150,5 +150,5 @@ class TrainedRecipe:
 
 
 def _plain(record: Mapping[str, Sequence[float]]) -> dict[str, list[float | None]]:
-    """A record as JSON can hold it."""
+    """A record that JSON can represent: `None` for a number that is not finite."""
     return {name: [value if math.isfinite(value) else None for value in values] for name, values in record.items()}

@@ -1,4 +1,4 @@
-"""What the study `dormant` runs: two families of methods with their candidates, controls, attacks and predictors."""
+"""Runs of the study `dormant`: two families of methods with their candidates, controls, attacks and predictors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TUNING = (100, 101)
 """Seeds on which settings are chosen; never reported."""
 OURS, UNTOUCHED, RANDOM = "noisy_distillation", "untouched", "random_weights"
 MOVED = {"permuted": {}, "rescaled": {"permute": False, "rescale": 1.0}}
-"""Controls that are random relabelling's function with other weights; to gradient descent the second is another."""
+"""Controls: the function of random relabelling with other weights. Gradient descent treats the second differently."""
 RESISTING = ("weight_distortion", "weight_distance_reg", "connectivity_breaking")
 PERTURBED = ("weight_attenuation", "weight_dropout")
 OTHER_IMAGES = "expunge.studies.dormant.setup:other_images"
@@ -51,8 +51,8 @@ OUTPUT: Mapping[str, Sequence[Entry]] = {
     ],
     "circuit_breakers": [{"name": "circuit_breakers", "hold": hold} for hold in (0.1, 0.2, 0.3)],
 }
-"""Methods that change outputs or hidden states on the forget set, with their candidates; by turns, as the paper has it,
-where it has so."""
+"""Methods that change outputs or hidden states on the forget set, with their candidates; they alternate between the
+sets if they do so in the paper."""
 
 WEIGHT: Mapping[str, Sequence[Entry]] = {
     "weight_distortion": [
@@ -64,7 +64,7 @@ WEIGHT: Mapping[str, Sequence[Entry]] = {
     ],
     "connectivity_breaking": [{"name": "connectivity_breaking", "alpha": alpha} for alpha in (0.1, 0.2, 0.5)],
 }
-"""Methods that move the weights away from where they were, with their candidates."""
+"""Methods that move the weights away from the original's, with their candidates."""
 
 MORE: Mapping[str, Sequence[Entry]] = {
     "finetune": [{"name": "finetune", "weight_decay": decay} for decay in (1e-4, 1e-3, 1e-2)],
@@ -72,7 +72,7 @@ MORE: Mapping[str, Sequence[Entry]] = {
     "ssd": [{"name": "ssd", "alpha": alpha} for alpha in (2.0, 5.0, 10.0)],
     "weight_dropout": [{"name": "weight_dropout", "p": p} for p in (0.2, 0.4, 0.5)],
 }
-"""The paper's others, each by itself."""
+"""The other methods of the paper, each on its own."""
 
 EXTRA = ("finetune", "l1_sparse", "ssd-finetune", "weight_dropout")
 SAFEGUARDS = ("scrub", "circuit_breakers", "weight_distortion")
@@ -94,8 +94,8 @@ OTHERS: Mapping[str, Entry] = {
     "quantise_4": {"name": "quantise", "bits": 4},
     "prune": {"name": "prune"},
 }
-"""What an attacker may do besides, tried on our own method only: longer, with another optimiser or other data, with
-nothing but forgotten examples, or by no training at all."""
+"""Other attacks, on our own method only: longer training, another optimiser, other data, only forget examples, or no
+training at all."""
 
 QUICK: Mapping[str, Any] = {
     "train": 400,
@@ -110,7 +110,7 @@ QUICK: Mapping[str, Any] = {
 
 
 def predictors(audits: Sequence[str]) -> dict[str, Key]:
-    """Those that these audits measure."""
+    """The predictors that these audits measure."""
     return {name: key for name, key in PREDICTORS.items() if name != "curvature" or "curvature" in audits}
 
 
@@ -131,7 +131,7 @@ def grid(*, every: bool, short: bool) -> dict[str, list[Entry]]:
 
 
 def methods(chosen: Mapping[str, Entry], strengths: Sequence[float], *, every: bool, short: bool) -> list[Entry]:
-    """Every model of the main run: the chosen methods, one family by strength, ours, and controls."""
+    """Every model of the main run: the chosen methods, one family at several strengths, our method, and controls."""
     entries = [{**entry, "label": label} for label, entry in chosen.items()]
     family = {"name": "weight_distortion", "learning_rate": 1e-3}
     entries += [
@@ -139,7 +139,7 @@ def methods(chosen: Mapping[str, Entry], strengths: Sequence[float], *, every: b
     ]
     entries += [
         _shortened({"name": OURS}, short),
-        # A budget of one gradient affords no step: the original as it is, and weights as they were drawn.
+        # A budget of one gradient allows no step: this gives the unchanged original, and the initial weights.
         {"name": "finetune", "budget": 1, "label": UNTOUCHED},
         {"name": "retrain", "budget": 1, "label": RANDOM},
         *({"name": "symmetry", "after": "random_relabel", "label": label, **how} for label, how in MOVED.items()),
@@ -151,12 +151,12 @@ def methods(chosen: Mapping[str, Entry], strengths: Sequence[float], *, every: b
 
 
 def safeguarded() -> list[str]:
-    """Labels of what the paper runs from safeguarded models."""
+    """Labels of the methods that start from safeguarded models."""
     return [f"{first}-{name}" for first in SAFEGUARDS for name in SAFEGUARDED]
 
 
 def _safeguarded(chosen: Mapping[str, Entry]) -> list[Entry]:
-    """What the paper runs from models that another method made safe first."""
+    """The methods that the paper starts from models that another method has safeguarded."""
     return [
         {**chosen.get(name, {"name": name}), "after": first, "label": f"{first}-{name}"}
         for first in SAFEGUARDS
@@ -165,11 +165,11 @@ def _safeguarded(chosen: Mapping[str, Entry]) -> list[Entry]:
 
 
 def other_images(train: int, test: int = 2000) -> Data:
-    """Fashion-MNIST images that the main run does not use, for a claim about settings that were found on those.
+    """Fashion-MNIST images that the main run does not use, to test settings that were chosen on the main run's images.
 
     Args:
-        train: How many to train on, from the 5,001st.
-        test: How many of the first 5,000, on which nothing is trained here, to test on.
+        train: Number of training images, from the 5,001st on.
+        test: Number of test images, from the first 5,000, which no model here trains on.
     """
     data = FashionMNIST()()
     return replace(data, train=torch.arange(5000, 5000 + train), test=torch.arange(test))

@@ -1,10 +1,10 @@
-"""Unlearning that only puts knowledge to sleep, and what predicts it (From Dormant to Deleted, 2505.22310).
+"""Unlearning that leaves knowledge dormant, and what predicts it (From Dormant to Deleted, 2505.22310).
 
-The forget set are the examples that models know by heart only, the attack is fine-tuning on retained data; what is
-scored is the part of the forget set that no attack may use, at the peak of the attack, beside models that were
-retrained without it. Hyper-parameters are chosen on other seeds, before any attack, by how close
-forget and retain accuracy are to the retrained model's. Beyond the paper: is distance
-in weight space the *cause* of resistance, which attack is the worst, and does a tenth of retraining's cost suffice?
+The forget set contains the examples that models know by heart only. The attack is fine-tuning on retained data. Scored
+is the part of the forget set that no attack may use, at the peak of the attack, compared with models that were
+retrained without the forget set. Hyper-parameters are chosen on other seeds, before any attack, by how close forget and
+retain accuracy are to those of the retrained model. Beyond the paper: is distance in weight space the *cause* of
+resistance, which attack is the worst, and is a tenth of retraining's cost enough?
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from expunge.study.read import END, FORGET, TEST, Key, OfSeed, array, mean_gap, 
 from expunge.study.study import Preset, Study, Work
 
 GENTLE, WORST = "relearn", "relearn_hot_k60"
-"""The attack of the paper's main figures, retained data alone at the rate of unlearning; and the harshest here."""
+"""The attack of the paper's main figures (only retained data, step size of unlearning), and the strongest one here."""
 
 
 @dataclass(frozen=True)
@@ -50,24 +50,24 @@ class DormantStudy(Study):
     train: Count = 5000
     """Training images of Fashion-MNIST."""
     epochs: Count = 25
-    """Of training; unlearning and attack keep their ratio to the defaults of `methods` and `relearn`."""
+    """Epochs of training; unlearning and attacks keep the defaults of `methods` and `relearn`."""
     count: Count = 300
     """Examples to forget."""
     every: bool = False
-    """All methods of the paper with TAR and safeguards, in place of four of each family; more attacks on ours."""
+    """All methods of the paper with TAR and safeguards, instead of four per family; more attacks on our method."""
     choosing: bool = True
-    """Whether hyper-parameters are chosen on other seeds, or the middle ones taken."""
+    """Whether to choose hyper-parameters on other seeds; otherwise the study takes the middle candidates."""
     strengths: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2)
     """Standard deviations of weight distortion, for the ranking within a family."""
     attacks: tuple[str, ...] = tuple(setup.ATTACKS)
-    """Which of the attacks."""
+    """Attacks to run."""
     audits: tuple[str, ...] = setup.AUDITS
-    """Which predictors; the distances are always needed."""
+    """Audits that measure the predictors; the distances are always needed."""
     short: bool = False
-    """Everything but training in three epochs: only to see that it runs."""
+    """Very short unlearning and attacks: only to test that the study runs."""
 
     def prepare(self, seeds: Sequence[int], work: Work) -> Mapping[str, Any]:
-        """Choose settings on other seeds; run methods, controls and attacks, the easy set, and ours on other images."""
+        """Choose settings on other seeds; run methods, controls, attacks, the easy set; ours on other images."""
         base = setup.base(self.train, self.epochs, self.count)
         grid = setup.grid(every=self.every, short=self.short)
         specs = {"near": {**base, "seeds": list(setup.TUNING)}} if self.choosing else {}
@@ -94,7 +94,7 @@ class DormantStudy(Study):
         }
 
     def _on_ours(self) -> list[str]:
-        """The attacks that our own method has to stand."""
+        """The attacks on our own method."""
         return [*self.attacks, *(setup.OTHERS if self.every else ())]
 
     def measure(self, seed: int, work: Work, basis: Mapping[str, Any]) -> Measured:
@@ -217,7 +217,7 @@ def _mean(seeds: Mapping[int, Measured], name: str) -> tuple[float, ...]:
 
 
 def _points(seeds: Mapping[int, Measured], predictor: str, name: str, group: Sequence[str]) -> Series:
-    """Means over seeds, with the 90 % interval of what comes back."""
+    """Means over seeds, with the 90 % interval of the accuracy after the attack."""
     after = [student(np.array([float(measured[f"after {m}"]) for measured in seeds.values()])) for m in group]
     x = tuple(_mean(seeds, f"{predictor} {m}")[0] for m in group)
     y, low, high = (tuple(column) for column in zip(*after, strict=True))

@@ -1,7 +1,7 @@
-"""What the study `edge_of_stability` runs: chains without biases, full batches of images, and what is read on the way.
+"""Runs of the study `edge_of_stability`: chains without biases, full batches of images, and readings during training.
 
-Squared error is half the squared distance, a mean over examples; targets are classes drawn at random, which take long
-to fit, so that there is time to hover. Everything is float32 on one thread, steps are those of plain gradient descent.
+Squared error is half the squared distance, as a mean over examples. Targets are random classes, which take long to fit,
+so training has time to hover at the edge. Everything is float32 on one thread, with plain gradient descent.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Examples(NamedTuple):
         return len(self.inputs)
 
     def at(self, ids: Tensor) -> Examples:
-        """Some of them."""
+        """Some of the examples."""
         return Examples(self.inputs[ids], self.targets[ids])
 
 
@@ -59,12 +59,12 @@ def squared(model: nn.Module, batch: Examples) -> Tensor:
 
 
 def cross_entropy(model: nn.Module, batch: Examples) -> Tensor:
-    """Of the softmax, a mean over examples."""
+    """Cross-entropy of the softmax, a mean over examples."""
     return F.cross_entropy(model(batch.inputs), batch.targets)
 
 
 def examples(count: int, generator: torch.Generator) -> Examples:
-    """Images of 14 x 14 pixels, of mean 0 and variance 1 over all entries, with classes drawn at random."""
+    """Images of 14 x 14 pixels with random classes; all entries together have mean 0 and variance 1."""
     images = F.avg_pool2d(FashionMNIST(train=count)().inputs[:count], 2).flatten(1)
     images = (images - images.mean()) / images.std()
     labels = torch.randint(0, CLASSES, (count,), generator=generator)
@@ -83,28 +83,28 @@ def network(activation: str, width: int, seed: int, layers: int = LAYERS) -> nn.
 
 @dataclass
 class Track:
-    """What was read along a trajectory, in order of the steps; ratios are sharpness times step size / 2."""
+    """Readings along a trajectory, in order of the steps; ratios are sharpness times step size / 2."""
 
     steps: list[int] = field(default_factory=list)
     ratios: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     """Squared norm of the output layer."""
     dense: list[bool] = field(default_factory=list)
-    """Whether the step was read as part of the window in which every one is."""
+    """Whether the reading belongs to the window in which every step is read."""
     diverged: bool = False
-    """Whether training ended because the loss was no number any more."""
+    """Whether training ended because the loss was not finite."""
     agreeing: list[bool] = field(default_factory=list)
-    """Of every step: whether the norm grew just where the residual points against the outputs."""
+    """For every step: whether the norm grew exactly if the residual points against the outputs."""
 
     @property
     def crossed(self) -> int | None:
-        """Place of the first reading above the edge."""
+        """Index of the first reading above the edge; `None` if there is none."""
         return next((at for at, ratio in enumerate(self.ratios) if ratio >= 1), None)
 
 
 @dataclass
 class Reader:
-    """Reads sharpness, norm and residual: seldom, but after the first crossing at every step of a window."""
+    """Reads sharpness, norm and residual: at intervals, and after the first crossing at every step of a window."""
 
     model: nn.Sequential
     batch: Examples
@@ -115,10 +115,10 @@ class Reader:
     _before: tuple[float, float] | None = None
 
     def __call__(self, step: int, _: float = 0.0) -> None:
-        """After so many steps."""
+        """Read after a step."""
         norm = float(self._last.weight.detach().square().sum())
         if self._before is not None:
-            # Before the step <D, F> said which way the norm would go.
+            # Before the step, the sign of <D, F> predicted the direction of the norm.
             self.track.agreeing.append((norm > self._before[0]) == (self._before[1] < 0))
         self._before = norm, self._against()
         dense = self._left > 0
@@ -156,7 +156,7 @@ class Reader:
 def descend(
     model: nn.Sequential, batch: Examples, rate: float, steps: int, *, every: int, window: int = 0, loss: Loss = squared
 ) -> Track:
-    """Full-batch gradient descent, read on the way; one that diverges has a track that says so."""
+    """The readings of full-batch gradient descent; if training diverges, `diverged` is set."""
     optimizer = torch.optim.SGD(model.parameters(), lr=rate)
     reader = Reader(model, batch, SharpnessMonitor(loss, [batch], optimizer, every=every), window)
     reader(0)
@@ -168,7 +168,7 @@ def descend(
 
 
 def minibatches(batch: Examples, size: int, steps: int, generator: torch.Generator) -> Iterator[Examples]:
-    """So many steps' batches, a new order each epoch."""
+    """Batches for `steps` steps, in a new order each epoch."""
     taken = 0
     while taken < steps:
         for ids in torch.randperm(batch.size, generator=generator).split(size)[: steps - taken]:
@@ -177,7 +177,7 @@ def minibatches(batch: Examples, size: int, steps: int, generator: torch.Generat
 
 
 def hovering(track: Track) -> float:
-    """Median ratio from the first crossing on; over the second half where there was none; infinite if it diverged."""
+    """Median ratio from the first crossing on; without one, of the second half; infinite if training diverged."""
     if track.diverged:
         return math.inf
     ratios = np.array(track.ratios)
@@ -186,7 +186,7 @@ def hovering(track: Track) -> float:
 
 
 def upward(track: Track) -> int:
-    """How often the sharpness rose through the edge."""
+    """Number of times that the sharpness rose through the edge."""
     above = np.array(track.ratios) >= 1
     return int((above[1:] & ~above[:-1]).sum())
 

@@ -23,7 +23,7 @@ def batch_sharpness(
     every: int,
     generator: torch.Generator,
 ) -> tuple[list[float], list[float]]:
-    """Train by minibatches, and read both, in units of 2 / step size, every so many steps.
+    """Train by minibatches and read both sharpnesses every `every` steps, in units of 2 / step size.
 
     Returns:
         The sharpness of the whole loss, and the mean over batches of g^T H g / |g|^2 with the batch's own g and H.

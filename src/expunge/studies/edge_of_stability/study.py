@@ -1,11 +1,11 @@
 """Sharpness at the edge of stability, in training and in unlearning (2207.12678, attribution probable; 2103.00065).
 
 Chains of five layers without biases are trained by full-batch gradient descent on squared error, on images with random
-classes, which take long to fit. The step size is chosen on another seed by what is not reported: on a logarithmic scale
-its edge lies three quarters of the way from the initial sharpness to the highest that small steps reach, so that
-training takes long to come there, as in the papers, and would go on. With the edge half of the way the same is read
-again: large steps are another regime. Beyond the papers: is the edge
-crossed by *unlearning*, and does that predict the damage?
+classes, which take long to fit. The step size is chosen on another seed, by numbers that are not reported: on a
+logarithmic scale its edge is three quarters of the way from the initial sharpness to the highest sharpness that small
+steps reach. So training takes long to reach the edge, as in the papers, and would continue to rise. A second run has
+the edge half of the way: large steps are another regime. Beyond the papers: does *unlearning* cross the edge, and does
+that predict the damage?
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from expunge.study.read import array, spearman
 from expunge.study.study import Preset, Study, Work
 
 TUNING = 100
-"""Seed on which step sizes are chosen; never reported."""
+"""Seed for the choice of step sizes; never reported."""
 AWAY = 0.02
-"""Small steps, relative to what the initial sharpness would allow."""
+"""Small step size, relative to the largest that is stable at the initial sharpness."""
 FAR, NEAR = 0.75, 0.5
-"""Where the edge lies between the initial sharpness and what small steps reach, on a logarithmic scale."""
+"""Position of the edge between the initial sharpness and that reached by small steps, on a logarithmic scale."""
 TWO_LAYERS, ENTROPY = "two linear layers", "tanh, cross-entropy"
 SMALL = 32
 """Examples per minibatch."""
@@ -58,20 +58,20 @@ class EdgeOfStabilityStudy(Study):
     images: Count = 200
     """Examples, all in one batch."""
     width: Count = 100
-    """Units of each hidden layer; the paper's 200 at `long`."""
+    """Units of each hidden layer; the preset `long` has the paper's 200."""
     steps: Count = 4000
-    """Of gradient descent."""
+    """Steps of gradient descent."""
     every: Count = 20
     """Steps between readings of the sharpness."""
     window: Count = 300
-    """Steps after the first crossing of which every one is read."""
+    """Number of steps after the first crossing that are all read."""
     large: bool = True
-    """Whether large steps are tried too; on a narrow network they diverge."""
+    """Whether to run large steps too; on a narrow network they diverge."""
     ascent: Count = 150
-    """Most steps of unlearning."""
+    """Largest number of steps of unlearning."""
 
     def prepare(self, seeds: Sequence[int], work: Work) -> Mapping[str, Any]:
-        """Step sizes by network: the edge lies between the initial sharpness and what small steps reach elsewhere."""
+        """Step sizes by network: the edge is between the initial sharpness and that reached by small steps."""
         torch.set_num_threads(1)
         rates = {name: self._rates(name) for name in (*setup.NETS, TWO_LAYERS, ENTROPY)}
         return {"rates": {name: far for name, (far, _) in rates.items()}, "large": rates["tanh"][1]}
@@ -94,7 +94,7 @@ class EdgeOfStabilityStudy(Study):
         return model, setup.examples(self.images, generator), setup.cross_entropy if name == ENTROPY else setup.squared
 
     def measure(self, seed: int, work: Work, basis: Mapping[str, Any]) -> Measured:
-        """Train every network, read on the way, and unlearn from the trained tanh network."""
+        """Train every network with readings, and unlearn from the trained tanh network."""
         rates, tracks, trained = basis["rates"], {}, {}
         for name in rates:
             model, batch, loss = self._made(name, seed)
@@ -132,7 +132,7 @@ class EdgeOfStabilityStudy(Study):
         return measured | array("four_phases", shares) | array("norm_indicates", ranks)
 
     def _beyond(self, name: str, seed: int, rate: float, part: int, longer: int) -> float:
-        """The highest sharpness under a part of the step size in so many more steps, of the larger step's edge."""
+        """The highest sharpness with a smaller step size and more steps, in units of the larger step size's edge."""
         model, batch, loss = self._made(name, seed)
         steps, every = longer * self.steps, 10 * longer * self.every
         return part * max(setup.descend(model, batch, rate / part, steps, every=every, loss=loss).ratios)
@@ -153,9 +153,9 @@ class EdgeOfStabilityStudy(Study):
         ratios, damages, factors = ([getattr(run, name) for run in runs] for name in ("highest", "damage", "factor"))
         own = [run.highest for run in runs if run.factor == 1]
         ranks = spearman(ratios, damages)
-        asked = {"beyond a half": ranks - 0.5, "beyond the step size": ranks - spearman(factors, damages)}
+        excess = {"beyond a half": ranks - 0.5, "beyond the step size": ranks - spearman(factors, damages)}
         measured = {"ascent_crosses": min(own), "ascent": [[run.highest, run.damage] for run in runs]}
-        return measured | array("crossing_foretells_damage", asked)
+        return measured | array("crossing_foretells_damage", excess)
 
     def figures(self, seeds: Mapping[int, Measured], basis: Mapping[str, Any]) -> list[Figure]:
         """The first seed's trajectories, and damage against the highest sharpness of every run of unlearning."""

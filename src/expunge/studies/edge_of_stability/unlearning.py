@@ -1,4 +1,4 @@
-"""Descent on retained and ascent on forgotten examples, in full batches, and the retained sharpness on the way."""
+"""Descent on retained and ascent on forgotten examples, in full batches, with readings of the retained sharpness."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from expunge.train.loop import PairBatch, fit
 from expunge.train.monitors import SharpnessMonitor
 
 FACTORS = (0.25, 0.5, 1.0, 2.0)
-"""Step sizes of unlearning, in units of that of training."""
+"""Step sizes of unlearning, in units of the step size of training."""
 MIXES = (0.05, 0.2)
-"""Weights of the ascent; the descent has what is left to 1."""
+"""Weights of the ascent; the descent has 1 minus this."""
 SHARE, GONE, EVERY = 8, 0.5, 5
-"""One example in so many is forgotten; the mean squared distance per example, half that to a target from 0, at which it
-counts as forgotten; steps between readings."""
+"""One in `SHARE` examples is forgotten; the set counts as forgotten at this squared error, that of an output of 0;
+steps between readings."""
 
 
 class UnlearningRun(NamedTuple):
-    """How one run of unlearning ended."""
+    """The result of one run of unlearning."""
 
     factor: float
     highest: float
-    """Of the retained loss's sharpness on the way, times step size and weight of the descent, / 2."""
+    """Highest sharpness of the retained loss, times step size and weight of the descent, divided by 2."""
     damage: float
-    """Retained loss at the end minus that at the beginning; what can be said of a run that diverged is the last one."""
+    """Retained loss at the end minus that at the start; for a run that diverged, the last finite loss counts."""
 
 
 def unlearned(
     model: nn.Sequential, batch: Examples, rate: float, most: int, generator: torch.Generator
 ) -> list[UnlearningRun]:
-    """Every step size with every mix, from the same model, until the forget set is gone or the steps run out."""
+    """Run every step size with every mix, from the same model, until the forget set is gone or the steps run out."""
     order = torch.randperm(batch.size, generator=generator)
     forget, retain = (batch.at(ids) for ids in (order[: batch.size // SHARE], order[batch.size // SHARE :]))
     return [
-        _one(model, retain, forget, rate, factor, ascent_weight, most)
+        _run(model, retain, forget, rate, factor, ascent_weight, most)
         for factor, ascent_weight in product(FACTORS, MIXES)
     ]
 
 
-def _one(
+def _run(
     model: nn.Sequential,
     retain: Examples,
     forget: Examples,
@@ -72,7 +72,7 @@ def _one(
                     return
             yield pair
 
-    # One that leaves for good has the last reading before as its end.
+    # A run that diverges ends with its last finite reading.
     with suppress(RunError):
         fit(list(student.parameters()), loss, until_gone(), optimizer, on_step=lambda step, _: monitor(step, student))
     with torch.no_grad():

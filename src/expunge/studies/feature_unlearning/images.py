@@ -1,7 +1,7 @@
-"""A network of the user's kind, torch modules and the library's loop, on real images, with the monitor attached.
+"""A network of torch modules, trained by the library's loop on real images, with the monitor attached.
 
-Inputs are Fashion-MNIST's leading principal components, whitened: real, and no Gaussians. Targets are z + c_2 h_2(z) of
-a random direction of these, kappa being 2 c_2 for an activation with sigma_2 / sigma_1 = 1/2.
+Inputs are the leading principal components of Fashion-MNIST, whitened: real data, not Gaussian. Targets are
+z + c_2 h_2(z) along a random direction; kappa is 2 c_2 for an activation with sigma_2 / sigma_1 = 1/2.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from expunge.train.monitors import FeatureLossMonitor, watch
 
 COMPONENTS, UNSEEN = 20, 2000
 UNITS, STEP, RATIO, BATCH = 128, 0.05, 0.2, 200
-"""Of training: units, first layer's step size as a multiple of N times the gradient, epsilon, examples per step."""
+"""Settings of training: units, first layer's step size (times N times the gradient), epsilon, examples per step."""
 
 
 class Quadratic(nn.Module):
@@ -34,13 +34,13 @@ class Quadratic(nn.Module):
 
 
 def watched(second: float, images: int, epochs: int, seed: int) -> FeatureLossMonitor:
-    """Train on images with a monitor attached that knows the direction.
+    """Train on images, with a monitor that has the true direction.
 
     Args:
         second: c_2 of the targets.
-        images: To train on; the loss is measured on others.
-        epochs: Passes.
-        seed: Of direction, weights and batches.
+        images: Number of training images; the loss is measured on other images.
+        epochs: Passes over the training images.
+        seed: Decides direction, weights and batches.
     """
     generator = torch.Generator().manual_seed(seed)
     x = whitened(images + UNSEEN)
@@ -71,7 +71,7 @@ def _batches(x: Tensor, y: Tensor, epochs: int, generator: torch.Generator) -> I
 
 
 def whitened(count: int) -> Tensor:
-    """Leading principal components of so many images, each with mean 0 and variance 1, `[count, COMPONENTS]`."""
+    """Leading principal components of `count` images, each with mean 0 and variance 1, `[count, COMPONENTS]`."""
     data = FashionMNIST(train=count)()
     rows = data.inputs[:count].flatten(1).double()
     rows = rows - rows.mean(0)
@@ -81,7 +81,7 @@ def whitened(count: int) -> Tensor:
 
 
 def network(direction: Tensor, generator: torch.Generator) -> nn.Sequential:
-    """Rows of length 1 orthogonal to the direction, second-layer weights 1 / N."""
+    """A network with first-layer rows of length 1, orthogonal to the direction, and second-layer weights 1 / N."""
     model = nn.Sequential(
         nn.Linear(COMPONENTS, UNITS, bias=False), Quadratic(), nn.Linear(UNITS, 1, bias=False), nn.Flatten(0)
     )

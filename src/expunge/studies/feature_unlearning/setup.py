@@ -1,8 +1,8 @@
-"""What the study `feature_unlearning` runs: two-layer networks with one hidden direction, by SGD and by exact flow.
+"""Runs of the study `feature_unlearning`: two-layer networks with one hidden direction, by SGD and by exact flow.
 
-Both move unit rows w_i on their sphere and second-layer weights a_i by gradients of N E[(y - f)^2 / 2], the latter
-`ratio` as fast: by fresh Gaussian batches, or by the population's gradient, which for Hermite series is a function of
-the rows' inner products alone. The equations are in `numerics.fading`, against which they are held.
+Both move unit rows w_i on their sphere and second-layer weights a_i by gradients of N E[(y - f)^2 / 2]; the weights a_i
+move slower by the factor `ratio`. SGD takes fresh Gaussian batches. The flow takes the population's gradient, which for
+Hermite series depends only on the rows' inner products. Both are compared with the equations of `numerics.fading`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def softplus_series() -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class NetworkSetting:
-    """A network and how it is trained."""
+    """A network and its training."""
 
     units: int
     inputs: int
@@ -130,10 +130,10 @@ def errors(way: Way, second: float, setting: NetworkSetting, *, corrected: bool 
     """Root mean squared differences to the derived model: of the alignment, and of the scale relative to the model's.
 
     Args:
-        way: What training did.
+        way: The measured path of training.
         second: c_2.
-        setting: How it was trained.
-        corrected: Whether the model is that of finitely many units, or of a wide layer.
+        setting: The network and its training.
+        corrected: Whether to compare with the model of finitely many units, not of a wide layer.
     """
     equations = model(second, setting.ratio, setting.units if corrected else None, setting.series)
     times = way.times[1:]
@@ -144,12 +144,12 @@ def errors(way: Way, second: float, setting: NetworkSetting, *, corrected: bool 
 
 
 def predicted_end(kappa: float) -> float:
-    """Where the alignment ends by the closed criterion, from a_0 below C / kappa or above it alike."""
+    """The final alignment by the closed criterion; the same for a_0 below or above C / kappa."""
     return min(max(kappa, 0.0), 1.0)
 
 
 def slope(x: Sequence[float] | Array, y: Sequence[float] | Array) -> float:
-    """Of a line through the logarithms, by least squares."""
+    """Slope of a line through the logarithms, by least squares."""
     return float(np.polyfit(np.log(np.asarray(x)), np.log(np.asarray(y)), 1)[0])
 
 

@@ -1,10 +1,10 @@
-"""Features that long training loses: a derived model of two time scales, solved, simulated and watched for.
+"""Features that long training loses: a derived model with two time scales, solved, simulated and monitored.
 
-A two-layer network learns a direction fast; then its second layer moves slowly, and may take the direction away again
-(`numerics.fading`). Everything is *derived*, consistent with the abstract of 2602.07378, whose equations and numbers
-could not be read. The closed criterion, the exponents and the half-life are held against integration by an implicit
-solver, the equations against SGD and against the exact gradient flow of finitely many units, and the monitor that
-users attach to their own training against a network on real images.
+A two-layer network learns a direction fast; then its second layer moves slowly, and the network may lose the direction
+again (`numerics.fading`). Everything is *derived*, consistent with the abstract of 2602.07378, whose equations and
+numbers could not be read. The study tests the closed criterion, the exponents and the half-life against integration by
+an implicit solver; the equations against SGD and against the exact gradient flow of finitely many units; and the
+monitor for users' own training on a network with real images.
 """
 
 from __future__ import annotations
@@ -50,22 +50,22 @@ class FeatureUnlearningStudy(Study):
     }
 
     units: Count = 160
-    """Of the networks trained by SGD."""
+    """Units of the networks trained by SGD."""
     inputs: Count = 80
-    """Their number of inputs."""
+    """Inputs of these networks."""
     batch: Count = 600
     """Fresh examples per step."""
     horizon: Positive = 150.0
-    """Step size times steps of SGD."""
+    """Step size times steps, for SGD."""
     flow: Positive = 1000.0
-    """The same of the exact flow."""
+    """Step size times steps, for the exact flow."""
     images: Count = 8000
-    """Training images of the real network."""
+    """Training images of the network on real images."""
     epochs: Count = 60
-    """Of its training."""
+    """Epochs of the training on images."""
 
     def prepare(self, seeds: Sequence[int], work: Work) -> Mapping[str, Any]:
-        """What no seed changes: everything that follows from the equations alone."""
+        """The part that no seed changes: everything that follows from the equations alone."""
         table = {
             f"c2 {second:g}, a0 {scale:g}": abs(_end(second, scale) - setup.predicted_end(2 * second))
             for second in setup.STRENGTHS
@@ -76,7 +76,7 @@ class FeatureUnlearningStudy(Study):
         return measured | array("slow_time", _collapse())
 
     def measure(self, seed: int, work: Work, basis: Mapping[str, Any]) -> Measured:
-        """Train, by SGD and by exact flow, and hold both against the equations."""
+        """Train by SGD and by exact flow, and compare both with the equations."""
         measured: dict[str, Any] = dict(basis)
         wide = setup.NetworkSetting(self.units, self.inputs, self.batch)
         ways = {second: self._sgd(second, wide, seed) for second in setup.STRENGTHS if second != 0}
@@ -111,7 +111,7 @@ class FeatureUnlearningStudy(Study):
         return torch.Generator().manual_seed(derive(seed, what))
 
     def figures(self, seeds: Mapping[int, Measured], basis: Mapping[str, Any]) -> list[Figure]:
-        """The phase plane with SGD in it, and what the monitor saw."""
+        """The phase plane with the path of SGD, and the monitor's measurements."""
         first, planes = next(iter(seeds.values())), []
         s = np.linspace(0.1, 1.0, 91)
         for second in (c for c in setup.STRENGTHS if f"way {c:g}" in first):
@@ -132,7 +132,7 @@ class FeatureUnlearningStudy(Study):
 
 
 def _ratios(errors: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-    """Errors of alignment and scale in units of what is allowed."""
+    """Errors of alignment and scale, divided by the allowed errors."""
     return {
         f"{name}, {what}": error / allowed
         for name, pair in errors.items()
@@ -181,7 +181,7 @@ def _half_lives() -> dict[str, float]:
 
 
 def _floor() -> float:
-    """Slope of the logarithm of the floor in that of the number of units."""
+    """Slope of the logarithm of the floor against the logarithm of the number of units."""
     counts = (1000, 10_000, 100_000)
     return setup.slope(counts, [setup.model(-0.5, 0.01, count).regime(1.0)[1] for count in counts])
 

@@ -1,14 +1,15 @@
-"""The model of `numerics.fading` where second-layer weights differ from the beginning, as those of both signs do.
+"""The model of `numerics.fading` for second-layer weights that differ from the start, for example of both signs.
 
 In the limit of many units, each group i of share p_i has its own alignment s_i and scale a_i, and all see the same
 residual rho_k = c_k - sigma_k sum_j p_j a_j s_j^k:
 
     ds_i/dt = a_i (1 - s_i^2) sum_k k sigma_k s_i^(k - 1) rho_k,    da_i/dt = epsilon sum_k sigma_k s_i^k rho_k
 
-A unit with a_i below 0 turns to -u. From equal shares of a and -a the even degrees cancel at first, and the two groups
-part ways; kappa then tells nothing. Like `numerics.fading`, a derived model; of finitely many units it knows no floor.
+A unit with a negative a_i turns to -u. With equal shares of a and -a the even degrees cancel at first, and then the two
+groups diverge; kappa then predicts nothing. Like `numerics.fading`, this is a derived model; it has no floor of
+finitely many units.
 
-Cost: a thousand or so evaluations, each of groups times degrees.
+Cost: about a thousand evaluations, each of groups times degrees.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from expunge.numerics.ode import Array, Solver, integrate
 
 @dataclass(frozen=True)
 class UnitPaths:
-    """The way of every group from s = 0 on; time is the first layer's step size times steps."""
+    """The path of every group from s = 0; time is the first layer's step size times steps."""
 
     times: Array
     """`[t]`."""
@@ -54,11 +55,11 @@ def unit_paths(
 
     Args:
         teacher: c_0, c_1, and so on.
-        activation: sigma_0, sigma_1, and so on; what is missing in either is 0.
-        ratio: epsilon, the second layer's step size over the first series's.
-        scales: Each group's second-layer weight in the beginning, of either sign, not 0.
-        times: Rising, the first is the beginning.
-        shares: Of the units in each group, with the sum 1; equal where not given.
+        activation: sigma_0, sigma_1, and so on; missing coefficients of either are 0.
+        ratio: epsilon, the second layer's step size divided by the first layer's.
+        scales: Each group's initial second-layer weight, of either sign, not 0.
+        times: Rising; the first is the start.
+        shares: Share of the units in each group, with the sum 1; equal by default.
         solver: See `integrate`.
         tolerance: See `integrate`.
 

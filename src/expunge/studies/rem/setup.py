@@ -1,4 +1,4 @@
-"""What the study `rem` runs: the cells of the plane, the methods with their candidates, and attacks on what is left."""
+"""Runs of the study `rem`: the cells of the plane, the methods with their candidates, and attacks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHORT = {"epochs": 2}
 
 
 def model(memory: float) -> dict[str, Any]:
-    """The CNN with half of the channels reserved behind each of its ReLUs."""
+    """The CNN with half of the channels reserved after each of its ReLUs."""
     block = {"name": "tied_dropout", "at": ["2", "5", "8", "11"], "fixed": 0.5, "memory": memory}
     return {"name": "cnn", "block": [block]}
 
@@ -27,7 +27,7 @@ LOW, MEDIUM, HIGH = "label_swap", "class_confusion", "poison_trigger"
 REGULARITIES = (LOW, MEDIUM, HIGH)
 
 ABLATIONS = ("rem", "rem-no_removal", "rem-npo")
-"""From whole to least: removal before redirecting only, not while; removal alone, NPO on the base until it stops."""
+"""From the full method to the least: REM; removal only before redirection, not during it; only removal (NPO)."""
 
 GRID: Mapping[str, Sequence[Entry]] = {
     "rem": [{"name": "rem", "learning_rate": rate} for rate in (2e-4, 4e-4, 1e-3)],
@@ -45,7 +45,7 @@ MORE: Mapping[str, Sequence[Entry]] = {
     "assd": [{"name": "assd"}],
     "salun": [{"name": "salun", "learning_rate": rate} for rate in (1e-4, 2e-4, 5e-4)],
 }
-"""Of the long preset only."""
+"""Candidates of the long preset only."""
 
 QUICK: Mapping[str, Any] = {"train": 300, "epochs": 5, "rates": (0.5, 1.0), "choosing": False, "small": True}
 
@@ -56,9 +56,9 @@ def cell(regularity: str, rate: float) -> str:
 
 
 def base(train: int, epochs: int, regularity: str, rate: float, **task: Any) -> dict[str, Any]:
-    """The spec's data, model, training and task; 4 % of the images are corrupted, a fifth of two classes in the middle.
+    """The spec's data, model, training and task; 4 % of the images are corrupted (in `MEDIUM`, a fifth of two classes).
 
-    The two confused classes are shirts (6) and T-shirts (0), which nets confuse without being taught to.
+    The two confused classes are shirts (6) and T-shirts (0), which nets confuse even without wrong labels.
     """
     count = max(train // 25, 10)
     settings: dict[str, Any] = {"count": count}
@@ -81,7 +81,7 @@ def grid(*, every: bool, small: bool) -> dict[str, list[Entry]]:
 
 
 def methods(chosen: Mapping[str, Entry]) -> list[Entry]:
-    """Every model of a cell: the chosen methods, REM with less, REM with more than one can know, and retraining."""
+    """Every model of a cell: the chosen methods, the ablations of REM, the ideal REM, and retraining."""
     entries = [{**entry, "label": label} for label, entry in chosen.items()]
     rem = chosen["rem"]
     entries += [{**rem, "variant": name.removeprefix("rem-"), "label": name} for name in ABLATIONS[1:]]
@@ -89,5 +89,5 @@ def methods(chosen: Mapping[str, Entry]) -> list[Entry]:
 
 
 def shortened(entry: Entry, small: bool) -> Entry:
-    """The entry with two epochs where it has any."""
+    """The entry with two epochs, if the method has epochs."""
     return {**entry, **SHORT} if small and entry["name"] not in ("potion", "ssd", "lfssd", "assd") else dict(entry)

@@ -1,9 +1,9 @@
-"""Corrupted data of which only a part was found, over the plane of discovery and regularity (REM, 2505.17730).
+"""Partly discovered corruption, over the plane of discovery and regularity (REM, 2505.17730).
 
-Random labels, two confused classes and a trigger are planted; a share of them is known and shall be unlearned, the rest
-stays in the retain set. *Healed* is accuracy against the true labels on all planted examples, with their trigger,
-*utility* accuracy on clean test images (of the classes that were not confused). Beyond the paper: the harm on the
-confused classes, attacks on what redirection leaves behind, and a dial from wrong labels to a trigger.
+Random labels, two confused classes or a trigger are planted. The discovered share of them is unlearned; the rest stays
+in the retain set. *Healed* is the accuracy against the true labels on all planted examples, with their trigger.
+*Utility* is the accuracy on clean test images (of the classes that were not confused). Beyond the paper: the harm on
+the confused classes, attacks on models after redirection, and intermediate steps from wrong labels to a trigger.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ CONFUSED: Key = ("accuracy", "holdout")
 ATTACK = "relearn"
 KEPT = "untouched"
 DIAL = (0.0, 0.5, 1.0)
-"""Shares of the poisoned images that have the trigger."""
+"""Shares of the poisoned images with the trigger."""
 ATTACKED = (0.5, 1.0)
-"""Rates at which REM is attacked: with corruption among the retained examples, and without."""
+"""Discovery rates of the attacks on REM: with corruption among the retained examples, and without."""
 
 
 @dataclass(frozen=True)
@@ -52,18 +52,18 @@ class RemStudy(Study):
     train: Count = 3000
     """Training images of Fashion-MNIST."""
     epochs: Count = 25
-    """Of training."""
+    """Epochs of training."""
     rates: tuple[float, ...] = (0.1, 0.5, 1.0)
-    """Shares of the corruption that are discovered."""
+    """Discovered shares of the corruption."""
     every: bool = False
-    """More baselines."""
+    """Whether to run more baselines."""
     choosing: bool = True
-    """Whether hyper-parameters are chosen on another seed and rate, or the middle ones taken."""
+    """Whether to choose hyper-parameters on another seed and rate; otherwise the study takes the middle candidates."""
     small: bool = False
-    """Three methods of two epochs: only to see that it runs."""
+    """Three methods with two epochs: only to test that the study runs."""
 
     def prepare(self, seeds: Sequence[int], work: Work) -> Mapping[str, Any]:
-        """Choose settings elsewhere, then run each cell, the dial, and the models with example-tied dropout."""
+        """Choose settings on another seed and rate; run each cell, the dial, and models with example-tied dropout."""
         tuning = {r: self._base(r, setup.TUNING_RATE) | {"seeds": list(setup.TUNING)} for r in setup.REGULARITIES}
         grid = setup.grid(every=self.every, small=self.small)
         chosen = choose(work, tuning if self.choosing else {}, grid, kept_and_forgotten)
@@ -78,7 +78,7 @@ class RemStudy(Study):
     def _runs(self, chosen: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
         """Name and spec, without seeds, of every run: the cells, some of them attacked or tied, and the dial.
 
-        Attacks are as long as unlearning, and of REM's base only is it asked what they bring back.
+        Attacks are as long as unlearning, and run only on REM's result (its base without memory) and on retraining.
         """
         cells = {setup.cell(r, rate): self._base(r, rate) for rate in self.rates for r in setup.REGULARITIES}
         everything, rem = setup.methods(chosen), {**chosen["rem"], "label": "rem"}
@@ -99,7 +99,7 @@ class RemStudy(Study):
         return list(runs.items())
 
     def _tied(self) -> list[str]:
-        """Methods that are tried on models with example-tied dropout too."""
+        """Methods to run on models with example-tied dropout too."""
         return ["rem", "rem-npo", *(("scrub", "bad_teacher") if self.every else ())]
 
     def measure(self, seed: int, work: Work, basis: Mapping[str, Any]) -> Measured:
@@ -192,7 +192,7 @@ class RemStudy(Study):
         return [(r, rate) for rate in self.rates for r in setup.REGULARITIES]
 
     def figures(self, seeds: Mapping[int, Measured], basis: Mapping[str, Any]) -> list[Figure]:
-        """The plane, a map per method, and its mean per method."""
+        """The means of each method over the plane, example-tied dropout, and a map per method."""
         rows = [*basis["entries"], *setup.ABLATIONS[1:], "rem-ideal", "retrain", REFERENCE]
 
         def plane(what: str, model: str) -> np.ndarray[Any, Any]:
@@ -231,19 +231,19 @@ def healing(run: OfSeed, model: str) -> float:
 
 
 def product(run: OfSeed, model: str) -> float:
-    """Utility times healed of one model; means are taken over products."""
+    """Utility times healed of one model; the study averages such products."""
     return run.value(model, TEST) * healing(run, model)
 
 
 def product_gap(run: OfSeed, model: str, other: str) -> Gap:
-    """The difference of two products; its error is that over test images, the part that every seed has in common."""
+    """The difference of two products; its error is that over test images, which all seeds share."""
     ours, theirs = (healing(run, m) for m in (model, other))
     tested = run.weighted([(ours, model), (-theirs, other)], TEST)
     return Gap(product(run, model) - product(run, other), tested.se)
 
 
 PARTS = (("healed", healing), ("utility", lambda run, model: run.value(model, TEST)), ("product", product))
-"""What is shown of a model in each cell."""
+"""The numbers of a model in each cell."""
 
 
 def _cells_of(values: np.ndarray[Any, Any]) -> tuple[tuple[float, ...], ...]:

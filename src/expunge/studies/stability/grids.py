@@ -1,7 +1,7 @@
-"""Random linear updates simulated, beside what the theory says of them: planes of step size, mix, batch and coherence.
+"""Simulate random linear updates and compare with theory, on planes of step size, mix, batch size and coherence.
 
-A chain has diverged when its squared distance passes 1,000 times that of its start within the steps; a cell is stable
-if at least half of its chains did not (the protocol of Dexter et al.'s code). Nothing of the theory enters.
+A chain has diverged if its squared distance exceeds 1,000 times that of its start within the steps. A cell is stable if
+at least half of its chains did not diverge (the protocol of Dexter et al.'s code). The simulation uses no theory.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from expunge.numerics.stability import mean_limit, mean_radius, mean_square_radi
 FAR = 1000.0
 """Growth of the squared distance that counts as divergence."""
 RETAIN, FORGET, SIZE = 50, 10, 8
-"""Examples of either set, and dimensions: fewer than examples, so that there is a boundary at all."""
+"""Retain examples, forget examples, and dimensions: fewer than examples, because otherwise there is no boundary."""
 DEXTER = 100
-"""Examples of their construction."""
+"""Examples in the construction of Dexter et al."""
 DEXTER_STEP = 0.5
 DEXTER_BATCHES = (1, 2, 3, 5, 7, 10, 14, 20, 28, 40, 49)
 DEXTER_COHERENCES = (1, 2, 3, 5, 8, 12, 18, 25, 35, 50)
@@ -31,20 +31,20 @@ DEXTER_COHERENCES = (1, 2, 3, 5, 8, 12, 18, 25, 35, 50)
 
 @dataclass(frozen=True)
 class Cell:
-    """One place of a plane, with what happened there and what was predicted."""
+    """One cell of a plane, with its measured and its predicted stability."""
 
     plane: str
     across: float
     up: float
     stable: bool
     exact: bool
-    """Whether the mean square stays, by the exact operator."""
+    """Whether the mean square is stable, by the exact operator."""
     mean: bool
-    """Whether the mean stays."""
+    """Whether the mean is stable."""
 
 
 def gradients(count: int, coherence: float, generator: torch.Generator) -> Tensor:
-    """Rank-one curvatures' vectors `[count, SIZE]`: a common direction, weighted, and one of their own."""
+    """Vectors of rank-one curvatures `[count, SIZE]`: a weighted common direction plus a direction of their own."""
     own = torch.randn(count, SIZE, generator=generator, dtype=torch.float64) / math.sqrt(SIZE)
     common = torch.zeros(SIZE, dtype=torch.float64)
     common[0] = 1.0
@@ -72,7 +72,7 @@ def planes(steps: int, chains: int, across: int, up: int, seed: int) -> Iterator
 
 
 def _limit(vectors: Tensor) -> float:
-    """Largest stable step of plain descent on the retain set, on average."""
+    """Largest step size of plain descent on the retain set at which the mean is stable."""
     curvatures = of_gram(vectors @ vectors.T, RETAIN)
     return mean_limit(curvatures, Update(1.0, 0.0, Draw(RETAIN, RETAIN), Draw(FORGET, FORGET)))
 
@@ -102,15 +102,15 @@ def _cell(
 def chains_diverge(
     vectors: Tensor, retained: int, update: Update, steps: int, chains: int, generator: torch.Generator
 ) -> Tensor:
-    """Whether each of so many chains, from normal starts, goes far within the steps, `[chains]`.
+    """Whether each chain, from a normal start, diverges within the steps, `[chains]`.
 
     Args:
-        vectors: g_i `[m, p]` with H_i = g_i g_i^T, the retain set's first.
-        retained: How many those are.
+        vectors: g_i `[m, p]` with H_i = g_i g_i^T, the retain examples first.
+        retained: Number of retain examples.
         update: Step size, mix and batch sizes; batches are drawn without replacement.
-        steps: Most steps.
-        chains: How many.
-        generator: Of starts and batches.
+        steps: Largest number of steps.
+        chains: Number of chains.
+        generator: Draws starts and batches.
     """
     w = torch.randn(chains, vectors.shape[1], generator=generator, dtype=torch.float64)
     start, far = w.square().sum(1), torch.zeros(chains, dtype=torch.bool)
@@ -124,7 +124,7 @@ def chains_diverge(
         far |= ~(w.square().sum(1) <= FAR * start)
         if far.all():
             break
-        # What has gone far is not followed to overflow.
+        # Reset diverged chains, so that they do not overflow.
         w = torch.where(far[:, None], torch.zeros_like(w), w)
     return far
 
@@ -138,11 +138,11 @@ def _chosen(chains: int, size: int, batch: int, generator: torch.Generator) -> T
 
 
 def dexter_map(steps: int, chains: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Their construction: sigma examples share an axis, every other has one of its own; Bernoulli batches.
+    """The construction of Dexter et al.: sigma examples share an axis, every other has its own; Bernoulli batches.
 
     Returns:
-        Per coherence and batch size whether at least half of the chains stay, whether their bound says that the mean
-        square diverges, and whether their converse says that this construction stays; `[coherences, batches]`.
+        Per coherence and batch size: whether at least half of the chains are stable, whether the paper's bound predicts
+        that the mean square diverges, and whether its converse predicts stability; `[coherences, batches]`.
     """
     generator, shape = torch.Generator().manual_seed(seed), (len(DEXTER_COHERENCES), len(DEXTER_BATCHES))
     stays, leaves, may_stay = (torch.zeros(shape, dtype=torch.bool) for _ in range(3))
@@ -159,7 +159,7 @@ def dexter_map(steps: int, chains: int, seed: int) -> tuple[Tensor, Tensor, Tens
 def _construction_stays(sigma: int, batch: int, steps: int, chains: int, generator: torch.Generator) -> bool:
     own, share = DEXTER - sigma, batch / DEXTER
     curvature = 2 * DEXTER / sigma
-    # Axis 0 is shared; what a step multiplies it by depends on how many of its examples are in the batch.
+    # Axis 0 is shared; its factor in a step depends on how many of its examples are in the batch.
     w = torch.ones(chains, 1 + own, dtype=torch.float64)
     start, far = w.square().sum(1), torch.zeros(chains, dtype=torch.bool)
     for _ in range(steps):

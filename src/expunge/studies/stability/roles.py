@@ -1,4 +1,4 @@
-"""What each coherence does to how fast a minimum is left, with all else held: simulated growth of the distance."""
+"""The effect of each coherence on how fast a model leaves a minimum, all else equal: simulated growth of distance."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 Kind = Literal["low", "forget", "apart", "between"]
-"""Nothing is shared; forget examples share a direction; retain examples share another one too; both share the same."""
+"""`low`: nothing is shared; `forget`: forget examples share a direction; `apart`: retain examples share another one
+too; `between`: both share the same."""
 
 RETAIN, FORGET, MIX = 30, 10, 0.3
 SHARED = 0.6
@@ -19,8 +20,8 @@ SHARED = 0.6
 def growth(kind: Kind, steps: int, seed: int) -> float:
     """Growth per step of the logarithm of the distance, over the second half of the steps, in full batches.
 
-    All examples have curvature 1 and gradients that are linearly independent, so that every step size leaves; the step
-    is half of the largest that is stable for descent alone.
+    All examples have curvature 1 and linearly independent gradients, so the distance grows at every step size. The step
+    size is half of the largest that is stable for descent alone.
     """
     generator = torch.Generator().manual_seed(seed)
     vectors = _vectors(kind, generator)
@@ -28,7 +29,7 @@ def growth(kind: Kind, steps: int, seed: int) -> float:
     matrix = (1 - MIX) * retain.T @ retain / RETAIN - MIX * forget.T @ forget / FORGET
     step = 1 / float(torch.linalg.eigvalsh(retain.T @ retain / RETAIN)[-1])
     w = torch.randn(vectors.shape[1], generator=generator, dtype=torch.float64)
-    # What lies outside of all gradients never moves, and is no part of the distance.
+    # The part outside of the span of all gradients never moves, so the distance excludes it.
     span = torch.linalg.svd(vectors, full_matrices=False).Vh
     w = span.T @ (span @ w)
     logs, total = [], 0.0

@@ -1,8 +1,8 @@
-"""Real forget sets: what linear stability predicts of each, beside what descent and ascent then take and leave.
+"""Real forget sets: the predictions of linear stability for each, compared with measured steps and outcomes.
 
-An MLP on Fashion-MNIST is trained with Adam; then SGD with momentum descends on the retain set and ascends on the
-forget set until half of what is known of the latter is gone. Of the plans the first is what claims rank; all of them
-calibrate `diagnostics.hardness`.
+An MLP on Fashion-MNIST is trained with Adam. Then SGD with momentum descends on the retain set and ascends on the
+forget set until half of what is known of the forget set is gone. Claims rank by the first plan; all plans calibrate
+`diagnostics.hardness`.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from expunge.train.training import TrainedRecipe, Training
 PLANS = ((2e-3, 0.2), (2e-3, 0.5), (5e-3, 0.1), (5e-4, 0.5))
 """Step size and weight of the ascent."""
 METHODS = {"finetune": (5e-3, 0.0), "neggrad_plus": (2e-3, 0.2), "gradient_ascent": (2e-4, 1.0)}
-"""The library's methods that are such plans, with SGD, and a step size and mix of each."""
+"""The library's methods that are such plans with SGD; step size and mix of each."""
 BATCH, FORGET_BATCH = 128, 64
 LOOKED_AT = 24
-"""Examples of either set whose curvature is taken."""
+"""Examples of each set to compute curvature of."""
 
 
 def tasks(count: int, seed: int) -> dict[str, Task]:
-    """The forget sets: hard, easy, random, a class, another one for each seed, and wrong labels."""
+    """The forget sets: hard, easy, random, a class (different for each seed), and wrong labels."""
     return {
         "hard": HardExamples(count=count),
         "easy": EasyExamples(count=count),
@@ -59,7 +59,7 @@ def tasks(count: int, seed: int) -> dict[str, Task]:
 
 @dataclass(frozen=True)
 class ForgetSetResult:
-    """One forget set: what is predicted, and what was measured."""
+    """Predictions and measurements for one forget set."""
 
     predicted: Mapping[str, float]
     """`rate` of growth in mean square per step, `course` in steps, `cosine` of both sets' mean gradients, `loss` on the
@@ -68,15 +68,15 @@ class ForgetSetResult:
     """`steps` to forget, `membership` and `distance` at the exit as gaps to the retrained model, `damage` to retained
     accuracy."""
     plans: list[tuple[float, float]]
-    """Predicted and measured steps of every plan; as many as were allowed where the set was not gone by then."""
+    """Predicted and measured steps of every plan; the largest allowed number if the set was not forgotten by then."""
     methods: dict[str, dict[str, float]]
-    """Of every method `rate` and `course`, `steps`, `membership` and `distance`."""
+    """For every method `rate` and `course`, `steps`, `membership` and `distance`."""
     recommended: tuple[float, float]
-    """Of the plan that `diagnostics.recommendation` names: steps taken over those predicted, at most 2, and damage."""
+    """For the plan of `diagnostics.recommendation`: measured over predicted steps (at most 2), and damage."""
 
 
 def look(task: Task, train: int, epochs: int, most: int, seed: int) -> ForgetSetResult:
-    """Train, predict, unlearn in so many steps at most, measure."""
+    """Train, predict, unlearn in at most `most` steps, measure."""
     data = FashionMNIST(train=train)()
     recipe = TrainedRecipe(MLP(widths=[128, 64]), Training(epochs=epochs), data)
     measured = task.measure(data, recipe, seed) if task.measures else {}
@@ -108,7 +108,7 @@ def look(task: Task, train: int, epochs: int, most: int, seed: int) -> ForgetSet
 
 
 def _outcome(case: Case, student: nn.Module, steps: int, seed: int) -> dict[str, float]:
-    """The steps that it took, and how far the student is from the retrained model."""
+    """The number of steps, and the differences between the student and the retrained model."""
     attack = Membership(attack="loss", count=500)
     member, never = (attack(model, case, seed)[0].reduced() for model in (student, case.reference))
     distance = _divergence(case.reference, student, case.problem, case.problem.forget)
@@ -125,7 +125,7 @@ def _recommended(case: Case, seed: int) -> tuple[float, float]:
 
 
 def _rate(case: Case, rate: float, ascent_weight: float, seed: int) -> float:
-    """Predicted growth per step; descent alone leaves no minimum that its step size holds."""
+    """Predicted growth per step; 0 for descent alone, which does not leave the minimum at a stable step size."""
     diagnostic = StabilityLimit(
         learning_rate=rate,
         ascent_weight=ascent_weight,
@@ -138,7 +138,7 @@ def _rate(case: Case, rate: float, ascent_weight: float, seed: int) -> float:
 
 
 def _predicted(case: Case, plans: Sequence[tuple[float, float]], most: int, seed: int) -> list[tuple[float, float]]:
-    """Steps that every plan takes as linearised and the retained share lost by then, from one sample."""
+    """Predicted steps of every plan, and the predicted share of retained examples lost by then, from one sample."""
     diagnostic = Hardness(steps=most)
     sampled = diagnostic.look(case, torch.Generator().manual_seed(derive(seed, "sample")))
     return [diagnostic.predicted(sampled, case.problem, *plan) for plan in plans]
@@ -147,7 +147,7 @@ def _predicted(case: Case, plans: Sequence[tuple[float, float]], most: int, seed
 def _forgotten(
     original: nn.Module, problem: Problem, rate: float, ascent_weight: float, most: int, seed: int
 ) -> tuple[nn.Module, int]:
-    """Descent and ascent until half of what is known of the forget set is gone; the steps that it took."""
+    """The model after descent and ascent until half of what is known of the forget set is gone, and the steps taken."""
     student = copy.deepcopy(original).train()
     parameters, generator = trainable(student), torch.Generator().manual_seed(derive(seed, "forget"))
     data, objective = problem.data, problem.objective
@@ -177,7 +177,7 @@ def _mean_gradient(model: nn.Module, problem: Problem, ids: Tensor) -> Tensor:
 
 
 def _divergence(reference: nn.Module, model: nn.Module, problem: Problem, ids: Tensor) -> float:
-    """KL(reference || model) on these examples, in nats, a mean."""
+    """Mean KL(reference || model) on these examples, in nats."""
     with torch.no_grad():
         batch = problem.data.batch(ids)
         wanted, given = (

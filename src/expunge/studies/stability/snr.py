@@ -1,9 +1,9 @@
-"""A two-layer ReLU network on signal and noise, trained, and how it leaves its minimum under descent and ascent.
+"""How a two-layer ReLU network, trained on signal and noise, leaves its minimum under descent and ascent.
 
-Two patches per input, y mu and noise orthogonal to mu; f = F_+ - F_-, F_j the mean over filters of the ReLU of both
-patches, second layer fixed (Cao et al. 2022, Kou et al. 2023, as recalled). The loss is squared, half of it, so that
-curvature survives interpolation: at zero residual H_i is the outer product of the gradient of f with itself.
-SNR is |mu| / (sigma_p sqrt(d)).
+An input has two patches, y mu and noise orthogonal to mu. The output is f = F_+ - F_-, with F_j the mean over filters
+of the ReLU of both patches, and a fixed second layer (Cao et al. 2022, Kou et al. 2023, as recalled). The loss is half
+of the squared error, so curvature remains at interpolation: at zero residual H_i is the outer product of the gradient
+of f with itself. SNR is |mu| / (sigma_p sqrt(d)).
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from expunge.numerics.stability import mean_radius
 
 SNRS = (0.05, 0.2, 0.4, 0.8)
 MIX, EXIT, NUDGE = 0.3, 0.05, 1e-3
-"""Weight of the ascent; forget loss at which the minimum has been left; relative size of the first perturbation."""
+"""Weight of the ascent; forget loss that counts as having left the minimum; relative size of the first perturbation."""
 FIXED, NORMALISED = 0.02, 0.5
-"""Step sizes: one for all, and one in units of 1 / lambda_1 of the retain set."""
+"""Step sizes: a fixed one for all networks, and one in units of 1 / lambda_1 of the retain set."""
 TRIED = (0.25, 0.5, 1.0, 1.9)
-"""Of the tuned one, in the same units."""
+"""Candidates of the tuned step size, in the same units."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Sizes of data and network, and how long each may take."""
+    """Sizes of data and network, and limits on steps."""
 
     count: int
     forget: int
@@ -61,16 +61,16 @@ class Net(NamedTuple):
 
 @dataclass(frozen=True)
 class NetworkResult:
-    """What one network showed."""
+    """The measurements of one network."""
 
     coherence: float
     sharpness: float
     """lambda_1 of the retain set's mean curvature."""
     residual: float
     steps: dict[str, int]
-    """Until the forget loss passes `EXIT`, by step rule."""
+    """Steps until the forget loss exceeds `EXIT`, by step rule."""
     damage: dict[str, float]
-    """Retained loss then."""
+    """Retained loss at that step."""
     rate: float
     """Predicted growth per step at the normalised step size."""
 
@@ -86,7 +86,7 @@ def sample(mu: float, noise: float, scale: Scale, generator: torch.Generator) ->
 
 
 def look(mu: float, noise: float, scale: Scale, generator: torch.Generator) -> NetworkResult:
-    """Train on signal and noise, then leave by every step rule."""
+    """Train on signal and noise, then unlearn by every step rule."""
     x, y = sample(mu, noise, scale, generator)
     first = torch.randn(2, scale.filters, scale.inputs, generator=generator, dtype=torch.float64)
     net, residual = _trained(Net(0.01 * first / noise / math.sqrt(scale.inputs)), x, y, scale)
@@ -128,7 +128,7 @@ def _trained(net: Net, x: Tensor, y: Tensor, scale: Scale) -> tuple[Net, float]:
 
 
 def _leave(net: Net, x: Tensor, y: Tensor, retained: int, step: float, most: int) -> tuple[int, float]:
-    """Steps until the forget set is left, and the retained loss then; as many as were allowed where it is not."""
+    """Steps until the forget loss exceeds `EXIT`, at most `most`, and the retained loss at that step."""
     weights = torch.cat(
         [torch.full((retained,), (1 - MIX) / retained), torch.full((len(y) - retained,), -MIX)]
     ).double()

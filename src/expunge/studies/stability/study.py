@@ -1,9 +1,9 @@
 """Which minima unlearning leaves, and how fast: linear stability of descent and ascent (2602.02986).
 
-The theory is derived here for the paper's update, whose theorems could not be read. It is held against simulated chains
-on two planes, against a two-layer ReLU network trained on signal and noise, and, beyond the paper, against real forget
-sets: divergence of a linear model is neither forgetting nor deletion, so what counts is whether its rate *ranks* what
-forgetting takes and leaves.
+The theory is derived here for the paper's update, because the paper's theorems could not be read. The study compares it
+with simulated chains on two planes, with a two-layer ReLU network trained on signal and noise, and, beyond the paper,
+with real forget sets. Divergence of a linear model is neither forgetting nor deletion. So the question is whether its
+rate *ranks* the steps and the outcomes of forgetting.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from expunge.study.study import Preset, Study, Work
 
 NINE_OF_TEN = 0.9
 WAYS = ("signal", "noise")
-"""What is changed to change the ratio, the other being held."""
+"""What changes the ratio: the signal or the noise, with the other one constant."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ class StabilityStudy(Study):
     across: Count = 11
     """Cells of a plane along one side."""
     up: Count = 8
-    """And along the other."""
+    """Cells of a plane along the other side."""
     chains: Count = 100
-    """Simulated per cell."""
+    """Simulated chains per cell."""
     horizon: Count = 400
-    """Most steps of a chain."""
+    """Largest number of steps of a chain."""
     count: Count = 60
     """Examples of signal and noise, a fifth of which is forgotten."""
     inputs: Count = 300
@@ -72,9 +72,9 @@ class StabilityStudy(Study):
     images: Count = 2000
     """Training images of the real forget sets, a twentieth of which is forgotten."""
     epochs: Count = 25
-    """Of their training."""
+    """Epochs of the training on images."""
     most: Count = 1000
-    """Steps of unlearning at most."""
+    """Largest number of steps of unlearning."""
 
     def measure(self, seed: int, work: Work, basis: Mapping[str, Any]) -> Measured:
         """Simulate, train on signal and noise, and unlearn real forget sets."""
@@ -106,7 +106,7 @@ class StabilityStudy(Study):
         root = self.inputs**0.5
         seen = {
             way: [
-                # The noise is 1 per entry where it is held; the signal as long as at the second ratio.
+                # The constant noise is 1 per entry; the constant signal has the length of the second ratio.
                 snr.look(
                     root * (ratio if way == "signal" else snr.SNRS[1]),
                     1.0 if way == "signal" else snr.SNRS[1] / ratio,
@@ -167,7 +167,7 @@ class StabilityStudy(Study):
         return values | {"sets": numbers, "plans": plans}
 
     def figures(self, seeds: Mapping[int, Measured], basis: Mapping[str, Any]) -> list[Figure]:
-        """Steps against the ratio, the map of Dexter et al., and the real sets' numbers."""
+        """Steps against the ratio, the map of Dexter et al., and the numbers of the real forget sets."""
         ways = [
             Series(way, snr.SNRS, tuple(np.mean([values["logs"][way] for values in seeds.values()], axis=0)))
             for way in WAYS
@@ -194,7 +194,7 @@ class StabilityStudy(Study):
 
 
 def _of_methods(seen: Sequence[sets.ForgetSetResult]) -> dict[str, Any]:
-    """How methods are ranked on one forget set, mean over the sets."""
+    """Rank correlations over methods on one forget set, as means over the sets."""
 
     def rank(predicted: str, measured: str) -> float:
         pairs = [[(m[predicted], m[measured]) for m in result.methods.values()] for result in seen]

@@ -1,4 +1,4 @@
-"""Measuring a model that is being trained, without a trace."""
+"""Measure a model during training without changing it."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from expunge.numerics._batches import rows
 
 _BATCH = 512
 MeanLoss = Callable[[nn.Module, Any], Tensor]
-"""From the module and a batch, the batch's mean loss as a scalar."""
+"""Maps the module and a batch to the batch's mean loss, a scalar."""
 
 
 def fixed(batches: Iterable[Any]) -> Sequence[Any]:
-    """The batches as a list, so that every measurement is of the same examples.
+    """The batches as a list, so that every measurement uses the same examples.
 
     Raises:
-        SpecError: There is none.
+        SpecError: There is no batch.
     """
-    found = list(batches)
-    if not found:
+    batch_list = list(batches)
+    if not batch_list:
         raise SpecError("there is none", where="batches", allowed="at least one batch to measure on")
-    return found
+    return batch_list
 
 
 def sample(data: Data, ids: Tensor, count: int, seed: int) -> list[Batch]:
@@ -47,10 +47,10 @@ def mean_cross_entropy(data: Data) -> MeanLoss:
 
 
 def require_every(every: int) -> None:
-    """Refuse an interval that is no positive number.
+    """Check that an interval is at least one step.
 
     Raises:
-        SpecError: It is not.
+        SpecError: It is below 1.
     """
     if every < 1:
         raise SpecError(f"every = {every}", where="monitor", allowed="1 or more steps")
@@ -58,13 +58,13 @@ def require_every(every: int) -> None:
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and a random state that is put back, whatever the loss draws."""
+    """Evaluation mode, and a copy of the random state: modes and random state are restored afterwards."""
     with evaluating(model), forked():
         yield
 
 
 def mean_over(mean_loss: MeanLoss, model: nn.Module, batches: Sequence[Any]) -> float:
-    """The mean loss over all examples; NaN where it is not finite."""
+    """The mean loss over all examples; NaN if it is not finite."""
     with torch.no_grad():
         total = sum(float(mean_loss(model, batch)) * rows(batch) for batch in batches)
     mean = total / sum(rows(batch) for batch in batches)

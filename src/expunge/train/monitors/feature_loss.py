@@ -1,13 +1,13 @@
-"""An alarm for features that fade while the loss looks well.
+"""An alarm for features that fade while the loss stays low.
 
-In long training a first layer may lose a direction that it had found, while the second layer grows and makes up for it:
-the loss does not rise, so that it does not show (`expunge.numerics.fading` is a model in which this happens). Alignment
-is the share of the first layer's norm that lies in the span of reference directions, |W P|_F / |W|_F: 1 where all rows
-lie in it, sqrt(k / d) for random rows, k directions and d inputs. Where all rows have the same norm and cosine to one
-direction, it is that cosine.
+In long training a first layer may lose a direction that it had learned, while the second layer grows and compensates.
+The loss does not rise, so it does not show the change (`expunge.numerics.fading` is a model in which this happens).
+Alignment is the share of the first layer's norm in the span of reference directions, |W P|_F / |W|_F. It is 1 if all
+rows are in the span, and sqrt(k / d) for random rows, k directions and d inputs. If all rows have the same norm and the
+same cosine to one direction, alignment is that cosine.
 
-The alarm goes off where since alignment was highest it fell by a tenth, the second layer's norm grew and the loss did
-not rise. A peak counts from twice of what random rows have.
+The alarm is on if, since the peak of alignment, alignment fell by a tenth (`drop`), the second layer's norm grew, and
+the loss did not rise. A peak counts only above twice the alignment of random rows.
 
 Cost: per measurement one forward pass over the given examples.
 """
@@ -40,18 +40,18 @@ from expunge.train.monitors._measure import (
 
 @dataclass(frozen=True)
 class FeatureLoss(Monitor):
-    """How much of the first layer lies in the span of the classes' means, with an alarm where that fades."""
+    """Share of the first layer in the span of the class means, with an alarm if it falls."""
 
     every: Count = 50
     """Steps between measurements."""
     examples: Count = 200
-    """Training examples that loss and class means are measured on, drawn once."""
+    """Training examples for the loss and the class means, drawn once."""
     first: str | None = None
-    """Path of the layer whose rows are looked at; by default the first with a weight matrix."""
+    """Path of the layer whose alignment is measured; by default the first with a weight matrix."""
     second: str | None = None
-    """Path of the layer whose norm is; by default the next with a weight matrix."""
+    """Path of the layer whose norm is measured; by default the next with a weight matrix."""
     drop: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.1
-    """Share of its peak by which alignment has to fall for an alarm."""
+    """Alarm if alignment falls by this share of its peak."""
 
     def __call__(self, data: Data, ids: Tensor, optimizer: torch.optim.Optimizer, seed: int) -> FeatureLossMonitor:
         """The monitor of one training.
@@ -78,21 +78,21 @@ class FeatureLoss(Monitor):
 
 
 class FeatureLossMonitor:
-    """Records alignment, loss and the second layer's norm every so many steps, and when the alarm went off.
+    """Records alignment, loss and the second layer's norm every `every` steps, and the steps with an alarm.
 
     Args:
-        loss: From the module and a batch, the batch's mean loss as a scalar.
-        batches: What the loss is measured on; examples that training does not see, where there are some.
+        loss: Maps the module and a batch to the batch's mean loss, a scalar.
+        batches: The examples to measure the loss on; preferably examples that training does not see.
         directions: `[k, d]` or `[d]` in the space of the first layer's inputs: `class_directions(x, y)`, a teacher's,
-            the weights of a probe. The span counts, not the basis.
-        first: Path of the layer whose rows are looked at; the first with a weight matrix where not given.
-        second: Path of the layer whose norm is; the next with a weight matrix where not given.
-        every: Steps between measurements; other calls return at once.
-        drop: Share of its peak by which alignment has to fall.
+            or the weights of a probe. Only their span matters, not the basis.
+        first: Path of the layer whose alignment is measured; by default the first with a weight matrix.
+        second: Path of the layer whose norm is measured; by default the next with a weight matrix.
+        every: Steps between measurements; calls at other steps do nothing.
+        drop: Alarm if alignment falls by this share of its peak.
 
     Raises:
-        SpecError: There is no batch, `every` or `drop` is out of range, or the directions are no finite vectors,
-            or span all of the space.
+        SpecError: There is no batch, `every` or `drop` is out of range, the directions are not finite vectors, or they
+            span the whole space.
     """
 
     def __init__(
@@ -112,22 +112,22 @@ class FeatureLossMonitor:
         self.loss, self.batches, self.every, self.drop = loss, fixed(batches), every, drop
         self.first, self.second, self._span = first, second, _orthonormal(directions)
         self.steps: list[int] = []
-        """When it was measured."""
+        """Steps of the measurements."""
         self.losses: list[float] = []
-        """Mean loss on the given examples; NaN where it is not finite."""
+        """Mean loss on the given examples; NaN if it is not finite."""
         self.alignments: list[float] = []
-        """Share of the first layer's norm in the span; NaN where the weights are not finite."""
+        """Share of the first layer's norm in the span; NaN if the weights are not finite."""
         self.norms: list[float] = []
         """Frobenius norm of the second layer's weight."""
         self.alarms: list[int] = []
         """Steps at which the alarm was on."""
 
     def __call__(self, step: int, model: nn.Module) -> None:
-        """Measure, if the step is a multiple of `every`.
+        """Measure if the step is a multiple of `every`.
 
         Raises:
-            SpecError: A path names no layer with a weight matrix, or the first layer reads other inputs than the
-                directions have entries.
+            SpecError: A path names no layer with a weight matrix, or the first layer's number of inputs differs from
+                the directions' number of entries.
         """
         if step % self.every:
             return
@@ -142,7 +142,7 @@ class FeatureLossMonitor:
 
     @property
     def fired(self) -> int | None:
-        """The first step at which the alarm was on; `None` while it was not."""
+        """The first step with an alarm; `None` if there was none yet."""
         return self.alarms[0] if self.alarms else None
 
     @property
@@ -158,7 +158,7 @@ class FeatureLossMonitor:
 
     @property
     def record(self) -> dict[str, list[int] | list[float]]:
-        """All of it by name, as plain data, for a table, a file or a plot."""
+        """All measurements by name, as plain data, for a table, a file or a plot."""
         return {
             "step": self.steps,
             "loss": self.losses,
@@ -175,38 +175,38 @@ class FeatureLossMonitor:
     def _alignment(self, weight: Tensor) -> float:
         rows = weight.flatten(1).double().cpu()
         if rows.shape[1] != self._span.shape[1]:
-            found = f"{self._span.shape[1]} entries, but the first layer reads {rows.shape[1]} inputs"
-            raise SpecError(found, where="directions", remedy="flatten them as the layer's rows are, or name first=")
+            finding = f"{self._span.shape[1]} entries, but the first layer reads {rows.shape[1]} inputs"
+            raise SpecError(finding, where="directions", remedy="flatten them as the layer's rows are, or name first=")
         whole = float(rows.norm())
         return float((rows @ self._span.T).norm()) / whole if whole != 0 else 0.0
 
     def _weights(self, model: nn.Module) -> tuple[Tensor, Tensor]:
-        found = {
+        weights = {
             path: module.weight.detach()
             for path, module in model.named_modules()
             if isinstance(getattr(module, "weight", None), Tensor) and module.weight.ndim > 1
         }
-        paths = list(found)
+        paths = list(weights)
         for name, path in (("first", self.first), ("second", self.second)):
-            if path is not None and path not in found:
+            if path is not None and path not in weights:
                 raise unknown("layer", path, paths, where=name)
         first = self.first or next(iter(paths), "")
-        later = paths[paths.index(first) + 1 :] if first in found else []
+        later = paths[paths.index(first) + 1 :] if first in weights else []
         second = self.second or next(iter(later), "")
-        if second not in found:
+        if second not in weights:
             raise SpecError("there are no two layers with a weight matrix", where=f"model ({type(model).__name__})")
-        return found[first], found[second]
+        return weights[first], weights[second]
 
 
 def class_directions(inputs: Tensor, targets: Tensor) -> Tensor:
-    """The classes' means without the mean over all, as reference directions.
+    """Reference directions: each class mean minus the mean over all examples.
 
     Args:
-        inputs: Examples `[n, ...]`, as the first layer reads them.
+        inputs: Examples `[n, ...]`, in the form that the first layer reads.
         targets: Their classes `[n]`.
 
     Returns:
-        `[c, d]` in double precision, a row per class that occurs.
+        `[c, d]` in double precision, one row per class that occurs.
     """
     rows, classes = inputs.flatten(1).double(), targets.unique()
     return torch.stack([rows[targets == label].mean(0) for label in classes]) - rows.mean(0)

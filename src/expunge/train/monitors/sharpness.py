@@ -1,14 +1,14 @@
-"""Sharpness while a model trains, beside the largest that its step size can hold.
+"""Sharpness during training, compared with the largest sharpness at which the step size is stable (the edge).
 
 Sharpness is the largest eigenvalue of the loss's Hessian. On a quadratic, gradient descent at step size eta diverges
-along an eigenvector where the eigenvalue exceeds 2 / eta; networks trained on all examples at once come there by
-themselves and hover (Cohen et al. 2021, 2103.00065). With momentum beta the edge is 2 (1 + beta) / eta, with Nesterov's
-2 (1 + beta) / (eta (1 + 2 beta)). Weight decay adds to every eigenvalue, so that it comes off the edge. With
-minibatches training stays below it, and how far says nothing by itself.
+along an eigenvector whose eigenvalue exceeds 2 / eta. Networks that train on all examples at once reach this edge by
+themselves and stay near it (Cohen et al. 2021, 2103.00065). With momentum beta the edge is 2 (1 + beta) / eta, with
+Nesterov's 2 (1 + beta) / (eta (1 + 2 beta)). Weight decay adds to every eigenvalue, so it is subtracted from the edge.
+With minibatches, training stays below the edge; the distance alone says nothing.
 
-Cost: per measurement one forward pass over the given examples and some 5 to 20 Hessian-vector products on them, each of
-about two gradients. A measurement begins near the vector of the last one: on a small network on digits, every 10 steps,
-that took 5 products where a random start took 9.
+Cost: per measurement one forward pass over the given examples and about 5 to 20 Hessian-vector products on them, each
+of about two gradients. A measurement starts near the vector of the last one: on a small network on digits, every 10
+steps, that took 5 products; a random start took 9.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from expunge.train.monitors._measure import (
 )
 
 FRESH = 0.3
-"""Share of a random direction beside the last vector: the top may have moved to a vector orthogonal to it."""
+"""Weight of a random direction added to the last vector: the new top eigenvector may be orthogonal to the last one."""
 
 
 @dataclass(frozen=True)
 class Sharpness(Monitor):
-    """The Hessian's largest eigenvalue on some training examples, beside the largest that SGD's step size can hold."""
+    """The Hessian's largest eigenvalue on some training examples, with the largest at which SGD's steps are stable."""
 
     cite: ClassVar[str] = "cohen2021edge"
 
@@ -55,7 +55,7 @@ class Sharpness(Monitor):
     tolerance: Positive = 1e-3
     """Largest residual of the eigenvalue, relative to it."""
     limit: Count = 100
-    """Most Hessian-vector products in a measurement."""
+    """Largest number of Hessian-vector products per measurement."""
 
     def __call__(self, data: Data, ids: Tensor, optimizer: torch.optim.Optimizer, seed: int) -> SharpnessMonitor:
         """The monitor of one training; the edge is infinite for optimisers other than SGD."""
@@ -71,17 +71,18 @@ class Sharpness(Monitor):
 
 
 class SharpnessMonitor:
-    """Records the Hessian's largest eigenvalue every so many steps.
+    """Records the Hessian's largest eigenvalue every `every` steps.
 
     Args:
-        loss: From the module and a batch, the batch's mean loss as a scalar.
-        batches: What it is measured on: a fixed part of the training examples, in one batch or several.
-        optimizer: `torch.optim.SGD`, whose present step size, momentum and weight decay give the edge; `None` for none.
-        every: Steps between measurements; other calls return at once.
-        tolerance: Largest residual, relative to the eigenvalue; the value's error is of second order in it. A loose one
-            may stop at the second largest where the largest has just overtaken it.
-        limit: Most products in a measurement.
-        seed: Of the random directions.
+        loss: Maps the module and a batch to the batch's mean loss, a scalar.
+        batches: The examples to measure on: a fixed part of the training examples, in one batch or several.
+        optimizer: `torch.optim.SGD`; its current step size, momentum and weight decay give the edge. `None` for no
+            edge.
+        every: Steps between measurements; calls at other steps do nothing.
+        tolerance: Largest residual, relative to the eigenvalue; the value's error is of second order in it. With a
+            large tolerance, Lanczos may stop at the second largest eigenvalue if the two are nearly equal.
+        limit: Largest number of products per measurement.
+        seed: Decides the random directions.
 
     Raises:
         SpecError: There is no batch, `every` is below 1, or the optimiser has no such edge.
@@ -104,22 +105,22 @@ class SharpnessMonitor:
         self.loss, self.batches, self.optimizer = loss, fixed(batches), optimizer
         self.every, self.tolerance, self.limit = every, tolerance, limit
         self.steps: list[int] = []
-        """When it was measured."""
+        """Steps of the measurements."""
         self.losses: list[float] = []
         """Mean loss on the given examples."""
         self.sharpness: list[float] = []
-        """Largest eigenvalue; NaN where the loss is not finite."""
+        """Largest eigenvalue; NaN if the loss is not finite."""
         self.bounds: list[float] = []
-        """Some eigenvalue is at most this far from it."""
+        """Error bound: some eigenvalue of the Hessian is within this distance of the recorded one."""
         self.edges: list[float] = []
-        """The largest eigenvalue that the step size holds; infinite without an optimiser."""
+        """The largest eigenvalue at which the step size is stable; infinite without an optimiser."""
         self.products: list[int] = []
         """Hessian-vector products that the measurement took."""
         self._generator = torch.Generator().manual_seed(seed)
         self._last: Tensor | None = None
 
     def __call__(self, step: int, model: nn.Module) -> None:
-        """Measure, if the step is a multiple of `every`.
+        """Measure if the step is a multiple of `every`.
 
         Raises:
             SpecError: No parameter takes a gradient, or the optimiser's groups no longer share a step size.
@@ -139,7 +140,7 @@ class SharpnessMonitor:
 
     @property
     def record(self) -> dict[str, list[int] | list[float]]:
-        """All of it by name, as plain data, for a table, a file or a plot."""
+        """All measurements by name, as plain data, for a table, a file or a plot."""
         return {
             "step": self.steps,
             "loss": self.losses,
@@ -155,20 +156,20 @@ class SharpnessMonitor:
         if self._last is not None and self._last.shape == like.shape:
             drawn = torch.randn(len(like), generator=self._generator, dtype=torch.float64)
             start = self._last.to(drawn) + FRESH * drawn / drawn.norm()
-        found = lanczos(product, like, self._generator, tolerance=self.tolerance, limit=self.limit, start=start)
-        self._last = found.vectors[:, 0].cpu()
-        return float(found.values[0]), float(found.bounds[0]), found.products
+        pairs = lanczos(product, like, self._generator, tolerance=self.tolerance, limit=self.limit, start=start)
+        self._last = pairs.vectors[:, 0].cpu()
+        return float(pairs.values[0]), float(pairs.bounds[0]), pairs.products
 
 
 def edge_of(optimizer: torch.optim.Optimizer) -> float:
-    """The largest eigenvalue of a quadratic on which such steps do not diverge.
+    """The largest eigenvalue of a quadratic on which the optimiser's steps do not diverge.
 
     Raises:
-        SpecError: It is no plain SGD, or its groups have different settings.
+        SpecError: The optimiser is not plain SGD, or its groups have different settings.
     """
     if type(optimizer) is not torch.optim.SGD:
         raise SpecError(
-            f"{type(optimizer).__name__} rescales its steps, so that no eigenvalue of the Hessian is its edge",
+            f"{type(optimizer).__name__} rescales its steps, so no eigenvalue of the Hessian is its edge",
             where="optimizer",
             allowed="torch.optim.SGD",
             remedy="pass optimizer=None to record sharpness alone",
@@ -179,6 +180,6 @@ def edge_of(optimizer: torch.optim.Optimizer) -> float:
         raise SpecError("its groups have different settings", where="optimizer", remedy="pass optimizer=None")
     rate, momentum, dampening, decay, nesterov, maximize = next(iter(groups))
     if maximize or not rate > 0:
-        raise SpecError("climbs, or does not move", where="optimizer", remedy="pass optimizer=None")
+        raise SpecError("it maximises, or its step size is 0", where="optimizer", remedy="pass optimizer=None")
     reach = 2 * (1 + momentum) / (1 + 2 * momentum if nesterov else 1 - dampening)
     return float(reach / rate - decay)
