@@ -672,7 +672,7 @@ def test_a_folder_whose_spec_is_damaged_is_left_alone(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "tiny"
     folder.mkdir(parents=True)
     (folder / "spec.json").write_text('{"name": ')
-    refused(tiny(), tmp_path / "runs", 2, str(folder / "spec.json"), "no spec of a run", "another name")
+    refused(tiny(), tmp_path / "runs", 2, str(folder / "spec.json"), "not the spec of a run", "another name")
 
 
 def test_a_gate_that_does_not_hold_is_one(earlier: Path) -> None:
