@@ -157,11 +157,7 @@ def _spread(plan: CasePlan, store: Store | MemoryStore, workers: int) -> CasePla
     """The plan; with several workers, if possible, together with what other processes need to run it."""
     if workers == 1:
         return plan
-    home = (
-        home_of(plan, store.root.parent)
-        if isinstance(store, Store)
-        else "several workers need folder=, to share outputs"
-    )
+    home = home_of(plan, store.root.parent) if isinstance(store, Store) else "several workers need folder="
     if isinstance(home, str):
         Progress().say(f"all stages run in this process: {home}")
         return plan

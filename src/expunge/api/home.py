@@ -1,5 +1,4 @@
-"""A case stored in a folder, from which another process makes the same plan: data and weights as files, functions by
-name."""
+"""A case stored in a folder, with functions by name, from which another process can make the same plan."""
 
 from __future__ import annotations
 

@@ -157,9 +157,9 @@ def _check(plan: Plan) -> None:
                 refuse_model(part, model, f"{kind} {label!r}")
     if not plan.task.measures:
         problem = plan.problem(plan.spec.seeds[0], {})
-        for part in (*plan.methods.values(), *plan.attacks.values()):
-            if isinstance(part, Method | Attack):
-                part.check(problem)
+        for checked in (*plan.methods.values(), *plan.attacks.values()):
+            if isinstance(checked, Method | Attack):
+                checked.check(problem)
 
 
 def _check_shadows(plan: Plan) -> None:
