@@ -50,7 +50,7 @@ def test_with_labels_both_run(case: Case, done: Unlearned) -> None:
 @pytest.mark.parametrize(
     ("wanted", "told"),
     [
-        ([{"k": 2}], r"attacks\[0\]: 'name' is missing; say which"),
+        ([{"k": 2}], r"attacks\[0\]: 'name' is missing; add it"),
         ("relearn", r"attacks: found 'relearn'; allowed: a list of names or tables; write attacks=\["),
         ({"name": "relearn"}, r"attacks: found .*; allowed: a list"),
         ([3], r"attacks\[0\]: found 3; allowed: a name, or a table"),

@@ -380,7 +380,7 @@ def test_weights_of_another_architecture_are_refused(earlier: Path) -> None:
 def test_truncated_weights_are_refused(earlier: Path, keep: int) -> None:
     path = weights(earlier.parent / "cut.safetensors")
     path.write_bytes(path.read_bytes()[:keep])
-    refused(with_weights(path.name), earlier, 2, "model.weights: ", "not a whole safetensors file", "again")
+    refused(with_weights(path.name), earlier, 2, "model.weights: ", "not a complete safetensors file", "again")
 
 
 def test_weights_that_are_not_there_are_refused(earlier: Path) -> None:
@@ -404,7 +404,7 @@ def test_a_pickle_is_refused_and_never_loaded(earlier: Path, tmp_path: Path, pro
         path.write_bytes(pickle.dumps(_Trap(sprung), protocol))
     else:
         torch.save({"1.weight": _Trap(sprung)}, path, _use_new_zipfile_serialization=protocol == "torch")
-    text = "not a whole safetensors file" if protocol in (0, 1) else "pickle, which could run code"
+    text = "not a complete safetensors file" if protocol in (0, 1) else "pickle, which can run code"
     refused(with_weights(path.name), earlier, 2, "model.weights: ", text)
     assert not sprung.exists()
     if isinstance(protocol, int):
@@ -494,7 +494,7 @@ def test_a_model_that_a_part_cannot_work_on_is_named_before_anything_is_trained(
         ({"method": [{"name": "symmetry", "label": "mine"}]}, "method 'mine': "),
         ({"audit": [{"name": "aligned_distance", "label": "mine"}]}, "audit 'mine': "),
     ):
-        refused(tiny(model=vit, **changes), earlier, 3, place, "no plain chain", "_Transformer", "nn.Sequential of")
+        refused(tiny(model=vit, **changes), earlier, 3, place, "not a plain chain", "_Transformer", "nn.Sequential of")
 
 
 # Failures in the middle of a run.

@@ -148,7 +148,7 @@ def test_what_is_obvious_is_inferred(targets: Tensor, name: str) -> None:
 
 @pytest.mark.parametrize("targets", [torch.zeros(6, 3).long(), torch.zeros(6, 4, 4).long(), torch.zeros(6, 2, 2)])
 def test_what_is_not_obvious_is_asked_for(targets: Tensor) -> None:
-    with pytest.raises(SpecError, match=r"can mean several things.*\[objective\]"):
+    with pytest.raises(SpecError, match=r"are ambiguous.*\[objective\]"):
         data_of(rows(3), targets).judged_by(None)
 
 

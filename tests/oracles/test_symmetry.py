@@ -230,13 +230,13 @@ def test_what_is_no_chain_is_refused(name: str) -> None:
 
 
 def test_the_method_and_the_notebook_refuse_it_with_their_name() -> None:
-    with pytest.raises(MissingError, match=r"^Symmetry: the model is no plain chain"):
+    with pytest.raises(MissingError, match=r"^Symmetry: the model is not a plain chain"):
         Symmetry()(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), PROBLEM, None, 0)
     data = [(IMAGES.inputs[ids], IMAGES.targets[ids]) for ids in (PROBLEM.forget, PROBLEM.retain, PROBLEM.test)]
     case = expunge.case(
         ViT(width=8, depth=1, heads=2)(IMAGES), **dict(zip(("forget", "retain", "test"), data, strict=True))
     )
-    with pytest.raises(MissingError, match=r"no plain chain"):
+    with pytest.raises(MissingError, match=r"not a plain chain"):
         expunge.unlearn(case, "symmetry")
 
 
