@@ -352,7 +352,7 @@ def test_a_large_finite_sum_is_no_error() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"train": torch.tensor([0, 1, 1])}, "id 1 is named 2 times"),
+        ({"train": torch.tensor([0, 1, 1])}, "id 1 occurs 2 times"),
         ({"train": torch.tensor([0, 6])}, "id 6 is out of range; allowed: 0 to 5"),
         ({"test": torch.tensor([-1])}, "id -1 is out of range"),
         ({"train": torch.tensor([0.0])}, "allowed: a list of whole numbers"),

@@ -123,7 +123,7 @@ def test_the_first_part_of_a_tuple_is_taken_and_other_outputs_are_refused() -> N
 
     model = blocks.put(nn.ModuleDict({"a": Returns(tuple), "b": Returns(dict)}), Scale(), "?")
     assert torch.equal(model["a"](X)[0], 2 * X) and model["a"](X)[1] == "state"
-    with pytest.raises(SpecError, match=r"'b' returns dict.*inside of it"):
+    with pytest.raises(SpecError, match=r"'b' returns dict.*inside it"):
         model["b"](X)
 
 

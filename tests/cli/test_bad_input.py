@@ -226,7 +226,7 @@ IDS: dict[str, tuple[str | bytes | np.ndarray, tuple[str, ...]]] = {
     "out of range": ("1 2 180", ("id 180 is out of range", "0 to 179")),
     "negative": ("1 -2", ("id -2 is out of range", "0 to 179")),
     "too large for any index": (f"1 {10**30}", ("out of range", "ids of training examples")),
-    "duplicated": ("1\n2\n1\n", ("id 1 is named 2 times", "each id once")),
+    "duplicated": ("1\n2\n1\n", ("id 1 occurs 2 times", "each id once")),
     "of the test set": ("1 120", ("id 120 is no training example", "ids of training examples")),
     "empty": ("", ("the forget set is empty", "at least one example")),
     "all there are": (" ".join(map(str, range(120))), ("the retain set is empty", "forget fewer")),
