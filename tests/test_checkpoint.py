@@ -153,5 +153,5 @@ def test_a_file_is_read_and_named(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="Is a directory"):
         load(other, tmp_path)
     (tmp_path / "short").write_bytes(dump(model)[:99])
-    with pytest.raises(SpecError, match="short: not a whole"):
+    with pytest.raises(SpecError, match="short: not a complete"):
         load(other, tmp_path / "short")

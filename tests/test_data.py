@@ -109,7 +109,7 @@ def test_a_part_of_the_images_is_the_first_ones(fashion: Data) -> None:
     assert torch.equal(part.inputs[30:], fashion.inputs[10_000:10_007])
     assert part.cscore is not None and torch.equal(part.cscore[:30], fashion.cscore[:30])
     assert part.cscore[30:].isnan().all()
-    with pytest.raises(SpecError, match=r"data\.train: 10001 images asked for; allowed: 1 to 10000"):
+    with pytest.raises(SpecError, match=r"data\.train: found 10001 images; allowed: 1 to 10000"):
         FashionMNIST(train=10_001)()
 
 
@@ -390,7 +390,7 @@ def test_a_text_that_decides_nothing_is_refused() -> None:
     """Nothing in it can be wrong, so that every model would know it by heart."""
     tokens, targets = torch.zeros(5, 3, dtype=torch.int64), torch.full((5, 3), IGNORE)
     targets[[0, 2, 4], 1] = 1
-    with pytest.raises(SpecError, match="2 examples decide nothing, the first has id 1"):
+    with pytest.raises(SpecError, match="2 examples have no decision, the first has id 1"):
         Data(tokens, targets, torch.arange(4), torch.arange(4, 5), ("a", "b"))
     targets[[1, 3], 2] = 0
     assert len(Data(tokens, targets, torch.arange(4), torch.arange(4, 5), ("a", "b"))) == 5

@@ -484,7 +484,7 @@ def test_unmet_needs_are_named_before_anything_is_trained(earlier: Path) -> None
     tied = {"name": "mlp", "widths": [8], "block": [{"name": "tied_dropout", "at": "2"}]}
     forget = {"name": "random_subset", "count": 10}
     ideal = tiny(name="ideal", method=[{"name": "rem", "ideal": True}], model=tied, forget=forget)
-    refused(ideal, earlier, 3, "REM.ideal", "nothing is known to be corrupted", "label_swap")
+    refused(ideal, earlier, 3, "REM.ideal", "the task corrupts no examples", "label_swap")
 
 
 def test_a_model_that_a_part_cannot_work_on_is_named_before_anything_is_trained(earlier: Path) -> None:

@@ -157,7 +157,7 @@ def test_what_is_not_obvious_is_asked_for(targets: Tensor) -> None:
     [
         ("multilabel", torch.full((6, 2), 2), "label 2 (example 0) is outside the classes"),
         ("multilabel", torch.zeros(6, 2), "as whole numbers"),
-        ("multilabel", torch.full((6, 2), -100), "6 examples decide nothing"),
+        ("multilabel", torch.full((6, 2), -100), "6 examples have no decision"),
         ("segmentation", torch.zeros(6, 2).long(), "masks [n, h, w]"),
         ("classification", torch.zeros(6), "class indices, as whole numbers"),
         ("classification", torch.tensor([0, 1, -1, 0, 1, 1]), "label -1 (example 2)"),

@@ -107,7 +107,7 @@ def given_to_weights(model: nn.Module, problem: Problem) -> dict[FeatureSite, Te
     finally:
         for handle in handles:
             handle.remove()
-    return {layer: _rows(_first(found), batch, decisions, problem) for layer, found in caught.items()}
+    return {layer: _rows(_first(values), batch, decisions, problem) for layer, values in caught.items()}
 
 
 def half_way_and_last(model: nn.Module, problem: Problem) -> list[FeatureSite]:

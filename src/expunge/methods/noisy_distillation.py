@@ -83,8 +83,8 @@ class NoisyDistillation(PairedDescent):
         objective, teacher = job.problem.objective, teacher_of(student)
 
         def step(pair: PairBatch) -> Tensor:
-            gone = _forget(objective, student, teacher, pair)
-            return self._keep(objective, student, teacher, pair) + self.weight * gone
+            forget_term = _forget(objective, student, teacher, pair)
+            return self._keep(objective, student, teacher, pair) + self.weight * forget_term
 
         return step
 
