@@ -97,7 +97,7 @@ def test_a_pickle_is_named_and_never_run(kind: str) -> None:
 
 @pytest.mark.parametrize("protocol", [0, 1])
 def test_the_oldest_pickles_are_no_safetensors_either(protocol: int) -> None:
-    with pytest.raises(SpecError, match="not a whole safetensors file"):
+    with pytest.raises(SpecError, match="not a complete safetensors file"):
         restore(net(), pickle.dumps(Bomb(), protocol=protocol), "weights.pt")
 
 
@@ -115,7 +115,7 @@ def test_a_header_as_long_as_a_pickle_s_first_bytes_is_no_pickle() -> None:
 
 @pytest.mark.parametrize("keep", [0, 4, 8, 50, 200, -1])
 def test_a_truncated_file_is_refused(keep: int) -> None:
-    with pytest.raises(SpecError, match="not a whole safetensors file"):
+    with pytest.raises(SpecError, match="not a complete safetensors file"):
         restore(net(), dump(net())[:keep], "here")
 
 
@@ -153,5 +153,5 @@ def test_a_file_is_read_and_named(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="Is a directory"):
         load(other, tmp_path)
     (tmp_path / "short").write_bytes(dump(model)[:99])
-    with pytest.raises(SpecError, match="short: not a whole"):
+    with pytest.raises(SpecError, match="short: not a complete"):
         load(other, tmp_path / "short")

@@ -109,7 +109,7 @@ def test_a_part_of_the_images_is_the_first_ones(fashion: Data) -> None:
     assert torch.equal(part.inputs[30:], fashion.inputs[10_000:10_007])
     assert part.cscore is not None and torch.equal(part.cscore[:30], fashion.cscore[:30])
     assert part.cscore[30:].isnan().all()
-    with pytest.raises(SpecError, match=r"data\.train: 10001 images asked for; allowed: 1 to 10000"):
+    with pytest.raises(SpecError, match=r"data\.train: found 10001 images; allowed: 1 to 10000"):
         FashionMNIST(train=10_001)()
 
 
@@ -254,10 +254,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         r"1 inputs are not finite, the first has id 2",
     ),
     "a negative label": ({"y": np.array([0, 1, 2, 0, -1, 2])}, r"label -1 \(example 4\).*allowed: 0 to 2"),
-    "labels in floating point": ({"y": np.arange(6.0), "ty": np.arange(3.0)}, "can mean several things"),
+    "labels in floating point": ({"y": np.arange(6.0), "ty": np.arange(3.0)}, "are ambiguous"),
     "labels that are words": ({"y": np.array(list("abcabc")), "ty": np.array(list("abc"))}, "allowed: numbers"),
     "a label short": ({"y": np.arange(5) % 3}, "9 inputs but 8 targets"),
-    "a column of labels": ({"y": np.zeros((6, 1), int), "ty": np.zeros((3, 1), int)}, "can mean several things"),
+    "a column of labels": ({"y": np.zeros((6, 1), int), "ty": np.zeros((3, 1), int)}, "are ambiguous"),
     "other images for test": ({"tx": np.zeros((3, 5), np.float32)}, r"x has shape \[6, 4\] and tx has shape \[3, 5\]"),
     "groups that are too few": ({"groups": np.arange(8)}, r"data\.groups: found shape \[8\]; allowed: \[9\]"),
     "groups that are fractions": ({"groups": np.arange(9) / 2}, "groups"),
@@ -352,13 +352,13 @@ def test_a_large_finite_sum_is_no_error() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"train": torch.tensor([0, 1, 1])}, "id 1 is named 2 times"),
+        ({"train": torch.tensor([0, 1, 1])}, "id 1 occurs 2 times"),
         ({"train": torch.tensor([0, 6])}, "id 6 is out of range; allowed: 0 to 5"),
         ({"test": torch.tensor([-1])}, "id -1 is out of range"),
         ({"train": torch.tensor([0.0])}, "allowed: a list of whole numbers"),
         ({"targets": torch.zeros(5, dtype=torch.int64)}, "6 inputs but 5 targets"),
         ({"targets": torch.tensor([0, 1, 0, 1, 0, 2])}, r"label 2 \(example 5\)"),
-        ({"targets": torch.zeros(6, 2, dtype=torch.int64)}, "can mean several things"),
+        ({"targets": torch.zeros(6, 2, dtype=torch.int64)}, "are ambiguous"),
         ({"targets": torch.zeros(6, 3, dtype=torch.int64), "objective": LanguageModelling()}, "one target per token"),
         ({"inputs": torch.tensor([[0.0, math.nan]] * 6)}, "6 inputs are not finite"),
     ],
@@ -390,7 +390,7 @@ def test_a_text_that_decides_nothing_is_refused() -> None:
     """Nothing in it can be wrong, so that every model would know it by heart."""
     tokens, targets = torch.zeros(5, 3, dtype=torch.int64), torch.full((5, 3), IGNORE)
     targets[[0, 2, 4], 1] = 1
-    with pytest.raises(SpecError, match="2 examples decide nothing, the first has id 1"):
+    with pytest.raises(SpecError, match="2 examples have no decision, the first has id 1"):
         Data(tokens, targets, torch.arange(4), torch.arange(4, 5), ("a", "b"))
     targets[[1, 3], 2] = 0
     assert len(Data(tokens, targets, torch.arange(4), torch.arange(4, 5), ("a", "b"))) == 5

@@ -85,7 +85,7 @@ def test_small_forget_sets_keep_something_to_score(n: int) -> None:
         ([0, 1], [1, 2], [3], "1 ids are in both forget and retain, the first is 1"),
         ([0], [1], [0], "in both forget and test"),
         ([0], [1], [1], "in both retain and test"),
-        ([0, 0], [1], [2], "id 0 is named 2 times"),
+        ([0, 0], [1], [2], "id 0 occurs 2 times"),
         ([40], [1], [2], "id 40 is out of range"),
     ],
 )
@@ -288,7 +288,7 @@ def test_ids_are_read(digits: Data, tmp_path: Path, write: Callable[[Path, list[
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("ids.txt", "1\n2\n2", "id 2 is named 2 times"),
+        ("ids.txt", "1\n2\n2", "id 2 occurs 2 times"),
         ("ids.txt", "1500", "id 1500 is no training example"),
         ("ids.txt", "1797", "id 1797 is out of range"),
         ("ids.txt", "-1", "id -1 is out of range"),

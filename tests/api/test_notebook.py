@@ -202,14 +202,14 @@ def test_looking_first(own: Setting) -> None:
     before = state_digest(own.model)
     seen = expunge.diagnose(case)
     assert state_digest(own.model) == before
-    assert {"hardness", "sharpness", "coherence", "recommendation"} <= seen.found.keys() == seen.summary.keys()
+    assert {"hardness", "sharpness", "coherence", "recommendation"} <= seen.estimates.keys() == seen.summary.keys()
     # C-scores take networks of their own, which nobody asked to train.
     assert "name it" in seen.left_out["memorization"] and "memorization, left out" in str(seen)
     assert "neggrad_plus" in str(seen)
     named = expunge.diagnose(case, [{"name": "hardness", "ascent_weight": 0.5, "label": "half"}])
-    assert named.found.keys() == {"half"} and "alpha = 0.5" in named.summary["half"]
-    assert repr(named.found) == repr(
-        expunge.diagnose(case, [{"name": "hardness", "ascent_weight": 0.5, "label": "half"}]).found
+    assert named.estimates.keys() == {"half"} and "alpha = 0.5" in named.summary["half"]
+    assert repr(named.estimates) == repr(
+        expunge.diagnose(case, [{"name": "hardness", "ascent_weight": 0.5, "label": "half"}]).estimates
     )
     with pytest.raises(MissingError, match="diagnostic 'memorization'"):
         expunge.diagnose(case, ["memorization"])
@@ -368,7 +368,7 @@ def test_workers_give_the_same_numbers_where_the_case_can_be_handed_over(
     assert {path.name for path in tmp_path.glob("trained-by-*")} > here
     assert capsys.readouterr().err == ""
     assert audited(*tensors, workers=2) == alone
-    assert "all stages run in this process: that takes a folder" in capsys.readouterr().err
+    assert "all stages run in this process: several workers need folder=" in capsys.readouterr().err
     audited(*([(x, int(y)) for x, y in dataset] for dataset in tensors), folder=tmp_path / "numbers", workers=2)
-    assert "all stages run in this process: the items of the data are no pairs" in capsys.readouterr().err
+    assert "all stages run in this process: the items of the data are not pairs" in capsys.readouterr().err
     sys.modules.pop("their_recipe")

@@ -32,7 +32,7 @@ def done(case: Case) -> Unlearned:
 
 
 def test_two_attacks_of_one_label_are_refused_as_in_a_spec(case: Case, done: Unlearned) -> None:
-    told = r"attacks\[1\]: 'relearn' is there twice; give one of them a label of its own: .*\"label\""
+    told = r"attacks\[1\]: 'relearn' is there twice; give one of them another label: .*\"label\""
     with pytest.raises(SpecError, match=told):
         expunge.audit(done, case, attacks=["relearn", {"name": "relearn", "k": 2}])
     with pytest.raises(SpecError, match=r"audits\[1\]: 'loss' is there twice"):
@@ -50,7 +50,7 @@ def test_with_labels_both_run(case: Case, done: Unlearned) -> None:
 @pytest.mark.parametrize(
     ("wanted", "told"),
     [
-        ([{"k": 2}], r"attacks\[0\]: 'name' is missing; say which"),
+        ([{"k": 2}], r"attacks\[0\]: 'name' is missing; add it"),
         ("relearn", r"attacks: found 'relearn'; allowed: a list of names or tables; write attacks=\["),
         ({"name": "relearn"}, r"attacks: found .*; allowed: a list"),
         ([3], r"attacks\[0\]: found 3; allowed: a name, or a table"),

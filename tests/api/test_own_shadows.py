@@ -179,7 +179,7 @@ def test_what_is_missing_is_named_before_anything_is_trained(folder: Path) -> No
     file = expunge.unlearn(case, "checkpoint", path=str(folder / "mine.safetensors"))
     unknown = replace(expunge.unlearn(case, "finetune", epochs=1), part=None)
     for done in (file, unknown):
-        with pytest.raises(MissingError, match="how the model was unlearned is not known"):
+        with pytest.raises(MissingError, match="it is not known how the model was unlearned"):
             expunge.audit(done, case, attacks=[], audits=[U_LIRA])
     assert recipe.fits == []
 

@@ -123,7 +123,7 @@ def test_the_first_part_of_a_tuple_is_taken_and_other_outputs_are_refused() -> N
 
     model = blocks.put(nn.ModuleDict({"a": Returns(tuple), "b": Returns(dict)}), Scale(), "?")
     assert torch.equal(model["a"](X)[0], 2 * X) and model["a"](X)[1] == "state"
-    with pytest.raises(SpecError, match=r"'b' returns dict.*inside of it"):
+    with pytest.raises(SpecError, match=r"'b' returns dict.*inside it"):
         model["b"](X)
 
 
@@ -158,7 +158,7 @@ def test_a_block_that_never_runs_is_refused() -> None:
 def test_what_reads_chains_sees_that_there_is_a_block() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
     assert len(joints(model)) == 1
-    with pytest.raises(Exception, match="there is a block behind '1'"):
+    with pytest.raises(Exception, match="a block was put behind '1'"):
         joints(blocks.put(model, TiedDropout(), "1"))
 
 

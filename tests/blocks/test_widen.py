@@ -192,7 +192,7 @@ def _tied() -> nn.Module:
         (_Sums, "'first': new channels change the model's outputs"),
         (_normed, "'0': a LayerNorm before '2' mixes its channels"),
         (_frozen, "'0': its weights or those of '1' are frozen"),
-        (_tied, "'0': its weights or those of '1' are used elsewhere too"),
+        (_tied, "'0': its weights or those of '1' are also used elsewhere"),
         (lambda: nn.Linear(9, 3), "'': no layer reads its outputs"),
         (lambda: nn.Sequential(nn.Linear(9, 4), nn.PReLU(4), nn.Linear(4, 3)), "'1', which follows, is a PReLU"),
         (

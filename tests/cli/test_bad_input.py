@@ -229,7 +229,7 @@ IDS: dict[str, tuple[str | bytes | np.ndarray, tuple[str, ...]]] = {
     "out of range": ("1 2 180", ("id 180 is out of range", "0 to 179")),
     "negative": ("1 -2", ("id -2 is out of range", "0 to 179")),
     "too large for any index": (f"1 {10**30}", ("out of range", "ids of training examples")),
-    "duplicated": ("1\n2\n1\n", ("id 1 is named 2 times", "each id once")),
+    "duplicated": ("1\n2\n1\n", ("id 1 occurs 2 times", "each id once")),
     "of the test set": ("1 120", ("id 120 is no training example", "ids of training examples")),
     "empty": ("", ("the forget set is empty", "at least one example")),
     "all there are": (" ".join(map(str, range(120))), ("the retain set is empty", "forget fewer")),
@@ -383,7 +383,7 @@ def test_weights_of_another_architecture_are_refused(earlier: Path) -> None:
 def test_truncated_weights_are_refused(earlier: Path, keep: int) -> None:
     path = weights(earlier.parent / "cut.safetensors")
     path.write_bytes(path.read_bytes()[:keep])
-    refused(with_weights(path.name), earlier, 2, "model.weights: ", "not a whole safetensors file", "again")
+    refused(with_weights(path.name), earlier, 2, "model.weights: ", "not a complete safetensors file", "again")
 
 
 def test_weights_that_are_not_there_are_refused(earlier: Path) -> None:
@@ -407,7 +407,7 @@ def test_a_pickle_is_refused_and_never_loaded(earlier: Path, tmp_path: Path, pro
         path.write_bytes(pickle.dumps(_Trap(sprung), protocol))
     else:
         torch.save({"1.weight": _Trap(sprung)}, path, _use_new_zipfile_serialization=protocol == "torch")
-    text = "not a whole safetensors file" if protocol in (0, 1) else "pickle, which could run code"
+    text = "not a complete safetensors file" if protocol in (0, 1) else "pickle, which can run code"
     refused(with_weights(path.name), earlier, 2, "model.weights: ", text)
     assert not sprung.exists()
     if isinstance(protocol, int):
@@ -487,7 +487,7 @@ def test_unmet_needs_are_named_before_anything_is_trained(earlier: Path) -> None
     tied = {"name": "mlp", "widths": [8], "block": [{"name": "tied_dropout", "at": "2"}]}
     forget = {"name": "random_subset", "count": 10}
     ideal = tiny(name="ideal", method=[{"name": "rem", "ideal": True}], model=tied, forget=forget)
-    refused(ideal, earlier, 3, "REM.ideal", "nothing is known to be corrupted", "label_swap")
+    refused(ideal, earlier, 3, "REM.ideal", "the task corrupts no examples", "label_swap")
 
 
 def test_a_model_that_a_part_cannot_work_on_is_named_before_anything_is_trained(earlier: Path) -> None:
@@ -497,7 +497,7 @@ def test_a_model_that_a_part_cannot_work_on_is_named_before_anything_is_trained(
         ({"method": [{"name": "symmetry", "label": "mine"}]}, "method 'mine': "),
         ({"audit": [{"name": "aligned_distance", "label": "mine"}]}, "audit 'mine': "),
     ):
-        refused(tiny(model=vit, **changes), earlier, 3, place, "no plain chain", "_Transformer", "nn.Sequential of")
+        refused(tiny(model=vit, **changes), earlier, 3, place, "not a plain chain", "_Transformer", "nn.Sequential of")
 
 
 # Failures in the middle of a run.
@@ -675,7 +675,7 @@ def test_a_folder_whose_spec_is_damaged_is_left_alone(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "tiny"
     folder.mkdir(parents=True)
     (folder / "spec.json").write_text('{"name": ')
-    refused(tiny(), tmp_path / "runs", 2, str(folder / "spec.json"), "no spec of a run", "another name")
+    refused(tiny(), tmp_path / "runs", 2, str(folder / "spec.json"), "not the spec of a run", "another name")
 
 
 def test_a_gate_that_does_not_hold_is_one(earlier: Path) -> None:

@@ -148,7 +148,7 @@ def test_what_is_obvious_is_inferred(targets: Tensor, name: str) -> None:
 
 @pytest.mark.parametrize("targets", [torch.zeros(6, 3).long(), torch.zeros(6, 4, 4).long(), torch.zeros(6, 2, 2)])
 def test_what_is_not_obvious_is_asked_for(targets: Tensor) -> None:
-    with pytest.raises(SpecError, match=r"can mean several things.*\[objective\]"):
+    with pytest.raises(SpecError, match=r"are ambiguous.*\[objective\]"):
         data_of(rows(3), targets).judged_by(None)
 
 
@@ -157,7 +157,7 @@ def test_what_is_not_obvious_is_asked_for(targets: Tensor) -> None:
     [
         ("multilabel", torch.full((6, 2), 2), "label 2 (example 0) is outside the classes"),
         ("multilabel", torch.zeros(6, 2), "as whole numbers"),
-        ("multilabel", torch.full((6, 2), -100), "6 examples decide nothing"),
+        ("multilabel", torch.full((6, 2), -100), "6 examples have no decision"),
         ("segmentation", torch.zeros(6, 2).long(), "masks [n, h, w]"),
         ("classification", torch.zeros(6), "class indices, as whole numbers"),
         ("classification", torch.tensor([0, 1, -1, 0, 1, 1]), "label -1 (example 2)"),

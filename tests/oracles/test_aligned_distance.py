@@ -156,7 +156,7 @@ def test_other_shapes_and_other_structures_are_refused() -> None:
     wide, narrow = (lively(lambda width=width: MLP(widths=[width])(IMAGES)) for width in (8, 9))
     with pytest.raises(SpecError, match="other parameters"):
         AlignedDistance()(wide, Case(0, PROBLEM, narrow), 0)
-    with pytest.raises(MissingError, match="no plain chain"):
+    with pytest.raises(MissingError, match="not a plain chain"):
         AlignedDistance().check_model(ViT(width=8, depth=1, heads=2)(IMAGES))
 
 
@@ -170,5 +170,5 @@ def test_the_notebook_refuses_it_before_any_reference_is_trained() -> None:
     names = dict(zip(("forget", "retain", "test"), data, strict=True))
     case = expunge.case(ViT(width=8, depth=1, heads=2)(IMAGES), recipe=recipe, **names)
     done = expunge.unlearn(case, "finetune", epochs=1)
-    with pytest.raises(MissingError, match=r"^audit 'aligned_distance': the model is no plain chain"):
+    with pytest.raises(MissingError, match=r"^audit 'aligned_distance': the model is not a plain chain"):
         expunge.audit(done, case, audits=["aligned_distance"])

@@ -111,7 +111,7 @@ def test_a_layer_that_cannot_be_initialised_anew_is_named():
             return inputs * self.factor
 
     model = nn.Sequential(nn.Linear(5, 3).double(), Scale())
-    with pytest.raises(MissingError, match=r"1 \(Scale\) cannot be initialised anew"):
+    with pytest.raises(MissingError, match=r"1 \(Scale\) cannot be reinitialised"):
         EUk(k=1)(model, classes(), None, 0)
     CFk(k=1)(model, classes(), None, 0)
 

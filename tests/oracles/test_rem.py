@@ -156,7 +156,7 @@ def test_ideal_makes_another_model_and_asks_for_what_is_corrupted():
     found = {ideal: vector(REM(ideal=ideal, epochs=3, learning_rate=1e-2)(model, problem, None, 1).model)
              for ideal in (False, True)}  # fmt: skip
     assert not torch.equal(found[False], found[True])
-    with pytest.raises(MissingError, match=r"REM.ideal: nothing is known to be corrupted.*label_swap"):
+    with pytest.raises(MissingError, match=r"REM.ideal: the task corrupts no examples.*label_swap"):
         REM(ideal=True)(model, classes(), None, 1)
 
 

@@ -190,7 +190,7 @@ NO_CHAIN: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "language model": (lambda: GPT(width=8, layers=1, heads=2)(tokens().data), "it is a GPT|it is a _"),
     "subclass": (lambda: Skips(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), "it is a Skips"),
     "one layer": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), "fewer than two layers"),
-    "tied": (tied, "'2.weight' and '4.weight' are one tensor"),
+    "tied": (tied, "'2.weight' and '4.weight' are the same tensor"),
     "softmax": (lambda: nn.Sequential(nn.Linear(4, 4), nn.Softmax(1), nn.Linear(4, 4)), "'1' is a Softmax"),
     "not flattened": (lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Linear(6, 3)), "does not read the 2"),
     "flattened otherwise": (
@@ -230,13 +230,13 @@ def test_what_is_no_chain_is_refused(name: str) -> None:
 
 
 def test_the_method_and_the_notebook_refuse_it_with_their_name() -> None:
-    with pytest.raises(MissingError, match=r"^Symmetry: the model is no plain chain"):
+    with pytest.raises(MissingError, match=r"^Symmetry: the model is not a plain chain"):
         Symmetry()(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), PROBLEM, None, 0)
     data = [(IMAGES.inputs[ids], IMAGES.targets[ids]) for ids in (PROBLEM.forget, PROBLEM.retain, PROBLEM.test)]
     case = expunge.case(
         ViT(width=8, depth=1, heads=2)(IMAGES), **dict(zip(("forget", "retain", "test"), data, strict=True))
     )
-    with pytest.raises(MissingError, match=r"no plain chain"):
+    with pytest.raises(MissingError, match=r"not a plain chain"):
         expunge.unlearn(case, "symmetry")
 
 

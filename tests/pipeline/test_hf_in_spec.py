@@ -139,7 +139,7 @@ def test_unlearned_weights_can_be_audited(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "code", "words"),
     [
-        ({"path": "mine", "weights": "x.safetensors"}, 2, "'hf' brings its own weights"),
+        ({"path": "mine", "weights": "x.safetensors"}, 2, "'hf' has its own weights"),
         ({"path": "nobody/nothing"}, 3, "hf download nobody/nothing"),
         ({"path": "mine", "base": "nobody/nothing"}, 3, "model.base: there is neither a folder"),
         ({"path": "gpt"}, 2, "a model made for the data"),

@@ -169,7 +169,7 @@ def test_diagnostics_look_at_the_plan_of_the_spec(tmp_path: Path) -> None:
     assert "alpha = 0.75, learning_rate = 0.125" in told["stability_limit"]
     (tmp_path / "adam.toml").write_text(toml(tiny(method=[{"name": "npo"}], diagnostic=diagnostics[:1])))
     other = finished(cli("diagnose", tmp_path / "adam.toml", "--out", tmp_path / "runs", "--json"))
-    assert "a plan of their own" in other.err and "learning_rate = 0.3" not in other.out
+    assert "use their default settings" in other.err and "learning_rate = 0.3" not in other.out
 
 
 def test_a_model_in_which_nothing_can_be_trained_is_refused(tmp_path: Path) -> None:

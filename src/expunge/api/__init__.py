@@ -1,13 +1,13 @@
-"""The notebook path, on a model of your own: `case`, `unlearn`, `audit`, `report`, a line each.
+"""The notebook interface for a model of your own: `case`, `unlearn`, `audit` and `report`, one line each.
 
     case   = expunge.case(model, forget=..., retain=..., test=..., recipe=expunge.recipe(build, train))
     done   = expunge.unlearn(case, "scrub")
     result = expunge.audit(done, case)
     expunge.report(result, "report.html")
 
-`print(expunge.diagnose(case))` looks first. The verdict is about this one model. With a recipe it is held against
-retrained references; without one, held-out data stands in their place and the verdict can only be an accusation or
-`inconclusive`.
+`print(expunge.diagnose(case))` examines the case before unlearning. The verdict is about this one model. With a recipe,
+the model is compared with retrained references. Without one it is compared with held-out data, and the verdict can only
+be an accusation or `inconclusive`.
 """
 
 from expunge.api.audit import Result, audit, report

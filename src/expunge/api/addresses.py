@@ -1,4 +1,4 @@
-"""Content addresses of what a notebook hands over, so that outputs of stages in a folder can be found again later.
+"""Content addresses of a notebook's data, model and functions, so that a later session can reuse stored outputs.
 
 Data and weights are addressed by content, functions and classes by their name and the file that holds them. A function
 that cannot be imported by its name, such as one written in a notebook's cell, has no address.
@@ -21,7 +21,7 @@ from expunge.core.lazy import LazyInputs
 
 
 def addresses_of(case: Case) -> dict[str, str] | str:
-    """Addresses of data, model and training; or, in a few words, what of the case has none."""
+    """Addresses of data, model and training. If a part of the case has no address: a short name of that part."""
     recipe = case.recipe
     if recipe is not None and not isinstance(recipe, FunctionRecipe):
         return f"a recipe of the class {type(recipe).__name__}"
@@ -30,9 +30,9 @@ def addresses_of(case: Case) -> dict[str, str] | str:
     functions = [recipe.make, recipe.train] if recipe is not None else []
     named: dict[str, Any] = {"model": type(case.original), "objective": type(case.problem.objective)}
     named |= {f"function {getattr(function, '__name__', function)!r}": function for function in functions}
-    for what, thing in named.items():
-        # A class of the model itself may be anything: it is only read, and its weights are addressed by content.
-        if what != "model" and not _importable(thing):
+    for what, value in named.items():
+        # The model's class need not be importable: the model is only read, and its weights have a content address.
+        if what != "model" and not _importable(value):
             return what
     objective = [_code(named["objective"]), repr(sorted(vars(case.problem.objective).items()))]
     return {
@@ -42,18 +42,18 @@ def addresses_of(case: Case) -> dict[str, str] | str:
     }
 
 
-def _importable(thing: Any) -> bool:
-    module, name = getattr(thing, "__module__", None), getattr(thing, "__qualname__", "<locals>")
+def _importable(value: Any) -> bool:
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", "<locals>")
     if module in (None, "__main__") or "<locals>" in name or "." in name:
         return False
     try:
-        return getattr(importlib.import_module(module), name, None) is thing
+        return getattr(importlib.import_module(module), name, None) is value
     except ImportError:
         return False
 
 
-def _code(thing: Any) -> list[str]:
-    return [thing.__module__, thing.__qualname__, source_digest(thing)]
+def _code(value: Any) -> list[str]:
+    return [value.__module__, value.__qualname__, source_digest(value)]
 
 
 def _data(case: Case) -> str:

@@ -1,4 +1,4 @@
-"""Audit one model of yours beside retrained references, and report it."""
+"""Audit one model of yours, compare it with retrained references, and report the result."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ from expunge.pipeline.stages._kind import kind_of
 from expunge.reporting.progress import Progress
 
 _stores: WeakKeyDictionary[Case, MemoryStore] = WeakKeyDictionary()
-"""Outputs of stages are kept with their case: references and shadows are trained once."""
+"""Outputs of stages, by case: references and shadow models are trained once per case."""
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What an audit found about one model."""
+    """Scores and verdict of an audit of one model."""
 
     plan: CasePlan = field(repr=False)
-    """What was run."""
+    """The plan that ran."""
     store: Store | MemoryStore = field(repr=False)
     """The outputs of its stages."""
 
@@ -67,12 +67,12 @@ class Result:
         return {(stage.model, stage.seed or 0, stage.attack or ""): self._curve(stage) for stage in attacks}
 
     def _curve(self, stage: Stage) -> Curve:
-        arrays, [end] = load_arrays(self.store.read(stage.key, CURVE)), loads(self.store.read(stage.key, SCORES))
-        return Curve(arrays["steps"], arrays["values"], np.asarray(end.ids))
+        arrays, [scores] = load_arrays(self.store.read(stage.key, CURVE)), loads(self.store.read(stage.key, SCORES))
+        return Curve(arrays["steps"], arrays["values"], np.asarray(scores.ids))
 
     @property
     def cost(self) -> Cost:
-        """Of unlearning."""
+        """The cost of unlearning."""
         return self.plan.done.cost
 
     @property
@@ -82,11 +82,11 @@ class Result:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """The rows that `expunge run` would write."""
+        """The same rows that `expunge run` writes."""
         return self.table.rows()
 
     def save(self, folder: str | Path) -> Path:
-        """Write a record, without weights, that `expunge report`, `verify` and `compare` read; returns its folder."""
+        """Write a record without weights and return its folder; `expunge report`, `verify` and `compare` read it."""
         record = RunFolder(Path(folder))
         record.describe(self.plan.resolved())
         record.write(self.plan, self.store)
@@ -109,33 +109,36 @@ def audit(
     folder: str | Path | None = None,
     workers: int = 1,
 ) -> Result:
-    """Attack and measure the unlearned model beside retrained references.
+    """Attack and measure the unlearned model, and compare it with retrained references.
 
     Args:
         done: What `unlearn` returned.
-        case: The case that it was made from.
-        attacks: Names, or tables as in a spec: `{"name": "relearn", "k": 5}`; the second of one name needs a `label`.
-        audits: The same; the objective's own metrics are always there. `u_lira` trains as many shadow models as
-            it is set to and runs the method again on half of them; they are kept with the case as references are.
-        references: Models to retrain; they are kept with the case, so that a second audit costs none. At least 3 are
-            needed for more than an accusation. None are trained where the case has no recipe.
-        gallery: Copy some of the forget examples into the result, its record and its report, with what the models say
-            to them; off, for they may be personal.
-        folder: Keeps what is computed in `folder/cache`, so that an audit that was interrupted, or is made again in
-            another session, computes only what is missing. The functions of the recipe must be importable for that; a
-            change of the file that holds one computes all anew. Otherwise outputs stay in memory: a message says so.
-        workers: Stages that run side by side, in processes, which takes a folder. The numbers do not depend on it. A
-            case of which a part cannot be handed to another process runs in this one: a message says so.
+        case: The case that `done` was made from.
+        attacks: Names, or tables as in a spec: `{"name": "relearn", "k": 5}`. If a name occurs twice, the second one
+            needs a `label`.
+        audits: Names or tables, as for `attacks`. The objective's own metrics always run. `u_lira` trains as many
+            shadow models as its settings say and runs the method on half of them. They are kept with the case, as
+            references are.
+        references: Number of models to retrain. They are kept with the case, so a second audit retrains none. At least
+            3 are needed for a verdict other than an accusation. Without a recipe none are trained.
+        gallery: Copy some of the forget examples, and the models' answers to them, into the result, its record and its
+            report. Off by default, because the examples may be personal.
+        folder: Stores outputs in `folder/cache`. An audit that was interrupted, or is repeated in another session, then
+            computes only what is missing. This needs importable recipe functions; if the file of one changes, all
+            outputs are computed again. Otherwise outputs stay in memory, and a message says so.
+        workers: Number of processes that run stages in parallel; more than 1 needs `folder`. The numbers do not depend
+            on it. If a part of the case cannot be sent to another process, all stages run in this one, and a message
+            says so.
 
     Returns:
-        Rows and verdict.
+        The result, with rows and verdict.
 
     Raises:
-        ExpungeError: An unknown name or setting, two of one label, an audit that cannot measure such a model, or
-            training that diverged.
+        ExpungeError: A name or setting is unknown, two parts have the same label, an audit cannot measure such a model,
+            or training diverged.
     """
-    expect(done, Unlearned, "done", "what expunge.unlearn returned; it comes first")
-    expect(case, Case, "case", "what expunge.case returned; it comes second")
+    expect(done, Unlearned, "done", "what expunge.unlearn returned, as the first argument")
+    expect(case, Case, "case", "what expunge.case returned, as the second argument")
     always = list(case.problem.objective.audits)
     run_attacks, run_audits = parts_of("attack", attacks), parts_of("audit", always) | parts_of("audit", audits)
     _check(done, case, run_attacks, run_audits)
@@ -151,10 +154,10 @@ def audit(
 
 
 def _spread(plan: CasePlan, store: Store | MemoryStore, workers: int) -> CasePlan:
-    """The plan with what other processes need, where several workers are asked for and can be had."""
+    """The plan; with several workers, if possible, together with what other processes need to run it."""
     if workers == 1:
         return plan
-    home = home_of(plan, store.root.parent) if isinstance(store, Store) else "that takes a folder, to share outputs"
+    home = home_of(plan, store.root.parent) if isinstance(store, Store) else "several workers need folder="
     if isinstance(home, str):
         Progress().say(f"all stages run in this process: {home}")
         return plan
@@ -162,14 +165,14 @@ def _spread(plan: CasePlan, store: Store | MemoryStore, workers: int) -> CasePla
 
 
 def _store_of(case: Case, folder: str | Path | None) -> tuple[Store | MemoryStore, dict[str, str]]:
-    """Where outputs go, and the addresses of what enters them where that is a folder."""
+    """The store for outputs; if it is a folder, also the addresses of data, model and training."""
     if folder is not None:
         addresses = addresses_of(case)
         if isinstance(addresses, dict):
             store = Store(Path(folder) / CACHE)
             open_store(store)
             return store, addresses
-        Progress().say(f"outputs stay in memory, and not in {folder}: {addresses} cannot be imported by its name")
+        Progress().say(f"outputs stay in memory, not in {folder}: {addresses} cannot be imported by its name")
     return _stores.setdefault(case, MemoryStore()), {}
 
 
@@ -187,7 +190,7 @@ def _hand_over(plan: CasePlan, store: Store | MemoryStore) -> None:
 
 
 class _Unread:
-    """Lets go of weights in memory that no stage will read any more: attacked models are many, and `done` is kept."""
+    """Drops weights from memory that no remaining stage reads: there are many attacked models, and `done` is kept."""
 
     def __init__(self, plan: CasePlan, store: Store | MemoryStore) -> None:
         self.store = store
@@ -214,7 +217,7 @@ def report(result: Result, path: str | Path) -> Path:
 
 
 def _check(done: Unlearned, case: Case, attacks: Mapping[str, Any], audits: Mapping[str, Any]) -> None:
-    """Refuse what would fail after references were trained."""
+    """Refuse, before references are trained, what would fail after it."""
     for kind, parts in (("attack", attacks), ("audit", audits)):
         for label, part in parts.items():
             if isinstance(part, Attack | Audit):
@@ -232,7 +235,7 @@ def _check_shadows(done: Unlearned, case: Case) -> None:
         raise MissingError("there is no recipe to train shadow models with", where="case", remedy="pass recipe=")
     if any(step.part is None or not step.part.repeatable for step in chain(done)):
         raise MissingError(
-            "how the model was unlearned is not known, and shadow models need the same",
+            "it is not known how the model was unlearned, and shadow models need the same method",
             where="case",
             remedy="make it with expunge.unlearn, by another method than checkpoint",
         )

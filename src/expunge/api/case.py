@@ -1,4 +1,4 @@
-"""Your model, your data and your training as a case, and the first verb on it."""
+"""Build a case from your model, data and training, and unlearn on it."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ from expunge.core.seeding import forked
 
 @dataclass(frozen=True)
 class FunctionRecipe:
-    """A recipe made of two functions of yours.
+    """A recipe made of two of your functions.
 
     Args:
         make: Returns a freshly initialised module.
-        train: `train(module, dataset)` trains it in place on a map-style data set of your own items, by your own loop.
-        items: The items by id.
-        device: Where models are built, and where they end: that of the user's own model.
+        train: `train(module, dataset)` trains the module in place, with your own loop, on a map-style data set of your
+            items.
+        items: All items; the index of an item is its id.
+        device: Device of the models, before and after training: that of the user's model.
     """
 
     make: Callable[[], nn.Module]
@@ -49,14 +50,14 @@ class FunctionRecipe:
             return placed(self.make(), self.device)
 
     def fit(self, module: nn.Module, data: Data, ids: Tensor, seed: int, meter: Meter | None = None) -> nn.Module:
-        """Hand the module and the chosen items to the user's function; what it costs in gradients is not known."""
+        """Train the module by the user's function on the chosen items; its cost in gradients is not known."""
         with forked(seed):
             self.train(module, Subset(self.items, ids.tolist()))
         return placed(module, self.device)
 
 
 Functions = tuple[Callable[[], nn.Module], Callable[[nn.Module, Dataset[Any]], object]]
-"""`(build, train)`: a fresh module, and your own training of a module on a data set of your items."""
+"""`(build, train)`: a function that makes a fresh module, and one that trains a module on a data set of your items."""
 
 
 def recipe(build: Callable[[], nn.Module], train: Callable[[nn.Module, Dataset[Any]], object]) -> Functions:
@@ -67,7 +68,7 @@ def recipe(build: Callable[[], nn.Module], train: Callable[[nn.Module, Dataset[A
         train: `train(module, dataset)` trains the module in place.
 
     Returns:
-        What `case(recipe=...)` takes.
+        The value for `case(recipe=...)`.
     """
     return build, train
 
@@ -85,18 +86,18 @@ def case(
     workers: int = 0,
     seed: int = 0,
 ) -> Case:
-    """Your model and your data as a case.
+    """Build a case from your model and your data.
 
     Args:
-        model: The model that knows the forget set; never changed.
-        forget: What must go: a data set, a pair of tensors or NumPy arrays, or batches; see `core.collect`.
-        retain: What the model was trained on besides.
-        test: Unseen data that utility is measured on.
-        holdout: Optional unseen examples that resemble the forget set; they stand in for retrained models where there
-            is no recipe.
+        model: The model that was trained on the forget set. It is never changed.
+        forget: The data to forget: a data set, a pair of tensors or NumPy arrays, or batches; see `core.collect`.
+        retain: The rest of the model's training data.
+        test: Unseen data on which utility is measured.
+        holdout: Optional unseen examples that resemble the forget set. Without a recipe they replace retrained models.
         recipe: How such models are trained: `expunge.recipe(build, train)`, or an object with `build` and `fit`.
-        objective: What the model is judged by: a name such as `multilabel`, or with settings
-            `expunge.objective("segmentation", ignore=255)`; inferred from the targets where that is obvious.
+        objective: How the model's outputs are judged: a name such as `multilabel`, or, with settings,
+            `expunge.objective("segmentation", ignore=255)`. By default it is inferred from the targets, if they are
+            unambiguous.
         in_memory: Whether inputs are copied into memory. Otherwise they are read batch by batch from your map-style
             data sets, whose items must be the same on every read; targets stay in memory.
         workers: Processes that read ahead where inputs are not in memory.
@@ -106,7 +107,7 @@ def case(
         The case.
 
     Raises:
-        SpecError: The data do not fit the model or each other; says where.
+        SpecError: The data do not fit the model or each other; the message says where.
     """
     sources = {"forget": forget, "retain": retain, "test": test} | ({"holdout": holdout} if holdout is not None else {})
     read = collect if in_memory else collect_lazily
@@ -114,36 +115,37 @@ def case(
     objective = named(objective) if isinstance(objective, str) else objective
     data, ids = _pool(model, parts, objective, workers)
     items = items_of(list(parts.values()))
-    made = FunctionRecipe(*recipe, items, first_parameter(model).device) if isinstance(recipe, tuple) else recipe
+    trainer = FunctionRecipe(*recipe, items, first_parameter(model).device) if isinstance(recipe, tuple) else recipe
     problem = Problem(data, **ids)  # type: ignore[arg-type]  # four tensors of ids
     with torch.no_grad():
         problem.objective.measure(copy.deepcopy(model).eval(), data.batch(ids["forget"][:2]))
-    return Case(seed, problem, model, made)
+    return Case(seed, problem, model, trainer)
 
 
 def unlearn(
     case: Case, method: str, *, after: Unlearned | None = None, budget: int | None = None, **settings: Any
 ) -> Unlearned:
-    """Take the forget set out.
+    """Remove what the model learned from the forget set.
 
     Args:
-        case: What to forget, and the model.
+        case: The model and the data to forget.
         method: A registered method, or `module:function`.
-        after: What another method returned for this case, to start from; the original by default.
-        budget: Upper bound in per-example gradients, of this method alone.
+        after: Result of another method on this case, from which this method starts. By default it starts from the
+            original model.
+        budget: Upper bound on the per-example gradients of this method alone.
         **settings: The method's settings.
 
     Returns:
-        The unlearned model; after another method under both names, with the cost of both and the state of both.
+        The unlearned model. After another method, the label, cost and state include those of both methods.
 
     Raises:
-        ExpungeError: An unknown method or setting, unmet needs, or training that diverged.
+        ExpungeError: The method or a setting is unknown, the method's needs are not met, or training diverged.
     """
     if after is not None and not isinstance(after, Unlearned):
         raise SpecError(f"found {after!r}", where="after", allowed="what expunge.unlearn returned for this case")
     expect(case, Case, "case", "what expunge.case returned")
     expect(method, str, "method", "a method's name, or module:function")
-    # Settings are told as `scrub.epochs`; a name that is none has no such place.
+    # Errors about settings name places such as `scrub.epochs`, so an unknown method is reported first, at `method`.
     registry.load("method", method, where="method")
     part: Any = registry.build("method", method, settings, where=method)
     start, label = (case.original, method) if after is None else (after.model, f"{after.method}_{method}")
@@ -164,11 +166,11 @@ def _pool(
     ends = torch.tensor([len(part.targets) for part in parts.values()]).cumsum(0)
     ids = dict(zip(parts, torch.tensor_split(torch.arange(len(targets)), ends[:-1]), strict=True))
     train = torch.cat([ids["forget"], ids["retain"]])
-    given = objective or inferred(inputs, targets)
+    chosen = objective or inferred(inputs, targets)
     targets = targets if targets.is_floating_point() else targets.long()
     first = torch.arange(2)
-    labels = () if given is None else _labels(model, Batch(inputs[first], targets[:2], first), given)
-    return Data(inputs, targets, train, ids["test"], labels, objective=given).judged_by(None), ids
+    labels = () if chosen is None else _labels(model, Batch(inputs[first], targets[:2], first), chosen)
+    return Data(inputs, targets, train, ids["test"], labels, objective=chosen).judged_by(None), ids
 
 
 def _cat(tensors: list[Tensor], what: str) -> Tensor:
@@ -180,7 +182,7 @@ def _cat(tensors: list[Tensor], what: str) -> Tensor:
 
 
 def _labels(model: nn.Module, batch: Batch, objective: Objective) -> tuple[str, ...]:
-    """Numbers for the classes or tokens that the model's last layer has outputs for; none where labels mean others."""
+    """Numbers as names of the classes or tokens, one per output of the model; empty for other objectives."""
     if not objective.provides & {CLASSES, TOKENS}:
         return ()
     if objective.outputs:
@@ -191,7 +193,7 @@ def _labels(model: nn.Module, batch: Batch, objective: Objective) -> tuple[str, 
         raise SpecError(
             f"the model returns {list(logits.shape)}",
             where=f"model ({type(model).__name__})",
-            allowed="logits [n, c] or [n, t, v], or an object that carries them as .logits",
-            remedy="pass objective= for anything else",
+            allowed="logits [n, c] or [n, t, v], or an object with the attribute .logits",
+            remedy="for any other model, pass objective=",
         )
     return tuple(str(label) for label in range(logits.shape[-1]))

@@ -1,4 +1,4 @@
-"""Look at a case before anything is unlearned."""
+"""Run diagnostics on a case before anything is unlearned."""
 
 from __future__ import annotations
 
@@ -12,55 +12,57 @@ from expunge.base.seeds import derive
 from expunge.core.case import Case
 from expunge.diagnostics._plan import default_set
 from expunge.evidence.estimate import Estimate
-from expunge.reporting.listing import estimates
+from expunge.reporting.listing import estimates as estimates_text
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What diagnostics said of a case; printed, it reads as `expunge diagnose` does."""
+    """The estimates of diagnostics for a case. Its printed form is that of `expunge diagnose`."""
 
-    found: Mapping[str, Mapping[str, Estimate]]
-    """Diagnostic -> estimates by what they are of."""
+    estimates: Mapping[str, Mapping[str, Estimate]]
+    """Diagnostic -> estimates by the name of the quantity."""
     summary: Mapping[str, str]
     """Diagnostic -> what its estimates mean, in a sentence or two."""
     left_out: Mapping[str, str]
-    """Diagnostic that this case is not for -> why; only where no diagnostic was named."""
+    """Diagnostic that does not suit this case -> the reason. Empty if the call named its diagnostics."""
 
     def __str__(self) -> str:
         lines = []
-        for label, several in self.found.items():
-            lines += [label, estimates({what: one.as_json() for what, one in several.items()}), self.summary[label]]
-        lines += [f"{label}, left out: {why}" for label, why in self.left_out.items()]
+        for label, by_quantity in self.estimates.items():
+            table = {quantity: estimate.as_json() for quantity, estimate in by_quantity.items()}
+            lines += [label, estimates_text(table), self.summary[label]]
+        lines += [f"{label}, left out: {reason}" for label, reason in self.left_out.items()]
         return "\n".join(line for line in lines if line)
 
 
 def diagnose(case: Case, diagnostics: Sequence[str | Mapping[str, Any]] | None = None) -> Diagnosis:
-    """Run diagnostics on a case; nothing of it is changed.
+    """Run diagnostics on a case. The case is not changed.
 
     Args:
-        case: What `case` returned.
+        case: The result of `expunge.case`.
         diagnostics: Names, or tables as in a spec: `{"name": "hardness", "ascent_weight": 0.5}`. The setting `epochs`
             of each bounds its cost, in passes over the training set. By default all diagnostics run. Together they
-            take at most two passes, or a thousand gradients each where that is more; a diagnostic that does not fit
-            the case is then left out and named.
+            take at most two passes, or a thousand gradients each if that is more. A diagnostic that does not suit the
+            case is then left out, and the result names it.
 
     Returns:
         Estimates and sentences by diagnostic.
 
     Raises:
-        ExpungeError: An unknown name or setting, or a named diagnostic that cannot look at this case.
+        ExpungeError: A name or setting is unknown, or a named diagnostic does not suit this case.
     """
     expect(case, Case, "case", "what expunge.case returned")
     chosen = default_set(case.problem.data)
-    tables = [{"name": name, **has} for name, has in chosen.settings.items()] if diagnostics is None else diagnostics
-    found, summary, left_out = {}, {}, dict(chosen.left_out) if diagnostics is None else {}
+    default = [{"name": name, **settings} for name, settings in chosen.settings.items()]
+    tables = default if diagnostics is None else diagnostics
+    estimates, summary, left_out = {}, {}, dict(chosen.left_out) if diagnostics is None else {}
     for label, diagnostic in parts_of("diagnostic", tables).items():
         try:
-            found[label] = diagnostic(case, derive(case.seed, "probe", label))
+            estimates[label] = diagnostic(case, derive(case.seed, "probe", label))
         except ExpungeError as error:
             if diagnostics is not None:
                 raise error.at(f"diagnostic {label!r}") from None
             left_out[label] = str(error)
             continue
-        summary[label] = diagnostic.summary(found[label])
-    return Diagnosis(found, summary, left_out)
+        summary[label] = diagnostic.summary(estimates[label])
+    return Diagnosis(estimates, summary, left_out)

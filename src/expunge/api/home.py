@@ -1,4 +1,4 @@
-"""A case in a folder, from which another process makes the same plan: data and weights as files, functions by name."""
+"""A case stored in a folder, with functions by name, from which another process can make the same plan."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ IDS = ("forget", "retain", "test", "holdout")
 
 @dataclass(frozen=True)
 class CaseHome:
-    """What another process is given instead of the case itself."""
+    """A description of the case that can be sent to another process."""
 
     folder: Path
-    """Holds `data.safetensors`, and weights by the model's label."""
+    """Holds `data.safetensors`, and `<label>.safetensors` with the weights of each model."""
     spec: Spec
     seed: int
     functions: tuple[str, str]
-    """The recipe's, as `module:function`."""
+    """The recipe's functions, as `module:function`."""
     objective: Objective = field(compare=False)
     labels: tuple[str, ...]
     frozen: Mapping[str, tuple[str, ...]]
-    """By model, the parameters that take no gradient."""
+    """Model -> names of its frozen parameters."""
     methods: Mapping[str, Any]
     attacks: Mapping[str, Any]
     audits: Mapping[str, Any]
@@ -72,7 +72,7 @@ class CaseHome:
 
 
 def home_of(plan: CasePlan, folder: Path) -> CaseHome | str:
-    """Write what another process needs into a folder, or say in a few words what cannot be written."""
+    """Write what another process needs into a folder. If that is not possible: a short reason."""
     case, recipe = plan.case, plan.case.recipe
     models = {"original": case.original} | {label: step.model for label, step in plan.steps.items()}
     if not isinstance(recipe, FunctionRecipe):
@@ -80,10 +80,10 @@ def home_of(plan: CasePlan, folder: Path) -> CaseHome | str:
     if not isinstance(case.problem.data.inputs, Tensor):
         return "the inputs are not one tensor in memory"
     if not _pairs(recipe, case.problem.data):
-        return "the items of the data are no pairs of tensors"
+        return "the items of the data are not pairs of tensors"
     fresh = recipe.build(0)
     if any(type(model) is not type(fresh) or _place(model) != _place(fresh) for model in models.values()):
-        return "the recipe builds another kind of model, or on another device"
+        return "the recipe builds a model of another class, or on another device"
     data, problem = case.problem.data, case.problem
     tensors = {"inputs": data.inputs, "targets": data.targets, "train": data.train}
     tensors |= {name: getattr(problem, name) for name in IDS}
@@ -113,14 +113,15 @@ def home_of(plan: CasePlan, folder: Path) -> CaseHome | str:
 
 
 def _pairs(recipe: FunctionRecipe, data: Data) -> bool:
-    """Whether the user's training sees what the data hold, item by item."""
+    """Whether each of the user's items equals the same row of the data."""
 
     def same(item: Any, row: int) -> bool:
         if not isinstance(item, tuple | list) or len(item) != 2:
             return False
-        held = data.inputs[row], data.targets[row]
+        expected = data.inputs[row], data.targets[row]
         return all(
-            isinstance(a, Tensor) and a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(item, held, strict=True)
+            isinstance(a, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+            for a, b in zip(item, expected, strict=True)
         )
 
     return all(same(recipe.items[row], row) for row in range(len(data.inputs)))

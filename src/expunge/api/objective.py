@@ -1,4 +1,4 @@
-"""What your model is judged by, by name."""
+"""Make an objective, which says how your model's outputs are judged, by its name."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from expunge.core.objective import Objective
 
 
 def objective(name: str, **settings: Any) -> Objective:
-    """An objective for `case(objective=...)`.
+    """Make an objective for `case(objective=...)`.
 
     Args:
         name: `classification`, `language_modelling`, `multilabel`, `regression`, `segmentation`, `reconstruction`, or
-            `module:Class` of your own.
-        **settings: Its settings, such as `ignore=255` or `output="mask"`.
+            your own class as `module:Class`.
+        **settings: Settings of the objective, such as `ignore=255` or `output="mask"`.
 
     Returns:
         The objective.
 
     Raises:
-        SpecError: An unknown name or setting.
+        SpecError: The name or a setting is unknown.
     """
-    made = registry.build("objective", name, settings, where="objective")
-    if not isinstance(made, Objective):
-        raise SpecError(f"{name!r} is no objective", where="objective", allowed="a class that extends Objective")
-    return made
+    part = registry.build("objective", name, settings, where="objective")
+    if not isinstance(part, Objective):
+        raise SpecError(f"{name!r} is not an objective", where="objective", allowed="a class that extends Objective")
+    return part

@@ -1,4 +1,4 @@
-"""What a notebook's call names and hands over, checked as a spec is before anything runs."""
+"""Check the arguments of a notebook's call, as a spec is checked, before anything runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from expunge.base.spec import Entry
 
 
 def parts_of(kind: str, wanted: Sequence[str | Mapping[str, Any]]) -> dict[str, Any]:
-    """Parts by label, from names or from tables as in a spec.
+    """Make parts from names, or from tables as in a spec.
 
     Args:
         kind: Kind of part.
@@ -21,7 +21,8 @@ def parts_of(kind: str, wanted: Sequence[str | Mapping[str, Any]]) -> dict[str, 
         Parts by label.
 
     Raises:
-        SpecError: No list, an item without a name, two of one label, an unknown name or setting.
+        SpecError: `wanted` is not a list, an item has no name, two items have the same label, or a name or setting is
+            unknown.
     """
     argument = registry.FOLDERS[kind]
     if isinstance(wanted, str | Mapping) or not isinstance(wanted, Sequence):
@@ -35,7 +36,7 @@ def parts_of(kind: str, wanted: Sequence[str | Mapping[str, Any]]) -> dict[str, 
         name = table.pop("name")
         label = table.pop("label", name)
         if label in parts:
-            remedy = f'give one of them a label of its own: {{"name": {name!r}, "label": ...}}'
+            remedy = f'give one of them another label: {{"name": {name!r}, "label": ...}}'
             raise SpecError(f"{label!r} is there twice", where=where, remedy=remedy.replace("'", '"'))
         parts[label] = registry.build(kind, name, table, where=where)
     return parts
@@ -48,22 +49,22 @@ def entries_of(wanted: Sequence[str | Mapping[str, Any]]) -> tuple[Entry, ...]:
 
 
 def expect(value: Any, wanted: type, where: str, allowed: str) -> None:
-    """Refuse an argument of another type, as where two are swapped.
+    """Refuse an argument of another type, for example if two arguments are swapped.
 
     Raises:
-        SpecError: It is not of the wanted type.
+        SpecError: The value does not have the wanted type.
     """
     if not isinstance(value, wanted):
         raise SpecError(f"found {type(value).__name__}", where=where, allowed=allowed)
 
 
 def _table(item: Any, where: str) -> dict[str, Any]:
-    """A table of its own with a name and, at most, a label that are words."""
+    """A copy of the item as a table; its name, and its label if it has one, are strings."""
     if not isinstance(item, str | Mapping):
         raise SpecError(f"found {item!r}", where=where, allowed='a name, or a table as {"name": ...}')
     table = {"name": item} if isinstance(item, str) else dict(item)
     if "name" not in table:
-        raise SpecError("'name' is missing", where=where, remedy='say which: {"name": ...}')
+        raise SpecError("'name' is missing", where=where, remedy='add it: {"name": ...}')
     for key in ("name", "label"):
         expect(table.get(key, ""), str, f"{where}.{key}", "a name")
     return table

@@ -1,8 +1,8 @@
-"""A case of a notebook as a plan: the same stages as a spec's, made of what the user handed over in memory.
+"""The plan of a notebook's case: the same stages as for a spec, made from the user's objects in memory.
 
-Seeds are a notebook's own: references all belong to one case and differ by their number. Shadows draw what those of a
-spec with the same seed draw, so that on the same data, in the same order, `u_lira` of one method has the numbers of a
-spec; a chain of methods draws others.
+The seeds of stages differ from those of a spec: all references belong to one case and differ by their number. Shadow
+models draw the same random numbers as those of a spec with the same seed. So `u_lira` of one method gives the same
+numbers as in a spec, if data and their order are the same. A chain of methods draws other numbers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from expunge.pipeline.stage import Stage
 
 @dataclass(frozen=True)
 class Given(Part):
-    """What the user handed over, in the place of a part that a spec would name."""
+    """An object from the user, which replaces a part that a spec would name."""
 
     measures: ClassVar[bool] = False
     what: str = ""
@@ -71,7 +71,7 @@ class CaseSeeds(StageSeeds):
 
 @dataclass(frozen=True)
 class CasePlan(Plan):
-    """Audits of one unlearned model: `done`, by the attacks and audits of the spec, beside so many references."""
+    """Attacks and audits of one unlearned model, `done`, and of `references` retrained models."""
 
     case: Case
     done: Unlearned
@@ -79,12 +79,12 @@ class CasePlan(Plan):
     run_audits: dict[str, Any]
     references: int
     addresses: Mapping[str, str] = field(default_factory=dict)
-    """Content addresses of data, model and training, where outputs outlive the case; see `api/addresses.py`."""
+    """Content addresses of data, model and training, if outputs are stored in a folder; see `api/addresses.py`."""
     elsewhere: Any = None
-    """What other processes make this plan from, see `api/home.py`; none where it only runs in this one."""
+    """What other processes make this plan from, see `api/home.py`; `None` if it runs in this process only."""
 
     def __post_init__(self) -> None:
-        """Parts are made already."""
+        """Nothing to do: the parts exist already."""
 
     @cached_property
     def source(self) -> Any:
@@ -104,7 +104,7 @@ class CasePlan(Plan):
 
     @cached_property
     def steps(self) -> dict[str, Unlearned]:
-        """What each method of the chain returned, by its label."""
+        """The result of each method of the chain, by its label."""
         return {step.method: step for step in chain(self.done)}
 
     @cached_property
@@ -132,7 +132,7 @@ class CasePlan(Plan):
 
     @property
     def device(self) -> torch.device:
-        """Where the user put the model."""
+        """The device of the user's model."""
         return first_parameter(self.case.original).device
 
     @cached_property
@@ -156,18 +156,18 @@ class CasePlan(Plan):
         return [model for model in super().models if model not in judged]
 
     def labels(self, kind: str, model: str, attack: str | None, part: str) -> Any:
-        """Labels, which seeds depend on; and the weights that `unlearn` returned, whatever was done to them since."""
+        """Labels, because seeds depend on them; and a digest of the weights that a method returned."""
         weights = self.weights[model] if kind == "unlearn" else None
         return [self.case.seed, model, attack, part, weights]
 
     @cached_property
     def weights(self) -> dict[str, str]:
-        """Content address of what each method returned."""
+        """Content address of the weights that each method returned."""
         return {label: weights_digest(step.model) for label, step in self.steps.items()}
 
     @property
     def left_out(self) -> frozenset[str]:
-        """A record of a notebook holds no weights: the user has those that matter."""
+        """A record of a notebook holds no weights: the user has the model."""
         return frozenset({"models"})
 
     @cached_property
@@ -186,7 +186,7 @@ class CasePlan(Plan):
         return CaseSeeds(self, self.case.seed)
 
     def fresh(self, stage: Stage, data: Data) -> nn.Module:
-        """A copy of the user's own model or of what its method returned; for what is trained, one that is built."""
+        """A copy of the user's model or of a method's result; for models that are trained, a freshly built one."""
         own = {ORIGINAL: self.case.original} | {label: step.model for label, step in self.steps.items()}
         trained = stage.kind in ("reference", "shadow") and stage.model not in self.steps
         if stage.model in own and not trained:
@@ -196,7 +196,7 @@ class CasePlan(Plan):
         return module.to(self.device)
 
     def resolved(self) -> dict[str, Any]:
-        """What is known of the run, in the place of a spec."""
+        """What is known about the run, in the form of a resolved spec."""
         problem = self.case.problem
 
         def tables(entries: tuple[Entry, ...], parts: dict[str, Any]) -> list[dict[str, Any]]:
@@ -227,23 +227,23 @@ class CasePlan(Plan):
 
 @dataclass(frozen=True, eq=False)
 class _Here:
-    """A plan that only this process has."""
+    """A plan that exists in this process only."""
 
-    kept: CasePlan
+    case_plan: CasePlan
 
     def plan(self) -> CasePlan:
-        return self.kept
+        return self.case_plan
 
 
 def chain(done: Unlearned) -> list[Unlearned]:
-    """The methods' results that lead to this one, itself last."""
+    """The results of the methods that lead to this one; this one is the last."""
     return [*(chain(done.after) if done.after else []), done]
 
 
 def spec_of(
     done: Unlearned, references: int, attacks: tuple[Entry, ...], audits: tuple[Entry, ...], gallery: bool
 ) -> Spec:
-    """What is to be done, as a spec says it."""
+    """The audit as a spec."""
     methods = tuple(
         Entry(
             step.method.removeprefix(f"{step.after.method}_") if step.after else step.method,
@@ -275,5 +275,5 @@ def weights_digest(model: nn.Module) -> str:
 
 def _table(entry: Entry, part: Any) -> dict[str, Any]:
     settings = {} if isinstance(part, Given) else part.settings()
-    named = {"label": entry.label if entry.label != entry.name else None, "budget": entry.budget, "after": entry.after}
-    return {"name": entry.name, **settings, **{key: value for key, value in named.items() if value is not None}}
+    extras = {"label": entry.label if entry.label != entry.name else None, "budget": entry.budget, "after": entry.after}
+    return {"name": entry.name, **settings, **{key: value for key, value in extras.items() if value is not None}}

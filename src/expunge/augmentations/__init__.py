@@ -1,1 +1,1 @@
-"""Random changes of inputs that training sees and evaluation does not: one a file."""
+"""Augmentations, random changes of inputs in training but not in evaluation; one file each."""

@@ -15,16 +15,16 @@ from expunge.core.contracts import Augmentation
 
 @dataclass(frozen=True)
 class Crop(Augmentation):
-    """Each image is padded with zeros and cropped back to its size at a random place."""
+    """Each image is padded with zeros and cropped to its original size at a random place."""
 
     padding: Count = 4
-    """Pixels added on every side, and so the largest shift."""
+    """Pixels added on every side; this is also the largest shift."""
 
     def __call__(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
         """Images `[b, c, h, w]`, each shifted by up to `padding` pixels in both directions.
 
         Raises:
-            SpecError: The inputs are no images.
+            SpecError: The inputs are not images.
         """
         if inputs.ndim != 4:
             raise SpecError(

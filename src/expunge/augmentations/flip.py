@@ -16,7 +16,7 @@ class Flip(Augmentation):
     """Each image of a batch is mirrored with a probability."""
 
     probability: Share = 0.5
-    """Probability of each image."""
+    """Probability with which each image is mirrored."""
 
     def __call__(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
         """Images `[b, ..., w]`, of which some are reversed in their last dimension."""

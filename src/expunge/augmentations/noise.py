@@ -16,7 +16,7 @@ class Noise(Augmentation):
     """Independent Gaussian noise on every number of the inputs."""
 
     sigma: Positive = 0.05
-    """Standard deviation, in the unit of the inputs; of complex inputs that of real and imaginary part together."""
+    """Standard deviation, in the unit of the inputs; for complex inputs, that of real and imaginary part together."""
 
     def __call__(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
         """Inputs of any shape `[b, ...]` with noise added."""

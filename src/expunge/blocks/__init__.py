@@ -1,12 +1,12 @@
-"""What can be put into a model, Hugging Face's too: one block a file.
+"""Blocks, which are inserted into any model, also into Hugging Face models; one file each.
 
     from expunge import blocks
     from expunge.blocks.tied_dropout import TiedDropout
 
     blocks.put(model, TiedDropout(fixed=0.5), "layers.*.relu")
 
-A block works on what a module returns. The model's own classes and names of weights stay as they are: weights of the
-model without a block that has none load into the model with it, and the other way round.
+A block works on the output of a module. The model's classes and the names of its weights do not change. If a block has
+no weights, the weights of the model without it load into the model with it, and the other way round.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Memory for a model that was trained without: new channels behind tied dropout, and taken away again."""
+"""Add memory to a model that was trained without it: new channels with tied dropout, which are removed afterwards."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from expunge.blocks.widen import Run, shrink, widen_hidden
 
 
 class _ReaderMask(TiedLayer):
-    """Tied dropout of what a layer reads, where each channel has several entries in a row.
+    """Tied dropout of the input of a layer in which each channel has several consecutive entries.
 
     Args:
         fixed: Share of the channels that is always on.
-        dim: The dimension that counts channels.
-        positions: Entries of a channel.
+        dim: The dimension of the channels.
+        positions: Number of entries per channel.
     """
 
     def __init__(self, fixed: float, dim: int, positions: int) -> None:
@@ -36,16 +36,16 @@ class _ReaderMask(TiedLayer):
 
 @contextmanager
 def added_memory(model: nn.Module, run: Run, share: float, generator: torch.Generator) -> Iterator[None]:
-    """Inside, hidden layers have new channels that are memory; afterwards the model has its own shapes, and its base.
+    """Inside, hidden layers have new channels, which are memory. Afterwards these are removed; the base remains.
 
     Args:
-        model: Changed in place.
-        run: Its outputs on a few examples, which must not change.
-        share: New channels over those that a layer has.
-        generator: Of the new weights.
+        model: The model; it is changed in place.
+        run: Computes the model's outputs on a few examples, which must not change.
+        share: Number of new channels divided by the number of a layer's own channels.
+        generator: Draws the new weights.
 
     Raises:
-        MissingError: No hidden layer can be widened; says why.
+        MissingError: No hidden layer can be widened; the message says why.
     """
     layers = widen_hidden(model, run, share, generator)
     handles = [_mask(hidden) for hidden in layers]

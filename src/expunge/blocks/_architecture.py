@@ -1,4 +1,4 @@
-"""An architecture whose models have blocks in them."""
+"""An architecture with blocks in its models."""
 
 from __future__ import annotations
 
@@ -18,59 +18,59 @@ from expunge.core.modules import evaluating
 from expunge.core.seeding import forked
 
 PRESERVED = 1e-9
-"""Largest change of an output that counts as none, in double precision."""
+"""Largest change of an output, in double precision, that counts as no change."""
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A block, the patterns of the paths that it is put behind, and its name in the spec."""
+    """A block, the patterns of the paths behind which it is inserted, and its name in the spec."""
 
     block: Any
     at: tuple[str, ...]
     name: str
 
     def settings(self) -> dict[str, Any]:
-        """As a spec's table."""
+        """The table of the block in a spec."""
         return {"name": self.name, "at": list(self.at), **self.block.settings()}
 
     def fingerprint(self) -> dict[str, Any]:
-        """What enters the keys of stages."""
+        """Plain data that become part of the keys of stages."""
         return {"at": list(self.at), "block": self.block.fingerprint()}
 
 
 @dataclass(frozen=True)
 class WithBlocks(Architecture):
-    """A model family with blocks put into each of its models, in their order.
+    """A model family with blocks inserted into each of its models, in their order.
 
-    Weights are drawn as without blocks: those of the architecture first, then those of each block.
+    The weights of the architecture are drawn first, as without blocks; then the weights of each block.
     """
 
     architecture: Any
     """The model family, or a function that builds a model."""
     placed: tuple[Placed, ...]
-    """What is put where."""
+    """The blocks and their places."""
 
     def __post_init__(self) -> None:
-        """The parts in it have been checked."""
+        """Nothing to do: architecture and blocks are checked already."""
 
     @property
     def version(self) -> int:  # type: ignore[override]
-        """The architecture's."""
-        found: int = self.architecture.version
-        return found
+        """The version of the architecture."""
+        version: int = self.architecture.version
+        return version
 
     def settings(self) -> dict[str, Any]:
-        """The architecture's, and its blocks as a spec has them."""
+        """Settings of the architecture, and the blocks' tables as in a spec."""
         return {**self.architecture.settings(), "block": [placed.settings() for placed in self.placed]}
 
     def fingerprint(self) -> dict[str, Any]:
-        """The architecture's and its blocks'."""
+        """Fingerprints of the architecture and of its blocks."""
         return {**self.architecture.fingerprint(), "block": [placed.fingerprint() for placed in self.placed]}
 
     def original_digest(self) -> str | None:
-        """The architecture's: blocks are settings."""
-        brings = isinstance(self.architecture, Architecture)
-        return self.architecture.original_digest() if brings else None
+        """The digest of the architecture's weights; blocks count as settings."""
+        is_part = isinstance(self.architecture, Architecture)
+        return self.architecture.original_digest() if is_part else None
 
     def original(self, data: Data) -> nn.Module | None:
         """The user's own model with the blocks in it."""
@@ -81,7 +81,7 @@ class WithBlocks(Architecture):
         """A fresh model with the blocks in it.
 
         Raises:
-            SpecError: A block does not fit; names its place in the spec.
+            SpecError: A block does not fit; the message names its place in the spec.
         """
         return self._put(self.architecture(data), data)
 
@@ -98,17 +98,17 @@ class WithBlocks(Architecture):
 
 
 def with_blocks(architecture: Any, placed: Sequence[Placed]) -> Any:
-    """The architecture with these blocks in its models; without any, itself.
+    """The architecture with these blocks in its models; without blocks, the architecture itself.
 
     Args:
         architecture: A model family, or a function of the data.
-        placed: What is put where.
+        placed: The blocks and their places.
     """
     return WithBlocks(architecture, tuple(placed)) if placed else architecture
 
 
 def _named(block: Any, where: str) -> Any:
-    """The block, with its place before whatever it refuses."""
+    """The block; its errors start with its place in the spec."""
 
     def call(model: nn.Module, path: str) -> nn.Module | None:
         try:
@@ -121,7 +121,7 @@ def _named(block: Any, where: str) -> Any:
 
 
 def _outputs(module: nn.Module, data: Data) -> Tensor:
-    """What the model says of two examples, in double precision."""
+    """The model's outputs on two examples, in double precision."""
     double = copy.deepcopy(module).double().eval()
     with torch.no_grad(), forked():
         outputs: Tensor = data.objective.prediction(double, data.batch(data.train[:2]))
@@ -129,16 +129,16 @@ def _outputs(module: nn.Module, data: Data) -> Tensor:
 
 
 def _require_same(before: Tensor, after: Tensor, where: str) -> None:
-    """Refuse a block that promises to change no output, and does."""
+    """Refuse a block with `preserves` that changes an output."""
     if not torch.allclose(before, after, rtol=PRESERVED, atol=PRESERVED):
         raise SpecError("changes the model's outputs", where=where, remedy="put it at another layer")
 
 
 def _require_run(module: nn.Module, data: Data, added: list[Any], where: str) -> None:
-    """Run two examples: a block that is never reached would do nothing, and nobody would notice.
+    """Run two examples, to refuse a block that never runs and would silently do nothing.
 
     Raises:
-        SpecError: A block does not run, or does not fit what it is given.
+        SpecError: A block does not run, or does not fit its input.
     """
     reached = set[nn.Module]()
     handles = [block.module.register_forward_hook(lambda run, _, __: reached.add(run)) for block in added]
@@ -152,5 +152,5 @@ def _require_run(module: nn.Module, data: Data, added: list[Any], where: str) ->
             handle.remove()
     idle = [block.path for block in added if block.module not in reached]
     if idle:
-        finding = f"{idle[0]!r} never runs as a module, so that the block behind it would do nothing"
+        finding = f"{idle[0]!r} never runs as a module, so the block behind it would do nothing"
         raise SpecError(finding, where=f"{where}.at", remedy="put it behind another module")

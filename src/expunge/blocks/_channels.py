@@ -1,4 +1,4 @@
-"""Which layer writes the channels that a module returns, and in which dimension they are counted."""
+"""Find the layer that writes the channels of a module's output, and the dimension of the channels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _FIRST = (nn.modules.conv._ConvNd, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 
 
 def writer_of(model: nn.Module, path: str) -> nn.Module | None:
-    """The last module with weights of its own inside the module at this path, or else registered before it."""
+    """The last module with its own weights inside the module at this path; otherwise the last one registered before."""
     writer, inside = None, False
     for name, module in model.named_modules():
         within = name == path or name.startswith(f"{path}.")
@@ -22,10 +22,10 @@ def writer_of(model: nn.Module, path: str) -> nn.Module | None:
 
 
 def channel_dim(writer: nn.Module | None) -> int:
-    """The dimension that counts channels behind such a layer: 1 for convolutions and their norms, else the last."""
+    """The dimension of the channels behind such a layer: 1 for convolutions and their norms, otherwise the last."""
     return 1 if writer is None or isinstance(writer, _FIRST) else -1
 
 
 def channels_of(norm: nn.GroupNorm | nn.LayerNorm) -> int:
-    """How many channels a norm has; those of a layer norm are its last dimension."""
+    """Number of channels of a norm; for a layer norm, the size of the last dimension."""
     return norm.num_channels if isinstance(norm, nn.GroupNorm) else int(norm.normalized_shape[-1])

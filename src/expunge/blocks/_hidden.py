@@ -1,8 +1,8 @@
-"""Hidden layers that can be made wider: the layer that writes their channels, norms, and the layer that reads them.
+"""Hidden layers that may be widened: the layer that writes the channels, the norms, and the layer that reads them.
 
-Modules with weights are paired in the order in which they are registered, which for most models is that in which they
-run. Two layers of the same sizes in a row may be the halves of a gated perceptron, which write the channels together.
-Whether a pair is what it looks like only a run can show: `widen` compares the outputs.
+Modules with weights are paired in the order of registration, which for most models is the order in which they run. Two
+consecutive layers of the same size may be the two halves of a gated perceptron, which write the channels together. Only
+a run can show whether a pair is right, so `widen` compares the outputs.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 _LINEAR, _CONVOLUTIONS = (nn.Linear,), (nn.Conv1d, nn.Conv2d)
 _CHANNEL_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm1d, nn.InstanceNorm2d)
-"""Norms that treat every channel alone."""
+"""Norms that treat each channel separately."""
 _MIXING_NORMS = (nn.LayerNorm, nn.LocalResponseNorm)
-"""Norms over all channels: new ones would change what the others become."""
+"""Norms over all channels: new channels would change the values of the others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,44 +26,44 @@ class Hidden:
     """The channels between a layer that writes them and one that reads them."""
 
     paths: tuple[str, ...]
-    """Of the layers that write."""
+    """Paths of the layers that write."""
     writers: tuple[Any, ...]
-    """One, or the two whose outputs are multiplied."""
+    """One layer, or the two layers whose outputs are multiplied."""
     norms: tuple[Any, ...]
     reader: Any
     channels: int
 
     @property
     def path(self) -> str:
-        """Of the first layer that writes."""
+        """Path of the first layer that writes."""
         return self.paths[0]
 
     @property
     def positions(self) -> int:
-        """Inputs of the reader that belong to one channel: the positions of a flattened feature map, else 1."""
+        """Number of reader inputs per channel: the positions of a flattened feature map, otherwise 1."""
         return inputs_of(self.reader) // self.channels_now
 
     @property
     def channels_now(self) -> int:
-        """Channels, with those that were added."""
+        """Number of channels, including those that were added."""
         return outputs_of(self.writers[0])
 
     def added(self, share: float) -> int:
-        """How many channels to add for this share of those there are: whole groups of a group norm, at least one."""
+        """Number of channels to add for this share: whole groups of a group norm, and at least one channel or group."""
         groups = [self.channels // norm.num_groups for norm in self.norms if isinstance(norm, nn.GroupNorm)]
         step = math.lcm(1, *groups)
         return max(round(share * self.channels / step), 1) * step
 
 
 def hidden_layers(model: nn.Module) -> tuple[list[Hidden], dict[str, str]]:
-    """The hidden layers that look as if they could be widened.
+    """The hidden layers that may be widened, as far as their structure shows.
 
     Args:
         model: Any module.
 
     Returns:
-        Those layers in the model's order, gated ones before others with the same layers, and by path of a layer that
-        writes why it cannot be widened.
+        The layers in the model's order, with gated pairs before other pairs of the same layers; and, for each other
+        layer, its path -> the reason why it cannot be widened.
     """
     layers = [(path, module) for path, module in model.named_modules() if _holds_weights(module)]
     shared = _shared(model)
@@ -88,31 +88,31 @@ def hidden_layers(model: nn.Module) -> tuple[list[Hidden], dict[str, str]]:
 
 
 def is_transposed(layer: nn.Module) -> bool:
-    """Whether it is a Hugging Face `Conv1D`: a linear layer whose weight is `[inputs, outputs]`."""
+    """Whether the layer is a Hugging Face `Conv1D`: a linear layer whose weight is `[inputs, outputs]`."""
     return type(layer).__name__ == "Conv1D" and type(layer).__module__.startswith("transformers.")
 
 
 def outputs_of(layer: Any) -> int:
-    """Channels that a layer writes."""
+    """Number of channels that a layer writes."""
     return int(layer.weight.shape[1 if is_transposed(layer) else 0])
 
 
 def inputs_of(layer: Any) -> int:
-    """Channels that a layer reads."""
+    """Number of channels that a layer reads."""
     return int(layer.weight.shape[0 if is_transposed(layer) else 1])
 
 
 def _gated(writer: Any, later: Sequence[tuple[str, Any]], shared: set[int]) -> bool:
-    """Whether the layer and the next one may write together what the one behind both reads."""
+    """Whether this layer and the next one may together write the input of the layer after both."""
     if len(later) < 2 or not (_supported(later[0][1]) and _supported(later[1][1])):
         return False
-    other, reader = later[0][1], later[1]
-    alike = type(writer) is type(other) and writer.weight.shape == other.weight.shape
-    return alike and not _reason(writer, [], reader, shared) and not _reason(other, [], reader, shared)
+    second, reader = later[0][1], later[1]
+    alike = type(writer) is type(second) and writer.weight.shape == second.weight.shape
+    return alike and not _reason(writer, [], reader, shared) and not _reason(second, [], reader, shared)
 
 
 def _reason(writer: Any, norms: Sequence[Any], reader: tuple[str, Any] | None, shared: set[int]) -> str:
-    """Why the pair cannot be widened; empty where it looks as if it could."""
+    """The reason why the pair cannot be widened; empty if it may be."""
     if reader is None:
         return "no layer reads its outputs"
     path, layer = reader
@@ -128,9 +128,9 @@ def _reason(writer: Any, norms: Sequence[Any], reader: tuple[str, Any] | None, s
         return f"{path!r} is a convolution"
     if any(_channels(norm) != channels for norm in norms):
         return f"a norm before {path!r} has another number of channels"
-    held = [*writer.parameters(recurse=False), *layer.parameters(recurse=False)]
-    if any(id(parameter) in shared for parameter in held):
-        return f"its weights or those of {path!r} are used elsewhere too"
+    weights = [*writer.parameters(recurse=False), *layer.parameters(recurse=False)]
+    if any(id(parameter) in shared for parameter in weights):
+        return f"its weights or those of {path!r} are also used elsewhere"
     if not (writer.weight.requires_grad and layer.weight.requires_grad):
         return f"its weights or those of {path!r} are frozen"
     return ""
@@ -155,7 +155,7 @@ def _holds_weights(module: nn.Module) -> bool:
 
 
 def _shared(model: nn.Module) -> set[int]:
-    """Ids of parameters that are there under several names."""
+    """Ids of parameters with several names."""
     seen, twice = set[int](), set[int]()
     parameter: Tensor
     for _, parameter in model.named_parameters(remove_duplicate=False):

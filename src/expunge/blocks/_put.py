@@ -1,4 +1,4 @@
-"""Putting a block behind modules of a model: which modules, and how without renaming a weight."""
+"""Insert a block behind modules of a model: choose the modules by pattern, and rename no weights."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch import Tensor, nn
 from expunge.base.errors import SpecError
 
 NAME = "expunge_block"
-"""Name of the child that holds what was put behind a module; a second one is `expunge_block_2`."""
+"""Name of the child module that holds an inserted block; a second one is `expunge_block_2`."""
 _SHOWN = 12
 
 
 class Inserted(nn.Module):
-    """What a block put behind a module: a child of that module, run on its output by a forward hook.
+    """An inserted block: a child of the module that it follows, run on that module's output by a forward hook.
 
-    As a child it moves, trains and is stored with the model. A container that runs all of its children runs this one
-    too, and there it changes nothing: `forward` returns its input.
+    As a child, it moves, trains and is stored with the model. A container that runs all its children also runs this
+    one, without effect: `forward` returns its input.
 
     Args:
-        module: Called with the output, returns what stands in its place.
-        path: Of the module that it follows, for messages.
+        module: Called with the output; its result replaces the output.
+        path: Path of the module that it follows, for messages.
     """
 
     def __init__(self, module: nn.Module, path: str) -> None:
@@ -32,11 +32,11 @@ class Inserted(nn.Module):
         self.module, self.path = module, path
 
     def forward(self, inputs: Any) -> Any:
-        """The input."""
+        """Return the input."""
         return inputs
 
     def after(self, _: nn.Module, __: Any, output: Any) -> Any:
-        """The hook: the block on the output, or on the first part of a tuple.
+        """The hook: run the block on the output, or on the first element of a tuple.
 
         Raises:
             SpecError: The module returns something else.
@@ -48,8 +48,8 @@ class Inserted(nn.Module):
         raise SpecError(
             f"{self.path!r} returns {type(output).__name__}",
             where="block",
-            allowed="a tensor, or a tuple that begins with one",
-            remedy="put the block behind a module inside of it",
+            allowed="a tensor, or a tuple whose first element is a tensor",
+            remedy="put the block behind a module inside it",
         )
 
 
@@ -60,20 +60,20 @@ def put(
     *,
     where: str = "block",
 ) -> nn.Module:
-    """Put a block behind modules of a model, in place.
+    """Insert a block behind modules of a model, in place.
 
     Args:
         model: Any module.
         block: The block, or a function of the model and a path.
-        at: Paths as in `model.named_modules()`, or patterns of them: `*` and `?` stand for letters of one step of a
-            path, `**` for any number of steps.
+        at: Paths as in `model.named_modules()`, or patterns: `*` matches any characters within one step of a path, `?`
+            matches one character, and `**` matches any number of steps.
         where: Place of the block in the spec, for messages.
 
     Returns:
         The model.
 
     Raises:
-        SpecError: A pattern matches no module, or one that never runs; names the nearest paths.
+        SpecError: A pattern matches no module, or a module that never runs; the message names the most similar paths.
     """
     for path in matching(model, [at] if isinstance(at, str) else at, where):
         module = block(model, path)
@@ -83,7 +83,7 @@ def put(
 
 
 def follow(behind: nn.Module, module: nn.Module, path: str) -> Inserted:
-    """Run `module` on everything that `behind` returns from now on."""
+    """From now on, run `module` on the output of `behind`."""
     name, count = NAME, 1
     while name in behind._modules:
         count += 1
@@ -95,7 +95,7 @@ def follow(behind: nn.Module, module: nn.Module, path: str) -> Inserted:
 
 
 def inserted(model: nn.Module) -> list[Inserted]:
-    """Everything that blocks put into a model, in the order of its modules."""
+    """All inserted blocks of a model, in the order of its modules."""
     return [module for module in model.modules() if isinstance(module, Inserted)]
 
 
@@ -103,7 +103,7 @@ def matching(model: nn.Module, patterns: Sequence[str], where: str) -> list[str]
     """Paths of the modules that match one of the patterns, in the model's order.
 
     Raises:
-        SpecError: A pattern matches none, or a container that is never called.
+        SpecError: A pattern matches no module, or a container that is never called.
     """
     modules = {path: module for path, module in model.named_modules() if path and NAME not in path}
     chosen = set[str]()
@@ -121,7 +121,7 @@ def matching(model: nn.Module, patterns: Sequence[str], where: str) -> list[str]
 
 
 def _expression(pattern: str) -> re.Pattern[str]:
-    """`*` and `?` within a step, `**` for any number of steps, also none."""
+    """A regular expression: `*` and `?` match within a step, `**` matches any number of steps, also none."""
     text = re.escape(pattern).replace(r"\*\*\.", "(?:.*\\.)?").replace(r"\.\*\*", "(?:\\..*)?").replace(r"\*\*", ".*")
     return re.compile(text.replace(r"\*", "[^.]*").replace(r"\?", "[^.]"))
 

@@ -1,18 +1,19 @@
 """Example-tied dropout: channels that are always on, and channels that are on for some examples only (2307.09542).
 
-The first channels of a layer are its *base* (theta_1 in REM, 2505.17730). Each of the others, its *memory* (theta_2),
-is on for an example with probability `memory`, and whether it is follows from the example's id: the same on every pass,
-in every process. What is peculiar to an example can then settle in the channels that it has, and goes when they go.
+The first channels of a layer are its *base* (theta_1 in REM, 2505.17730). The others are its *memory* (theta_2). Each
+memory channel is on for an example with probability `memory`. The example's id decides this, so it is the same on every
+pass and in every process. Features of single examples can then be stored in their own memory channels, and are removed
+with these channels.
 
-    training      each example has its own memory channels, by id; with `memory` 0 none has any
+    training      each example has its own memory channels, by id; with `memory` 0 it has none
     evaluation    all memory is off, and nothing is rescaled, as in REM's code ("drop"); 2307.09542 rescales
 
-A mask is a hash of the id, the channel and the number of channels: nothing is stored, no random state is drawn from,
-and layers of one width share their masks, as REM's do. `base_only` and `with_memory` say otherwise for one model and
-one block of code; to let examples share a mask, give them one id (`SHARED`) in the batch.
+A mask is a hash of the id, the channel and the number of channels: nothing is stored, no random state is used, and
+layers of the same width share their masks, as in REM. `base_only` and `with_memory` change the rule for one model
+inside a `with` block. To let examples share a mask, give them the same id (`SHARED`) in the batch.
 
-Weights of the memory are part of the model as long as they are not zero: whoever ships them ships what they hold,
-though audits, which evaluate the base, do not see it.
+Weights of the memory are part of the model as long as they are not zero. A published model contains what they store,
+although audits, which evaluate the base, do not see it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from expunge.base.errors import SpecError
 from expunge.core.example_ids import current_ids
 
 SHARED = -1
-"""An id that no example has, for those that are to share one mask (REM's code takes 0, which is also an example's)."""
+"""An id that no example has, for examples that share one mask. (REM's code uses 0, which is also an example's id.)"""
 
 _GOLDEN, _FIRST, _SECOND = (c - 2**64 for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 _BITS = 53
@@ -36,7 +37,7 @@ _BITS = 53
 
 @dataclass(frozen=True)
 class _Rule:
-    """What holds inside a block of code: whether memory is on, and with which probability instead of the layer's."""
+    """The rule inside a `with` block: whether memory is on, and with which probability instead of the layer's own."""
 
     remember: bool
     memory: float | None = None
@@ -45,12 +46,12 @@ class _Rule:
 class TiedLayer(nn.Module):
     """Example-tied dropout of a hidden layer's channels; it has no weights.
 
-    Where memory is on it asks `expunge.core.example_ids` for the ids of the batch.
+    If memory is on, it reads the ids of the batch from `expunge.core.example_ids`.
 
     Args:
-        fixed: Share of the channels that is always on, rounded to whole channels and at least one.
-        memory: Probability with which each of the others is on for an example in training.
-        dim: The dimension of the hidden layer that counts channels; examples are dimension 0.
+        fixed: Share of the channels that is always on, rounded to whole channels, at least one.
+        memory: Probability with which each other channel is on for an example in training.
+        dim: The dimension of the channels; examples are dimension 0.
     """
 
     def __init__(self, fixed: float, memory: float = 0.0, dim: int = 1) -> None:
@@ -62,7 +63,7 @@ class TiedLayer(nn.Module):
         """The hidden layer `[b, ...]` with zeros in the channels that are off.
 
         Raises:
-            SpecError: Ids are needed and there are none, or not one per example.
+            SpecError: Ids are needed, but there are none or not one per example.
         """
         channels, shape = hidden.shape[self.dim], [1] * hidden.ndim
         rule = self.rule or _Rule(remember=self.training)
@@ -73,17 +74,17 @@ class TiedLayer(nn.Module):
         else:
             shape[0] = len(hidden)
             on = self.mask(_required_ids(len(hidden)).to(hidden.device), channels, memory)
-        # Filled, not multiplied: zero times infinity is no number.
+        # Filled, not multiplied: zero times infinity is NaN.
         return hidden.masked_fill(~on.view(shape), 0)
 
     def mask(self, ids: Tensor, channels: int, memory: float | None = None) -> Tensor:
-        """Which of so many channels are on for each id, `[len(ids), channels]` bool."""
+        """Which of the channels are on for each id, `[len(ids), channels]` bool."""
         channel = torch.arange(channels, device=ids.device)
         threshold = int((self.memory if memory is None else memory) * 2**_BITS)
         return (channel < base_channels(channels, self.fixed)) | (example_hash(ids, channels) < threshold)
 
     def extra_repr(self) -> str:
-        """What `print` shows of it."""
+        """The settings that `print` shows."""
         return f"fixed={self.fixed}, memory={self.memory}, dim={self.dim}"
 
 
@@ -94,24 +95,24 @@ def _required_ids(count: int) -> Tensor:
     raise SpecError(
         f"got {'no' if ids is None else len(ids)} ids for {count} examples",
         where="model (tied dropout)",
-        allowed="one id per example wherever memory is on, as in training",
+        allowed="one id per example if memory is on, as in training",
         remedy="call the model inside `with expunge.core.example_ids.example_ids(ids):`",
     )
 
 
 def base_channels(channels: int, fixed: float) -> int:
-    """How many channels are always on: the nearest whole number, at least one."""
+    """Number of channels that are always on: the nearest whole number, at least one."""
     return max(round(fixed * channels), 1)
 
 
 def example_hash(ids: Tensor, channels: int) -> Tensor:
     """Whole numbers below 2^53, uniform and independent over ids, channels and numbers of channels.
 
-    The id starts a stream of its own of the generator SplitMix64 (Steele, Lea and Flood, 2014).
+    Each id starts its own stream of the generator SplitMix64 (Steele, Lea and Flood, 2014).
 
     Args:
-        ids: Of the examples, `[b]` int64.
-        channels: How many numbers each gets.
+        ids: Ids of the examples, `[b]` int64.
+        channels: Number of hashes per id.
 
     Returns:
         `[b, channels]` int64, the same on every machine.
@@ -129,29 +130,29 @@ def _mixed(x: Tensor) -> Tensor:
 
 
 def _shifted(x: Tensor, bits: int) -> Tensor:
-    """The 64 bits to the right, with zeros from the left: torch's own shift keeps the sign."""
+    """Logical right shift of 64 bits, which fills with zeros: torch's own shift keeps the sign."""
     shifted: Tensor = (x >> bits) & (2 ** (64 - bits) - 1)
     return shifted
 
 
 def tied_layers(model: nn.Module) -> list[TiedLayer]:
-    """The model's example-tied dropout layers, in the order in which they are registered."""
+    """The model's layers of example-tied dropout, in the order of registration."""
     return [module for module in model.modules() if isinstance(module, TiedLayer)]
 
 
 @contextmanager
 def base_only(model: nn.Module) -> Iterator[None]:
-    """Inside, the model's memory is off in training mode too."""
+    """Inside, the model's memory is off, also in training mode."""
     with _following(model, _Rule(remember=False)):
         yield
 
 
 @contextmanager
 def with_memory(model: nn.Module, memory: float | None = None) -> Iterator[None]:
-    """Inside, each example has its memory channels in evaluation mode too.
+    """Inside, each example has its memory channels, also in evaluation mode.
 
     Args:
-        model: Any model; without tied dropout nothing changes.
+        model: Any model; without tied dropout this has no effect.
         memory: Probability of each memory channel instead of the layers' own; 1 switches all of them on.
     """
     with _following(model, _Rule(remember=True, memory=memory)):

@@ -1,10 +1,10 @@
-"""Example-tied dropout: hidden channels that all examples use, and channels that some use (2307.09542).
+"""Example-tied dropout: some hidden channels for all examples, others for some examples only (2307.09542).
 
-A share `fixed` of the channels is on for every example. Each other channel, the *memory*, is on for an example with
-probability `memory` in training, the same ones on every pass, and off in evaluation. `rem` moves wrong examples into
-the memory and drops it.
+A share `fixed` of the channels is on for every example. The other channels are the *memory*. In training, each of them
+is on for an example with probability `memory`, and an example has the same channels on every pass. In evaluation the
+memory is off. `rem` moves wrong examples into the memory and drops it.
 
-Where a norm mixes channels, a group of normalised channels must lie wholly in the base or wholly in the memory.
+If a norm mixes channels, each group of normalised channels must be entirely in the base or entirely in the memory.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Fixed = Annotated[float, msgspec.Meta(gt=0, le=1)]
 
 @dataclass(frozen=True)
 class TiedDropout(Block):
-    """Example-tied dropout of what a module returns."""
+    """Example-tied dropout of a module's output."""
 
     cite: ClassVar[str] = "maini2023localized"
 
@@ -49,11 +49,11 @@ class TiedDropout(Block):
     memory: Share = 0.0
     """Probability with which a memory channel is on for an example in training; at 0 the memory is only reserved."""
     dim: int | None = None
-    """Dimension of the output that counts channels. By default the last one behind a linear layer or a layer norm, and
-    1 otherwise, as behind a convolution."""
+    """Dimension of the channels in the output. By default the last one behind a linear layer or a layer norm, otherwise
+    1, for example behind a convolution."""
 
     def __call__(self, model: nn.Module, path: str) -> TiedLayer:
-        """The mask.
+        """Make the layer that masks channels.
 
         Raises:
             SpecError: A norm mixes channels of base and memory.

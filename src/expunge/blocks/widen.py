@@ -1,12 +1,13 @@
-"""More channels in a hidden layer of a trained model, whose outputs stay as they are.
+"""Add channels to a hidden layer of a trained model without changing its outputs.
 
-The layer that writes the channels gets new rows with small random weights, norms in between get neutral entries, and
-the layer that reads gets new columns of zeros: what the new channels hold is ignored until training changes that.
-Layers are `nn.Linear`, `nn.Conv1d`, `nn.Conv2d` and Hugging Face's `Conv1D`, also the two halves of a gated perceptron.
-Norms are batch, instance and group norm, which gets whole groups. A layer norm over the channels would mix new with old
-ones and is refused.
+The layer that writes the channels gets new rows with small random weights. Norms in between get neutral entries. The
+layer that reads the channels gets new columns of zeros, so the new channels have no effect until training changes that.
+Supported layers are `nn.Linear`, `nn.Conv1d`, `nn.Conv2d` and Hugging Face's `Conv1D`, also the two halves of a gated
+perceptron. Supported norms are batch, instance and group norm; group norm gets whole groups. A layer norm over the
+channels is refused, because it would mix new and old channels.
 
-In a spec, `at` names the layers that write. In Python, `widen_hidden` widens whatever can be and checks the outputs.
+In a spec, `at` names the layers that write. In Python, `widen_hidden` widens every layer that it can, and checks the
+outputs.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from expunge.blocks._hidden import Hidden, hidden_layers, inputs_of, is_transpos
 from expunge.core.contracts import Block
 
 Run = Callable[[nn.Module], Tensor]
-"""A model to its outputs on a fixed batch."""
+"""A function from a model to its outputs on a fixed batch."""
 TOLERANCE = 1e-9
-"""Largest change of an output in double precision, over the largest output."""
+"""Largest accepted change of an output in double precision, relative to the largest output."""
 _SHOWN = 4
 
 
@@ -39,39 +40,39 @@ class Widen(Block):
     preserves: ClassVar[bool] = True
 
     share: Positive = 1.0
-    """New channels over those that the layer has; 1 doubles it."""
+    """Number of new channels divided by the number of the layer's channels; 1 doubles the layer."""
 
     def __call__(self, model: nn.Module, path: str) -> None:
-        """Widen it in place; new weights are drawn from torch's global generator.
+        """Widen the layer in place; the new weights come from torch's global generator.
 
         Raises:
-            SpecError: The layer cannot be widened; says why.
+            SpecError: The layer cannot be widened; the message says why.
         """
         layers, refusals = hidden_layers(model)
         hidden = next((layer for layer in layers if path in layer.paths), None)
         if hidden is None:
-            finding = f"{path!r} cannot be widened: {refusals.get(path, 'it is no linear layer or convolution')}"
+            finding = f"{path!r} cannot be widened: {refusals.get(path, 'it is not a linear layer or a convolution')}"
             raise SpecError(finding, where="at", allowed=", ".join(layer.path for layer in layers) or "none")
         grow(hidden, hidden.added(self.share), None)
 
 
 def widen_hidden(model: nn.Module, run: Run, share: float, generator: torch.Generator | None = None) -> list[Hidden]:
-    """Widen, in place, every hidden layer that can be.
+    """Widen every hidden layer for which this is possible, in place.
 
-    Each layer is tried on a copy in double precision: where the outputs change, or the copy no longer runs, it stays as
-    it is.
+    Each layer is first widened in a copy in double precision. If the outputs change, or the copy no longer runs, the
+    layer is left as it is.
 
     Args:
         model: Any module.
-        run: Called in evaluation mode, for the outputs to be compared.
-        share: New channels over those that a layer has.
-        generator: Of the new weights; torch's global one where not given.
+        run: Computes the outputs to compare; called in evaluation mode.
+        share: Number of new channels divided by the number of a layer's own channels.
+        generator: Draws the new weights; by default torch's global generator.
 
     Returns:
-        The layers that were widened, with the number of channels that they had.
+        The layers that were widened, with their earlier number of channels.
 
     Raises:
-        MissingError: None can be; says why not.
+        MissingError: No layer can be widened; the message says why.
     """
     layers, refusals = hidden_layers(model)
     trial = copy.deepcopy(model).double().eval()
@@ -79,7 +80,7 @@ def widen_hidden(model: nn.Module, run: Run, share: float, generator: torch.Gene
         before = run(trial)
     widened: list[Hidden] = []
     for own, tried in zip(layers, hidden_layers(trial)[0], strict=True):
-        if any(set(own.paths) & set(other.paths) or own.reader is other.reader for other in widened):
+        if any(set(own.paths) & set(wider.paths) or own.reader is wider.reader for wider in widened):
             continue
         grow(tried, tried.added(share), torch.Generator().manual_seed(0))
         reason = changes(trial, run, before)
@@ -96,7 +97,7 @@ def widen_hidden(model: nn.Module, run: Run, share: float, generator: torch.Gene
 
 
 def changes(model: nn.Module, run: Run, before: Tensor) -> str:
-    """How a model in double precision differs from the outputs that it had; empty where it does not."""
+    """How the outputs of a model in double precision differ from those before; empty if they do not."""
     try:
         with torch.no_grad():
             after = run(model)
@@ -109,26 +110,26 @@ def changes(model: nn.Module, run: Run, before: Tensor) -> str:
 
 
 def cannot_widen(refusals: dict[str, str]) -> MissingError:
-    """The error for a model without a hidden layer that can be widened."""
+    """The error for a model in which no hidden layer can be widened."""
     reasons = [f"{path!r}: {reason}" for path, reason in refusals.items()] or ["it has no linear layer or convolution"]
     more = f"; and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
     return MissingError(
         f"no hidden layer of the model can be widened ({'; '.join(reasons[:_SHOWN])}{more})",
         where="model",
-        allowed="a linear layer or a convolution whose outputs only one other such layer reads",
-        remedy='put the block "tied_dropout" into the model before it is trained, or choose another method',
+        allowed="a linear layer or a convolution whose outputs are read by exactly one other such layer",
+        remedy='put the block "tied_dropout" into the model before training, or choose another method',
     )
 
 
 @torch.no_grad()
 def grow(hidden: Hidden, added: int, generator: torch.Generator | None) -> None:
-    """Add channels, in place: random rows, neutral norms, columns of zeros."""
+    """Add channels in place: random rows, neutral norms, columns of zeros."""
     reader, inputs = hidden.reader, added * hidden.positions
     for writer in hidden.writers:
         rows = 1 if is_transposed(writer) else 0
         shape = list(writer.weight.shape)
         shape[rows] = added
-        # The bound that torch draws such layers with.
+        # The bound of torch's own initialisation of such layers.
         bound = 1 / math.sqrt(writer.weight.numel() / writer.weight.shape[rows])
         weight, bias = (2 * bound * torch.rand(size, generator=generator) - bound for size in (shape, [added]))
         _extend(writer, "weight", weight, rows)
@@ -139,12 +140,12 @@ def grow(hidden: Hidden, added: int, generator: torch.Generator | None) -> None:
     shape, columns = list(reader.weight.shape), 0 if is_transposed(reader) else 1
     shape[columns] = inputs
     _extend(reader, "weight", torch.zeros(shape), columns)
-    _say_sizes(hidden)
+    _update_sizes(hidden)
 
 
 @torch.no_grad()
 def shrink(hidden: Hidden) -> None:
-    """Take the added channels away again, in place."""
+    """Remove the added channels, in place."""
     reader, count = hidden.reader, hidden.channels
     inputs = hidden.positions * count
     for writer in hidden.writers:
@@ -154,7 +155,7 @@ def shrink(hidden: Hidden) -> None:
         for name in ("weight", "bias", "running_mean", "running_var"):
             _cut(norm, name, count, 0)
     _cut(reader, "weight", inputs, 0 if is_transposed(reader) else 1)
-    _say_sizes(hidden)
+    _update_sizes(hidden)
 
 
 def _extend(module: nn.Module, name: str, more: Tensor, dim: int) -> None:
@@ -174,8 +175,8 @@ def _set(module: nn.Module, name: str, value: Tensor) -> None:
     setattr(module, name, nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value)
 
 
-def _say_sizes(hidden: Hidden) -> None:
-    """Bring the modules' own numbers in line with their weights."""
+def _update_sizes(hidden: Hidden) -> None:
+    """Set the modules' size attributes to the sizes of their weights."""
     count = hidden.channels_now
     for writer in hidden.writers:
         _number(writer, ("out_features", "out_channels", "nf"), count)

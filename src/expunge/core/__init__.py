@@ -1,1 +1,1 @@
-"""The contracts in torch: data, problem, case, objective, methods, attacks and audits."""
+"""The central classes: data, problem, case, objective, and the contracts of methods, attacks and audits."""

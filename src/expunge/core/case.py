@@ -1,4 +1,4 @@
-"""One seed of a problem with its models, and what a method or an attack makes of them."""
+"""One seed of a problem with its models, and the results of methods and attacks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from expunge.core.seeding import forked
 
 
 class Recipe(Protocol):
-    """How such a model is trained; without one there is no retrained model to compare with."""
+    """How such models are trained. Without a recipe there is no retrained model to compare with."""
 
     def build(self, seed: int) -> nn.Module:
         """A freshly initialised model, the same for the same seed."""
@@ -31,27 +31,28 @@ class Recipe(Protocol):
 
 @dataclass
 class Meter:
-    """Counts per-example gradients; with a limit, says when the next charge would exceed it.
+    """Counts per-example gradients; with a limit, says whether more gradients stay within it.
 
     Args:
-        limit: Upper bound in per-example gradients; `None` for none.
+        limit: Upper bound in per-example gradients; `None` for no bound.
+        gradients: Number of per-example gradients so far.
     """
 
     limit: int | None = None
     gradients: int = 0
 
     def affords(self, count: int) -> bool:
-        """Whether so many more stay within the limit."""
+        """Whether `count` more gradients stay within the limit."""
         return self.limit is None or self.gradients + count <= self.limit
 
     def charge(self, count: int) -> None:
-        """Record so many per-example gradients; a Hessian-vector product counts 2 per example."""
+        """Add `count` per-example gradients; a Hessian-vector product counts 2 per example."""
         self.gradients += count
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What something cost: per-example gradients and wall-clock seconds."""
+    """Cost of a computation: per-example gradients and wall-clock seconds."""
 
     gradients: int
     seconds: float
@@ -62,23 +63,23 @@ class Cost:
 
 @dataclass(frozen=True)
 class Unlearned:
-    """What a method returns: the new model, the method's label, its cost, and state that came from training."""
+    """Result of a method: the new model, the method's label, its cost, and state that its training produced."""
 
     model: nn.Module
     method: str
     cost: Cost
     state: Mapping[str, Any] = field(default_factory=dict)
     part: Any = None
-    """The method with its settings, to be run again on shadow models; `None` where it is not known."""
+    """The method with its settings, so that shadow models can be unlearned the same way; `None` if unknown."""
     budget: int | None = None
-    """Its bound in per-example gradients."""
+    """The method's upper bound in per-example gradients."""
     after: Unlearned | None = None
-    """What it started from, where that was not the original."""
+    """Result of the method before this one; `None` if the method started from the original."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What an attack saw on the unexposed forget set: steps `[p]` and values `[p, n]` in [0, 1], with the ids `[n]`."""
+    """Knowledge of the unexposed forget set during an attack: steps `[p]`, values `[p, n]` in [0, 1], and ids `[n]`."""
 
     steps: np.ndarray
     values: np.ndarray
@@ -86,13 +87,13 @@ class Curve:
 
     @property
     def peak(self) -> int:
-        """Index of the point, after the first step, at which most is known; the earliest among equals."""
+        """Index of the point, after the first, with the largest mean value; the earliest among equals."""
         return 1 + int(self.values[1:].mean(1).argmax())
 
 
 @dataclass(frozen=True)
 class Attacked:
-    """What an attack returns: the model at the curve's peak, so that any audit can run on it, and the curve."""
+    """Result of an attack: the model at the curve's peak, on which any audit can run, the curve and the cost."""
 
     model: nn.Module
     curve: Curve
@@ -101,25 +102,26 @@ class Attacked:
 
 @dataclass(frozen=True, eq=False)
 class Shadows:
-    """Models made like the audited one, from other seeds; those with the same index share their initial weights."""
+    """Models made like the audited one, from other seeds. Models with the same index share their initial weights."""
 
     knew: Sequence[nn.Module]
-    """Trained on retain and forget set, then treated as the audited model was; only trained for a retrained one."""
+    """Trained on retain and forget set, then unlearned and attacked like the audited model. If the audited model is a
+    retrained one, only trained."""
     never: Sequence[nn.Module]
     """Trained as references are, without the forget set."""
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One seed: the problem, the original model, how such models are trained, and retrained references.
+    """One seed of a problem: the problem, the original model, the recipe and the retrained reference.
 
     Args:
         seed: The run's seed.
         problem: What is to be forgotten.
-        original: The model that knows it.
-        recipe: How such models are trained; `None` where it is lost.
+        original: The model that was trained on the forget set.
+        recipe: How such models are trained; `None` if that is not known.
         make_reference: Overrides how the reference is obtained, e.g. from a cache.
-        shadows: For audits that ask for some.
+        shadows: Shadow models, for audits that need them.
     """
 
     seed: int
@@ -134,7 +136,7 @@ class Case:
         """The model retrained from the original's initial weights without the forget set and without corruption.
 
         Raises:
-            MissingError: There is no recipe to retrain with.
+            MissingError: The case has no recipe.
         """
         if self.make_reference is not None:
             return self.make_reference()
@@ -144,12 +146,12 @@ class Case:
 
 
 def train_model(recipe: Recipe, data: Data, ids: Tensor, seed: int, meter: Meter | None = None) -> nn.Module:
-    """Build and train a model; nothing outside is touched, the global random state included."""
+    """Build and train a model. Global random state does not change."""
     with forked(seed):
         module = recipe.build(seed)
         return recipe.fit(module, data, ids, seed, meter).eval()
 
 
 def copy_for_training(model: nn.Module) -> nn.Module:
-    """An independent copy in training mode; frozen parameters stay frozen, ties stay ties."""
+    """An independent copy in training mode; frozen parameters stay frozen, and tied parameters stay tied."""
     return copy.deepcopy(model).train()

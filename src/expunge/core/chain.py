@@ -1,10 +1,11 @@
-"""Plain chains of layers: where the hidden units sit, and the two changes of the weights that no output notices.
+"""Plain chains of layers: their hidden units, and two changes of weights that leave all outputs the same.
 
-Between two layers with weights, units may be put in another order: rows of the first, entries of the norms between,
-their running statistics too, and columns of the second move along, in blocks where a feature map was flattened. Behind
-a group norm whole groups move among each other and channels within a group. And where what is between maps `a * x` to
-`a` times what it makes of `x` for `a > 0`, as ReLU and pooling do and norms do not, incoming weights may be multiplied
-and outgoing weights divided by the same positive number.
+Permutation: the units between two layers with weights can be reordered. Rows of the first layer, entries and running
+statistics of the norms between, and columns of the second layer move together; after a flattened feature map, columns
+move in blocks. With a group norm, whole groups can change places, and channels can change places within a group.
+Rescaling: if everything between the two layers is positively homogeneous, f(a x) = a f(x) for a > 0, the incoming
+weights of a unit can be multiplied and its outgoing weights divided by the same positive number. ReLU and pooling are
+homogeneous; norms are not.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ HOMOGENEOUS: tuple[type[nn.Module], ...] = (
     nn.AdaptiveMaxPool2d,
     nn.AdaptiveAvgPool2d,
 )
-"""Modules that treat every unit alike and commute with a positive factor."""
+"""Modules that treat every unit alike and are positively homogeneous."""
 ELEMENTWISE: tuple[type[nn.Module], ...] = (nn.ELU, nn.GELU, nn.ReLU6, nn.Sigmoid, nn.SiLU, nn.Softplus, nn.Tanh)
-"""Modules that treat every unit alike, but a factor not."""
+"""Modules that treat every unit alike and are not homogeneous."""
 BATCH_NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d)
 _OTHER: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d, nn.GroupNorm)
 SUPPORTED = "nn.Sequential of Linear, Conv2d, batch or group norm, activations, pooling, Flatten and Dropout"
@@ -42,7 +43,7 @@ class Joint:
     """The hidden units between two layers with weights."""
 
     name: str
-    """Path of the layer that the units are outputs of."""
+    """Path of the layer whose outputs are the units."""
     into: nn.Linear | nn.Conv2d
     """The layer whose rows are the units."""
     norms: tuple[nn.Module, ...]
@@ -50,7 +51,7 @@ class Joint:
     out_of: nn.Linear | nn.Conv2d
     """The layer whose columns read the units."""
     groups: int
-    """Equal consecutive groups of units that must stay together; 1 where every order is admissible."""
+    """Number of equal, consecutive groups of units that must stay together; 1 if every order is possible."""
     homogeneous: bool
     """Whether a positive factor on a unit passes through to the next layer."""
 
@@ -61,22 +62,22 @@ class Joint:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """Everything trainable that a unit has entries in."""
+        """Parameters that hold entries of the units."""
         return [p for p in (*self._rows, self.out_of.weight) if isinstance(p, nn.Parameter)]
 
     @property
     def incoming(self) -> Tensor:
-        """What makes each unit, `[units, d]`: weights, bias and the norms' parameters."""
+        """Incoming weights of each unit, `[units, d]`: weights, bias and the norms' parameters."""
         return torch.cat([row.detach().reshape(self.units, -1) for row in self._rows], 1)
 
     @property
     def outgoing(self) -> Tensor:
-        """What reads each unit, `[units, d]`."""
+        """Outgoing weights of each unit, `[units, d]`."""
         return self.out_of.weight.detach().transpose(0, 1).reshape(self.units, -1)
 
     @torch.no_grad()
     def permute(self, order: Tensor) -> None:
-        """Put unit `order[i]` in place `i`, in all tensors and in place; `order` is `[units]`."""
+        """Move unit `order[i]` to position `i` in all tensors, in place; `order` is `[units]`."""
         for tensor in (*self._rows, *self._statistics):
             tensor.copy_(tensor[order.to(tensor.device)])
         weight, columns = self.out_of.weight, self._columns(order)
@@ -84,7 +85,10 @@ class Joint:
 
     @torch.no_grad()
     def rescale(self, factors: Tensor) -> None:
-        """Multiply what makes each unit by a positive factor, and divide what reads it; `factors` is `[units]`."""
+        """Multiply each unit's incoming weights by its positive factor and divide its outgoing weights by it, in place.
+
+        `factors` is `[units]`.
+        """
         assert self.homogeneous
         for row in self._rows:
             row.mul_(factors.to(row).reshape(-1, *[1] * (row.ndim - 1)))
@@ -94,17 +98,17 @@ class Joint:
 
     @property
     def _rows(self) -> list[nn.Parameter]:
-        found = [(module.weight, module.bias) for module in (self.into, *self.norms)]
-        return [p for pair in found for p in pair if isinstance(p, nn.Parameter)]
+        pairs = [(module.weight, module.bias) for module in (self.into, *self.norms)]
+        return [p for pair in pairs for p in pair if isinstance(p, nn.Parameter)]
 
     @property
     def _statistics(self) -> list[Tensor]:
-        found = [(norm.running_mean, norm.running_var) for norm in self.norms if isinstance(norm, BATCH_NORMS)]
-        return [s for pair in found for s in pair if isinstance(s, Tensor)]
+        pairs = [(norm.running_mean, norm.running_var) for norm in self.norms if isinstance(norm, BATCH_NORMS)]
+        return [s for pair in pairs for s in pair if isinstance(s, Tensor)]
 
     @property
     def _block(self) -> int:
-        """Columns that read one unit: the positions of its flattened feature map."""
+        """Number of columns that read one unit: the positions of its flattened feature map."""
         return self.out_of.weight.shape[1] // self.units
 
     def _columns(self, order: Tensor) -> Tensor:
@@ -112,44 +116,45 @@ class Joint:
 
 
 def joints(model: nn.Module) -> list[Joint]:
-    """The places of hidden units in a plain chain, from input to output.
+    """The hidden units of a plain chain, from input to output.
 
     Args:
         model: Nested `nn.Sequential` of supported layers.
 
     Returns:
-        One per pair of consecutive layers with weights; what they hold are the model's own tensors.
+        One joint per pair of consecutive layers with weights. Joints refer to the model's own tensors.
 
     Raises:
-        MissingError: The model is no such chain, or has no hidden units; says where and what is supported.
+        MissingError: The model is not such a chain, or has no hidden units; the message says where, and what is
+            supported.
     """
-    found: list[Joint] = []
+    chain: list[Joint] = []
     last, between = "", list[nn.Module]()
     layers: dict[str, nn.Linear | nn.Conv2d] = {}
     for name, module in _flattened(model, ""):
         if module._modules and type(module) in (*HOMOGENEOUS, *ELEMENTWISE, *BATCH_NORMS, *_OTHER):
-            raise _unsupported(f"there is a block behind {name!r}")
+            raise _unsupported(f"a block was put behind {name!r}")
         if type(module) in (nn.Linear, nn.Conv2d):
             assert isinstance(module, nn.Linear | nn.Conv2d)
             if last:
-                found.append(_joint(last, layers[last], between, name, module))
+                chain.append(_joint(last, layers[last], between, name, module))
             last, between, layers[name] = name, [], module
         elif type(module) in (*HOMOGENEOUS, *ELEMENTWISE, *BATCH_NORMS, nn.GroupNorm):
             between.append(module)
         else:
             raise _unsupported(f"{name!r} is a {type(module).__name__}" if name else f"it is a {type(model).__name__}")
     _check_untied(model)
-    if not found:
+    if not chain:
         raise _unsupported("there are no hidden units: it has fewer than two layers with weights")
-    return found
+    return chain
 
 
 def _flattened(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
-    # A subclass of a container may run its parts in another way.
+    # A subclass of nn.Sequential may run its modules in another way.
     if type(module) is not nn.Sequential:
         yield path, module
         return
-    # Not `named_children`, which leaves out a module that is there twice.
+    # Not `named_children`, which leaves out the repetition of a module.
     for name, child in module._modules.items():
         assert child is not None
         yield from _flattened(child, f"{path}.{name}" if path else name)
@@ -161,7 +166,7 @@ def _joint(
     units = len(into.weight)
     flattens = [m for m in between if isinstance(m, nn.Flatten)]
     if any((m.start_dim, m.end_dim) != (1, -1) for m in flattens):
-        raise _unsupported(f"a Flatten before {next_name!r} does not begin at dimension 1, or not end at the last")
+        raise _unsupported(f"a Flatten before {next_name!r} does not start at dimension 1, or does not end at the last")
     for path, layer in ((name, into), (next_name, out_of)):
         if isinstance(layer, nn.Conv2d) and layer.groups != 1:
             raise _unsupported(f"{path!r} is a grouped convolution")
@@ -181,7 +186,7 @@ def _groups_of(norm: nn.Module, units: int, next_name: str) -> int:
     channels = norm.num_channels if isinstance(norm, nn.GroupNorm) else norm.num_features
     if channels != units:
         raise _unsupported(f"a norm before {next_name!r} has {channels} channels, not the {units} units")
-    # One group, or one a channel, ties no units together.
+    # One group, or one group per channel, keeps no units together.
     tied = isinstance(norm, nn.GroupNorm) and norm.num_groups not in (1, units)
     return int(norm.num_groups) if tied else 1  # type: ignore[arg-type]
 
@@ -189,14 +194,14 @@ def _groups_of(norm: nn.Module, units: int, next_name: str) -> int:
 def _check_untied(model: nn.Module) -> None:
     seen: dict[int, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        other = seen.setdefault(id(parameter), name)
-        if other != name:
-            raise _unsupported(f"{other!r} and {name!r} are one tensor")
+        first = seen.setdefault(id(parameter), name)
+        if first != name:
+            raise _unsupported(f"{first!r} and {name!r} are the same tensor")
 
 
 def _unsupported(finding: str) -> MissingError:
     return MissingError(
-        f"the model is no plain chain of layers: {finding}",
+        f"the model is not a plain chain of layers: {finding}",
         allowed=SUPPORTED,
-        remedy="choose such a model (mlp, cnn), or leave this out",
+        remedy="choose such a model (mlp, cnn), or leave this part out",
     )

@@ -1,4 +1,4 @@
-"""Weights as safetensors only; nothing is ever unpickled."""
+"""Read and write weights, only as safetensors: nothing is ever unpickled."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from expunge.base.errors import SpecError
 
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-"""First bytes of what `torch.save` writes (a zip or a bare pickle)."""
+"""First bytes of a file of `torch.save` (a zip or a bare pickle)."""
 
 
 def dump(module: nn.Module) -> bytes:
-    """All parameters and buffers; tied tensors are written once."""
+    """All parameters and buffers as a safetensors file; tied tensors are written once."""
     return save_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in _unique(module).items()})
 
 
@@ -25,28 +25,29 @@ def restore(module: nn.Module, content: bytes, where: str) -> nn.Module:
     """Load weights into a module, in place.
 
     Args:
-        module: A module of the architecture that was saved.
-        content: A safetensors file.
-        where: Its place, for messages.
+        module: A module of the same architecture.
+        content: Bytes of a safetensors file.
+        where: Place of the file, for messages.
 
     Returns:
         The module.
 
     Raises:
-        SpecError: A pickle, a truncated file, or weights of another architecture; names the first misfit.
+        SpecError: The file is a pickle, is truncated, or holds weights of another architecture; the message names the
+            first difference.
     """
-    # A safetensors file begins with the length of its header, which may be one of these numbers, then with JSON.
+    # A safetensors file starts with the length of its header, which may equal one of these prefixes; then JSON follows.
     if content.startswith(_PICKLES) and content[8:9] != b"{":
         raise SpecError(
-            "this is a pickle, which could run code when loaded",
+            "this is a pickle, which can run code when it is loaded",
             where=where,
             allowed="a safetensors file",
-            remedy="convert it where you trust it, with safetensors.torch.save_file(model.state_dict(), path)",
+            remedy="if you trust it, convert it with safetensors.torch.save_file(model.state_dict(), path)",
         )
     try:
         tensors = load_bytes(content)
     except (SafetensorError, ValueError) as error:
-        finding = f"not a whole safetensors file ({error})"
+        finding = f"not a complete safetensors file ({error})"
         raise SpecError(finding, where=where, remedy="save or copy it again") from None
     _check(module, tensors, where)
     with torch.no_grad():
@@ -60,7 +61,7 @@ def load(module: nn.Module, path: Path, where: str = "") -> nn.Module:
     """Load weights from a file into a module, in place.
 
     Raises:
-        SpecError: As `restore`, or the file cannot be read.
+        SpecError: As for `restore`, or the file cannot be read.
     """
     try:
         content = path.read_bytes()
@@ -69,16 +70,16 @@ def load(module: nn.Module, path: Path, where: str = "") -> nn.Module:
     return restore(module, content, where or str(path))
 
 
-def _check(module: nn.Module, found: dict[str, Tensor], where: str) -> None:
+def _check(module: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
     state = module.state_dict(keep_vars=True)
-    # Tied tensors are one under several names, and writers differ in which of them they keep.
-    stored = {id(state[name]) for name in found if name in state}
+    # A tied tensor has several names, and programs differ in which of them they store.
+    stored = {id(state[name]) for name in tensors if name in state}
     misfits = [f"{name} is missing" for name, tensor in _unique(module).items() if id(tensor) not in stored]
-    misfits += [f"{name} is not part of the model" for name in sorted(found) if name not in state]
+    misfits += [f"{name} is not part of the model" for name in sorted(tensors) if name not in state]
     misfits += [
-        f"{name} has shape {list(found[name].shape)}, the model's has {list(tensor.shape)}"
+        f"{name} has shape {list(tensors[name].shape)}, the model's has {list(tensor.shape)}"
         for name, tensor in state.items()
-        if name in found and found[name].shape != tensor.shape
+        if name in tensors and tensors[name].shape != tensor.shape
     ]
     if misfits:
         more = f" and {len(misfits) - 1} more misfits" if len(misfits) > 1 else ""
@@ -91,7 +92,7 @@ def _check(module: nn.Module, found: dict[str, Tensor], where: str) -> None:
 
 
 def _unique(module: nn.Module) -> dict[str, Tensor]:
-    """State by name, the first name of each tensor; an alias of it is tied and would be written twice."""
+    """Parameters and buffers under the first name of each tensor; further names are ties."""
     seen: dict[int, str] = {}
     state = module.state_dict(keep_vars=True)
     return {name: tensor for name, tensor in state.items() if seen.setdefault(id(tensor), name) == name}

@@ -1,4 +1,4 @@
-"""The user's data sets as one pool of tensors: map-style data sets, pairs of tensors, or iterables of batches."""
+"""Turn the user's data set into tensors: a map-style data set, a pair of tensors, or an iterable of batches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TARGETS = ("labels", "label", "y", "targets")
 
 @dataclass(frozen=True)
 class Collected:
-    """Inputs `[n, ...]` and targets `[n]` or `[n, t]`, with the items as their owner would see them."""
+    """Inputs `[n, ...]` and targets `[n]` or `[n, t]`, and the items in the user's own format."""
 
     inputs: Tensor | None
     """`None` where they are read when they are needed."""
@@ -32,18 +32,18 @@ def collect(source: Any, *, where: str) -> Collected:
     """Materialise a data set.
 
     Args:
-        source: A pair of tensors or of NumPy arrays, whose double precision becomes torch's default; a map-style data
-            set of `(x, y)` or of dicts; or an iterable (a `DataLoader`, a list of batches) of the same. A list is one
-            of batches where its targets have a dimension that items' have not.
-            Dicts hold an input under one of `INPUTS` and a target under one of `TARGETS`;
-            token ids without labels predict themselves, and labels are shifted to the next token here.
-        where: What it is for, for messages.
+        source: One of three forms. A pair of tensors or NumPy arrays; arrays in double precision become torch's default
+            type. A map-style data set of `(x, y)` or of dicts. An iterable of batches of the same (a `DataLoader`, a
+            list); a list holds batches if its targets have one dimension more than those of single items.
+            Dicts hold an input under one of `INPUTS` and a target under one of `TARGETS`. Token ids without labels are
+            their own labels. Labels of tokens are shifted to the next token here.
+        where: Name of the argument, for messages.
 
     Returns:
         Tensors and items.
 
     Raises:
-        SpecError: It is empty, or an item has no input, no target, or a shape of its own.
+        SpecError: The data set is empty, an item has no input or no target, or the items' shapes differ.
     """
     if (
         isinstance(source, tuple | list)
@@ -105,16 +105,16 @@ def collect_lazily(source: Any, *, where: str) -> Collected:
 
 
 def items_of(parts: Sequence[Collected]) -> ConcatDataset[Any]:
-    """All parts' items under consecutive ids."""
+    """The items of all parts, with consecutive ids."""
     return ConcatDataset([part.items for part in parts])
 
 
 def _tensor(values: Tensor | np.ndarray[Any, Any]) -> Tensor:
-    """Arrays come in double precision unless somebody asked for another, and models do not."""
+    """A tensor. NumPy's default type is float64, so float64 arrays become torch's default type."""
     if isinstance(values, Tensor):
         return values
-    found = torch.as_tensor(values)
-    return found.to(torch.get_default_dtype()) if found.dtype == torch.float64 else found
+    tensor = torch.as_tensor(values)
+    return tensor.to(torch.get_default_dtype()) if tensor.dtype == torch.float64 else tensor
 
 
 def _collected(inputs: Tensor, targets: Tensor, where: str) -> Collected:
@@ -128,7 +128,7 @@ def _collected(inputs: Tensor, targets: Tensor, where: str) -> Collected:
 
 
 def _is_batches(source: Any, where: str) -> bool:
-    """Whether a list holds batches rather than items: targets `[b, t]`, or `[b]` beside inputs that are no tokens."""
+    """Whether a list holds batches, not items: its targets are `[b, t]`, or `[b]` with inputs that are not tokens."""
     if not isinstance(source, list) or not source:
         return False
     inputs, targets = _pair(source[0], where, 0)
@@ -137,7 +137,7 @@ def _is_batches(source: Any, where: str) -> bool:
 
 
 def _rows(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The items of a batch, as the user's own training wants to see them: labels not shifted, masks kept."""
+    """The items of a batch in the user's own format, for the user's training: labels not shifted, masks kept."""
     count = min(len(value) for value in batch.values())
     return [{key: value[i] for key, value in batch.items()} for i in range(count)]
 
@@ -166,16 +166,16 @@ def _from_mapping(item: Mapping[str, Any], where: str, index: int) -> tuple[Tens
 
 
 def _next_tokens(tokens: Tensor, item: Mapping[str, Any], label: str | None, where: str, index: int) -> Tensor:
-    """Targets aligned with the logits: position t decides token t + 1; padding and the last position decide nothing."""
+    """Targets aligned with the logits: position t predicts token t + 1; padding and the last position have none."""
     labels = torch.as_tensor(item[label]) if label else tokens
     mask = torch.as_tensor(item.get("attention_mask", torch.ones_like(tokens))).bool()
-    if labels.shape != tokens.shape:  # a sequence with a class of its own
+    if labels.shape != tokens.shape:  # a class per sequence
         if not mask.all():
             raise SpecError(
-                f"item {index} is padded, and models are called with input_ids alone",
+                f"item {index} is padded, and models are called with input_ids only",
                 where=where,
-                allowed="sequences without padding, where each has one class",
-                remedy="wrap a model that finds padding by its token, and leave attention_mask out",
+                allowed="sequences without padding, if each has one class",
+                remedy="wrap the model so that it recognises padding by its token, and leave attention_mask out",
             )
         return labels
     if not mask[..., 0].all():

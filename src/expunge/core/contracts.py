@@ -1,4 +1,4 @@
-"""What a block, a task, a method, an attack and an audit are: abstract here, final in the files that hold one each."""
+"""Abstract base classes of all parts: data sets, models, blocks, tasks, methods, attacks, audits and diagnostics."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ class Source(Part):
         """Load it.
 
         Raises:
-            MissingError: It is not on this machine; says how to get it.
+            MissingError: The data set is not on this machine; the message says how to get it.
         """
 
 
 @dataclass(frozen=True)
 class Augmentation(Part):
-    """A random change of inputs that training, unlearning and attacks see, and evaluation does not."""
+    """A random change of inputs in training, unlearning and attacks, but not in evaluation."""
 
     @abstractmethod
     def __call__(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
-        """The changed inputs of a batch, `[b, ...]`, in the same shape; everything random comes from the generator."""
+        """Change the inputs of a batch, `[b, ...]`; the shape stays. All random numbers come from the generator."""
 
 
 @dataclass(frozen=True)
@@ -53,50 +53,50 @@ class Architecture(Part):
 
     @abstractmethod
     def __call__(self, data: Data) -> nn.Module:
-        """A freshly initialised model for such data; draws from torch's global generator, which the caller seeds."""
+        """Build a freshly initialised model for such data. It draws from torch's global generator."""
 
     def original(self, data: Data) -> nn.Module | None:
-        """The user's own trained model, where the settings name one; `None`: originals are trained from fresh ones."""
+        """The user's own trained model, if the settings name one; `None` if originals are trained."""
         return None
 
     def original_digest(self) -> str | None:
-        """Content address of the weights that `original` returns; with one, the verdict is about that model alone."""
+        """Content address of the weights of `original`; if there is one, the verdict is about that model alone."""
         return None
 
 
 @dataclass(frozen=True)
 class Block(Part):
-    """Something to be put into a model, behind a module that it has."""
+    """A module that is inserted into a model, behind one of the model's modules."""
 
     preserves: ClassVar[bool] = False
-    """Whether the outputs of any model must be the same with it as without, which is then checked."""
+    """Whether the block must not change the outputs of any model. If so, this is checked."""
 
     @abstractmethod
     def __call__(self, model: nn.Module, path: str) -> nn.Module | None:
-        """What is to run on the output of the module at this path.
+        """Make the module that runs on the output of the module at this path.
 
         Args:
-            model: The model, to be asked for sizes.
-            path: Of the module, as in `model.named_modules()`.
+            model: The model, from which the block can read sizes.
+            path: Path of the module, as in `model.named_modules()`.
 
         Returns:
-            A module from a tensor to a tensor of the same shape, which is run in training and in evaluation; `None`
-            where the block changed the model itself and nothing is to be run.
+            A module from a tensor to a tensor of the same shape, which runs in training and in evaluation. `None` if
+            the block changed the model itself and nothing needs to run.
 
         Raises:
-            SpecError: It does not fit there.
+            SpecError: The block does not fit at this path.
         """
 
 
 @dataclass(frozen=True)
 class Task(Part):
-    """What is to be forgotten."""
+    """A way to choose what must be forgotten."""
 
     measures: ClassVar[bool] = False
-    """Whether `measure` returns anything."""
+    """Whether the task needs the statistics of `measure`."""
 
     def measure(self, data: Data, recipe: Recipe, seed: int) -> Mapping[str, Tensor]:
-        """Statistics that take training to obtain, such as C-scores; cached apart from the construction itself."""
+        """Statistics that need training, such as C-scores. They are cached separately from the problem."""
         return {}
 
     @abstractmethod
@@ -104,78 +104,80 @@ class Task(Part):
         """Construct the problem from the data and what `measure` returned.
 
         Raises:
-            SpecError: The data cannot carry this task.
+            SpecError: The data do not suit this task.
         """
 
 
 @dataclass(frozen=True)
 class Method(Part):
-    """A way to unlearn. Its call copies the model, seeds, counts and times; `apply` does the work on the copy."""
+    """A way to unlearn. A call copies the model, sets the seed, and measures the cost; `apply` works on the copy."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What it cannot do without: `recipe`, or what an objective provides, of `decisions`, `classes`, `tokens` and
+    """What the method requires: `recipe`, or what an objective provides: `decisions`, `classes`, `tokens`,
     `relabel`."""
     blocks: ClassVar[tuple[type[nn.Module], ...]] = ()
-    """Modules that blocks put into a model and that it cannot do without, such as `TiedLayer`."""
+    """Modules, inserted by blocks, that the method requires in the model, such as `TiedLayer`."""
     paper: ClassVar[str] = ""
     """Name and year of the source, for tables."""
     effort: ClassVar[str] = ""
-    """What it costs in short, for tables, in the letters that `expunge list methods` explains; the file's text says it
-    in full."""
+    """Cost in short, for tables, in the letters that `expunge list methods` explains. The head of the method's file
+    gives it in full."""
     priced: ClassVar[bool] = True
-    """Whether what its call counts is what unlearning cost; not for a model that was unlearned elsewhere."""
+    """Whether the gradients counted in its call are the cost of unlearning; false if the model was unlearned
+    elsewhere."""
     repeatable: ClassVar[bool] = True
-    """Whether it can be run again on a model of its kind, as audits by shadow models need; a file's content cannot."""
+    """Whether it can run again on shadow models, as some audits need; false for a method that reads weights from a
+    file."""
 
     @property
     def required(self) -> frozenset[str]:
-        """What these settings cannot do without; `needs` unless a setting adds to it."""
+        """What the method requires with these settings: `needs`, unless a setting adds to it."""
         return self.needs
 
     @property
     def ascent(self) -> float | None:
-        """Weight of the forget set's ascent, where plain descent on the retain set with it is all that the method does.
+        """Weight of ascent on the forget set, if the method is plain descent on the retain set with this ascent.
 
-        Diagnostics of stability predict what such a plan does; none by default.
+        Stability diagnostics predict the behaviour of such methods; `None` by default.
         """
         return None
 
     def unmet(self, problem: Problem, recipe: Recipe | None, model: nn.Module) -> list[str]:
-        """The needs that this problem, recipe and model do not meet."""
+        """The needs of the method that this problem, recipe and model do not meet."""
         return unmet_needs(self, problem.objective, model, recipe=recipe is not None)
 
     def missing_blocks(self, model: nn.Module) -> list[str]:
-        """Those of `blocks` that the model does not have; a method that puts one in where it lacks overrides this."""
+        """Names of `blocks` that the model lacks. A method that can insert its block itself overrides this."""
         return [kind.__name__ for kind in self.blocks if not any(isinstance(m, kind) for m in model.modules())]
 
     def check(self, problem: Problem) -> None:
-        """Refuse a problem that the settings do not fit, before anything is trained.
+        """Refuse, before anything is trained, a problem that the settings do not fit.
 
         Raises:
-            ExpungeError: Says which setting.
+            ExpungeError: A setting does not fit; the message names it.
         """
         return
 
     def check_model(self, model: nn.Module) -> None:
-        """Refuse a model that the method cannot work on, before anything is trained.
+        """Refuse, before anything is trained, a model that the method does not support.
 
         Raises:
-            ExpungeError: Says what it is about the model.
+            ExpungeError: The model is not supported; the message says why.
         """
         return
 
     def expected_gradients(self, retain: int, forget: int) -> float:
-        """Per-example gradients that a run is expected to take, for the forecast of `run --dry-run`.
+        """Expected number of per-example gradients of a run, for the forecast of `run --dry-run`.
 
-        By default a pass over both sets, once or as often as the setting `epochs` says. Override it where that is not
-        so. A method that needs the recipe is taken for one training and is not asked.
+        By default one pass over both sets, or as many passes as the setting `epochs` says. Override it if that is
+        wrong. For a method that needs the recipe this is not called: its cost is taken to be that of one training.
 
         Args:
             retain: Examples in the retain set.
             forget: Examples in the forget set.
 
         Returns:
-            Right within a factor of two; the upper bound where a rule may stop earlier.
+            An estimate within a factor of two. If a rule may stop the method early, the upper bound.
         """
         return float(getattr(self, "epochs", 1)) * (retain + forget)
 
@@ -185,8 +187,8 @@ class Method(Part):
         """Unlearn the problem's forget set.
 
         Args:
-            model: The model that knows it; never changed.
-            problem: What is to be forgotten.
+            model: The model that was trained on the forget set; never changed.
+            problem: The problem with the forget set.
             recipe: How such models are trained.
             seed: Everything random in the method follows from it.
             budget: Upper bound in per-example gradients.
@@ -195,7 +197,7 @@ class Method(Part):
             The unlearned model in evaluation mode, with its cost.
 
         Raises:
-            MissingError: The method needs what the problem or the model does not have.
+            MissingError: The problem, the recipe or the model lacks something that the method requires.
             RunError: Training diverged.
         """
         refuse_unmet(self.unmet(problem, recipe, model), where=type(self).__name__)
@@ -209,26 +211,26 @@ class Method(Part):
 
     @abstractmethod
     def apply(self, student: nn.Module, job: Job) -> nn.Module:
-        """Change the student, or make another model, and return it; charge `job.meter` for every gradient."""
+        """Unlearn: change the student, or make another model, and return it. Count every gradient in `job.meter`."""
 
 
 @dataclass(frozen=True)
 class Attack(Part):
-    """A way to bring forgotten knowledge back; may use `problem.retain` and `problem.exposed`, never `unexposed`."""
+    """A way to recover forgotten knowledge. It may use `problem.retain` and `problem.exposed`, never `unexposed`."""
 
     def check(self, problem: Problem) -> None:
-        """Refuse a problem that the settings do not fit, before anything is trained.
+        """Refuse, before anything is trained, a problem that the settings do not fit.
 
         Raises:
-            SpecError: Says which setting.
+            SpecError: A setting does not fit; the message names it.
         """
         return
 
     def check_model(self, model: nn.Module) -> None:
-        """Refuse a model that lacks what the attack changes, before anything is trained.
+        """Refuse, before anything is trained, a model that lacks what the attack changes.
 
         Raises:
-            MissingError: Says what it lacks.
+            MissingError: The model lacks something; the message says what.
         """
         return
 
@@ -243,93 +245,93 @@ class Attack(Part):
 
 @dataclass(frozen=True)
 class Audit(Part):
-    """A measurement of a model against its case."""
+    """A measurement of a model in its case."""
 
     after_attack: ClassVar[bool] = True
-    """Whether it makes sense again on a model that was attacked."""
+    """Whether the audit is repeated on attacked models."""
     needs: ClassVar[frozenset[str]] = frozenset()
     """What the objective must provide: `"decisions"`, `"classes"` or `"tokens"`."""
 
     @property
     def shadow_pairs(self) -> int:
-        """How many models of either kind `case.shadows` must hold; attacked like the model where it was."""
+        """Number of shadow models of each kind in `case.shadows`. For an attacked model, they are attacked too."""
         return 0
 
     def check_model(self, model: nn.Module) -> None:
-        """Refuse a model that cannot be measured, before anything is trained.
+        """Refuse, before anything is trained, a model that the audit cannot measure.
 
         Raises:
-            ExpungeError: Says what it is about the model.
+            ExpungeError: The model is not supported; the message says why.
         """
         return
 
     @abstractmethod
     def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
-        """Scores per example, id by id, for each split that it looks at."""
+        """Scores per example, with ids, for each split that the audit measures."""
 
 
 class Watcher(Protocol):
-    """What a monitor makes for one training: called after each step, it measures now and then and keeps plain lists."""
+    """A monitor's object for one training. It is called after each step, measures at some steps, and keeps lists."""
 
     def __call__(self, step: int, model: nn.Module) -> None:
-        """Look at the model after so many steps, and leave it as it is."""
+        """Measure the model after this many steps, without changing it."""
         ...
 
     @property
     def record(self) -> Mapping[str, Sequence[float]]:
-        """Everything that was measured, by name; `step` says when."""
+        """All measurements by name; `step` holds the step of each."""
         ...
 
 
 @dataclass(frozen=True)
 class Monitor(Part):
-    """Something to be measured while a model trains, without changing how it trains."""
+    """A measurement during training that does not change the training."""
 
     @abstractmethod
     def __call__(self, data: Data, ids: Tensor, optimizer: torch.optim.Optimizer, seed: int) -> Watcher:
-        """A watcher of one training.
+        """Make the watcher of one training.
 
         Args:
-            data: What the model is trained on.
-            ids: Which examples, `[k]`.
-            optimizer: Takes the steps.
-            seed: Of whatever is drawn, such as the examples to measure on.
+            data: The training data.
+            ids: Ids of the training examples, `[k]`.
+            optimizer: The optimizer of the training.
+            seed: Seed of all draws, such as the examples to measure on.
 
         Raises:
-            SpecError: It cannot measure on such data.
+            SpecError: The monitor does not support such data.
         """
 
 
 @dataclass(frozen=True)
 class Diagnostic(Part):
-    """Something that can be said of a case before anything is unlearned."""
+    """An estimate about a case before anything is unlearned."""
 
     predicts: ClassVar[Mapping[str, str]] = MappingProxyType({})
-    """Estimate -> what of the run it should be near, shown beside it: `original` or `reference`, what these models know
-    of the forget set, or `range`, what there is to forget."""
+    """Estimate -> the measured value that it predicts, which is shown with it: `original` or `reference` (knowledge of
+    the forget set of these models), or `range` (the difference between the two)."""
 
     def repeats(self, data: Data) -> bool:
-        """Whether it is run on every seed's original; where it is expensive and hardly differs, the first is enough."""
+        """Whether it runs on every seed's original; false if it is expensive and hardly differs between seeds."""
         return True
 
-    def summary(self, found: Mapping[str, Estimate]) -> str:
-        """What its estimates mean for whoever is about to unlearn, in a sentence or two; nothing by default.
+    def summary(self, estimates: Mapping[str, Estimate]) -> str:
+        """What the estimates mean for the choice of a method, in one or two sentences; empty by default.
 
         Args:
-            found: What the call returned, or the means of it over seeds.
+            estimates: The estimates of one call, or their means over seeds.
         """
         return ""
 
     @abstractmethod
     def __call__(self, case: Case, seed: int) -> dict[str, Estimate]:
-        """Estimates by what they are of, in the order in which they are shown; never looks at references."""
+        """Estimates by the name of the quantity, in the order of display. A diagnostic never uses references."""
 
 
 def refuse_model(part: Method | Attack | Audit, model: nn.Module, where: str) -> None:
-    """Ask a part whether it can work on a model.
+    """Refuse a model that a part does not support.
 
     Raises:
-        ExpungeError: It cannot; begins with `where`.
+        ExpungeError: The part does not support the model; the message starts with `where`.
     """
     try:
         part.check_model(model)
@@ -338,7 +340,7 @@ def refuse_model(part: Method | Attack | Audit, model: nn.Module, where: str) ->
 
 
 def unmet_needs(method: Method, objective: Objective, model: nn.Module, *, recipe: bool) -> list[str]:
-    """What a method needs that this objective and this model, or one like it, do not have."""
+    """The needs of a method that this objective and this model (or one like it) do not meet."""
     have = objective.provides | ({"recipe"} if recipe else set())
     return [*sorted(method.required - have), *(f"the block {name}" for name in method.missing_blocks(model))]
 
@@ -347,7 +349,7 @@ def refuse_objective(needs: frozenset[str], objective: Objective, where: str) ->
     """Refuse a part that needs what the objective does not provide.
 
     Raises:
-        SpecError: Names what is lacking, and what there is.
+        SpecError: The message names what is missing, and what the objective provides.
     """
     lacking = sorted(needs - objective.provides)
     if lacking:
@@ -364,7 +366,7 @@ def refuse_unmet(unmet: list[str], where: str) -> None:
     """Refuse a method whose needs are not met.
 
     Raises:
-        MissingError: There are some; names them.
+        MissingError: A need is not met; the message names all of them.
     """
     if unmet:
         lacks_block = unmet[-1].startswith("the block ")

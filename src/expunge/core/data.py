@@ -1,4 +1,4 @@
-"""Examples with stable ids: inputs of any form, targets whose meaning the objective knows."""
+"""Examples with stable ids: inputs of any form, and targets that the objective interprets."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ __all__ = ["IGNORE", "Batch", "Data", "check_ids"]
 
 Inputs = Any
 """One tensor `[n, ...]`, a tuple of them (positional arguments of the model), a mapping (arguments by name), or
-`LazyInputs`, which are read when they are needed."""
+`LazyInputs`, which are read on demand."""
 Augment = Callable[[Any, torch.Generator], Any]
-"""Inputs of a batch and a generator to changed inputs of the same shape."""
+"""A function of a batch's inputs and a generator; it returns changed inputs of the same shape."""
 
 
 class Batch(NamedTuple):
@@ -36,31 +36,33 @@ class Batch(NamedTuple):
         return len(self.ids)
 
     def chunk(self, count: int) -> list[Batch]:
-        """So many batches of about the same size, in order; as many as there are examples where that is fewer."""
+        """Split into `count` batches of about the same size, in order; at most one per example."""
         rows = torch.arange(self.size).chunk(count)
         return [Batch(rows_of(self.inputs, at), self.targets[at], self.ids[at]) for at in rows]
 
 
 @dataclass(frozen=True)
 class Data:
-    """A data set: one pool of examples, addressed by id, of which some are for training and some for test.
+    """A data set: one pool of examples with ids, some for training and some for test.
 
     Args:
-        inputs: Images or vectors `[n, ...]` (floating point), tokens `[n, t]` (int64), or several of these in a tuple
-            or a mapping, for models that take several inputs.
-        targets: What the objective takes: class indices `[n]`, the next token at each position `[n, t]` with `IGNORE`
-            where there is none, masks, numbers.
+        inputs: Images or vectors `[n, ...]` (floating point), tokens `[n, t]` (int64), or, for models with several
+            inputs, a tuple or a mapping of these.
+        targets: Targets of the objective: class indices `[n]`, next tokens `[n, t]` (`IGNORE` at positions without
+            one), masks, or numbers.
         train: Ids of the training examples, `[k]` int64.
         test: Ids of the test examples, `[m]` int64.
-        labels: What the classes mean, in order; for tokens the vocabulary. By default their numbers.
-        groups: Examples of one group are copies or relatives that must never be split, `[n]` int64; default: none are.
-        cscore: C-scores that ship with the data, `[n]`, NaN where there is none; default: they have to be computed.
-        objective: What models are judged by; inferred from the targets where that is obvious.
-        augmentations: Applied in turn to every batch that training, unlearning or an attack takes a step on, and to
-            nothing that is evaluated.
+        labels: Names of the classes, in order; for tokens the vocabulary. By default their numbers.
+        groups: Group of each example, `[n]` int64. Examples of a group are copies or relatives, and are never split
+            between sets. By default each example is its own group.
+        cscore: C-scores that come with the data, `[n]`, NaN if an example has none. By default they are computed if
+            needed.
+        objective: How models are judged; by default inferred from the targets, if they are unambiguous.
+        augmentations: Applied in turn to every batch of a step of training, unlearning or an attack, but not in
+            evaluation.
 
     Raises:
-        SpecError: A value that is not finite, targets that the objective refuses, or shapes that disagree.
+        SpecError: A value is not finite, the objective refuses the targets, or shapes do not match.
     """
 
     inputs: Inputs
@@ -71,7 +73,7 @@ class Data:
     groups: Tensor | None = None
     cscore: Tensor | None = None
     objective: Any = None
-    """An `Objective`, set when the data are made; `None` only until `judged_by` says which."""
+    """An `Objective`; `None` only if it cannot be inferred, until `judged_by` sets it."""
     augmentations: tuple[Augment, ...] = ()
 
     def __post_init__(self) -> None:
@@ -99,16 +101,16 @@ class Data:
             objective: The objective; `None` keeps the inferred one.
 
         Raises:
-            SpecError: The targets do not fit it, or none is given and none is obvious.
+            SpecError: The targets do not fit the objective, or none is given and none can be inferred.
         """
         if objective is not None:
             return replace(self, objective=objective, labels=self.given_labels)  # type: ignore[attr-defined]
         if self.objective is None:
             shape = f"{self.targets.dtype} {list(self.targets.shape)}"
             raise SpecError(
-                f"targets {shape} can mean several things",
+                f"targets {shape} are ambiguous",
                 where="objective",
-                remedy='say which: [objective] with name = "multilabel", "segmentation", ...',
+                remedy='name the objective: [objective] with name = "multilabel", "segmentation", ...',
             )
         return self
 
@@ -137,7 +139,7 @@ class Data:
 
         Args:
             chunks: Ids of each batch.
-            generator: Augmentations draw from it; without one nothing is augmented.
+            generator: Generator of the augmentations; without one, no augmentation is applied.
         """
         for batch in self._read(chunks):
             yield batch if generator is None else self._augmented(batch, generator)
@@ -156,7 +158,7 @@ class Data:
 
     @cached_property
     def example(self) -> Inputs:
-        """The inputs of the first example, `[1, ...]`: shape and type of all."""
+        """The inputs of the first example, `[1, ...]`, which show shape and type of all."""
         return rows_of(self.inputs, torch.tensor([0]))
 
     @property
@@ -171,7 +173,7 @@ class Data:
         return tuple(self.example.shape[1:])
 
     def with_inputs(self, ids: Tensor, edit: Callable[[Tensor], Tensor]) -> Data:
-        """The same data with a function applied to the inputs of some examples; nothing is changed in place."""
+        """A copy of the data with a function applied to the inputs of some examples."""
         if isinstance(self.inputs, LazyInputs):
             return replace(self, inputs=self.inputs.edited(ids, edit))
         inputs = self.inputs.clone()
@@ -180,11 +182,11 @@ class Data:
         return replace(self, inputs=inputs)
 
     def group_of(self, ids: Tensor) -> Tensor:
-        """The group of each id; an example without group is its own."""
+        """The group of each id; without groups, each example is its own group."""
         return ids if self.groups is None else self.groups[ids]
 
     def relabelled(self, ids: Tensor, targets: Tensor) -> Data:
-        """The same data with other targets for some examples; nothing is changed in place, C-scores no longer hold."""
+        """A copy of the data with other targets for some examples, and without C-scores, which are no longer valid."""
         changed = self.targets.clone()
         changed[ids] = targets
         return replace(self, targets=changed, cscore=None)
@@ -200,7 +202,7 @@ def rows_of(inputs: Inputs, ids: Tensor) -> Inputs:
 
 
 def tensors_of(inputs: Inputs) -> dict[str, Tensor]:
-    """Each tensor in memory by its place, written as in Python: `.inputs`, `.inputs[0]`, `.inputs['x']`."""
+    """Each tensor in memory by its Python expression: `.inputs`, `.inputs[0]`, `.inputs['x']`."""
     if isinstance(inputs, Mapping):
         return {f".inputs[{name!r}]": value for name, value in inputs.items()}
     if isinstance(inputs, tuple):
@@ -210,7 +212,7 @@ def tensors_of(inputs: Inputs) -> dict[str, Tensor]:
 
 def _check_finite(inputs: Inputs, count: int) -> None:
     for name, tensor in tensors_of(inputs).items():
-        # A sum is not finite if any term is not, and costs no second copy of the data.
+        # If any term is not finite, the sum is not finite either; the sum needs no second copy of the data.
         if not (tensor.is_floating_point() or tensor.is_complex()) or torch.isfinite(tensor.sum()):
             continue
         bad = (~torch.isfinite(tensor.reshape(count, -1))).any(1).nonzero().flatten()
@@ -224,15 +226,15 @@ def _check_finite(inputs: Inputs, count: int) -> None:
 
 
 def check_ids(ids: Tensor, n: int, *, where: str) -> None:
-    """Refuse ids that are no whole numbers, out of range, or named twice.
+    """Refuse ids that are not whole numbers, are out of range, or occur twice.
 
     Args:
         ids: The ids.
-        n: Number of examples there are.
-        where: Place for the message.
+        n: Number of examples.
+        where: Name of the ids, for messages.
 
     Raises:
-        SpecError: Says which id and why.
+        SpecError: An id is refused; the message says which one and why.
     """
     if ids.dtype != torch.int64 or ids.ndim != 1:
         raise SpecError(f"ids are {ids.dtype} {list(ids.shape)}", where=where, allowed="a list of whole numbers")
@@ -242,5 +244,5 @@ def check_ids(ids: Tensor, n: int, *, where: str) -> None:
     unique, counts = ids.unique(return_counts=True)
     if len(unique) != len(ids):
         raise SpecError(
-            f"id {int(unique[counts > 1][0])} is named {int(counts.max())} times", where=where, allowed="each id once"
+            f"id {int(unique[counts > 1][0])} occurs {int(counts.max())} times", where=where, allowed="each id once"
         )

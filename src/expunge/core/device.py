@@ -1,4 +1,4 @@
-"""Where models run and in which precision: named in a spec, checked once, and the same for a whole run."""
+"""Device and precision of models: named in a spec, checked once, and the same for a whole run."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def resolve(name: str, where: str = "device") -> torch.device:
 
     Args:
         name: `auto` (CUDA, then MPS, then the CPU), `cpu`, `cuda`, `cuda:1`, `mps`.
-        where: The setting, for messages.
+        where: Name of the setting, for messages.
 
     Raises:
-        SpecError: There is no such device on this machine, or the name means none.
+        SpecError: This machine has no such device, or there is no device of that name.
     """
     present = available()
     if name == "auto":
@@ -44,30 +44,30 @@ def resolve(name: str, where: str = "device") -> torch.device:
     wanted = f"cuda:{int(number or 0)}" if kind == "cuda" else name
     if wanted not in present:
         raise SpecError(
-            f"found {name!r}, which is not on this machine",
+            f"found {name!r}, which this machine does not have",
             where=where,
             allowed=", ".join(["auto", *present]),
-            remedy='set device = "auto"; `expunge doctor` says what a GPU needs',
+            remedy='set device = "auto"; `expunge doctor` explains how to use a GPU',
         )
     return torch.device(wanted)
 
 
 def device_name(device: torch.device | str) -> str:
-    """The device for people and records: `cpu`, `cuda:0 NVIDIA H200`."""
+    """A readable name of the device, as in records: `cpu`, `cuda:0 NVIDIA H200`."""
     device = torch.device(device)
     return f"{device} {torch.cuda.get_device_name(device)}" if device.type == "cuda" else str(device)
 
 
 def placed(model: nn.Module, device: torch.device | str) -> nn.Module:
-    """The model on the device, moved in place; ties and frozen flags stay.
+    """Move the model to the device, in place; ties and frozen flags stay.
 
-    Every batch follows its model (`core.forward`), so that this is the only move of a run.
+    Every batch moves to the device of its model (`core.forward`), so a run needs no other call that moves data.
     """
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     model.to(device)
-    # On devices whose tensors are of another class, PyTorch makes a new parameter under each name.
+    # On some devices PyTorch makes a new parameter under each name, which would break ties.
     for first, *tied in names.values():
         for name in tied:
             path, _, own = name.rpartition(".")
@@ -92,7 +92,7 @@ def computing(precision: str) -> Iterator[None]:
 
 
 def precision() -> Precision:
-    """The precision of forward passes here."""
+    """The current precision of forward passes."""
     return _PRECISION.get()
 
 

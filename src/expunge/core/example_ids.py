@@ -1,11 +1,11 @@
-"""The ids of the batch that is in a forward pass, for layers that treat examples by id.
+"""The ids of the batch in the current forward pass, for layers that treat examples by id.
 
     with example_ids(batch.ids):
         model(batch.inputs)
 
-Inside, any layer at any depth asks `current_ids()`, so that no module on the way needs an argument for them. Objectives
-do this for every batch. The ids belong to the pass and not to a model: copies, `functional_call` and `vmap` need no
-preparation, and a model without such layers pays about a microsecond.
+Inside, a layer at any depth calls `current_ids()`, so no module needs an argument for the ids. Objectives do this for
+every batch. The ids belong to the forward pass and not to a model, so copies, `functional_call` and `vmap` work without
+preparation. For a model without such layers this costs about a microsecond.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def example_ids(ids: Tensor | None) -> Iterator[None]:
     """Inside, these are the ids of the examples in the batch.
 
     Args:
-        ids: One per example, `[b]` int64; `None` where there are none.
+        ids: One per example, `[b]` int64; `None` if there are none.
     """
     token = _IDS.set(ids)
     try:
@@ -34,5 +34,5 @@ def example_ids(ids: Tensor | None) -> Iterator[None]:
 
 
 def current_ids() -> Tensor | None:
-    """Ids of the examples in the running forward pass, `[b]` int64; `None` outside of any."""
+    """Ids of the examples in the current forward pass, `[b]` int64; `None` outside of a forward pass."""
     return _IDS.get()

@@ -1,8 +1,8 @@
-"""What hidden layers hold while a model decides: features, one row per decision.
+"""Features: the values of hidden layers while a model makes its decisions, one row per decision.
 
-A layer is what a module returns, or what it is *given*: the hidden states of a network that is not a plain chain are
-found best as the inputs of its weights, after whatever norm and activation came before. Of a module that runs several
-times it is the last run that counts, of several outputs the first.
+Features are the output of a module, or its *input* (`given`). For networks that are not plain chains, the inputs of the
+modules with weights are the best choice: they come after all norms and activations. If a module runs several times, its
+last run counts. If it has several outputs, the first one counts.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from expunge.numerics.precision import wide
 
 @dataclass(frozen=True)
 class FeatureSite:
-    """Features of a model: what the module at this path returns, or what it is given."""
+    """Where features are read: the output of the module at this path, or its input if `given`."""
 
     path: str
     given: bool = False
 
 
 class Features:
-    """Reads layers of a model while the problem's objective makes its decisions.
+    """Reads features of a model while the problem's objective computes the decisions.
 
     Args:
-        problem: Its objective makes the decisions.
-        layers: What is read.
-        where: The setting that names layers, for messages.
+        problem: The problem; its objective computes the decisions.
+        layers: Where features are read.
+        where: Name of the setting that names layers, for messages.
     """
 
     def __init__(self, problem: Problem, layers: Sequence[FeatureSite], where: str) -> None:
@@ -47,12 +47,12 @@ class Features:
         """The decisions on a batch, and each layer's features `[n, ...]`, with gradients where enabled.
 
         Raises:
-            SpecError: A layer does not hold one row per decision.
+            SpecError: A layer does not have one row per decision.
         """
         caught: dict[FeatureSite, Any] = {}
         handles = [_catch(model.get_submodule(layer.path), layer, caught) for layer in self.layers]
         try:
-            # The hooks see one forward pass, which must be that of the whole batch.
+            # The hooks keep one forward pass, so the whole batch must be in one pass.
             with micro_batches(1):
                 decisions = self.problem.objective.decisions(model, batch)
         finally:
@@ -60,12 +60,12 @@ class Features:
                 handle.remove()
         return decisions, [self._rows(layer, caught.get(layer), batch, decisions) for layer in self.layers]
 
-    def _rows(self, layer: FeatureSite, found: Any, batch: Batch, decisions: Decisions) -> Tensor:
-        found = _first(found)
-        rows = _rows(found, batch, decisions, self.problem)
+    def _rows(self, layer: FeatureSite, caught: Any, batch: Batch, decisions: Decisions) -> Tensor:
+        values = _first(caught)
+        rows = _rows(values, batch, decisions, self.problem)
         if rows is not None:
             return wide(rows)
-        shape = f"a tensor of shape {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        shape = f"a tensor of shape {list(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
         raise SpecError(
             f"{layer.path!r} has {shape}, not features for each of {len(decisions.targets)} decisions",
             where=self.where,
@@ -74,7 +74,7 @@ class Features:
 
 
 def require_layers(model: nn.Module, paths: Sequence[str], where: str) -> list[FeatureSite]:
-    """What the modules at these paths return.
+    """The outputs of the modules at these paths, as places of features.
 
     Raises:
         SpecError: There is no module at one of them.
@@ -87,15 +87,15 @@ def require_layers(model: nn.Module, paths: Sequence[str], where: str) -> list[F
 
 
 def given_to_weights(model: nn.Module, problem: Problem) -> dict[FeatureSite, Tensor | None]:
-    """What each module with weights of its own is given, in the order in which they run on two test examples.
+    """The input of each module with its own weights, in the order in which the modules run, on two test examples.
 
     Args:
-        model: Run once, in evaluation mode.
-        problem: Test examples and objective.
+        model: The model; it runs once, in evaluation mode.
+        problem: Gives the test examples and the objective.
 
     Returns:
-        Per module its features `[n, ...]` with their graph, or `None` where it is not given one row per decision, as
-        an embedding of positions is not. The first layers are usually the data themselves, which have no graph.
+        Per module its features `[n, ...]` with their graph; `None` if its input is not one row per decision, for
+        example for an embedding of positions. The input of the first module is usually the data, without a graph.
     """
     caught: dict[FeatureSite, Any] = {}
     weighted = [path for path, m in model.named_modules() if next(m.parameters(recurse=False), None) is not None]
@@ -107,33 +107,33 @@ def given_to_weights(model: nn.Module, problem: Problem) -> dict[FeatureSite, Te
     finally:
         for handle in handles:
             handle.remove()
-    return {layer: _rows(_first(found), batch, decisions, problem) for layer, found in caught.items()}
+    return {layer: _rows(_first(values), batch, decisions, problem) for layer, values in caught.items()}
 
 
 def half_way_and_last(model: nn.Module, problem: Problem) -> list[FeatureSite]:
-    """What the modules with weights are given at half depth and last, among hidden states that training can change."""
+    """The inputs of two modules with weights, at half depth and the last, among features that training can change."""
     given = given_to_weights(model, problem).items()
-    found = [layer for layer, features in given if features is not None and features.requires_grad]
-    return list(dict.fromkeys([found[(len(found) - 1) // 2], found[-1]])) if found else []
+    layers = [layer for layer, features in given if features is not None and features.requires_grad]
+    return list(dict.fromkeys([layers[(len(layers) - 1) // 2], layers[-1]])) if layers else []
 
 
 def _catch(module: nn.Module, layer: FeatureSite, caught: dict[FeatureSite, Any]) -> torch.utils.hooks.RemovableHandle:
-    def keep(found: Any) -> None:
-        # Moved to the end, so that the order is that of the last runs.
+    def keep(values: Any) -> None:
+        # The entry moves to the end, so that the order is that of the last runs.
         caught.pop(layer, None)
-        caught[layer] = found
+        caught[layer] = values
 
     if layer.given:
         return module.register_forward_pre_hook(lambda _, inputs: keep(inputs))
     return module.register_forward_hook(lambda _, __, output: keep(output))
 
 
-def _first(found: Any) -> Any:
-    return found[0] if isinstance(found, tuple) and found else found
+def _first(values: Any) -> Any:
+    return values[0] if isinstance(values, tuple) and values else values
 
 
-def _rows(found: Any, batch: Batch, decisions: Decisions, problem: Problem) -> Tensor | None:
-    if not isinstance(found, Tensor) or not found.is_floating_point() or found.ndim < 2:
+def _rows(values: Any, batch: Batch, decisions: Decisions, problem: Problem) -> Tensor | None:
+    if not isinstance(values, Tensor) or not values.is_floating_point() or values.ndim < 2:
         return None
-    rows = problem.objective.per_decision(found, batch)
+    rows = problem.objective.per_decision(values, batch)
     return rows if rows is not None and len(rows) == len(decisions.targets) else None

@@ -1,4 +1,4 @@
-"""One forward pass of any model: inputs moved to its device and precision, and the output that holds predictions."""
+"""One forward pass of any model: move the inputs to its device and type, and choose the output with the predictions."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def output_of(model: nn.Module, batch: Batch, output: str | int | None = None) -
     Args:
         model: Called with the inputs: one tensor, several in a tuple, or by name in a mapping.
         batch: The examples; their inputs are moved to the model's device and floating-point type.
-        output: Which output to take: a key or attribute, or a position in a tuple. By default the output itself where
-            it is a tensor, else its `logits`.
+        output: Which output to take: a key or attribute, or a position in a tuple. By default the output itself if it
+            is a tensor, otherwise its `logits`.
 
     Returns:
-        A tensor in float32 or wider, with gradients where enabled.
+        A tensor in float32 or wider, with gradients if enabled.
 
     Raises:
-        SpecError: The model returns several outputs and it is not said which one counts, or it has batch norm and the
-            batch is to be taken in micro-batches.
+        SpecError: The model returns several outputs and `output` does not say which one to take; or the batch runs in
+            micro-batches and the model has batch norm in training mode.
     """
-    # Read here: where a backward pass runs it again, in a thread of its own, the setting is not known.
+    # The precision is read here: a backward pass may repeat the forward pass in another thread, without the setting.
     run = partial(_pass, model, output, precision())
     return in_micro_batches(run, model, batch)
 
@@ -51,12 +51,12 @@ def _pass(model: nn.Module, output: str | int | None, precision: Precision, batc
         else:
             returned = model(inputs)
     chosen = chosen_output(returned, output, model)
-    # Losses in bfloat16 would have two or three digits.
+    # Losses in bfloat16 would have only two or three digits.
     return wide(chosen)
 
 
 def moved(inputs: Any, place: Tensor) -> Any:
-    """Inputs on the device of `place`, floating-point ones in its type; tuples and mappings keep their form."""
+    """Inputs on the device of `place`, floating-point inputs in its type; tuples and mappings keep their form."""
     if isinstance(inputs, Mapping):
         return {name: moved(value, place) for name, value in inputs.items()}
     if isinstance(inputs, tuple):
@@ -67,9 +67,9 @@ def moved(inputs: Any, place: Tensor) -> Any:
 
 
 def chosen_output(returned: Any, output: str | int | None, model: nn.Module) -> Tensor:
-    """The tensor among a model's outputs that holds its predictions."""
+    """The one of a model's outputs that holds its predictions, a tensor."""
     if output is None:
-        # Hugging Face models return an object that carries the logits; it is a mapping as well.
+        # Hugging Face models return an object with the attribute `logits`, which is also a mapping.
         output = "logits" if hasattr(returned, "logits") or _has_key(returned, "logits") else None
     if isinstance(output, int) and isinstance(returned, tuple | list) and -len(returned) <= output < len(returned):
         returned = returned[output]
@@ -91,17 +91,17 @@ def _has_key(returned: Any, key: str) -> bool:
 def _unclear(returned: Any, model: nn.Module, finding: str) -> SpecError:
     kind = type(returned).__name__
     if isinstance(returned, Mapping):
-        there = f"a {kind} with keys {', '.join(map(repr, returned))}"
+        outputs = f"a {kind} with keys {', '.join(map(repr, returned))}"
     elif isinstance(returned, tuple | list):
-        there = f"a {kind} of {len(returned)} values"
+        outputs = f"a {kind} of {len(returned)} values"
     else:
-        there = (
+        outputs = (
             f"a {kind} with attributes {', '.join(sorted(n for n in vars(returned) if not n.startswith('_')))}"
             if (hasattr(returned, "__dict__"))
             else f"a {kind}"
         )
     return SpecError(
-        f"the model returns {there}: {finding}",
+        f"the model returns {outputs}: {finding}",
         where=f"model ({type(model).__name__})",
         allowed="a tensor, or an output with `logits`",
         remedy="name the output that holds the predictions: output = ... of the objective, a key or a position",

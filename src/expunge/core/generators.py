@@ -1,4 +1,4 @@
-"""Where random numbers come from: one generator for each purpose, seeded from the run's seed and the purpose's name."""
+"""Random numbers: one generator for each purpose, seeded from the run's seed and the purpose's name."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ def generator_of(seed: int, *names: object) -> torch.Generator:
         names: The purpose, from the outside in, e.g. `"batches"`.
 
     Returns:
-        A generator that nothing else draws from.
+        A generator for this purpose only.
     """
     return torch.Generator().manual_seed(derive(seed, *names))

@@ -1,4 +1,4 @@
-"""One call of an unlearning method: everything that it is given besides the model."""
+"""The arguments of one call of an unlearning method, other than the model."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from expunge.core.problem import Problem
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """What a method is asked to do.
+    """The task of a method: problem, recipe, seed, meter and device.
 
     Args:
-        problem: What is to be forgotten, and what is to be kept.
-        recipe: How such models are trained; `None` where it is lost.
+        problem: What must be forgotten, and what must be kept.
+        recipe: How such models are trained; `None` if that is not known.
         seed: Everything random in the method follows from it.
-        meter: Charged for every per-example gradient; knows the budget.
+        meter: Counts every per-example gradient, and holds the budget.
         device: Where the model's parameters are.
     """
 
@@ -30,5 +30,5 @@ class Job:
     device: torch.device
 
     def generator(self, *names: object) -> torch.Generator:
-        """A generator of its own for each purpose, such as `"batches"`; on the CPU, so that all devices draw alike."""
+        """The generator of one purpose, such as `"batches"`; on the CPU, so that all devices draw the same numbers."""
         return generator_of(self.seed, *names)

@@ -1,4 +1,4 @@
-"""Inputs that are read when they are needed, from any map-style data set, so that a data set need not fit in memory."""
+"""Inputs that are read on demand from any map-style data set, so that a data set need not fit into memory."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from expunge.base.errors import RunError, SpecError
 
 Collate = Callable[[list[Any]], Any]
-"""A list of items to a batch, as PyTorch's `DataLoader` takes it."""
+"""A function from a list of items to a batch, as for PyTorch's `DataLoader`."""
 
 
 def first_of(batch: Any) -> Any:
-    """The first element of a batch `(inputs, target, ...)`; the batch itself where it is no tuple."""
+    """The first element of a batch `(inputs, target, ...)`; the batch itself if it is not a tuple or list."""
     return batch[0] if isinstance(batch, tuple | list) else batch
 
 
@@ -27,12 +27,12 @@ class LazyInputs:
 
     Args:
         dataset: Item `i` is the example with id `i`; it must be the same on every read.
-        inputs_of: A collated batch to the model's inputs; by default its first element, or the batch where it is no
-            tuple.
-        collate: A list of items to a batch; PyTorch's default where not given.
-        workers: Processes that read ahead; 0 reads in this one. The values do not depend on it.
+        inputs_of: Function from a collated batch to the model's inputs. By default it takes the first element of a
+            tuple or list, otherwise the batch itself.
+        collate: Function from a list of items to a batch; PyTorch's by default.
+        workers: Number of processes that read ahead; with 0, this process reads. The values do not depend on it.
         pinned: Whether batches are read into pinned memory, which makes copies to a GPU faster.
-        edits: Functions of one example's inputs, by id.
+        edits: Id -> function that is applied to the inputs of this example.
     """
 
     dataset: Dataset[Any]
@@ -54,19 +54,19 @@ class LazyInputs:
         return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, ids: Tensor) -> Any:
-        """The inputs with these ids, `[b, ...]`, read now in this process.
+        """Read the inputs with these ids, `[b, ...]`, in this process.
 
         Raises:
-            RunError: A value is not finite; names the first id.
+            RunError: A value is not finite; the message names the first id.
         """
         batch = (self.collate or default_collate)([self.dataset[i] for i in ids.tolist()])
         return self._finished(batch, ids)
 
     def stream(self, chunks: Sequence[Tensor]) -> Iterator[Any]:
-        """The inputs of each chunk of ids in turn, read ahead by the workers.
+        """The inputs of each chunk of ids in turn; the workers read ahead.
 
         Raises:
-            RunError: A value is not finite; names the first id.
+            RunError: A value is not finite; the message names the first id.
         """
         if not self.workers:
             yield from (self[ids] for ids in chunks)
@@ -77,14 +77,14 @@ class LazyInputs:
             collate_fn=self.collate,
             num_workers=min(self.workers, len(chunks)),
             pin_memory=self.pinned,
-            # Items must not depend on it; without one, PyTorch would draw from the global generator.
+            # Items must not depend on the generator. Without one, PyTorch would draw from the global generator.
             generator=torch.Generator().manual_seed(0),
         )
         for ids, batch in zip(chunks, loader, strict=True):
             yield self._finished(batch, ids)
 
     def edited(self, ids: Tensor, edit: Callable[[Tensor], Tensor]) -> LazyInputs:
-        """The same inputs with a function applied to some examples, after those that were applied before."""
+        """A copy with one more function for some examples, applied after their earlier functions."""
         changed = dict(self.edits)
         for index in ids.tolist():
             before = changed.get(index)

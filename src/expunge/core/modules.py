@@ -1,4 +1,4 @@
-"""Looking at and copying modules: what changed, what is shared, what a teacher may be."""
+"""Inspect and copy modules: trainable parameters, modes, shared storage, digests and teachers."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from expunge.base.errors import SpecError
 
 
 def trainable(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters that may be changed, each once however often it is tied."""
+    """The parameters that are not frozen; a tied parameter occurs once."""
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 def first_parameter(module: nn.Module) -> Tensor:
-    """A parameter that stands for the module's device and dtype."""
+    """The first floating-point parameter, which shows the module's device and dtype; an empty tensor without any."""
     return next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; every submodule's own mode again afterwards."""
+    """Inside, the model is in evaluation mode; afterwards each submodule has its earlier mode again."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -37,7 +37,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def fixed_statistics(model: nn.Module) -> Iterator[None]:
-    """Inside, batch norm uses its running statistics and leaves them as they are; its own mode again afterwards."""
+    """Inside, batch norm uses its running statistics and does not update them; afterwards it has its earlier mode."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
     for norm in norms:
         norm.training = False
@@ -49,15 +49,15 @@ def fixed_statistics(model: nn.Module) -> Iterator[None]:
 
 
 def frozen_copy(module: nn.Module) -> nn.Module:
-    """A teacher: an independent copy in evaluation mode that no optimiser and no training mode reaches."""
+    """A teacher: an independent copy in evaluation mode, whose parameters are all frozen."""
     teacher = copy.deepcopy(module).eval()
     return teacher.requires_grad_(False)
 
 
 def shared_storage(a: nn.Module, b: nn.Module) -> list[str]:
-    """Names of `a`'s parameters and buffers whose memory `b` uses too.
+    """Names of `a`'s parameters and buffers that share memory with `b`.
 
-    A shallow copy of a module shares all of them: a "teacher" made that way *is* the student, every divergence between
+    A shallow copy of a module shares all of them. A "teacher" made that way *is* the student: every divergence between
     the two is zero, and unlearning with it does nothing.
     """
     taken = {t.untyped_storage().data_ptr() for t in _tensors(b).values() if t.numel()}
@@ -68,7 +68,7 @@ def require_distinct(teacher: nn.Module, student: nn.Module) -> None:
     """Refuse a teacher that shares storage with its student.
 
     Args:
-        teacher: The model that must stay as it is.
+        teacher: The model that must not change.
         student: The model that is trained.
 
     Raises:

@@ -1,9 +1,9 @@
 """How a model's outputs are judged: loss, knowledge and utility, each with its unit and direction.
 
-An objective is the one place that knows what a task's targets mean. Most objectives turn a model and a batch into
-*decisions*: one per example for a classifier, one per token for a language model, one per pixel for segmentation.
-Losses, attacks and audits are functions of decisions. An objective without decisions (regression, reconstruction) has
-a loss and metrics of its own; parts that need decisions say so in `needs`.
+Only an objective interprets targets. Most objectives turn a model and a batch into *decisions*: one per example for a
+classifier, one per token for a language model, one per pixel for segmentation. Losses, attacks and audits are functions
+of decisions. An objective without decisions (regression, reconstruction) has its own loss and metrics. Parts that need
+decisions say so in `needs`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from expunge.core.data import Batch, Data
 
 IGNORE = -100
-"""Target that is no decision (a prompt, padding, an unlabelled pixel); PyTorch's cross-entropy ignores it too."""
+"""Target of a position without a decision (a prompt, padding, an unlabelled pixel), as in PyTorch's cross-entropy."""
 DECISIONS, CLASSES, TOKENS, RELABEL = "decisions", "classes", "tokens", "relabel"
-"""What an objective can provide, and what a part may need: decisions; one decision per example; one per token; wrong
+"""What an objective can provide and a part may need: decisions; one decision per example; one decision per token; wrong
 targets to train on."""
 
 
 class Decisions(NamedTuple):
-    """`n` decisions: logits `[n, c]`, the right answer of each `[n]`, and the row of the batch it belongs to `[n]`."""
+    """`n` decisions: logits `[n, c]`, the right answer of each `[n]`, and the row of its example in the batch `[n]`."""
 
     logits: Tensor
     targets: Tensor
@@ -42,124 +42,126 @@ class Decisions(NamedTuple):
 
 @dataclass(frozen=True)
 class Metric:
-    """What a number per example means."""
+    """A measure with one number per example: its name, unit, direction and use."""
 
     name: str
     """Name in results, such as `accuracy`."""
     unit: str = "share"
     """Unit of its values, for tables."""
     better: Better = "higher"
-    """Direction on data that should be known."""
+    """Which direction is better on data that the model should know."""
     knowledge: bool = False
-    """Whether it is judged on the forget set, and required for `erased`."""
+    """Whether it is measured on the forget set and required for the verdict `erased`."""
     utility: bool = False
-    """Whether it is judged on the test set; it is then also measured on the retain set."""
+    """Whether it is judged on the test set. If so, it is also measured on the retain set."""
     bound: float = 0.02
     """Loss of utility, in its unit, that counts as damage."""
 
     @property
     def sign(self) -> int:
-        """+1 where a larger value means that more is known, -1 where it means less."""
+        """+1 if a larger value means more knowledge, -1 if it means less."""
         return -1 if self.better == "lower" else 1
 
 
 @dataclass(frozen=True)
 class Objective(Part):
-    """What a model's outputs are judged by.
+    """How a model's outputs are judged.
 
     Raises:
         SpecError: A setting has the wrong type.
     """
 
     provides: ClassVar[frozenset[str]] = frozenset()
-    """Of `decisions`, `classes`, `tokens` and `relabel`."""
+    """A subset of `decisions`, `classes`, `tokens` and `relabel`."""
     metrics: ClassVar[tuple[Metric, ...]]
-    """What `measure` returns, in the order of the tables. Attack curves follow the last one that is knowledge."""
+    """The metrics of `measure`, in the order of the tables. Attack curves show the last one with `knowledge`."""
     audits: ClassVar[tuple[str, ...]] = ("performance",)
-    """Audits that run whatever the spec says."""
+    """Audits that always run."""
     loss_unit: ClassVar[str] = "nats"
     """Unit of `losses`."""
 
     output: str | int | None = field(default=None, kw_only=True)
-    """Which output holds the predictions, where a model returns several: a key, an attribute, or a position in a tuple.
-    By default `logits` where there is one."""
+    """Which output holds the predictions if a model returns several: a key, an attribute, or a position in a tuple. By
+    default `logits`, if there is one."""
 
     def bound_to(self, data: Data) -> Self:
-        """The objective for such data: checks the targets and takes from them what it needs, such as label counts.
+        """The objective for such data. Checks the targets, and reads from them what it needs, such as label counts.
 
         Raises:
-            SpecError: The targets do not fit; says which.
+            SpecError: The targets do not fit; the message says which.
         """
         return self
 
     def default_labels(self, targets: Tensor) -> tuple[str, ...]:
-        """Names of the labels where the data give none."""
+        """Names of the labels if the data have none."""
         return ()
 
     @property
     @abstractmethod
     def outputs(self) -> int:
-        """How many outputs a model of such data has in its last dimension; known once bound to data."""
+        """Size of the last dimension of the model's output; known after `bound_to`."""
 
     @abstractmethod
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The training loss of each example, `[b]` in float64, with gradients where enabled."""
+        """The training loss of each example, `[b]` in float64, with gradients if enabled."""
 
     @abstractmethod
     def measure(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The value of each metric per example, `[b]`, by the metric's name."""
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The training loss of a batch, a scalar: the mean over examples, or over decisions where there are any."""
+        """The training loss of a batch, a scalar: the mean over decisions, or over examples if there are none."""
         return self.losses(model, batch).mean()
 
     def decisions(self, model: nn.Module, batch: Batch) -> Decisions:
-        """The decisions that the model makes on a batch, with gradients where enabled.
+        """The model's decisions on a batch, with gradients if enabled.
 
         Raises:
-            MissingError: This objective has none.
+            MissingError: This objective has no decisions.
         """
         name = type(self).__name__
-        raise MissingError(f"{name} makes no decisions", where="objective", remedy="choose a part that needs none")
+        raise MissingError(
+            f"{name} makes no decisions", where="objective", remedy="choose a part that does not need them"
+        )
 
     def relabel(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """The batch with wrong targets in the place of its own.
+        """The batch with wrong targets instead of its own.
 
         Raises:
-            MissingError: A wrong target means nothing here.
+            MissingError: This objective has no wrong targets.
         """
         name = type(self).__name__
         raise MissingError(f"{name} has no wrong targets", where="objective", remedy="choose another method")
 
     def per_decision(self, features: Tensor, batch: Batch) -> Tensor | None:
-        """One row of features per decision, `[n, ...]`, from a layer's output; `None` where it does not hold that."""
+        """One row of features per decision, `[n, ...]`, from a layer's output; `None` if it has no such rows."""
         return features if len(features) == batch.size else None
 
     def known(self, model: nn.Module, batch: Batch) -> Tensor:
-        """What an attack's curve follows, `[b]`, larger means that more is known."""
+        """The values of an attack's curve, `[b]`; larger means more knowledge."""
         metric = self.tracked
         return metric.sign * self.measure(model, batch)[metric.name]
 
     @property
     def tracked(self) -> Metric:
-        """The metric that attack curves follow."""
+        """The metric of attack curves."""
         return [metric for metric in self.metrics if metric.knowledge][-1]
 
     def prediction(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The model's output on a batch, the part of it that `output` names."""
+        """The model's output on a batch: the one that `output` names."""
         return output_of(model, batch, self.output)
 
 
 @dataclass(frozen=True)
 class Deciding(Objective):
-    """Base of the objectives that make decisions: their loss is cross-entropy, their metric the share that is right."""
+    """Base of objectives with decisions. The loss is cross-entropy, the metric is the share of right decisions."""
 
     provides: ClassVar[frozenset[str]] = frozenset({DECISIONS, RELABEL})
     metrics: ClassVar[tuple[Metric, ...]] = (Metric("accuracy", knowledge=True, utility=True),)
 
     @abstractmethod
     def decisions(self, model: nn.Module, batch: Batch) -> Decisions:
-        """The decisions that the model makes on a batch, with gradients where enabled."""
+        """The model's decisions on a batch, with gradients if enabled."""
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean cross-entropy over decisions, in nats."""
@@ -176,15 +178,15 @@ class Deciding(Objective):
 
 
 def inferred(inputs: object, targets: Tensor) -> Objective | None:
-    """The objective that the shapes and types of the data suggest; `None` where they suggest none.
+    """The objective that the shapes and types of the data suggest; `None` if they are ambiguous.
 
-    Whole numbers `[n]` are classes, whole numbers `[n, t]` beside tokens of that shape are next tokens, and
+    Whole numbers `[n]` are classes, whole numbers `[n, t]` with input tokens of that shape are next tokens, and
     fractions `[n]` or `[n, k]` are regression targets.
     """
     if targets.is_complex():
         name = None
     elif targets.is_floating_point():
-        # Whole numbers in floating point may as well be classes.
+        # Whole numbers in floating point may also be classes.
         whole = bool((targets == targets.round()).all())
         name = None if whole or targets.ndim > 2 else "regression"
     elif targets.ndim == 1:
@@ -194,8 +196,8 @@ def inferred(inputs: object, targets: Tensor) -> Objective | None:
         name = "language_modelling" if tokens else None
     if name is None:
         return None
-    made: Objective = registry.build("objective", name, {}, where="objective")  # type: ignore[assignment]
-    return made
+    objective: Objective = registry.build("objective", name, {}, where="objective")  # type: ignore[assignment]
+    return objective
 
 
 def loss(decisions: Decisions) -> Tensor:
@@ -213,12 +215,12 @@ def per_example(values: Tensor, example: Tensor, size: int, *, mean: bool = Fals
 
     Args:
         values: One number per decision, `[n]`.
-        example: Row of the batch that each decision belongs to, `[n]`.
+        example: Row of each decision's example in the batch, `[n]`.
         size: Number of examples in the batch.
         mean: Divide by each example's number of decisions.
 
     Returns:
-        One number per example, `[size]`; an example without decisions has the sum 0 and no mean, NaN.
+        One number per example, `[size]`. For an example without decisions the sum is 0 and the mean is NaN.
     """
     total = torch.zeros(size, dtype=values.dtype, device=values.device).index_add(0, example, values)
     return total / torch.bincount(example, minlength=size) if mean else total
@@ -240,10 +242,10 @@ def share_right(decisions: Decisions, size: int) -> Tensor:
 
 
 def knows(decisions: Decisions, size: int) -> Tensor:
-    """Whether *all* decisions of an example are right, and there are any, `[size]` bool.
+    """Whether an example has decisions and *all* of them are right, `[size]` bool.
 
-    For a language model under teacher forcing this is the same as reciting the example by greedy decoding: the first
-    wrong token of either is the same one.
+    For a language model under teacher forcing this is the same as reciting the example by greedy decoding: both make
+    their first wrong token at the same position.
     """
     wrong = per_example((~correct(decisions)).long(), decisions.example, size)
     return (wrong == 0) & (torch.bincount(decisions.example, minlength=size) > 0)

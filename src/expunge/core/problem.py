@@ -1,4 +1,4 @@
-"""What is to be forgotten: the task's own view of the data, and which ids play which part."""
+"""What must be forgotten: the task's view of the data, and the ids of each set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from expunge.core.generators import generator_of
 from expunge.core.objective import Objective
 
 EXPOSED_SHARE = 0.2
-"""Share of the forget set that attacks may use; the rest is what every audit scores (2505.22310, leak guard)."""
+"""Share of the forget set that attacks may use; audits score the rest (2505.22310, leak guard)."""
 
 
 def _nothing() -> Tensor:
@@ -26,17 +26,17 @@ class Problem:
     """One forgetting problem; immutable.
 
     Args:
-        data: The data as the original model saw it: changed labels, triggers and planted text included.
-        forget: Ids that must go, as far as they were discovered.
-        retain: Ids that stay. Undiscovered corruption is among them: whoever unlearns does not know better.
-        test: Ids that no model trains on and that utility is measured on.
-        objective: What models are judged by; the data's own where not given.
+        data: The training data of the original model, with changed labels, triggers and planted text.
+        forget: Ids to forget: of planted corruption, only the discovered part.
+        retain: Ids to keep. They include undiscovered corruption, because the method does not know about it.
+        test: Ids on which no model trains and utility is measured.
+        objective: How models are judged; by default the objective of the data.
         holdout: Optional ids of unseen examples that resemble the forget set.
         corrupted: Optional ids of *all* planted corruption, discovered or not; references train without them.
         true_targets: Optional targets before corruption, aligned with `data.targets`.
 
     Raises:
-        SpecError: An empty set, ids out of range or named twice, or sets that overlap.
+        SpecError: A set is empty, ids are out of range or occur twice, or sets overlap.
     """
 
     data: Data
@@ -66,29 +66,29 @@ class Problem:
 
     @cached_property
     def train(self) -> Tensor:
-        """Ids that the original model trains on, sorted: forget, retain, and nothing else."""
+        """Training ids of the original model, sorted: forget and retain."""
         return torch.cat([self.forget, self.retain]).sort().values
 
     @cached_property
     def reference_train(self) -> Tensor:
-        """Ids that references train on: retain without any corruption, discovered or not."""
+        """Training ids of references: retain without any corruption, discovered or not."""
         return self.retain[~torch.isin(self.retain, self.corrupted)].sort().values
 
     @cached_property
     def exposed(self) -> Tensor:
-        """The fixed part of the forget set, about 20 % by groups, that attacks may train on."""
+        """The fixed part of the forget set on which attacks may train: about 20 % of the groups."""
         return self.forget[self._is_exposed]
 
     @cached_property
     def unexposed(self) -> Tensor:
-        """The other part of the forget set, which no attack sees and every audit scores."""
+        """The rest of the forget set: no attack uses it, and every audit scores it."""
         return self.forget[~self._is_exposed]
 
     @cached_property
     def _is_exposed(self) -> Tensor:
         groups = self.data.group_of(self.forget)
         unique = groups.unique()
-        # At least one group on either side wherever there are two, so that neither part is empty.
+        # If there are two groups or more, each part gets at least one, so that neither is empty.
         count = min(max(round(EXPOSED_SHARE * len(unique)), 1), len(unique) - 1)
         generator = generator_of(0, "exposed")
         chosen = unique[torch.randperm(len(unique), generator=generator)[:count]]
@@ -97,6 +97,6 @@ class Problem:
 
 _WHEN_EMPTY = {
     "forget": "name at least one example to forget",
-    "retain": "forget fewer examples: nothing would be left to train on",
+    "retain": "forget fewer examples: no training data would be left",
     "test": "give the data a test set: utility cannot be measured without one",
 }

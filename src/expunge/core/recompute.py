@@ -1,9 +1,9 @@
-"""Less memory for activations: forward passes in micro-batches, and layers that are computed again when needed.
+"""Use less memory for activations: run forward passes in micro-batches, and recompute layers in the backward pass.
 
-A batch in `k` micro-batches gives the *same* loss as the whole batch, for every loss. Outputs of the micro-batches are
-joined before the loss is computed, so that a mean over decisions stays a mean over all decisions, whatever number of
-them an example has. Activations are kept for one micro-batch at a time: the backward pass runs each forward pass again
-(Chen et al. 2016, arXiv:1604.06174). This costs about a third more time.
+A batch in `k` micro-batches gives the *same* loss as the whole batch, for every loss. The outputs of the micro-batches
+are joined before the loss is computed, so a mean over decisions stays a mean over all decisions, even if examples have
+different numbers of them. Activations are kept for one micro-batch at a time: the backward pass runs each forward pass
+again (Chen et al. 2016, arXiv:1604.06174). This costs about a third more time.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 _COUNT: ContextVar[int] = ContextVar("micro_batches", default=1)
 OWN = "auto"
-"""The value of `checkpointing` for models that know how to checkpoint themselves, as those of Hugging Face do."""
+"""The value of `checkpointing` for models with their own checkpointing, such as Hugging Face's."""
 
 
 @contextmanager
 def micro_batches(count: int) -> Iterator[None]:
-    """Inside, every forward pass of a batch runs in so many micro-batches, or one per example where it has fewer."""
+    """Inside, every forward pass of a batch runs in `count` micro-batches, at most one per example."""
     before = _COUNT.set(count)
     try:
         yield
@@ -43,22 +43,22 @@ def micro_batches(count: int) -> Iterator[None]:
 
 
 def in_micro_batches(run: Callable[[Batch], Tensor], model: nn.Module, batch: Batch) -> Tensor:
-    """The outputs of a batch, `[b, ...]`, computed in micro-batches where there are to be any.
+    """The outputs of a batch, `[b, ...]`, computed in micro-batches if `micro_batches` says so.
 
     Args:
-        run: The forward pass of the model, a batch to outputs `[b, ...]`.
-        model: Looked at for batch norm.
+        run: The forward pass of the model, from a batch to outputs `[b, ...]`.
+        model: The model, which is searched for batch norm.
         batch: The whole batch.
 
     Raises:
-        SpecError: Batch norm in training mode, which needs the whole batch at once.
+        SpecError: The model has batch norm in training mode, which needs the whole batch at once.
     """
     parts = batch.chunk(_COUNT.get()) if _COUNT.get() > 1 else [batch]
     if len(parts) < 2:
         return run(batch)
     if any(isinstance(module, _BatchNorm) and module.training for module in model.modules()):
         raise SpecError(
-            "the model has batch norm, whose statistics are those of the whole batch",
+            "the model has batch norm, which needs the whole batch for its statistics",
             where="accumulate",
             allowed="1 for such a model",
             remedy="set accumulate = 1, or use a model with another norm",
@@ -70,22 +70,23 @@ def in_micro_batches(run: Callable[[Batch], Tensor], model: nn.Module, batch: Ba
     def of_part(part: Batch, place: Tensor) -> Tensor:
         return run(part)
 
-    # PyTorch repeats the random numbers of the devices of its arguments: the batch is on the CPU, the model may not be.
+    # PyTorch restores random state only on the devices of the arguments. The batch is on the CPU, so `place` names the
+    # model's device.
     outputs = [checkpoint(of_part, part, place, use_reentrant=False, context_fn=contexts) for part in parts]
     return torch.cat(outputs)
 
 
 def checkpointed(model: nn.Module, which: str, where: str = "checkpointing") -> nn.Module:
-    """Let a model compute activations again in the backward pass instead of keeping them; it is changed in place.
+    """Make a model recompute activations in the backward pass instead of keeping them; changes the model in place.
 
     Args:
-        model: Gradients stay the same.
-        which: `auto` for the way of the model itself, as those of Hugging Face have, or a glob over the paths
-            of its modules, such as `layers.*`: a `*` does not match a dot.
-        where: The setting, for messages.
+        model: The model; its gradients stay the same.
+        which: `auto` for the model's own checkpointing, which Hugging Face models have, or a glob over the paths of its
+            modules, such as `layers.*`; `*` does not match a dot.
+        where: Name of the setting, for messages.
 
     Raises:
-        SpecError: The model has no such function, or no module has such a path.
+        SpecError: The model has no checkpointing of its own, or no module has such a path.
     """
     if which == OWN:
         _enable(model, where)
@@ -101,7 +102,7 @@ def checkpointed(model: nn.Module, which: str, where: str = "checkpointing") -> 
 
 
 def _enable(model: Any, where: str) -> None:
-    # The first is the name since version 5 of transformers.
+    # The first name is that of transformers 5 and later.
     kwargs = {"use_reentrant": False}
     try:
         if hasattr(model, "activation_checkpointing_enable"):
@@ -129,7 +130,7 @@ def _again(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 def _as_now(model: nn.Module) -> Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]:
-    """Contexts of a forward pass and of its repetition, which sees modes, and rules of blocks, as they are now."""
+    """Contexts of a forward pass and of its repetition, which uses the present modes and rules of blocks."""
     modes = [(module, module.training) for module in model.modules()]
     rules: list[tuple[Any, Any]] = [(module, module.rule) for module in model.modules() if hasattr(module, "rule")]
     return lambda: (nullcontext(), _again_as(modes, rules))

@@ -1,4 +1,4 @@
-"""Global random state, seeded inside a block and put back after it: PyTorch's on every device, NumPy's and Python's."""
+"""Seed global random state inside a block and restore it afterwards: of PyTorch on every device, NumPy and Python."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor
 
 @contextmanager
 def forked(seed: int | None = None) -> Iterator[None]:
-    """Seed the global generators inside the block; outside of it, none of them moves.
+    """Seed the global generators inside the block; outside of it, their state does not change.
 
-    The library's own parts draw from a CPU `torch.Generator` and move the numbers to the device, so that they do not
-    depend on the device. This is for code that draws from global state: initial weights, dropout, users' functions.
+    The library's own parts draw from a CPU `torch.Generator` and move the numbers to the device, so they do not depend
+    on the device. This function is for code that draws from global state: initial weights, dropout, users' functions.
 
     Args:
-        seed: For all generators; `None` leaves each where it is.
+        seed: Seed of all generators; `None` keeps their states at the start of the block.
     """
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     devices = _cuda_states(), _mps_state()
@@ -37,7 +37,7 @@ def forked(seed: int | None = None) -> Iterator[None]:
 
 
 def _cuda_states() -> list[Tensor] | None:
-    """Of all CUDA devices; `None` where CUDA has not been used, since reading a state would start it."""
+    """States of all CUDA devices; `None` if CUDA has not been used, because reading a state would initialise it."""
     return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
 
 
@@ -49,7 +49,7 @@ def _restore(cuda: list[Tensor] | None, mps: Tensor | None) -> None:
     if cuda is not None:
         torch.cuda.set_rng_state_all(cuda)
     elif torch.cuda.is_available():
-        # CUDA had no state yet. It gets the one that it would have had: that of the program's own seed.
+        # CUDA had no state before. It gets the state that it would have had, from the program's own seed.
         torch.cuda.manual_seed_all(torch.initial_seed())
     if mps is not None:
         torch.mps.set_rng_state(mps)

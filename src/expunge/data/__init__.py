@@ -1,1 +1,1 @@
-"""Data sets, one a file."""
+"""Data sets, one file each."""

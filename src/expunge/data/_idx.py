@@ -15,7 +15,7 @@ def read_idx(path: Path) -> np.ndarray:
     """An array of uint8 from a gzip-compressed IDX file.
 
     Raises:
-        SpecError: The file is no gzip, or its header and length disagree.
+        SpecError: The file is not a gzip file, or its length does not match its header.
     """
     try:
         raw = gzip.decompress(path.read_bytes())

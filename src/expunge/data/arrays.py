@@ -22,27 +22,27 @@ REQUIRED = ("x", "y", "tx", "ty")
 class Arrays(Source):
     """Arrays from a file: images or vectors as `x`, or tokens `[n, t]` with `y` `[n, t]`.
 
-    Whole numbers `y` `[n]` are classes and floating-point ones regression targets. What else they mean, several labels
-    or a mask per example, an `[objective]` table says.
+    Whole numbers `y` `[n]` are classes, and floating-point numbers are regression targets. For other targets, such as
+    several labels or a mask per example, add an `[objective]` table.
     """
 
     paths: ClassVar[tuple[str, ...]] = ("path",)
 
     path: str
-    """The `.npz` file; a relative path counts from the spec file."""
+    """The `.npz` file; a relative path starts at the spec file's folder."""
     labels: list[str] = field(default_factory=list)
-    """What the labels mean; by default their numbers."""
+    """Names of the labels; by default their numbers."""
 
     def __call__(self) -> Data:
-        """Training examples have ids from 0 in the file's order, test examples follow.
+        """Load the arrays. Training examples have ids from 0, in the file's order; test examples follow.
 
         Raises:
-            SpecError: The file is missing, is no `.npz` of plain arrays, lacks an array, or holds bad values.
+            SpecError: The file is missing, is not an `.npz` file of plain arrays, lacks an array, or has bad values.
         """
         arrays = self._read()
         x, y, n = _joined(arrays, "x", "tx"), _joined(arrays, "y", "ty"), len(arrays["x"])
         y = y.float() if y.is_floating_point() else y.long()
-        # Whole numbers beside a target for each of them are tokens.
+        # Whole numbers with a target for each of them are tokens.
         tokens = not x.is_floating_point() and not y.is_floating_point() and y.ndim == 2 and x.shape == y.shape
         x = x.long() if tokens else x.float() / 255 if x.dtype == torch.uint8 else x.float()
         groups = _whole(_tensor(arrays["groups"], "groups"), "groups") if "groups" in arrays else None
@@ -55,7 +55,7 @@ class Arrays(Source):
         if not path.is_file():
             raise SpecError(f"there is no file {path}", where="data.path", remedy="check the path")
         try:
-            # Pickled objects inside would run code of their own: never allowed.
+            # Pickled objects in the file could run code, so they are never allowed.
             with open(path, "rb") as file:
                 packed = np.load(file, allow_pickle=False)
                 if isinstance(packed, np.ndarray):

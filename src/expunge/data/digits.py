@@ -1,4 +1,4 @@
-"""Handwritten digits, 1,797 images of 8 x 8, inside scikit-learn (BSD licence; UCI, 1998)."""
+"""Handwritten digits: 1,797 images of 8 x 8 from scikit-learn (BSD licence; UCI, 1998)."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class Digits(Source):
     """Ten digits, 8 x 8."""
 
     train: Count = 1200
-    """Training images, taken from the front; the others are for test."""
+    """Number of training images, the first in scikit-learn's order; the rest is the test set."""
     test: Count | None = None
-    """Use only the first so many test images."""
+    """Use only this many test images, the first ones."""
 
     def __call__(self) -> Data:
-        """Images as `[n, 1, 8, 8]` in [0, 1], in scikit-learn's order.
+        """Load the images, `[n, 1, 8, 8]` in [0, 1], in scikit-learn's order.
 
         Raises:
-            SpecError: No image would be left for the test set.
+            SpecError: No image is left for the test set.
         """
         from sklearn.datasets import load_digits
 

@@ -1,8 +1,8 @@
 """Fashion-MNIST: 28 x 28 grey images of ten kinds of clothing (Xiao et al., 2017; MIT licence).
 
-The package holds the first 10,000 training and 2,000 test images of the official split. `subset = "full"` reads the
-official IDX files: from `folder`, from the environment variable `EXPUNGE_FASHION_MNIST`, or from where Debian's package
-`dataset-fashion-mnist` puts them.
+The package contains the first 10,000 training and 2,000 test images of the official split. `subset = "full"` reads the
+official IDX files from `folder`, from the folder that the environment variable `EXPUNGE_FASHION_MNIST` names, or from
+that of Debian's package `dataset-fashion-mnist`.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ class FashionMNIST(Source):
     subset: Literal["embedded", "full"] = "embedded"
     """`embedded`: 10,000 + 2,000 images inside the package; `full`: the official 60,000 + 10,000."""
     train: Count | None = None
-    """Use only the first so many training images."""
+    """Use only this many training images, the first ones."""
     test: Count | None = None
-    """Use only the first so many test images."""
+    """Use only this many test images, the first ones."""
     folder: str | None = None
-    """Where the four official files lie, for `full`."""
+    """Folder of the four official files, for `full`."""
 
     def __call__(self) -> Data:
-        """Images as `[n, 1, 28, 28]` in [0, 1]; training images have ids from 0, test images follow.
+        """Load the images, `[n, 1, 28, 28]` in [0, 1]. Training images have ids from 0; test images follow.
 
         Raises:
             MissingError: The full data set is not on this machine.
-            SpecError: More images are asked for than there are.
+            SpecError: The data set has fewer images than `train` or `test`.
         """
         x, y, tx, ty = self._arrays()
         x, y = x[: _at_most(self.train, len(x), "train")], y[: self.train]
@@ -78,8 +78,8 @@ class FashionMNIST(Source):
         return x, y, tx, ty
 
     def _folder(self) -> Path:
-        named = self.folder or os.environ.get("EXPUNGE_FASHION_MNIST")
-        folder = Path(named) if named else DEBIAN
+        given = self.folder or os.environ.get("EXPUNGE_FASHION_MNIST")
+        folder = Path(given) if given else DEBIAN
         missing = [name for name in FILES if not (folder / f"{name}-ubyte.gz").is_file()]
         if missing:
             raise MissingError(
@@ -91,7 +91,7 @@ class FashionMNIST(Source):
         return folder
 
 
-def _at_most(asked: int | None, there: int, name: str) -> int:
-    if asked is not None and asked > there:
-        raise SpecError(f"{asked} images asked for", where=f"data.{name}", allowed=f"1 to {there}")
-    return there if asked is None else asked
+def _at_most(wanted: int | None, available: int, name: str) -> int:
+    if wanted is not None and wanted > available:
+        raise SpecError(f"found {wanted} images", where=f"data.{name}", allowed=f"1 to {available}")
+    return available if wanted is None else wanted

@@ -19,28 +19,30 @@ class PythonDocs(Source):
     """Windows of bytes with the next byte as target."""
 
     train: Count = 1000
-    """Training windows, from the front of the text."""
+    """Number of training windows, from the start of the text."""
     test: Count = 200
-    """Test windows, from its end."""
+    """Number of test windows, from the end of the text."""
     context: Count = 64
     """Bytes per window."""
 
     def __call__(self) -> Data:
-        """Tokens `[n, context]`, targets shifted by one, training windows first.
+        """Load tokens `[n, context]` and targets shifted by one; training windows come first.
 
         Raises:
-            SpecError: The text is too short for so many windows.
+            SpecError: The text is too short for this many windows.
         """
         from pydoc_data.topics import topics
 
         text = "\n\n".join(topics[name] for name in sorted(topics)).encode("ascii", "replace")
         span = self.context + 1
-        there = len(text) // span
-        if self.train + self.test > there:
+        available = len(text) // span
+        if self.train + self.test > available:
             raise SpecError(
-                f"{self.train} + {self.test} windows of {span} bytes", where="data", allowed=f"{there} windows in all"
+                f"{self.train} + {self.test} windows of {span} bytes",
+                where="data",
+                allowed=f"{available} windows in all",
             )
-        windows = torch.frombuffer(bytearray(text[: there * span]), dtype=torch.uint8).view(there, span).long()
-        windows = torch.cat([windows[: self.train], windows[there - self.test :]])
+        windows = torch.frombuffer(bytearray(text[: available * span]), dtype=torch.uint8).view(available, span).long()
+        windows = torch.cat([windows[: self.train], windows[available - self.test :]])
         n = len(windows)
         return Data(windows[:, :-1], windows[:, 1:], torch.arange(self.train), torch.arange(self.train, n), VOCABULARY)

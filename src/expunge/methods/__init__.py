@@ -1,1 +1,1 @@
-"""Unlearning methods, one a file; retraining is a method like any other."""
+"""Unlearning methods, one file each; retraining is one of them."""

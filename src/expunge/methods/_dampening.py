@@ -1,11 +1,11 @@
-"""What SSD and its relatives have in common: two importances of every weight, and how weights are dampened by them.
+"""Shared by SSD and its relatives: two importances of every weight, and the dampening of weights by them.
 
-A weight is multiplied with min(lambda * I_D / I_F, 1) wherever I_F > alpha * I_D. F is the forget set, D the forget and
-the retain set together, so that I_F is at most |D| / |F| times I_D, and I_D is 0 only where I_F is.
+A weight with I_F > alpha * I_D is multiplied by min(lambda * I_D / I_F, 1). F is the forget set, and D is the forget
+and the retain set together. So I_F is at most |D| / |F| times I_D, and I_D is 0 only if I_F is 0.
 
-The relatives that choose alpha themselves take a percentile of I_F / I_D over all trainable weights. The quotient is
-undefined where both are 0: a weight without influence on any example. Such weights are left out, so that adding units
-that never fire changes nothing; published code does the same.
+The relatives that choose alpha themselves use a percentile of I_F / I_D over all trainable weights. The quotient is
+undefined if both are 0, for a weight without influence on any example. Such weights are left out, so that additional
+units that never fire change nothing; published code does the same.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class Importances:
 
 
 def importances(student: nn.Module, job: Job, measure: Measure) -> Importances | None:
-    """Both importances; `None` where the budget has no room for any retained example.
+    """Both importances; `None` if the budget does not suffice for any retain example.
 
-    A budget that is too small takes a random part of the retain set.
+    If the budget is too small for the whole retain set, a random part of it is used.
     """
     problem = job.problem
-    # In random order, so that what a budget cuts off is a random part.
+    # In random order, so that a small budget uses a random part.
     retain = problem.retain[torch.randperm(len(problem.retain), generator=job.generator("retain"))]
     forgotten = measure(student, problem, problem.forget, job.meter)
     retained = measure(student, problem, retain, job.meter)
@@ -63,14 +63,14 @@ def forget_share(problem: Problem) -> float:
 
 
 def dampen(student: nn.Module, measured: Importances, alpha: float, dampening: float = 1.0) -> None:
-    """Multiply the student's trainable weights with their factors, in place."""
+    """Multiply the student's trainable weights by their factors, in place."""
     with torch.no_grad():
         for parameter, forget, whole in zip(trainable(student), measured.forget, measured.whole, strict=True):
             parameter.mul_(factors(forget, whole, alpha, dampening))
 
 
 def factors(forget: Tensor, whole: Tensor, alpha: float, dampening: float) -> Tensor:
-    """The factor of each weight: min(dampening * whole / forget, 1) where forget > alpha * whole, else 1.
+    """The factor of each weight: min(dampening * whole / forget, 1) if forget > alpha * whole, otherwise 1.
 
     Args:
         forget: Importance to the forget set.
@@ -81,7 +81,7 @@ def factors(forget: Tensor, whole: Tensor, alpha: float, dampening: float) -> Te
     Returns:
         Numbers in [0, 1], in the same shape.
     """
-    # Where `forget` is 0 nothing is selected, and the quotient is not used.
+    # A weight with `forget` = 0 is not selected, and its quotient is not used.
     factor = (dampening * whole / forget).clamp(max=1)
     return torch.where(forget > alpha * whole, factor, torch.ones_like(forget))
 
@@ -91,10 +91,10 @@ def adaptive_alpha(quotients: Tensor, share: float) -> float:
 
     Args:
         quotients: In ascending order, `[n]`.
-        share: Of the data that is to be forgotten; a search may go beyond 1.
+        share: Share of the data to forget; a search may use values above 1.
 
     Returns:
-        A value between two neighbours is interpolated linearly; infinity, which selects nothing, where there is none.
+        The percentile, interpolated linearly between neighbours; without quotients infinity, which selects nothing.
     """
     if len(quotients) == 0:
         return math.inf

@@ -1,7 +1,7 @@
-"""What methods that fine-tune have in common: five settings and the call of the one loop.
+"""Shared by methods that fine-tune: their common settings, and the call of the training loop.
 
-A method of one phase calls `descend`; one of several phases makes `Steps`, which keep the optimiser's state between
-phases, and ends when a phase comes back exhausted.
+A method with one phase calls `descend`. A method with several phases makes `Steps`, which keep the optimiser's state
+between phases, and stops when the result of a phase says that the budget is exhausted.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Steps:
         items: Iterable[Item],
         on_step: Callable[[int, float], None] | None = None,
     ) -> Fit:
-        """One step per item; the caller stops where the result says that the budget is exhausted."""
+        """Take one step per item. If the result says that the budget is exhausted, the caller stops."""
         return fit(
             self.parameters,
             loss_fn,
@@ -55,7 +55,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Descent(Method):
-    """Base of the methods that take gradient steps from the model that they are given."""
+    """Base of the methods that take gradient steps, starting from their input model."""
 
     epochs: Count = 10
     """Passes over the retain set."""
@@ -68,15 +68,15 @@ class Descent(Method):
     weight_decay: NonNegative = 0.0
     """Coefficient of the squared norm."""
     accumulate: Count = 1
-    """Micro-batches that each batch is taken in, to save memory; the loss is that of the whole batch. Batches of which
-    hidden layers are read stay whole."""
+    """Number of micro-batches per batch, to save memory; the loss is that of the whole batch. Batches from which a
+    method reads hidden layers are not split."""
 
     def expected_gradients(self, retain: int, forget: int) -> float:
         """One per retain example and epoch."""
         return self.epochs * retain
 
     def steps(self, student: nn.Module, meter: Meter) -> Steps:
-        """Steps on the student's trainable parameters with this method's optimiser."""
+        """Make the steps on the student's trainable parameters, with this method's optimiser."""
         parameters = require_trainable(student)
         optimizer = make_optimizer(self.optimizer, parameters, self.learning_rate, self.weight_decay)
         return Steps(parameters, optimizer, meter, self.accumulate)
@@ -91,7 +91,7 @@ class Descent(Method):
     def descend_on_retain(
         self, student: nn.Module, job: Job, loss_fn: Callable[[Batch], Tensor] | None = None
     ) -> nn.Module:
-        """Minimise a loss over retain batches alone, cross-entropy by default."""
+        """Minimise a loss over retain batches only; cross-entropy by default."""
         problem = job.problem
 
         def retain_loss(batch: Batch) -> Tensor:
@@ -111,16 +111,16 @@ class Descent(Method):
         forget_batch_size: int,
         on_epoch: Callable[[], None] = lambda: None,
     ) -> nn.Module:
-        """In each epoch a pass over the forget set, then one over the retain set; one optimiser serves both.
+        """In each epoch, one pass over the forget set and then one over the retain set, with the same optimiser.
 
         Args:
             student: Trained in place and returned.
-            job: Has both sets; its meter is charged one gradient per example and pass.
+            job: Gives both sets; its meter counts one gradient per example and pass.
             forget_loss: Minimised over forget batches.
             retain_loss: Minimised over retain batches.
-            forget_epochs: Epochs, from the first, that begin with a pass over the forget set.
+            forget_epochs: The first so many epochs start with a pass over the forget set.
             forget_batch_size: Forget examples per step.
-            on_epoch: Called after each epoch, also after one that the budget cut short.
+            on_epoch: Called after each epoch, also if the budget ended it early.
 
         Returns:
             The student.
@@ -141,7 +141,7 @@ class Descent(Method):
 
 
 def perturb_once(student: nn.Module, job: Job, change: Callable[[Tensor, torch.Generator], None]) -> None:
-    """Change every trainable weight in place, a tied one once, all from one generator."""
+    """Change every trainable weight in place, tied weights once, with one generator for all."""
     generator = job.generator("noise")
     with torch.no_grad():
         for parameter in trainable(student):
@@ -150,9 +150,9 @@ def perturb_once(student: nn.Module, job: Job, change: Callable[[Tensor, torch.G
 
 @dataclass(frozen=True)
 class PerturbedDescent(Descent):
-    """Base of the methods that change every trainable weight once, then repair on the retain set.
+    """Base of the methods that change every trainable weight once and then repair on the retain set.
 
-    Norms' scales and biases count as weights, a tied weight is changed once, frozen ones are not.
+    Scales of norms and biases count as weights. A tied weight is changed once, and frozen weights are not changed.
     """
 
     def apply(self, student: nn.Module, job: Job) -> nn.Module:
@@ -167,7 +167,7 @@ class PerturbedDescent(Descent):
 
 @dataclass(frozen=True)
 class ForgetDescent(Descent):
-    """Base of the methods that see the forget set only."""
+    """Base of the methods that use the forget set only."""
 
     epochs: Count = 10
     """Passes over the forget set."""
@@ -187,13 +187,13 @@ class ForgetDescent(Descent):
 
 @dataclass(frozen=True)
 class PairedDescent(Descent):
-    """Base of the methods whose every step sees a retain batch and a forget batch, their losses added."""
+    """Base of the methods whose loss in each step is the sum over a retain batch and a forget batch."""
 
     forget_batch_size: Count = 64
     """Forget examples per step; the forget set is cycled."""
 
     def expected_gradients(self, retain: int, forget: int) -> float:
-        """One per retain example and epoch, and those of the forget batch beside each retain batch."""
+        """One per retain example and epoch, and one per example of the forget batch with each retain batch."""
         steps = math.ceil(retain / self.batch_size)
         return self.epochs * (retain + steps * mean_batch(forget, self.forget_batch_size))
 
@@ -216,29 +216,29 @@ class PairedDescent(Descent):
 
     @abstractmethod
     def pair_loss(self, student: nn.Module, job: Job) -> Callable[[PairBatch], Tensor]:
-        """The loss of one step, closed over the student (and a teacher, made here, where the method has one)."""
+        """Make the loss of one step for this student; if the method has a teacher, it is made here."""
 
 
 @dataclass(frozen=True)
 class RetainingDescent(PairedDescent):
-    """Base of the methods whose pair loss has one term that keeps what the model does on the retain set."""
+    """Base of the methods whose pair loss has one term that preserves the model's behaviour on the retain set."""
 
     retain: Literal["ce", "kl"] = "ce"
     """The retain term: `ce`, cross-entropy with the labels, or `kl`, KL(original || model), in nats, the mean over
-    decisions. For `kl` the original is frozen and in evaluation mode; its forward passes are no gradients."""
+    decisions. For `kl` the original is frozen and in evaluation mode; its forward passes do not count as gradients."""
 
     @property
     def required(self) -> frozenset[str]:
-        """With `kl` decisions too."""
+        """With `kl`, decisions are required too."""
         return self.needs | ({"decisions"} if self.retain == "kl" else set())
 
     def retain_loss(self, student: nn.Module, job: Job, teacher: nn.Module | None = None) -> Callable[[Batch], Tensor]:
         """The retain term as a function of a retain batch.
 
         Args:
-            student: The model that is trained; as it is now, it is the original.
-            job: Its problem says how decisions are made.
-            teacher: A frozen copy of the original where the method has one already; by default `kl` makes one.
+            student: The model to train; at this moment it is still the original.
+            job: Its problem gives the objective.
+            teacher: A frozen copy of the original, if the method has one already; by default `kl` makes one.
 
         Returns:
             A scalar loss with gradients for the student.

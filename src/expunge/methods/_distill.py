@@ -1,8 +1,8 @@
-"""Teachers and divergences from them, over decisions.
+"""Teachers, and divergences from their predictions, over decisions.
 
-Two mistakes in published implementations are ruled out here: a teacher that shares storage with its student, which
-makes every divergence zero, and a divergence averaged over classes as well as decisions, which divides it by their
-number.
+This rules out two mistakes in published implementations: a teacher that shares storage with its student, which makes
+every divergence zero; and a divergence averaged over classes as well as decisions, which divides it by the number of
+classes.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from expunge.core.objective import Objective, kl
 
 
 def teacher_of(student: nn.Module) -> nn.Module:
-    """The student as it is now, frozen, in evaluation mode and in memory of its own.
+    """A frozen copy of the student's present state, in evaluation mode and in separate memory.
 
     Raises:
-        SpecError: The copy shares storage with the student, as a model with its own idea of copying can make it.
+        SpecError: The copy shares storage with the student, because the model overrides how it is copied.
     """
     teacher = frozen_copy(student)
     require_distinct(teacher, student)

@@ -1,7 +1,7 @@
-"""Gradients over a whole set at the weights as they are: of single examples, squared or absolute; and summed.
+"""Gradients over a set of examples at fixed weights: means of squared or absolute per-example gradients, and sums.
 
-In evaluation mode, since an example's gradient must depend neither on the rest of its batch (batch norm) nor on chance
-(dropout). All charge one gradient per example, and take only as many examples as the budget affords.
+The model is in evaluation mode, because an example's gradient must not depend on the rest of its batch (batch norm) or
+on chance (dropout). All functions count one gradient per example, and use only as many examples as the budget allows.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from expunge.objectives.classification import Classification
 from expunge.train.loop import in_order
 
 Number = Callable[[Decisions, int], Tensor]
-"""From the decisions of so many examples to the sum of one number per example."""
+"""A function of the decisions and the number of examples; it returns the sum of one number per example."""
 
 
 def mean_squared_gradient(
@@ -39,12 +39,12 @@ def mean_squared_gradient(
         model: The model.
         problem: Data and objective.
         ids: The examples.
-        meter: Charged 1 per example.
-        labels: Draws each decision's label from the model's own prediction, which gives the Fisher information; by
-            default the labels are those of the data, which gives the empirical Fisher information.
+        meter: Counts 1 per example.
+        labels: Generator that draws each decision's label from the model's own prediction, which gives the Fisher
+            information. By default the labels are those of the data, which gives the empirical Fisher information.
 
     Returns:
-        A tensor per trainable parameter, or `None` where the budget affords no example.
+        A tensor per trainable parameter, or `None` if the budget allows no example.
     """
 
     def surprise(decisions: Decisions, size: int) -> Tensor:
@@ -64,11 +64,11 @@ def mean_absolute_gradient(
         model: The model.
         problem: Data and objective.
         ids: The examples.
-        meter: Charged 1 per example.
-        number: What is differentiated.
+        meter: Counts 1 per example.
+        number: The number per example that is differentiated.
 
     Returns:
-        A tensor per trainable parameter, or `None` where the budget affords no example.
+        A tensor per trainable parameter, or `None` if the budget allows no example.
     """
     return _mean_magnitude(model, problem, ids, meter, number, torch.abs)
 
@@ -82,11 +82,11 @@ def summed_gradient(
         model: The model.
         problem: Data and objective.
         ids: The examples.
-        meter: Charged 1 per example.
+        meter: Counts 1 per example.
         batch_size: Examples at a time.
 
     Returns:
-        A tensor per trainable parameter, or `None` where the budget affords no example.
+        A tensor per trainable parameter, or `None` if the budget allows no example.
     """
     ids, parameters = _affordable(ids, meter), require_trainable(model)
     if len(ids) == 0:
@@ -104,15 +104,15 @@ def summed_gradient(
 def _mean_magnitude(
     model: nn.Module, problem: Problem, ids: Tensor, meter: Meter, number: Number, magnitude: Magnitude
 ) -> list[Tensor] | None:
-    """In chunks where the model is a chain of known layers, one example at a time otherwise.
+    """In chunks if the model is a chain of supported layers, otherwise one example at a time.
 
-    One by one is faster on a CPU than `torch.func.vmap` over examples, and works with every model.
+    On a CPU, one example at a time is faster than `torch.func.vmap` over examples, and works with every model.
     """
     ids, parameters = _affordable(ids, meter), require_trainable(model)
     if len(ids) == 0:
         return None
     total = [zeros_for(parameter) for parameter in parameters]
-    # Another objective may run the model in its own way.
+    # Another objective may call the model in a different way.
     layers = chain(model) if type(problem.objective) is Classification else None
     with evaluating(model):
         for batch in in_order(problem.data, ids, 1 if layers is None else chunk_size(problem.data.inputs)):
@@ -131,12 +131,12 @@ def _mean_magnitude(
 
 
 def _gradient(value: Tensor, parameters: list[nn.Parameter]) -> tuple[Tensor, ...]:
-    # A parameter that the output does not depend on has gradient zero.
+    # A parameter without influence on the output has gradient zero.
     return torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
 
 
 def _drawn(decisions: Decisions, generator: torch.Generator) -> Decisions:
-    # On the CPU in double precision, so that device and dtype do not change the draw.
+    # On the CPU in double precision, so that the draw does not depend on device and dtype.
     chances = decisions.logits.detach().cpu().double().softmax(1)
     drawn = torch.multinomial(chances, 1, generator=generator)[:, 0] if len(chances) else decisions.targets
     return decisions._replace(targets=drawn.to(decisions.targets.device))

@@ -1,4 +1,4 @@
-"""The last layers of a network: finding them, initialising them anew, and training them alone."""
+"""The last layers of a network: find them, reinitialise them, and train only them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from expunge.methods._descent import Descent
 
 @dataclass(frozen=True)
 class TrainableLayer:
-    """A module with trainable parameters of its own: those not of its submodules, nor tied to an earlier layer."""
+    """A module with its own trainable parameters: not those of submodules, and not those tied to an earlier layer."""
 
     name: str
     module: nn.Module
@@ -26,10 +26,10 @@ class TrainableLayer:
 
 
 def layers(model: nn.Module) -> list[TrainableLayer]:
-    """The model's layers in the order in which they are registered, which is that of a sequential model's pass.
+    """The model's layers in the order of registration, which for a sequential model is the order of the forward pass.
 
-    A tied parameter belongs to the first layer that holds it: a language model's output layer that shares its weights
-    with the input embedding is no layer of its own, since training it would train the first layer too.
+    A tied parameter belongs to the first layer that holds it. An output layer that shares its weights with the input
+    embedding is therefore not a separate layer: training it would also train the first layer.
     """
     listed, seen = [], set[int]()
     for name, module in model.named_modules():
@@ -41,19 +41,19 @@ def layers(model: nn.Module) -> list[TrainableLayer]:
 
 
 def reinitialise(chosen: Sequence[TrainableLayer], seed: int) -> None:
-    """Give layers fresh initial values, in place, by their modules' `reset_parameters`; frozen parameters keep theirs.
+    """Give layers fresh initial values, in place, by `reset_parameters`; frozen parameters keep their values.
 
     Raises:
-        MissingError: A module has no such method.
+        MissingError: A module has no method `reset_parameters`.
     """
     with forked(seed):
         for layer in chosen:
-            # Attention calls it by a private name.
+            # In attention modules the method has a private name.
             names = ("reset_parameters", "_reset_parameters")
             reset = next((getattr(layer.module, name) for name in names if hasattr(layer.module, name)), None)
             if reset is None:
                 raise MissingError(
-                    f"{layer.name or 'the model'} ({type(layer.module).__name__}) cannot be initialised anew",
+                    f"{layer.name or 'the model'} ({type(layer.module).__name__}) cannot be reinitialised",
                     where="model",
                     remedy="give it a method reset_parameters()",
                 )
@@ -67,9 +67,9 @@ def reinitialise(chosen: Sequence[TrainableLayer], seed: int) -> None:
 
 @contextmanager
 def training_only(model: nn.Module, chosen: Sequence[TrainableLayer]) -> Iterator[None]:
-    """Inside, only the chosen layers can change; the flags of the others are put back afterwards.
+    """Inside, only the chosen layers can change; afterwards the other layers are trainable again.
 
-    The others are in evaluation mode too, so that the running statistics of a frozen batch norm stay as they are.
+    The other layers are also in evaluation mode, so that the running statistics of a frozen batch norm do not change.
     """
     moving = {id(p) for layer in chosen for p in layer.parameters}
     active = {id(layer.module) for layer in chosen}
@@ -89,10 +89,10 @@ def training_only(model: nn.Module, chosen: Sequence[TrainableLayer]) -> Iterato
 
 @dataclass(frozen=True)
 class LastLayers(Descent):
-    """Base of the methods that train the last k layers on the retain set and leave the others alone."""
+    """Base of the methods that train the last k layers on the retain set and do not change the others."""
 
     k: Count = 4
-    """Layers, counted from the output, that may change; all of them where there are fewer."""
+    """Number of layers, counted from the output, that may change; at most all of them."""
 
     def train_last(self, student: nn.Module, job: Job) -> nn.Module:
         """Minimise cross-entropy on the retain set over the last k layers."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def standard_normal(parameter: Tensor, generator: torch.Generator) -> Tensor:
-    """Independent N(0, 1) in the parameter's shape, dtype and place, drawn on the CPU in double precision."""
+    """Independent N(0, 1) in the parameter's shape, dtype and device, drawn on the CPU in double precision."""
     return torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter)
 
 

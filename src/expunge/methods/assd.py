@@ -1,17 +1,17 @@
-"""SSD that chooses its own threshold from how much is to be forgotten (ASSD, Schoepf et al., 2402.10098).
+"""SSD that chooses its threshold from the share of data to forget (ASSD, Schoepf et al., 2402.10098).
 
-As SSD with lambda = 1: theta <- theta * I_D / I_F wherever I_F > alpha * I_D, I the mean over examples of the squared
+As SSD with lambda = 1: theta <- theta * I_D / I_F if I_F > alpha * I_D. I is the mean over examples of the squared
 gradient of an example's log-likelihood. Alpha is the percentile 100 - ln(1 + 100 |F| / |D|) of I_F / I_D over all
-trainable weights together, so that ln(1 + 100 |F| / |D|) per cent of them are selected: 0.7 of 100 weights for a
-hundredth of the data, 2.4 for a tenth. What is exactly at the threshold is not selected, and no factor is above 1:
-where a model has no loss on the forget set, as on a poison that it learned well, I_F is smaller and little happens.
+trainable weights together. So ln(1 + 100 |F| / |D|) per cent of them are selected: 0.7 of 100 weights for a hundredth
+of the data, 2.4 for a tenth. Weights exactly at the threshold are not selected, and no factor is above 1. If a model
+has almost no loss on the forget set, as on poison that it learned well, I_F is small and the method changes little.
 
 As in SSD, the paper's importance is per example, and that of published code depends on its batches
 (`benchmarks/importance.py` shows how much). Weights on which no example depends have no quotient and are left out of
-the percentile, there and here; published code leaves out infinite quotients too, which occur where D does not hold F.
+the percentile, there and here. Published code also leaves out infinite quotients, which occur if D does not contain F.
 
-Cost: one gradient per forget example and one per retain example, each example's by itself. A budget that is too small
-takes a random part of the retain set; one without room for any leaves the model as is.
+Cost: one separate gradient per forget example and per retain example. If the budget is too small, a random part of the
+retain set is used; if it allows no retain example, the model does not change.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Learn from a know-nothing teacher on the forget set, from the original elsewhere (Chundawat et al., 2205.08096).
+"""Distil from a random teacher on the forget set, from the original on the retain set (Chundawat et al., 2205.08096).
 
 Minimises the mean over a mixed batch of KL(bad(x) || model(x)) for x in forget and KL(original(x) || model(x)) for x in
-retain, with T^2 where T is not 1. The bad teacher is the model with its trainable layers initialised anew; the retain
-examples are a random share, the same in every epoch. KL is the sum over classes; the published code calls torch's KL
-with its default reduction, which takes the mean over classes too and so divides every step by their number. It also
-has no factor T^2, so that a larger T shrinks its gradients; at its T of 1 there is no difference. Both teachers are in
+retain, with a factor T^2 if T is not 1. The bad teacher is the model with reinitialised trainable layers. The retain
+examples are a random share, the same in every epoch. KL is the sum over classes. The published code calls torch's KL
+with its default reduction, which also takes the mean over classes and so divides every gradient by their number. It has
+no factor T^2, so a larger T shrinks its gradients; at its T of 1 there is no difference. Both teachers are in
 evaluation mode, there and here.
 
 Cost: one gradient per forget example and per example of the retain share, in each epoch. Teachers are forward passes.
@@ -41,13 +41,13 @@ class BadTeacher(Descent):
     epochs: Count = 10
     """Passes over the forget set and the retain share."""
     learning_rate: Positive = 1e-3
-    """Step size, constant; half of training's default, since the forget examples are few among the others."""
+    """Step size, constant; half of training's default, because there are few forget examples among the others."""
     batch_size: Count = 128
     """Examples per step, of both kinds."""
     retain_share: Share = 0.3
     """Share of the retain set that is used."""
     temperature: Positive = 1.0
-    """T, by which logits are divided before they are compared."""
+    """T: logits are divided by T before they are compared."""
 
     def expected_gradients(self, retain: int, forget: int) -> float:
         """One per forget example and per example of the retain share, in each epoch."""
@@ -76,7 +76,7 @@ def incompetent(student: nn.Module, seed: int) -> nn.Module:
     """A teacher of the student's architecture whose trainable layers have fresh initial values.
 
     Raises:
-        MissingError: A layer cannot be initialised anew.
+        MissingError: A layer cannot be reinitialised.
     """
     teacher = teacher_of(student)
     for theirs, ours in zip(teacher.parameters(), student.parameters(), strict=True):

@@ -1,11 +1,11 @@
-"""Fine-tune the last k layers on the retain set and hope that the rest is forgotten (CF-k, Goel et al., 2201.06640).
+"""Fine-tune the last k layers on the retain set; forgetting is only a side effect (CF-k, Goel et al., 2201.06640).
 
-Minimises CE(retain) over the parameters of the last k layers; all others, and the running statistics of their batch
-norms, stay as they are. A layer is a module with trainable parameters of its own that are not tied to an earlier one,
-norms included. The published code counts convolutions and linear layers only, and lets the norms between them train
-along.
+Minimises CE(retain) over the parameters of the last k layers. All other layers, and the running statistics of their
+batch norms, do not change. A layer is a module with its own trainable parameters that are not tied to an earlier layer;
+norms count as layers. The published code counts only convolutions and linear layers, and also trains the norms between
+them.
 
-Cost: one gradient per retain example and epoch (of which the backward pass through the frozen layers is spared).
+Cost: one gradient per retain example and epoch (without the backward pass through the frozen layers).
 """
 
 from __future__ import annotations
@@ -28,5 +28,5 @@ class CFk(LastLayers):
     effort: ClassVar[str] = "R E"
 
     def apply(self, student: nn.Module, job: Job) -> nn.Module:
-        """Train the last layers on."""
+        """Continue to train the last layers."""
         return self.train_last(student, job)

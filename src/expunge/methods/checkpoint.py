@@ -1,4 +1,4 @@
-"""A model that was unlearned elsewhere: its weights from a safetensors file, to be attacked and judged like any other.
+"""A model that was unlearned elsewhere: its weights come from a safetensors file and are attacked and judged.
 
 Nothing is trained. The file must hold weights of the spec's own architecture; a pickle is refused.
 
@@ -20,7 +20,7 @@ from expunge.core.job import Job
 
 @dataclass(frozen=True)
 class Checkpoint(Method):
-    """Weights from a file in the place of an unlearning method."""
+    """Weights from a file instead of an unlearning method."""
 
     paths: ClassVar[tuple[str, ...]] = ("path",)
     effort: ClassVar[str] = "unknown"
@@ -28,7 +28,7 @@ class Checkpoint(Method):
     repeatable: ClassVar[bool] = False
 
     path: str
-    """The safetensors file; a relative path counts from the spec file."""
+    """The safetensors file; a relative path starts at the spec file's folder."""
 
     def expected_gradients(self, retain: int, forget: int) -> float:
         """None: nothing is trained."""
@@ -38,6 +38,6 @@ class Checkpoint(Method):
         """Load the weights into the copy of the model.
 
         Raises:
-            SpecError: The file is missing, a pickle, truncated, or of another architecture.
+            SpecError: The file is missing, is a pickle, is truncated, or holds weights of another architecture.
         """
         return checkpoint.load(student, Path(self.path), where="method.path")

@@ -1,28 +1,28 @@
-"""Turn the hidden states of the forget set away from what they were, and hold those of the retain set (2406.04313).
+"""Turn the hidden states of the forget set away from the original's, and preserve those of the retain set (2406.04313).
 
 Minimises c_r * hold * MSE(h(x_R), h0(x_R)) + c_u * relu(cos(h(x_F), h0(x_F))), averaged over layers, h0 being the
 original's hidden states. At step s of S, from 0, c_r = alpha * (s + 1) / S and c_u = alpha * (1 - (s + 1) / S): the
-last step only holds. MSE is the mean over all entries, the cosine that of each decision's whole feature, a token of a
-language model like an image; over a batch flattened into one vector single examples could stay as they are. No label is
-used.
+last step has the retain term only. MSE is the mean over all entries. The cosine is taken for each decision's feature
+vector, of an image or of a token. (With the whole batch flattened into one vector, single examples could stay
+unchanged.) No label is used.
 
 With hold = 1 this is the loss in the code of 2505.22310, which reads two hidden states of a ResNet-18, numbers 4 and 7.
 There the original is in training mode, so that batch norm treats both models alike at the start. Here the original is
-in evaluation mode and the model in training mode: with batch norm the first difference is that of batch statistics from
-running ones. 2406.04313 works on language models through low-rank adapters, has the norm of the difference in the place
-of its mean square, and stretches the schedule over twice the steps, so that both terms end with one weight. Where no
-layers are named, the hidden states are what the modules with weights are given at half depth and last, among those that
-training can change. Layers after the last one that is read get no gradient.
+in evaluation mode and the model in training mode, so with batch norm they differ at first by batch versus running
+statistics. 2406.04313 trains low-rank adapters of language models, uses the norm of the difference instead of its mean
+square, and stretches the schedule over twice the steps, so that both terms end with the same weight. By default, the
+hidden states are the inputs of two modules with weights, at half depth and the last, among those that training can
+change. Layers after the last of these get no gradient.
 
-At the start both gradients are zero: the retain term is at its minimum and the forget term at its maximum. Adam, which
-scales gradients up, moves on from rounding errors alone; SGD stays there unless dropout or batch norm make the models
-differ. Adam also divides out a common factor of all gradients, so that alpha has almost no effect under it. The setting
-that matters is `hold`, since the mean square has the unit of squared features and the cosine has none; where it is too
-strong, the last epochs bring the hidden states of the forget set back as well.
+At the start both gradients are zero: the retain term is at its minimum and the forget term at its maximum. Adam scales
+gradients up, so rounding errors are enough for it to leave this point. SGD stays there unless dropout or batch norm
+make the models differ. Adam also divides out a common factor of all gradients, so alpha has almost no effect under it.
+The setting that matters is `hold`, because the mean square has the unit of squared features and the cosine has none. If
+it is too large, the last epochs restore the hidden states of the forget set as well.
 
-Cost: one gradient per retain example and epoch, and one per example of the forget batch beside each retain batch. The
-forget set is cycled in batches of at most `forget_batch_size`, of which the last of a pass is what is left. The
-teacher is a forward pass.
+Cost: one gradient per retain example and epoch, and one per example of the forget batch with each retain batch. The
+forget set is cycled in batches of at most `forget_batch_size`; the last batch of a pass holds the rest. The teacher is
+a forward pass.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ WHERE = "method.circuit_breakers.layers"
 
 @dataclass(frozen=True)
 class CircuitBreakers(PairedDescent):
-    """Hidden states of forget made orthogonal to the original's, those of retain held."""
+    """Hidden states of forget become orthogonal to the original's; those of retain are preserved."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"decisions"})
     cite: ClassVar[str] = "zou2024breakers"
@@ -69,8 +69,8 @@ class CircuitBreakers(PairedDescent):
         """The scheduled sum of both terms.
 
         Raises:
-            SpecError: A layer is not there, has no features per decision, or none that training could change.
-            MissingError: No layers are named, and the model has no hidden state that training could change.
+            SpecError: A layer does not exist, has no features per decision, or depends on no trainable weight.
+            MissingError: No layers are named, and no hidden state of the model depends on trainable weights.
         """
         problem, teacher = job.problem, teacher_of(student)
         layers = self.chosen(student, problem)
@@ -83,15 +83,15 @@ class CircuitBreakers(PairedDescent):
             retain, forget = (read(student, batch)[1] for batch in (pair.retain, pair.forget))
             done = next(steps) / total
             terms = [
-                done * self.hold * F.mse_loss(kept, kept0) + (1 - done) * aligned(gone, gone0)
-                for kept, kept0, gone, gone0 in zip(retain, retain0, forget, forget0, strict=True)
+                done * self.hold * F.mse_loss(h_r, h0_r) + (1 - done) * aligned(h_f, h0_f)
+                for h_r, h0_r, h_f, h0_f in zip(retain, retain0, forget, forget0, strict=True)
             ]
             return self.alpha * torch.stack(terms).mean()
 
         return step
 
     def chosen(self, model: nn.Module, problem: Problem) -> list[FeatureSite]:
-        """The layers that are named, or those at half depth and last."""
+        """The named layers, or by default those at half depth and the last."""
         if self.layers:
             layers = require_layers(model, self.layers, WHERE)
             self._require_gradients(model, problem, layers)

@@ -1,19 +1,19 @@
 """Put a barrier of loss between the model and the original (2505.22310's CBFT, after Lubana et al., 2211.08422).
 
-Minimises CE(retain) - alpha * min(CE at (theta0 + theta) / 2, gamma): a barrier half way along the straight line to
-the original, on the retain and the forget batch together, so that fine-tuning cannot slide back. The gradient goes
-through theta alone, which brings a factor 1/2. CE(retain) is the source's term and the default; `retain` = `kl` puts
-KL(original || model) in its place. Floating-point buffers are averaged like the weights, running statistics of batch
-norm among them. A tied weight stays tied at the midpoint. The cap gamma applies to the mean of a batch: above it the
-barrier has no gradient.
+Minimises CE(retain) - alpha * min(CE at (theta0 + theta) / 2, gamma): a barrier half way along the straight line to the
+original, on the retain and the forget batch together, so that fine-tuning cannot lead back. The gradient goes through
+theta only, which gives a factor 1/2. CE(retain) is the source's term and the default; `retain` = `kl` replaces it by
+KL(original || model). Floating-point buffers, such as running statistics of batch norm, are averaged like the weights.
+A tied weight stays tied at the midpoint. The cap gamma applies to the mean of a batch: above it the barrier has no
+gradient.
 
-The code of 2505.22310 (`mode_connectivity`) has the same loss, but evaluates the midpoint in training mode: there
-batch norm uses the batch's statistics, and the averaged running ones play no part. Here the midpoint is in evaluation
-mode, as in the audit `path`, so that the barrier is that of a model as it would be deployed.
+The code of 2505.22310 (`mode_connectivity`) has the same loss, but evaluates the midpoint in training mode: there batch
+norm uses the batch's statistics and ignores the averaged running statistics. Here the midpoint is in evaluation mode,
+as in the audit `path`, so that the barrier is that of a deployed model.
 
 Cost: two gradients per retain example and epoch, at the model and at the midpoint, and one per example of the forget
-batch beside each retain batch. The forget set is cycled in batches of at most `forget_batch_size`, of which the last of
-a pass is what is left.
+batch with each retain batch. The forget set is cycled in batches of at most `forget_batch_size`; the last batch of a
+pass holds the rest.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from expunge.train.loop import PairBatch
 
 @dataclass(frozen=True)
 class ConnectivityBreaking(RetainingDescent):
-    """Fine-tuning that is rewarded for a loss barrier on the way to the original."""
+    """Fine-tuning with a reward for a loss barrier on the line to the original."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"decisions"})
     cite: ClassVar[str] = "siddiqui2025dormant"
@@ -50,11 +50,11 @@ class ConnectivityBreaking(RetainingDescent):
     """Cap of the midpoint's loss, in nats."""
 
     def pairs(self, job: Job) -> Iterator[PairBatch]:
-        """The batches of all steps, at their cost."""
+        """The batches of all steps, with their cost."""
         return (_Twice(pair.retain, pair.forget) for pair in super().pairs(job))
 
     def expected_gradients(self, retain: int, forget: int) -> float:
-        """What the pairs take, with each retain example counted twice."""
+        """The cost of the pairs, with each retain example counted twice."""
         return self.epochs * retain + super().expected_gradients(retain, forget)
 
     def pair_loss(self, student: nn.Module, job: Job) -> Callable[[PairBatch], Tensor]:
@@ -81,32 +81,32 @@ class _Twice(PairBatch):
 
 
 def midway(student: nn.Module, start: Mapping[str, Tensor], objective: Objective, batch: Batch) -> Decisions:
-    """The decisions half way between the student and where it started, in evaluation mode.
+    """The decisions at the midpoint between the student and its start weights, in evaluation mode.
 
     Args:
-        student: Keeps its parameters and buffers; gradients reach the former through the midpoint.
+        student: Not changed; gradients reach its parameters through the midpoint.
         start: Parameters and floating-point buffers at the start, by name.
-        objective: Gives decisions.
+        objective: Computes the decisions.
         batch: Examples.
 
     Returns:
         Decisions with gradients.
     """
-    # Halved before they are added, so that the largest number of a precision, which masks attention, stays finite.
-    between = {f"model.{name}": start[name] / 2 + now / 2 for name, now in _movable(student).items()}
+    # Halved before the sum: attention masks may hold the largest finite number, whose sum would overflow.
+    between = {f"model.{name}": start[name] / 2 + tensor / 2 for name, tensor in _movable(student).items()}
     with evaluating(student):
         decisions: Decisions = functional_call(_Deciding(student, objective), between, (batch,))
     return decisions
 
 
 def _movable(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters that may change and floating-point buffers, a tied one under its first name."""
+    """Trainable parameters and floating-point buffers; a tied tensor has its first name."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     return parameters | {name: b for name, b in model.named_buffers() if b.is_floating_point()}
 
 
 class _Deciding(nn.Module):
-    """A model whose outputs are decisions, so that `functional_call` can make them with other weights."""
+    """A model whose outputs are decisions, for `functional_call` with other weights."""
 
     def __init__(self, model: nn.Module, objective: Objective) -> None:
         super().__init__()

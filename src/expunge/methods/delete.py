@@ -1,10 +1,10 @@
-"""Keep what the original says of the forget set, except the right answer (DELETE, Zhou et al., 2503.23751).
+"""Keep the original's predictions on the forget set, except for the right answer (DELETE, Zhou et al., 2503.23751).
 
 Minimises KL(q || model(x)) over the forget set, q being the original's prediction with the right answer's probability
-set to zero and the others scaled up to sum to one: the ratios among wrong answers are kept, and take the place of a
-retain set. The published code does the same with a logit of -1e10 and, rightly, a sum over classes; it can hold batch
-norm's running statistics, which here follow the forget batches in training mode. For a language model q is taken at
-each token that is a decision.
+set to zero and the others scaled to sum to one. The ratios among wrong answers are preserved and replace a retain set.
+The published code does the same with a logit of -1e10 and, correctly, a sum over classes. It can freeze batch norm's
+running statistics, which here follow the forget batches in training mode. For a language model q is computed for each
+token that is a decision.
 
 Cost: one gradient per forget example and pass. The teacher is a forward pass.
 """
@@ -26,7 +26,7 @@ from expunge.methods._distill import divergence, logits_of, teacher_of
 
 @dataclass(frozen=True)
 class DELETE(ForgetDescent):
-    """Decoupled distillation: everything but the right answer."""
+    """Decoupled distillation: everything except the right answer."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"decisions"})
     cite: ClassVar[str] = "zhou2025delete"
@@ -50,6 +50,6 @@ class DELETE(ForgetDescent):
 
 def without_answer(logits: Tensor, targets: Tensor) -> Tensor:
     """Logits `[n, c]` of the same prediction given that the answer is not the target `[n]`."""
-    # Far below every other logit but finite: the divergence multiplies it with a probability of exactly 0.
+    # Far below every other logit but finite: the divergence multiplies it by a probability of exactly 0.
     low = torch.finfo(logits.dtype).min / 2
     return logits.scatter(1, targets[:, None], low)

@@ -1,12 +1,12 @@
 """Give the last k layers fresh initial values and train them on the retain set (EU-k, Goel et al., 2201.06640).
 
-Minimises CE(retain) over the parameters of the last k layers, from new initial values; all others, and the running
-statistics of their batch norms, stay as they are. A layer is a module with trainable parameters of its own that are not
-tied to an earlier one, norms included; its `reset_parameters` gives the values, and frozen parameters in it are kept.
-The published code counts convolutions and linear layers only, and leaves the norms between them at their old values but
-lets them train along.
+Minimises CE(retain) over the parameters of the last k layers, from new initial values. All other layers, and the
+running statistics of their batch norms, do not change. A layer is a module with its own trainable parameters that are
+not tied to an earlier layer; norms count as layers. Its `reset_parameters` gives the initial values; frozen parameters
+in it keep theirs. The published code counts only convolutions and linear layers; the norms between them keep their old
+values at the start but are trained too.
 
-Cost: one gradient per retain example and epoch (of which the backward pass through the frozen layers is spared).
+Cost: one gradient per retain example and epoch (without the backward pass through the frozen layers).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class EUk(LastLayers):
     effort: ClassVar[str] = "R E"
 
     learning_rate: Positive = 2e-3
-    """Step size, constant; training's default, since the layers start anew."""
+    """Step size, constant; training's default, because the layers start from scratch."""
 
     def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Reset the last layers and train them."""

@@ -1,4 +1,4 @@
-"""Keep training on the retain set and hope that the rest is forgotten ("catastrophic forgetting", 2505.22310).
+"""Continue training on the retain set; forgetting is only a side effect ("catastrophic forgetting", 2505.22310).
 
 Cost: one gradient per retain example and epoch.
 """
@@ -24,7 +24,7 @@ class Finetune(Descent):
 
     @property
     def ascent(self) -> float | None:
-        """0 with SGD, since there is no ascent; `None` with Adam, which scales steps weight by weight."""
+        """0 with SGD, because there is no ascent; `None` with Adam, which scales the step of each weight."""
         return 0.0 if self.optimizer == "sgd" else None
 
     def apply(self, student: nn.Module, job: Job) -> nn.Module:

@@ -1,18 +1,17 @@
-"""Add noise to each weight, more where the retain set depends less on it (Golatkar et al., 1911.04933).
+"""Add noise to each weight, with more noise if the retain set depends less on it (Golatkar et al., 1911.04933).
 
 theta <- theta + n with n ~ N(0, alpha * F^-power), its standard deviation at most `cap`. F is the diagonal of the
 Fisher information on the retain set: the mean over examples of the squared gradient of log p(y | x), y drawn from the
 model's own prediction (one draw per decision, which makes the estimate unbiased). Power 1/2 is the paper's optimum for
 forgetting at a given loss, with alpha = sqrt(lambda * sigma_h^2).
 
-The widely copied code has power 1, weighs all classes' gradients by their probability instead of drawing one (as many
-gradients per example as there are classes), squares batch means, caps 1/F at 1000, averages variances within a row, and
-multiplies them by 10 in the last layer and in one-dimensional parameters; a shorter variant takes the data's labels,
-and caps the standard deviation at 0.001. A weight without any influence has F = 0, and only the cap keeps
-its variance finite.
+The widely copied code has power 1, weights all classes' gradients by their probability instead of drawing one class (so
+it computes one gradient per example and class), squares batch means, caps 1/F at 1000, averages variances within a row,
+and multiplies them by 10 in the last layer and in one-dimensional parameters. A shorter variant uses the data's labels
+and caps the standard deviation at 0.001. A weight without any influence has F = 0; only the cap keeps its variance
+finite.
 
-Cost: one gradient per retain example, each example's by itself. A budget that is too small takes a random part of the
-retain set.
+Cost: one separate gradient per retain example. If the budget is too small, a random part of the retain set is used.
 """
 
 from __future__ import annotations
@@ -42,9 +41,9 @@ class FisherForgetting(Method):
     effort: ClassVar[str] = "R"
 
     alpha: Positive = 1e-6
-    """Scale of the variance, in squared units of the weights where F is 1."""
+    """Scale of the variance: the variance of a weight with F = 1, in squared units of the weights."""
     power: NonNegative = 0.5
-    """Exponent of 1/F in the variance: 0.5 is the paper's, 1 that of its code."""
+    """Exponent of 1/F in the variance: 0.5 in the paper, 1 in its code."""
     cap: Positive = 0.1
     """Largest standard deviation, in units of the weights."""
 

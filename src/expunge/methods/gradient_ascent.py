@@ -1,10 +1,10 @@
-"""Climb the loss of the forget set until it is no longer known (Thudi et al., 2109.13398; 2505.17730's stopping rule).
+"""Maximise the loss on the forget set until it is no longer known (Thudi et al., 2109.13398; stop rule: 2505.17730).
 
-Maximises CE(forget), nothing else, and checks before each pass whether the share of forget examples that are known is
-down to `chances` times chance. Without a stopping rule the loss grows without bound and the model is destroyed.
-Published code has other rules: 2109.13398 adds one gradient, taken at the initial weights; the code of Unlearn-Sparse
-climbs for a fixed number of epochs; that of 2505.17730 stops at accuracy 0.2, which is twice chance for ten classes.
-For a language model "known" means recited whole, and twice chance over a vocabulary means that hardly anything is.
+Maximises only CE(forget). Before each pass it checks whether the share of known forget examples is at most `chances`
+times chance. Without a stopping rule the loss grows without bound and the model is destroyed. Published code has other
+rules: 2109.13398 adds one gradient, taken at the initial weights; the code of Unlearn-Sparse ascends for a fixed number
+of epochs; that of 2505.17730 stops at accuracy 0.2, which is twice chance for ten classes. For a language model "known"
+means recited completely, and twice chance over a vocabulary means that almost nothing is recited.
 
 Cost: one gradient per forget example and pass; the checks are forward passes.
 """
@@ -36,15 +36,15 @@ class GradientAscent(ForgetDescent):
     effort: ClassVar[str] = "at most F E"
 
     epochs: Count = 100
-    """Most passes over the forget set; the stopping rule usually needs fewer."""
+    """Largest number of passes over the forget set; the stopping rule usually ends the run earlier."""
     learning_rate: Positive = 2e-5
-    """Step size, constant; with a larger one the model overshoots the rule between two checks."""
+    """Step size, constant; a larger step overshoots the rule between two checks."""
     chances: Positive = 2.0
-    """Stop once the share of forget examples that are known is at most this many times 1 / number of labels."""
+    """Stop when the share of known forget examples is at most this many times 1 / number of labels."""
 
     @property
     def ascent(self) -> float | None:
-        """1 with SGD, since the loss is ascent alone; `None` with Adam, which scales steps weight by weight."""
+        """1 with SGD, because the loss is ascent only; `None` with Adam, which scales the step of each weight."""
         return 1.0 if self.optimizer == "sgd" else None
 
     def check(self, problem: Problem) -> None:
@@ -58,7 +58,7 @@ class GradientAscent(ForgetDescent):
             )
 
     def apply(self, student: nn.Module, job: Job) -> nn.Module:
-        """Ascend pass by pass until the rule or the budget says stop."""
+        """Ascend pass by pass until the rule or the budget stops it."""
         problem, steps, generator = job.problem, self.steps(student, job.meter), job.generator("batches")
         enough = self.chances / len(problem.data.labels)
 

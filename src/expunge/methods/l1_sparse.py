@@ -1,10 +1,10 @@
-"""Fine-tune on the retain set under a fading pull of all weights towards zero (Jia et al., 2304.04934).
+"""Fine-tune on the retain set with a decreasing L1 penalty on all weights (Jia et al., 2304.04934).
 
-Minimises CE(retain) + gamma_t * ||theta||_1 with gamma_t = gamma * (1 - epoch / epochs): the full pull in the first
-epoch, almost none in the last. The norm is the sum over trainable weights, a tied one counted once; its subgradient at
-zero is zero. The published code does the same over all parameters, and can append epochs without a pull; the code of
-2505.22310 has a constant pull on the *mean* of |theta|. Under Adam the pull's size is relative to the loss's gradient,
-which on a converged net is small; the paper uses SGD, and so does this by default.
+Minimises CE(retain) + gamma_t * ||theta||_1 with gamma_t = gamma * (1 - epoch / epochs): the full penalty in the first
+epoch, almost none in the last. The norm is the sum over trainable weights, with tied weights counted once; its
+subgradient at zero is zero. The published code does the same over all parameters, and can add epochs without a penalty;
+the code of 2505.22310 has a constant penalty on the *mean* of |theta|. Under Adam the effect of the penalty is relative
+to the loss's gradient, which on a converged net is small. The paper uses SGD, which is the default here.
 
 Cost: one gradient per retain example and epoch.
 """
@@ -31,7 +31,7 @@ from expunge.train.optim import OptimizerName
 
 @dataclass(frozen=True)
 class L1Sparse(Descent):
-    """Fine-tuning with a fading L1 penalty."""
+    """Fine-tuning with a decreasing L1 penalty."""
 
     cite: ClassVar[str] = "jia2023sparse"
     paper: ClassVar[str] = "l1-sparse, 2023"
@@ -42,10 +42,10 @@ class L1Sparse(Descent):
     optimizer: OptimizerName = "sgd"
     """`adam`, `adamw` or `sgd`."""
     gamma: NonNegative = 5e-3
-    """Weight of the L1 norm in the first epoch; the paper's 5e-4, for a ResNet-18, does little to a small net."""
+    """Weight of the L1 norm in the first epoch; the paper's 5e-4, for a ResNet-18, has little effect on a small net."""
 
     def apply(self, student: nn.Module, job: Job) -> nn.Module:
-        """Descend epoch by epoch, the penalty fading."""
+        """Descend epoch by epoch with a decreasing penalty."""
         problem, steps, generator = job.problem, self.steps(student, job.meter), job.generator("batches")
         for epoch in range(self.epochs):
             items = batches(problem.data, problem.retain, self.batch_size, 1, generator)
@@ -54,7 +54,7 @@ class L1Sparse(Descent):
         return student
 
     def weight(self, epoch: int) -> float:
-        """gamma_t of an epoch, from 0."""
+        """gamma_t of an epoch; epochs are counted from 0."""
         return self.gamma * (1 - epoch / self.epochs)
 
     def penalised(self, student: nn.Module, problem: Problem, weight: float) -> Callable[[Batch], Tensor]:

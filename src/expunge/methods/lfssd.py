@@ -1,16 +1,15 @@
-"""SSD without labels: a weight matters if it moves the output's squared norm (LFSSD, Foster et al., 2402.19308).
+"""SSD without labels: importance is the effect of a weight on the output's norm (LFSSD, Foster et al., 2402.19308).
 
-As SSD, theta <- theta * min(lambda * I_D / I_F, 1) wherever I_F > alpha * I_D, but I is the mean over examples of
-|d ||f(x)||^2 / d theta|, with f(x) the logits (for a text those of all its decisions). No label is read, neither of the
-forget set nor of the rest.
+As SSD, theta <- theta * min(lambda * I_D / I_F, 1) if I_F > alpha * I_D, but I is the mean over examples of
+|d ||f(x)||^2 / d theta|, with f(x) the logits (for a text those of all its decisions). No label is used.
 
 The paper's importance is per example. Published code takes the absolute value of the gradient of a *batch's mean*
-norm, in which examples of opposite sign cancel; the larger the batch, the smaller the importance. A first power makes
-quotients of importances smaller than the second power of SSD does: alpha and lambda do not carry over from there
-either, and the default is the square root of SSD's alpha. I_F is at most |D| / |F| times I_D here too.
+norm, in which examples of opposite sign cancel: the larger the batch, the smaller the importance. The first power gives
+smaller quotients of importances than the second power in SSD. So alpha and lambda of SSD do not carry over; the default
+alpha is the square root of SSD's. I_F is at most |D| / |F| times I_D here too.
 
-Cost: one gradient per forget example and one per retain example, each example's by itself. A budget that is too small
-takes a random part of the retain set; one without room for any leaves the model as is.
+Cost: one separate gradient per forget example and per retain example. If the budget is too small, a random part of the
+retain set is used; if it allows no retain example, the model does not change.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ class LFSSD(Method):
     effort: ClassVar[str] = "R + F"
 
     alpha: Positive = 3.2
-    """A weight is dampened where its importance to the forget set is over this many times that to all data; none is at
-    |D| / |F| or above."""
+    """A weight is dampened if its importance to the forget set is more than this many times its importance to all data.
+    At |D| / |F| or above no weight is dampened."""
     dampening: Positive = 1.0
-    """The paper's lambda: smaller dampens harder."""
+    """The paper's lambda: a smaller value dampens more."""
 
     def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Measure both importances, dampen once."""

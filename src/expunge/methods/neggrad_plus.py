@@ -1,16 +1,16 @@
 """Descend on the retain set and ascend on the forget set in the same step (NegGrad+, Kurmanji et al., 2302.09880).
 
 Minimises alpha * CE(retain) - (1 - alpha) * CE(forget), one batch of each per step, forget batches cycled over a pass
-of the retain set. The second term has no lower bound; alpha close to 1 keeps it in check. The paper's retain term is
-CE, the default; `retain` = `kl` puts KL(original || model) in its place.
+of the retain set. The second term has no lower bound; alpha close to 1 limits it. The paper's retain term is CE, the
+default; `retain` = `kl` replaces it by KL(original || model).
 
 The code of 2505.22310 has another method under this name, here with `alternate`: each epoch is a pass over the forget
 set that maximises CE(forget), then a pass over the retain set that minimises CE(retain), both unweighted, with one
-optimiser. Nothing bounds the ascent there either but its few steps, one pass over a small set per epoch.
+optimiser. There, too, only the small number of steps limits the ascent: one pass over a small set per epoch.
 
-Cost: one gradient per retain example and epoch, and one per example of the forget batch beside each retain batch. The
-forget set is cycled in batches of at most `forget_batch_size`, of which the last of a pass is what is left. With
-`alternate` one per forget example and epoch instead of the latter.
+Cost: one gradient per retain example and epoch, and one per example of the forget batch with each retain batch. The
+forget set is cycled in batches of at most `forget_batch_size`; the last batch of a pass holds the rest. With
+`alternate`, one per forget example and epoch instead of the latter.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class NegGradPlus(RetainingDescent):
     alpha: Share = 0.95
     """Weight of the retain loss; that of the forget loss is 1 - alpha."""
     alternate: bool = False
-    """Whether passes over either set take turns, as in 2505.22310; alpha is not used then."""
+    """Whether passes over the two sets alternate, as in 2505.22310; alpha is then not used."""
 
     @property
     def ascent(self) -> float | None:
@@ -48,7 +48,7 @@ class NegGradPlus(RetainingDescent):
         return 1 - self.alpha if plain else None
 
     def expected_gradients(self, retain: int, forget: int) -> float:
-        """What the pairs take, or a pass over either set in each epoch."""
+        """The cost of the pairs, or of one pass over both sets in each epoch."""
         return self.epochs * (retain + forget) if self.alternate else super().expected_gradients(retain, forget)
 
     def apply(self, student: nn.Module, job: Job) -> nn.Module:

@@ -1,22 +1,22 @@
-"""Noise on every weight, then a short distillation from the original, without its answers on the forget set.
+"""Add noise to every weight, then distil briefly from the original, without its right answers on the forget set.
 
-theta <- theta + N(0, sigma^2) once, which removes knowledge; distillation then restores what may stay. Minimises
+theta <- theta + N(0, sigma^2) once, which removes knowledge; distillation then restores the rest. Minimises
 
     gamma * CE(retain) + alpha * T^2 KL(original / T || model / T)(retain) + weight * KL(q || model)(forget)
 
 with q the original's prediction given that the answer is not the right one (DELETE, 2503.23751), at a rate that falls
-along a cosine. The original's whole predictions say more per example than labels do, so that two passes over the retain
-set repair as much as ten with labels alone. The last term removes what the noise left of the forget set. The retain
-term is both CE and KL, with a weight each; the original is in evaluation mode.
+along a cosine. The original's predictions contain more information per example than labels, so two passes over the
+retain set repair as much as ten with labels only. The last term removes what the noise left of the forget set. The
+retain term has both CE and KL, each with its weight; the original is in evaluation mode.
 
 It combines published parts: weight distortion (2505.22310) moves the model out of reach of relearning, and
 distilling into a partly noised copy makes unlearning robust (UNDO, 2506.06278, on language models; it distils from a
 model that was unlearned first, at 60 to 80 % of retraining's cost). Its settings were chosen on Fashion-MNIST
 with a small convolutional net, by attacks on seeds that no study reports; sigma suits the size of that net's weights.
 
-Cost: one gradient per retain example and epoch, and one per example of the forget batch beside each retain batch. The
-forget set is cycled in batches of at most `forget_batch_size`, of which the last of a pass is what is left. The
-teacher is a forward pass.
+Cost: one gradient per retain example and epoch, and one per example of the forget batch with each retain batch. The
+forget set is cycled in batches of at most `forget_batch_size`; the last batch of a pass holds the rest. The teacher is
+a forward pass.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ class NoisyDistillation(PairedDescent):
     learning_rate: Positive = 3e-3
     """Step size at the start."""
     final: Share = 0.05
-    """Step size at the end over that at the start."""
+    """Last step size divided by the first one."""
     batch_size: Count = 32
-    """Retain examples per step; small, since the repair depends on the number of steps."""
+    """Retain examples per step; small, because the repair depends on the number of steps."""
     forget_batch_size: Count = 4
     """Forget examples per step; the forget set is cycled."""
     gamma: NonNegative = 0.5
@@ -64,7 +64,7 @@ class NoisyDistillation(PairedDescent):
     alpha: NonNegative = 1.0
     """Weight of the divergence on retain."""
     temperature: Positive = 2.0
-    """T, by which logits are divided before they are compared."""
+    """T: logits are divided by T before they are compared."""
     weight: NonNegative = 0.2
     """Weight of the divergence on forget."""
 
@@ -79,12 +79,12 @@ class NoisyDistillation(PairedDescent):
         return student
 
     def pair_loss(self, student: nn.Module, job: Job) -> Callable[[PairBatch], Tensor]:
-        """The sum of the three terms, with the student as it is now for a teacher."""
+        """The sum of the three terms; the teacher is a copy of the student's present state."""
         objective, teacher = job.problem.objective, teacher_of(student)
 
         def step(pair: PairBatch) -> Tensor:
-            gone = _forget(objective, student, teacher, pair)
-            return self._keep(objective, student, teacher, pair) + self.weight * gone
+            forget_term = _forget(objective, student, teacher, pair)
+            return self._keep(objective, student, teacher, pair) + self.weight * forget_term
 
         return step
 

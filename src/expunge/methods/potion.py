@@ -1,24 +1,24 @@
 """Dampen more and more weights until the discovered part of a poison is forgotten (Potion, Schoepf et al., 2406.09173).
 
-As ASSD, theta <- theta * I_D / I_F wherever I_F / I_D is over its percentile 100 - ln(1 + 100 s), but I is the mean
-over examples of |d ||f(x)|| / d theta|, with f(x) the logits (for a text those of all its decisions): no label, and a
-norm, in which outliers weigh less than in its square. The share s begins at `start` * |F| / |D| and grows by `growth`;
-each try begins at the original weights, and the search ends once few enough forget examples are known, or after
-`tries`; then the last try is the result. Undiscovered forget examples are part of D, and are meant to be forgotten too.
+As ASSD, theta <- theta * I_D / I_F if I_F / I_D is above its percentile 100 - ln(1 + 100 s), but I is the mean over
+examples of |d ||f(x)|| / d theta|, with f(x) the logits (for a text those of all its decisions). It uses no label, and
+outliers have less weight in the norm than in its square. The share s starts at `start` * |F| / |D| and grows by
+`growth`. Each try starts from the original weights. The search ends when few enough forget examples are known, or after
+`tries`; the last try is the result. Undiscovered forget examples are part of D, and should be forgotten too.
 
-The rule to stop. The authors' code asks for rho = 0.2 times the original accuracy, that of 2505.17730 for this or 0.2,
-which comes to 0.2. That is twice chance for ten classes, but chance itself for five, and below it for two. The rule
-here is about what is left *above chance*: known <= chance + left * (original - chance), with chance = 1 / number of
-labels. For examples that the original knows, `left` = 1/9 means 0.2 of ten classes, 0.12 of a hundred, and 0.56 of two.
-For a language model "known" means recited whole.
+Stopping rule. The authors' code stops at rho = 0.2 times the original accuracy; that of 2505.17730 at this or 0.2, in
+effect 0.2. This is twice chance for ten classes, but chance itself for five, and below chance for two. The rule here
+uses the knowledge *above chance*: known <= chance + left * (original - chance), with chance = 1 / number of labels. For
+examples that the original knows, `left` = 1/9 means 0.2 for ten classes, 0.12 for a hundred, and 0.56 for two. For a
+language model "known" means recited completely.
 
 The authors' own repository starts at |F| / |D| / 25 and tries 500 times; 2505.17730 starts as here and tries 50 times,
-which brings s to 107 times its start. Both take absolute values of gradients of batch means, in which the gradients of
+so s grows to 107 times its start. Both take absolute values of gradients of batch means, in which the gradients of
 single examples cancel.
 
-Cost: one gradient per forget example and one per retain example, each example's by itself, however often it is tried:
-looks at the forget set are forward passes. A budget that is too small takes a random part of the retain set; one
-without room for any leaves the model as is.
+Cost: one separate gradient per forget example and per retain example, for any number of tries: looks at the forget set
+are forward passes. If the budget is too small, a random part of the retain set is used; if it allows no retain example,
+the model does not change.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ class Potion(Method):
     effort: ClassVar[str] = "R + F"
 
     left: Share = 1 / 9
-    """Stop once at most this share of what is known of the forget set above chance is left."""
+    """Stop when at most this share of the knowledge of the forget set above chance is left."""
     start: Positive = 1.0
     """The first share s, in units of |F| / |D|."""
     growth: Annotated[float, msgspec.Meta(gt=1)] = 1.1
     """Factor on s from one try to the next."""
     tries: Count = 50
-    """Most values of s that are tried."""
+    """Largest number of values of s."""
 
     def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Measure both importances once, then search."""
@@ -80,13 +80,13 @@ class Potion(Method):
 
 
 def few_enough(original: float, labels: int, left: float) -> float:
-    """The share of known forget examples at which the search ends, from that of the original model."""
-    # The known share is a count over a count; the small number makes up for rounding in the comparison.
+    """The share of known forget examples at which the search ends, given the original model's share."""
+    # The known share is a quotient of two counts; the small number allows for rounding in the comparison.
     return (1 - left) / labels + left * original + 1e-12
 
 
 def norm(decisions: Decisions, size: int) -> Tensor:
     """Sum over examples of the norm of each one's logits."""
     squares = per_example(decisions.logits.square().sum(1), decisions.example, size)
-    # At 0 the root has no derivative; it is taken to be 0.
+    # At 0 the root has no derivative; 0 is used instead.
     return squares[squares > 0].sqrt().sum()

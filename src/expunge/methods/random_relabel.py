@@ -1,11 +1,11 @@
 """Learn random wrong answers on the forget set and right ones on the retain set (Graves et al., 2021; 2505.22310).
 
 Minimises CE(retain) + weight * CE(forget, y'), with y' uniform over the wrong classes and drawn anew at every
-step. On a language model y' is a uniform wrong token at each position that is a decision. CE on retain is the sources'
-term and the default; `retain` = `kl` puts KL(original || model) in its place.
+step. For a language model y' is a uniform wrong token at each position that is a decision. CE on retain is the sources'
+term and the default; `retain` = `kl` replaces it by KL(original || model).
 
-Cost: one gradient per retain example and epoch, and one per example of the forget batch beside each retain batch. The
-forget set is cycled in batches of at most `forget_batch_size`, of which the last of a pass is what is left.
+Cost: one gradient per retain example and epoch, and one per example of the forget batch with each retain batch. The
+forget set is cycled in batches of at most `forget_batch_size`; the last batch of a pass holds the rest.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Move wrong examples into channels that all others can do without, then drop these (REM, 2505.17730).
+"""Move wrong examples into memory channels that no other example needs, then drop these (REM, 2505.17730).
 
-The model has example-tied dropout: a base that every example uses, and a memory, of which each example uses a few
-channels that are its own. A model that was not prepared for this gets its memory now: new channels of its hidden layers
-(`blocks/widen.py`), whose outgoing weights are zero. The published code does not grow a model; it switches on half of
-the channels, which were left out of training and have their initial weights.
+The model has example-tied dropout: a base that every example uses, and a memory of which each example uses a few
+channels of its own. A model without tied dropout gets its memory now: new channels of its hidden layers
+(`blocks/widen.py`) with zero outgoing weights. The published code does not add channels: it switches on half of the
+channels, which were left out of training and have their initial weights.
 
-Let CE be an example's cross-entropy (the sum over its decisions), CE_ref that of the model as it came, with the
-example's memory on, D_base = CE(base alone) - CE_ref and D_full = CE(base and own memory) - CE_ref. All examples of the
-forget set have the same memory channels. Each epoch has up to three parts:
+Let CE be an example's cross-entropy (the sum over its decisions), CE_ref that of the input model with the example's
+memory on, D_base = CE(base alone) - CE_ref and D_full = CE(base and own memory) - CE_ref. All examples of the forget
+set have the same memory channels. Each epoch has up to three parts:
 
     flush     while the base knows more of the forget set than a share near chance (`chances`), at most `flushes` times:
               one pass over the forget set minimising -(2/beta) mean log sigma(beta D_base)
@@ -15,26 +15,26 @@ forget set have the same memory channels. Each epoch has up to three parts:
               (2/beta) log sigma(beta D_full) - [example is in forget] (2/beta) log sigma(beta D_base)
     look      at known(retain) * (1 - max(known(forget), the same share)) of the base; the best model is kept
 
-The repair's first term teaches the wrong labels to the memory that they share; its second keeps them out of the base.
-In the end the memory's weights are set to zero, or new channels removed: the result has the shapes that it had, and is
-its base.
+The first term of the repair teaches the wrong labels to their shared memory; the second keeps them out of the base. At
+the end the memory's weights are set to zero, or the new channels are removed: the result has the input's shapes and
+consists of the base.
 
-What an attack is given is that result. Its memory is zero on both sides of each channel, where every gradient is zero
-too (`blocks/_memory.py`): fine-tuning, whatever the masks, trains the base alone, as it would in the narrower net that
-one would ship. Who fills the memory with random weights and trains those adds capacity, but nothing that was known. An
-attack on the model before the drop would be on something that nobody is to have.
+Attacks start from this result. Its memory is zero on both sides of each channel, so its gradients are zero too
+(`blocks/_memory.py`): for any masks, fine-tuning trains the base only, as in a narrower net without the memory. Filling
+the memory with random weights and training them adds capacity, but no knowledge. The model before the drop is never
+published, so attacks on it do not matter.
 
-D is a difference of cross-entropies, as NPO asks for and the published code computes, while its text is said to print a
-ratio of them. That code gives the forget set the mask of id 0, which a clean example has too; the id here belongs to no
-example. Its reference model is copied before that id is set and keeps another one, 42, so that CE_ref is taken under
-another mask than CE(base and own memory); here both have the same mask. The score of its start model competes with the
-later ones; here the first look is after the first epoch. It stops at 0.2, which is twice chance for its ten classes. It
-leaves flushes out of its number of steps; here every gradient is charged. Where the base alone is trained, batch norm
-uses its running statistics, as in the deployed model, and leaves them as they are; the repair moves them to those of
-base and memory together, which do not quite fit the base: prefer group norm, the default of the models here.
+D is a difference of cross-entropies, as in NPO and in the published code; the paper's text is reported to print a
+ratio. That code gives the forget set the mask of id 0, which a clean example has too; here the id belongs to no
+example. Its reference model is copied before that id is set and keeps another id, 42, so CE_ref and CE(base and own
+memory) have different masks; here both have the same mask. There, the start model competes for the best score; here the
+first look is after the first epoch. It stops at 0.2, which is twice chance for its ten classes. It does not count
+flushes as steps; here every gradient is counted. While only the base is trained, batch norm uses its running
+statistics, as in the deployed model, and does not update them. The repair updates them to those of base and memory
+together, which do not quite fit the base. So prefer group norm, the default of the models here.
 
 Cost: one gradient per training example and repair pass, one more per forget example in it, and one per forget example
-and flush; how many flushes there are depends on the model. References, looks and the drop are not charged.
+and flush; the number of flushes depends on the model. References, looks and the drop are not counted.
 """
 
 from __future__ import annotations
@@ -93,46 +93,47 @@ class REM(Descent):
     forget_batch_size: Count = 64
     """Forget examples per flush step."""
     flushes: Count = 100
-    """Most passes over the forget set before each repair; the stopping rule usually needs fewer."""
+    """Largest number of passes over the forget set before each repair; the stopping rule usually needs fewer."""
     chances: Positive = 2.0
-    """Flush until the share of forget examples that the base knows is at most this many times 1 / number of labels, or
-    half way from there to 1 where that is less: twice chance would be all of them if there are two labels."""
+    """Flush until the base knows at most the share `chances` / number of labels of the forget examples, or the midpoint
+    of 1 / number of labels and 1 if that is less. (With two labels, twice chance would be all examples.)"""
     beta: Positive = 1.0
     """Inverse temperature of both losses."""
     expansion: Fixed = 0.2
-    """Probability of a memory channel, where the model was trained with its memory only reserved (`memory` 0)."""
+    """Probability of a memory channel, if the model was trained with its memory off (`memory` 0)."""
     widen: Positive = 1.0
-    """Where the model has no tied dropout: new channels over those that a hidden layer has; 1 doubles it, as the paper
-    does. They are taken away in the end."""
+    """If the model has no tied dropout: number of new channels divided by the number of a hidden layer's channels; 1
+    doubles the layer, as in the paper. The new channels are removed at the end."""
     ideal: bool = False
-    """All corrupted examples share a mask, discovered or not: a bound for studies, not something that one can do."""
+    """Whether all corrupted examples share a mask, discovered or not: a bound for studies, not possible in practice."""
     variant: Literal["full", "no_removal", "no_redirection", "ascent", "npo"] = "full"
-    """`full`, or what is left of it: the repair without its second term; without its first; gradient ascent on the
-    base in place of -(2/beta) log sigma; flushes alone, once and looking after each."""
+    """`full`, or an ablation. `no_removal`: the repair without its second term. `no_redirection`: without its first
+    term. `ascent`: gradient ascent on the base instead of -(2/beta) log sigma. `npo`: flushes only, in one epoch, with
+    a look after each."""
 
     def check(self, problem: Problem) -> None:
-        """`ideal` asks for a task that says what is corrupted."""
+        """Refuse `ideal` if the task does not say which examples are corrupted."""
         if self.ideal and not len(problem.corrupted):
-            remedy = "leave ideal out, or take a task that corrupts, such as label_swap"
-            raise MissingError("nothing is known to be corrupted", where="REM.ideal", remedy=remedy)
+            remedy = "leave ideal out, or choose a task that corrupts examples, such as label_swap"
+            raise MissingError("the task corrupts no examples", where="REM.ideal", remedy=remedy)
 
     def missing_blocks(self, model: nn.Module) -> list[str]:
-        """None: where there is no tied dropout, it widens the model."""
+        """Empty: without tied dropout, the method widens the model."""
         return []
 
     def check_model(self, model: nn.Module) -> None:
-        """A model without tied dropout must have a hidden layer that can be widened."""
+        """Refuse a model without tied dropout if none of its hidden layers can be widened."""
         layers, refusals = hidden_layers(model)
         if not tied_layers(model) and not layers:
             raise cannot_widen(refusals)
 
     def expected_gradients(self, retain: int, forget: int) -> float:
-        """Repairs, and a flush before each: more flushes where the model needs them."""
+        """Repairs, with one flush before each; a model may need more flushes."""
         repair = (0 if self.variant == "no_redirection" else retain + forget) + (self.variant != "no_removal") * forget
         return self.flushes * forget if self.variant == "npo" else self.epochs * (repair + forget)
 
     def apply(self, student: nn.Module, job: Job) -> nn.Module:
-        """Move the forget set into the memory, which is added where there is none, and drop the memory."""
+        """Move the forget set into the memory, which is added if there is none, and drop the memory."""
         problem = job.problem
         batch = problem.data.batch(problem.train[:32])
         if tied_layers(student):
@@ -146,7 +147,7 @@ class REM(Descent):
         return student
 
     def redirect(self, student: nn.Module, job: Job) -> None:
-        """Flush, repair and look; then return to the best model, in place."""
+        """Flush, repair and look; then restore the best model, in place."""
         problem, meter, generator = job.problem, job.meter, job.generator("batches")
         enough = self.enough(len(problem.data.labels))
         steps, losses, best = self.steps(student, meter), self.losses(student, problem), Best(student, problem, enough)
@@ -176,17 +177,17 @@ class REM(Descent):
         return min(self.chances / labels, (1 + 1 / labels) / 2)
 
     def losses(self, student: nn.Module, problem: Problem) -> Losses:
-        """The losses with the student as it is now for reference."""
+        """The losses; the student's present state is the reference."""
         together = torch.cat([problem.forget, problem.corrupted]) if self.ideal else problem.forget
-        # Trained with memory, a model's examples have their channels already.
+        # If the model was trained with memory, each example has its channels already.
         used = any(layer.memory for layer in tied_layers(student))
         return Losses(student, problem, together, None if used else self.expansion, self.beta, self.variant == "ascent")
 
     def repairs(self, problem: Problem, generator: torch.Generator) -> Iterator[Repair]:
-        """The batches of one repair pass, as far as they have anything to teach."""
-        nobody = problem.forget[:0]
+        """The batches of one repair pass that have at least one term."""
+        no_ids = problem.forget[:0]
         for whole in batches(problem.data, problem.train, self.batch_size, 1, generator):
-            forget = nobody if self.variant == "no_removal" else whole.ids[torch.isin(whole.ids, problem.forget)]
+            forget = no_ids if self.variant == "no_removal" else whole.ids[torch.isin(whole.ids, problem.forget)]
             item = Repair(whole, problem.data.batch(forget), redirect=self.variant != "no_redirection")
             if item.size:
                 yield item
@@ -194,29 +195,29 @@ class REM(Descent):
 
 @dataclass(frozen=True)
 class Repair:
-    """One batch of the training set, and those of its examples that must leave the base."""
+    """One batch of the training set, and its examples that must leave the base."""
 
     whole: Batch
     forget: Batch
     redirect: bool
-    """Whether the whole batch is taught to base and memory together."""
+    """Whether base and memory together learn the whole batch."""
 
     @property
     def size(self) -> int:
-        """Per-example gradients: a forget example goes through the net twice."""
+        """Per-example gradients: a forget example has two."""
         return self.whole.size * self.redirect + self.forget.size
 
 
 class Losses:
-    """Removal from the base and redirection to the memory, one number per example, in nats.
+    """The losses of removal from the base and redirection to the memory, one number per example, in nats.
 
     Args:
-        student: The model that is trained; its losses at this moment are the reference.
+        student: The model to train; its present losses are the reference.
         problem: Data and objective.
         together: Ids of the examples that share their memory channels.
-        memory: Probability of a memory channel; `None` for the model's own.
+        memory: Probability of a memory channel; `None` for the model's own probability.
         beta: Inverse temperature.
-        ascent: Removal is gradient ascent.
+        ascent: Whether removal is gradient ascent.
     """
 
     def __init__(
@@ -224,24 +225,24 @@ class Losses:
     ) -> None:
         self.student, self.problem, self.together = student, problem, together
         self.memory, self.beta, self.ascent = memory, beta, ascent
-        # Nothing is augmented, so that the frozen reference model would say the same at every step.
+        # Without augmentations the reference losses are the same at every step, so they are computed once.
         self.reference = torch.zeros(len(problem.data), dtype=wide_type(first_parameter(student).dtype))
         with evaluating(student), torch.no_grad():
             for batch in in_order(problem.data, problem.train):
                 self.reference[batch.ids] = self._with_memory(batch).cpu()
 
     def removal(self, batch: Batch) -> Tensor:
-        """-(2/beta) log sigma(beta D_base), `[b]`: smaller as the base alone gets worse."""
+        """-(2/beta) log sigma(beta D_base), `[b]`: smaller if the base alone is worse."""
         with base_only(self.student), fixed_statistics(self.student):
             losses = self._cross_entropy(batch)
         return -losses if self.ascent else -self._bounded(losses, batch)
 
     def redirection(self, batch: Batch) -> Tensor:
-        """(2/beta) log sigma(beta D_full), `[b]`: smaller as base and own memory get better."""
+        """(2/beta) log sigma(beta D_full), `[b]`: smaller if base and own memory are better."""
         return self._bounded(self._with_memory(batch), batch)
 
     def repair(self, item: Repair) -> Tensor:
-        """The mean over the whole batch of redirection, and of removal where the example must go."""
+        """The mean over the whole batch of redirection, plus removal for examples of the forget set."""
         terms = [self.redirection(item.whole).sum()] if item.redirect else []
         terms += [self.removal(item.forget).sum()] if item.forget.size else []
         return torch.stack(terms).sum() / item.whole.size
@@ -261,12 +262,12 @@ class Losses:
 
 
 class Best:
-    """The state of the best base so far, the earliest among equals.
+    """The state with the best base so far; the earliest among equals.
 
     Args:
-        student: The model that is trained.
-        problem: Whose retain and forget sets count, as they are labelled.
-        enough: Share of known forget examples below which nothing is gained.
+        student: The model to train.
+        problem: Its retain and forget sets count, with the labels of the data.
+        enough: Share of known forget examples below which the score does not rise.
     """
 
     def __init__(self, student: nn.Module, problem: Problem, enough: float) -> None:
@@ -275,7 +276,7 @@ class Best:
         self._score = -1.0
 
     def look(self) -> None:
-        """Keep the student as it is now if its base retains and forgets better than any before it."""
+        """Keep the student's present state if its base has the best score so far."""
         forgotten = 1 - max(known_share(self.student, self.problem, self.problem.forget), self.enough)
         score = known_share(self.student, self.problem, self.problem.retain) * forgotten
         if score > self._score:

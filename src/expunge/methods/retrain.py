@@ -1,6 +1,7 @@
 """Train a new model from scratch without the forget set: the gold standard, and here the null control.
 
-It runs with another seed than its reference. What an audit finds between the two is therefore no effect of unlearning.
+Its seed differs from that of the reference. A difference that an audit finds between the two is therefore not an effect
+of unlearning.
 
 Cost: one gradient per retain example and epoch of training.
 """
@@ -19,13 +20,13 @@ from expunge.core.job import Job
 
 @dataclass(frozen=True)
 class Retrain(Method):
-    """Retrain on the retain set as far as it is known: undiscovered corruption stays in."""
+    """Retrain on the retain set, which still contains undiscovered corruption."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"recipe"})
     effort: ClassVar[str] = "R E of training"
 
     def apply(self, student: nn.Module, job: Job) -> nn.Module:
-        """Build and train anew; the student is not used."""
+        """Build and train a new model; the student is not used."""
         assert job.recipe is not None  # guaranteed by `needs`
         fresh = derive(job.seed, "retrain")
         return job.recipe.fit(job.recipe.build(fresh), job.problem.data, job.problem.retain, fresh, job.meter)

@@ -1,21 +1,21 @@
-"""Random relabelling of only those weights that the forget set's loss depends on (SalUn, Fan et al., 2310.12508).
+"""Random relabelling that changes only weights with a large forget gradient (SalUn, Fan et al., 2310.12508).
 
-Minimises CE(retain) + weight * CE(forget, y'), with y' uniform over the wrong answers and drawn anew at every step,
-over the `share` of trainable weights with the largest |gradient of the forget set's summed CE| at the original. CE on
-retain is the paper's term and the default; `retain` = `kl` puts KL(original || model) in its place.
+Minimises CE(retain) + weight * CE(forget, y'), with y' uniform over the wrong answers and drawn anew at every step.
+Only the `share` of trainable weights with the largest |gradient of the forget set's summed CE| at the original may
+change. CE on retain is the paper's term and the default; `retain` = `kl` replaces it by KL(original || model).
 
-All other weights are put back to their original values after each step. Zeroing their gradients would not hold them:
-every optimiser here decays a weight whose gradient is zero, and momentum moves one that had a gradient before.
-(Buffers, such as running statistics of batch norm, are no weights and do move.)
+All other weights are reset to their original values after each step. Zero gradients would not be enough: every
+optimiser here decays a weight whose gradient is zero, and momentum moves a weight that had a gradient before. (Buffers,
+such as running statistics of batch norm, are not weights and do change.)
 
-Published code differs. Until early 2026 it masked gradients only, so that masked weights drifted by decay and momentum;
-it takes a whole epoch of forget batches, then one of retain batches, where the paper adds the two losses, as here; its
-random labels can be the right one; and its mask script takes optimiser steps while it sums the gradient. What the
-repository of REM calls SalUn is something else: cross-entropy on retain with a penalty on the gradient by the input.
+Published code differs. Until early 2026 it masked gradients only, so masked weights drifted by decay and momentum. It
+alternates whole epochs of forget batches and of retain batches; the paper adds the two losses, as here. Its random
+labels can be the right one. Its mask script takes optimiser steps while it sums the gradient. The SalUn in the
+repository of REM is another method: cross-entropy on retain with a penalty on the gradient with respect to the input.
 
-Cost: one gradient per forget example for the mask, then as random relabelling: one per retain example and epoch, and
-one per example of the forget batch beside each retain batch. The forget set is cycled in batches of at most
-`forget_batch_size`, of which the last of a pass is what is left.
+Cost: one gradient per forget example for the mask; then, as for random relabelling, one per retain example and epoch,
+and one per example of the forget batch with each retain batch. The forget set is cycled in batches of at most
+`forget_batch_size`; the last batch of a pass holds the rest.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ class SalUn(RetainingDescent):
     weight: Positive = 1.0
     """Weight of the forget loss."""
     share: Share = 0.5
-    """Share of the trainable weights that may move."""
+    """Share of the trainable weights that may change."""
 
     def expected_gradients(self, retain: int, forget: int) -> float:
-        """One per forget example for the mask, then what the pairs take."""
+        """One per forget example for the mask, and the cost of the pairs."""
         return forget + super().expected_gradients(retain, forget)
 
     def apply(self, student: nn.Module, job: Job) -> nn.Module:
-        """Find the mask, then descend under it."""
+        """Compute the mask, then descend with it."""
         problem, steps = job.problem, self.steps(student, job.meter)
         gradient = summed_gradient(student, problem, problem.forget, job.meter, self.batch_size)
         if gradient is None:
@@ -71,12 +71,12 @@ class SalUn(RetainingDescent):
         return student
 
     def pair_loss(self, student: nn.Module, job: Job) -> Callable[[PairBatch], Tensor]:
-        """As random relabelling."""
+        """The loss of random relabelling."""
         return relabel_loss(student, job, self.weight, self.retain_loss(student, job))
 
 
 def largest(values: list[Tensor], share: float) -> list[Tensor]:
-    """Masks of the largest numbers over all tensors together; exactly the share, the earlier ones among equals.
+    """Masks of the largest numbers over all tensors together: exactly the given share; the earlier ones among equals.
 
     Args:
         values: Tensors of any shapes.

@@ -1,21 +1,22 @@
-"""Disobey a teacher on the forget set and obey it on the retain set, in turn (SCRUB, Kurmanji et al., 2302.09880).
+"""Move away from a teacher on the forget set and towards it on the retain set (SCRUB, Kurmanji et al., 2302.09880).
 
-With D(x) = T^2 KL(original(x) / T || model(x) / T): each of the first `forget_epochs` epochs begins with a pass that
-maximises D(forget); every epoch has a pass that minimises alpha * D(retain) + gamma * CE(retain). One optimiser serves
-both. KL is the sum over classes, as in the paper; the code of 2505.22310 takes the mean over classes too, which divides
-it by their number and so changes what alpha means. Its alternating SCRUB disobeys in every epoch (`forget_epochs` equal
-to `epochs`), with alpha = gamma = T = 1 and a teacher in training mode, so that batch norm uses the batch's statistics.
+With D(x) = T^2 KL(original(x) / T || model(x) / T): each of the first `forget_epochs` epochs starts with a pass that
+maximises D(forget); every epoch has a pass that minimises alpha * D(retain) + gamma * CE(retain). Both use one
+optimiser. KL is the sum over classes, as in the paper; the code of 2505.22310 also takes the mean over classes, which
+divides it by their number and changes the meaning of alpha. Its alternating SCRUB maximises in every epoch
+(`forget_epochs` equal to `epochs`), with alpha = gamma = T = 1 and a teacher in training mode, so that batch norm uses
+the batch's statistics.
 
 SCRUB's own notebooks have the teacher in evaluation mode, and ascent in the first `msteps` epochs, as here (the copy of
 the loop in its `scrub.py` counts epochs from 0, which is one more). Their step size falls in steps; here it is
 constant. The SCRUB in the repository of REM ascends cross-entropy on the forget set as well, which the paper does not.
 
-With `rewind` (SCRUB+R) the model is saved after each epoch, and at the end that epoch is chosen whose forget error is
-closest to a reference: the *final* model's error on unseen examples that are distributed like the forget set. These are
-the problem's hold-out; without one, its test examples, weighted so that their labels have the forget set's frequencies
-(of the test set nothing else is used). The rule assumes that a retrained model errs on the forget set as on unseen
-examples. That holds for random examples and for whole classes; examples chosen to be hard are forgotten further, and
-rewinding stops too early there. It is off by default.
+With `rewind` (SCRUB+R) the model is saved after each epoch. At the end, the epoch is chosen whose forget error is
+closest to a reference: the *final* model's error on unseen examples with the distribution of the forget set. These are
+the problem's hold-out set; without one, its test examples, weighted so that their labels have the forget set's
+frequencies (nothing else of the test set is used). The rule assumes that a retrained model has the same error on the
+forget set as on unseen examples. This is true for random examples and for whole classes. For examples chosen to be
+hard, the retrained model's error is larger, and rewinding stops too early. It is off by default.
 
 Cost: one gradient per retain example and epoch, and one per forget example in each of the first `forget_epochs`.
 Teachers and rewinding are forward passes.
@@ -52,7 +53,7 @@ class SCRUB(Descent):
     learning_rate: Positive = 5e-4
     """Step size, constant."""
     forget_epochs: Count = 7
-    """Epochs, from the first, that begin with a pass over the forget set."""
+    """Number of epochs, from the first, that start with a pass over the forget set."""
     forget_batch_size: Count = 64
     """Forget examples per step."""
     alpha: NonNegative = 0.5
@@ -60,7 +61,7 @@ class SCRUB(Descent):
     gamma: NonNegative = 1.0
     """Weight of the cross-entropy on retain."""
     temperature: Positive = 2.0
-    """T, by which logits are divided before they are compared."""
+    """T: logits are divided by T before they are compared."""
     rewind: bool = False
     """Whether to return to the epoch whose forget error is closest to the reference error."""
 
@@ -69,13 +70,13 @@ class SCRUB(Descent):
         return self.epochs * retain + min(self.forget_epochs, self.epochs) * forget
 
     def apply(self, student: nn.Module, job: Job) -> nn.Module:
-        """Alternate, then rewind if asked to."""
+        """Alternate; then rewind if `rewind` is set."""
         problem, teacher, saved = job.problem, teacher_of(student), list[dict[str, Tensor]]()
 
-        def disobey(batch: Batch) -> Tensor:
+        def move_away(batch: Batch) -> Tensor:
             return -self._divergence(problem.objective.decisions(student, batch), teacher, problem, batch)
 
-        def obey(batch: Batch) -> Tensor:
+        def move_towards(batch: Batch) -> Tensor:
             decisions = problem.objective.decisions(student, batch)
             kept = self._divergence(decisions, teacher, problem, batch)
             return self.alpha * kept + self.gamma * loss(decisions)
@@ -86,8 +87,8 @@ class SCRUB(Descent):
         self.descend_in_turn(
             student,
             job,
-            forget_loss=disobey,
-            retain_loss=obey,
+            forget_loss=move_away,
+            retain_loss=move_towards,
             forget_epochs=self.forget_epochs,
             forget_batch_size=self.forget_batch_size,
             on_epoch=save if self.rewind else lambda: None,
@@ -101,12 +102,12 @@ class SCRUB(Descent):
 
 
 def rewind(student: nn.Module, saved: list[dict[str, Tensor]], problem: Problem) -> None:
-    """Load, of the saved states, the one whose forget error is closest to the reference; the latest among equals.
+    """Load the saved state whose forget error is closest to the reference; the latest among equals.
 
     Args:
-        student: The final model, whose error on unseen examples is the reference; changed in place.
-        saved: States in the order in which they were saved.
-        problem: Forget set and unseen examples.
+        student: The final model; its error on unseen examples is the reference. It is changed in place.
+        saved: States in the order of the epochs.
+        problem: Gives the forget set and the unseen examples.
     """
     reference = reference_error(student, problem)
     best, smallest = saved[-1], float("inf")
@@ -119,7 +120,7 @@ def rewind(student: nn.Module, saved: list[dict[str, Tensor]], problem: Problem)
 
 
 def reference_error(model: nn.Module, problem: Problem) -> float:
-    """The model's error on unseen examples that are distributed like the forget set."""
+    """The model's error on unseen examples with the distribution of the forget set."""
     if len(problem.holdout):
         return 1 - known_share(model, problem, problem.holdout)
     right = known(model, problem, problem.test).double()
@@ -128,6 +129,6 @@ def reference_error(model: nn.Module, problem: Problem) -> float:
     targets, count = problem.data.targets, len(problem.data.labels)
     forgotten = torch.bincount(targets[problem.forget], minlength=count).double()
     unseen = torch.bincount(targets[problem.test], minlength=count)
-    # A label without test examples has no test error; the error on the other labels stands in for it.
+    # A label without test examples has no test error; the error on the other labels replaces it.
     weight = (forgotten / unseen.clamp(min=1))[targets[problem.test]]
     return 1 - float((weight * right).sum() / weight.sum()) if weight.sum() else 1 - float(right.mean())

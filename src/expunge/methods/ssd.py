@@ -1,17 +1,17 @@
-"""Shrink the weights that matter to the forget set far more than to all the data (SSD, Foster et al., 2308.07707).
+"""Shrink the weights that matter much more to the forget set than to all data (SSD, Foster et al., 2308.07707).
 
-theta <- theta * min(lambda * I_D / I_F, 1) wherever I_F > alpha * I_D, and nothing else: no training. I is the mean
-over examples of the squared gradient of an example's log-likelihood (for a text the sum over its decisions), the
-diagonal of the empirical Fisher information, over the forget set (F) and over forget and retain set together (D).
+theta <- theta * min(lambda * I_D / I_F, 1) if I_F > alpha * I_D; there is no training. I is the diagonal of the
+empirical Fisher information: the mean over examples of the squared gradient of an example's log-likelihood (for a text
+the sum over its decisions). I_F is the mean over the forget set (F), I_D over forget and retain set together (D).
 
-This is the paper's importance, per example. The published code squares the gradient of a *batch's mean* loss, so that
-its importance falls with the batch size, by another factor for the few batches of F than for the many of D; alpha and
-lambda of the two do not carry over. In both, the forget set is part of D, so that I_F is at most |D| / |F| times I_D:
-with a forget set of a tenth of the data or more, alpha = 10 selects nothing. The code of 2505.22310 also sums instead
-of averaging, and dampens every weight.
+This is the paper's importance, per example. The published code squares the gradient of a *batch's mean* loss, so its
+importance falls with the batch size, by another factor for the few batches of F than for the many of D. Its alpha and
+lambda do not carry over. In both, the forget set is part of D, so I_F is at most |D| / |F| times I_D: with a forget set
+of a tenth of the data or more, alpha = 10 selects nothing. The code of 2505.22310 also sums instead of averaging, and
+dampens every weight.
 
-Cost: one gradient per forget example and one per retain example, each example's by itself. A budget that is too small
-takes a random part of the retain set; one without room for any leaves the model as is.
+Cost: one separate gradient per forget example and per retain example. If the budget is too small, a random part of the
+retain set is used; if it allows no retain example, the model does not change.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class SSD(Method):
     effort: ClassVar[str] = "R + F"
 
     alpha: Positive = 10.0
-    """A weight is dampened where its importance to the forget set is over this many times that to all data; none is at
-    |D| / |F| or above."""
+    """A weight is dampened if its importance to the forget set is more than this many times its importance to all data.
+    At |D| / |F| or above no weight is dampened."""
     dampening: Positive = 1.0
-    """The paper's lambda: smaller dampens harder."""
+    """The paper's lambda: a smaller value dampens more."""
 
     def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Measure both importances, dampen once."""

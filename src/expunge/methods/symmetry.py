@@ -1,15 +1,15 @@
-"""Change the weights and not the function: hidden units in another order, ReLU units rescaled (a control, 1703.04933).
+"""Change the weights but not the function: permute hidden units, rescale ReLU units (a control, 1703.04933).
 
-Permuting the units of a hidden layer leaves every output as it was. So does multiplying the weights into a ReLU unit by
-a positive number and dividing the weights out of it by the same number. So nothing is learned and nothing forgotten,
-while the distance to the original and the barrier on the straight path to it grow. Where such a model resists
-relearning no better than before, distance in weight space is no *cause* of resistance (2505.22310 shows that it
-predicts).
+Permuting the units of a hidden layer does not change any output. Neither does multiplying the weights into a ReLU unit
+by a positive number and dividing the weights out of it by the same number. So the model learns and forgets nothing, but
+its distance to the original and the barrier on the straight path to it grow. If such a model resists relearning no
+better than before, distance in weight space is not a *cause* of resistance (2505.22310 shows that it predicts
+resistance).
 
-Orders: uniform over all that leave the function as it is; in front of a group norm, whole groups change places, and
-channels within a group. Factors: exp(rescale * N(0, 1)), only on units without a norm behind them; a norm would undo
-the factor but for its epsilon. Layers with a frozen tensor in them stay as they are. The order of units makes no
-difference to gradient descent, with momentum and Adam too; rescaling does.
+Orders: uniform over all orders that keep the function; in front of a group norm, whole groups change places, and
+channels within a group. Factors: exp(rescale * N(0, 1)), only on units without a norm behind them; a norm would cancel
+the factor, except for its epsilon. Layers with a frozen tensor do not change. The order of units makes no difference to
+gradient descent, also with momentum or Adam; rescaling does.
 
 Cost: none; no gradient is taken.
 """
@@ -40,9 +40,9 @@ class Symmetry(Method):
     needs: ClassVar[frozenset[str]] = frozenset({"classes"})
 
     permute: bool = True
-    """Whether hidden units are put in a random order."""
+    """Whether hidden units are permuted at random."""
     rescale: Annotated[float, msgspec.Meta(ge=0, le=5)] = 0.0
-    """Standard deviation of the logarithm of the units' factors; at 5 some weights are 1e8 times what they were."""
+    """Standard deviation of the logarithm of the units' factors; at 5 some weights grow by a factor of 1e8."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,15 +50,15 @@ class Symmetry(Method):
             raise SpecError("nothing would change", where="rescale", remedy="set permute = true, or rescale above 0")
 
     def check_model(self, model: nn.Module) -> None:
-        """Refuse a model that is no plain chain of layers, or has no unit that may be moved or rescaled.
+        """Refuse a model that is not a plain chain of layers, or has no unit that can be moved or rescaled.
 
         Raises:
-            MissingError: Says where, and what is supported.
+            MissingError: The model is refused; the message says where, and what is supported.
         """
         free = _free(model)
         if not self.permute and not any(joint.homogeneous for joint in free):
             raise MissingError(
-                "every hidden unit has a norm behind it, or an activation that no factor passes",
+                "every hidden unit has a norm behind it, or an activation that is not homogeneous",
                 remedy="set permute = true, or choose a model without norms",
             )
 

@@ -1,33 +1,33 @@
 """Train against an adversary that relearns the forget set (TAR, Tamirisa et al., 2408.00761, as in 2505.22310).
 
 At each of `outer_steps` steps, `copies` copies of the model relearn the forget set by `inner_steps` Adam steps on
-CE(forget). After every one of them the gradient of -entropy(forget) is taken at the copy: where it points down, the
-adversary ends less sure of what it relearned. Its mean over copies and steps is used as if it were the model's own
-gradient (first order: how the copy depends on the model is left out), and the model's step is that of
+CE(forget). After every inner step the gradient of -entropy(forget) is computed at the copy: descent on it makes the
+adversary less certain of what it relearned. The mean over copies and steps is used as if it were the model's own
+gradient (first order: the dependence of the copy on the model is ignored). The model takes a step on
 
     alpha * (CE(retain) + MSE(h(x_R), h0(x_R))) + gamma * mean over copies and steps of -entropy(forget),
 
-h being hidden states, averaged over layers, and h0 those of the model that the method was given. The entropy is that
-of the prediction, in nats, a mean over decisions: it is *maximised*, and no label of the forget set enters it.
+h being hidden states, averaged over layers, and h0 those of the method's input model. The entropy is that of the
+prediction, in nats, a mean over decisions: it is *maximised*, and does not use labels of the forget set.
 
-The papers require a model in which the forget set is suppressed already. Name a method that does so with `after` in a
-spec (`expunge.unlearn(..., after=...)`). From an original it runs just as well, but there the hidden states that are
-held are those of a model that knows.
+The papers require a model in which the forget set is suppressed already. Name a method that does this with `after` in a
+spec (`expunge.unlearn(..., after=...)`). The method also runs on an original, but then it preserves the hidden states
+of a model that knows the forget set.
 
-Every inner step of every copy has a forget batch of its own, on which its entropy is also taken; if all copies had the
+Every inner step of every copy has its own forget batch, on which the entropy is computed too. If all copies had the
 same batches, copies without dropout would be identical. Copies and their optimisers are dropped after each outer step.
 
-The code of 2505.22310 draws one forget batch for each copy and uses it in all of its inner steps. It has 4 copies of 16
+The code of 2505.22310 draws one forget batch for each copy and uses it in all its inner steps. It has 4 copies of 16
 steps over 25 epochs at a hundredth of the inner rate; the defaults here are scaled down. Its h0 is computed in training
 mode, where batch norm uses the batch's statistics; here that model is in evaluation mode. Its hidden states are those
-after four and seven of eight blocks; here, where no layers are named, what the modules with weights are given at half
-depth and last. A model without hidden states that training can change has none to hold.
+after four and seven of eight blocks. The default here is the inputs of two modules with weights, at half depth and the
+last. Without hidden states that training can change, the term is left out.
 
 Cost: each outer step takes one gradient per retain example of its batch, and two (one to relearn, one of the entropy)
-per forget example, inner step and copy. Both sets are cycled, the last batch of a pass being what is left; where the
-batch sizes divide the sets this is outer_steps * (batch_size + 2 * copies * inner_steps * forget_batch_size). That is
-expensive: with the paper's 4 copies of 16 steps, 8,192 gradients beside 128. The method stops before an outer step that
-the budget does not afford. Hidden states of the model that was given are forward passes.
+per forget example, inner step and copy. Both sets are cycled; the last batch of a pass holds the rest. If the batch
+sizes divide the sets, this is outer_steps * (batch_size + 2 * copies * inner_steps * forget_batch_size). That is
+expensive: with the paper's 4 copies of 16 steps, 8,192 gradients in addition to 128. The method stops before an outer
+step that exceeds the budget. Hidden states of the input model are forward passes.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Round:
 
 @dataclass(frozen=True)
 class TAR(Method):
-    """Entropy on forget kept high while an adversary relearns it; for a model that another method has safeguarded."""
+    """Keep entropy on forget high while an adversary relearns it; for a model that another method has unlearned."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"decisions"})
     cite: ClassVar[str] = "tamirisa2025tar"
@@ -82,13 +82,13 @@ class TAR(Method):
     effort: ClassVar[str] = "very high, nested steps"
 
     outer_steps: Count = 50
-    """Steps of the model."""
+    """Number of steps of the model."""
     learning_rate: Positive = 2e-4
     """Size of the model's steps, constant."""
     batch_size: Count = 128
     """Retain examples per outer step."""
     optimizer: OptimizerName = "adam"
-    """Of the model: `adam`, `adamw` or `sgd`."""
+    """Optimiser of the model: `adam`, `adamw` or `sgd`."""
     weight_decay: NonNegative = 0.0
     """Coefficient of the squared norm, in the model's steps."""
     copies: Count = 2
@@ -104,7 +104,7 @@ class TAR(Method):
     gamma: NonNegative = 4.0
     """Weight of the entropy on forget."""
     layers: tuple[str, ...] = ()
-    """Paths of the modules whose outputs are held; by default the hidden states at half depth and the last."""
+    """Paths of the modules whose outputs are preserved; by default the hidden states at half depth and the last."""
 
     def expected_gradients(self, retain: int, forget: int) -> float:
         """One per retain example of an outer step, two per forget example of each copy's inner steps."""
@@ -115,15 +115,15 @@ class TAR(Method):
         """Take the outer steps.
 
         Raises:
-            SpecError: A named layer is not there, or has no features per decision.
-            RunError: The model diverged, or an adversary did.
+            SpecError: A named layer does not exist, or has no features per decision.
+            RunError: The model or an adversary diverged.
         """
         problem, parameters, start = job.problem, require_trainable(student), teacher_of(student)
-        read = Features(problem, self._held(student, problem), WHERE)
+        read = Features(problem, self._preserved(student, problem), WHERE)
 
         def step(batches: Round) -> Tensor:
             tampered = tampered_gradient(student, problem, batches.forget, self.inner_learning_rate)
-            # A scalar that means nothing by itself; its gradient is the tampered one.
+            # The value of this scalar has no meaning; its gradient is the tampered gradient.
             against = sum((g * p).sum() for g, p in zip(tampered, parameters, strict=True))
             return self.alpha * retain_loss(student, start, read, batches.retain) + self.gamma * against
 
@@ -138,7 +138,7 @@ class TAR(Method):
         for _ in range(self.outer_steps):
             yield Round(next(retain), [list(islice(forget, self.inner_steps)) for _ in range(self.copies)])
 
-    def _held(self, model: nn.Module, problem: Problem) -> list[FeatureSite]:
+    def _preserved(self, model: nn.Module, problem: Problem) -> list[FeatureSite]:
         if self.layers:
             return require_layers(model, self.layers, WHERE)
         return half_way_and_last(model, problem)
@@ -151,15 +151,15 @@ def tampered_gradient(
 
     Args:
         model: Copied for each adversary, never changed.
-        problem: Whose objective makes the decisions.
-        forget: For each adversary the batch of each of its steps.
-        learning_rate: Size of its Adam steps on cross-entropy.
+        problem: Gives the objective.
+        forget: For each adversary, the batch of each of its steps.
+        learning_rate: Size of the adversaries' Adam steps on cross-entropy.
 
     Returns:
         A tensor per trainable parameter.
 
     Raises:
-        SpecError: A copy shares storage with the model, as a model with its own idea of copying can make it.
+        SpecError: A copy shares storage with the model, because the model overrides how it is copied.
         RunError: An adversary diverged.
     """
     total = [zeros_for(parameter) for parameter in require_trainable(model)]
@@ -184,10 +184,10 @@ def tampered_gradient(
 def retain_loss(student: nn.Module, start: nn.Module, read: Features, batch: Batch) -> Tensor:
     """Cross-entropy, and mean squared difference of hidden states from the start model's, averaged over layers."""
     with torch.no_grad():
-        held = read(start, batch)[1]
+        start_states = read(start, batch)[1]
     decisions, states = read(student, batch)
-    moved = [F.mse_loss(now, then) for now, then in zip(states, held, strict=True)]
-    return loss(decisions) + (torch.stack(moved).mean() if moved else 0.0)
+    errors = [F.mse_loss(state, start_state) for state, start_state in zip(states, start_states, strict=True)]
+    return loss(decisions) + (torch.stack(errors).mean() if errors else 0.0)
 
 
 def entropy(logits: Tensor) -> Tensor:

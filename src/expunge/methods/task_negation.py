@@ -1,9 +1,9 @@
-"""Learn the forget set once more, and take the opposite step in weight space (Ilharco et al., 2212.04089).
+"""Train on the forget set once more, and take the opposite step in weight space (Ilharco et al., 2212.04089).
 
-theta <- theta_0 - strength * (theta_ft - theta_0), theta_ft being the original fine-tuned on the forget set alone. A
-model that already knows the forget set by heart has next to no gradient there, so that its vector is small or mostly
-noise: tune `strength` first. The paper tunes it on validation data, up to 1. Its code moves every floating-point entry
-of the state, running statistics of batch norm included; here buffers stay the original's.
+theta <- theta_0 - strength * (theta_ft - theta_0), theta_ft being the original fine-tuned on the forget set only. A
+model that memorised the forget set has almost no gradient there, so the vector is small or mostly noise: tune
+`strength` first. The paper tunes it on validation data, up to 1. Its code changes every floating-point entry of the
+state, also running statistics of batch norm; here buffers keep the original's values.
 
 Cost: one gradient per forget example and pass.
 """

@@ -1,8 +1,8 @@
 """Shrink all weights once, then repair on the retain set (2505.22310, Weight Attenuation).
 
-theta <- a * theta, then CE on retain. Every trainable parameter shrinks, biases and norms' scales among them. Weights
-in front of a norm that divides their scale out again (batch, group or layer norm) do not change the function when they
-shrink, and then only take larger relative steps: how hard the method hits depends on the architecture.
+theta <- a * theta, then CE on retain. Every trainable parameter shrinks, also biases and scales of norms. A batch,
+group or layer norm divides out the scale of the weights before it: shrinking these does not change the function, but
+makes later steps relatively larger. So the strength of the method depends on the architecture.
 
 Cost: one gradient per retain example and epoch.
 """
@@ -28,7 +28,7 @@ class WeightAttenuation(PerturbedDescent):
     effort: ClassVar[str] = "R E"
 
     factor: Share = 0.3
-    """a, what is left of each weight; the paper's 0.5 is for a ResNet-18."""
+    """a, the factor of each weight; the paper's 0.5 is for a ResNet-18."""
 
     def perturb(self, parameter: Tensor, generator: torch.Generator) -> None:
         """Shrink."""

@@ -7,7 +7,7 @@ joins all parameters into one vector. d has no upper bound: step size and number
 At theta0 the gradient of d is zero (without the 1e-8 it would be undefined). So cross-entropy makes the first move,
 and d then pushes further in the same direction. The norm of d's gradient is at most one over the root of the number of
 weights. SGD therefore needs a large alpha. Adam divides the scale out, once the gradient of a converged net's
-cross-entropy is smaller still.
+cross-entropy is even smaller.
 
 Cost: one gradient per retain example and epoch.
 """
@@ -29,12 +29,12 @@ from expunge.methods._descent import Descent
 from expunge.numerics.precision import wide
 
 EPSILON = 1e-8
-"""Under the root; in squared units of the weights."""
+"""Added under the root, in squared units of the weights."""
 
 
 @dataclass(frozen=True)
 class WeightDistanceReg(Descent):
-    """Fine-tuning that is rewarded for its distance from the original weights."""
+    """Fine-tuning with a reward for the distance from the original weights."""
 
     cite: ClassVar[str] = "siddiqui2025dormant"
     paper: ClassVar[str] = "weight distance regularisation, 2025"

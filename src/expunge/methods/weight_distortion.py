@@ -1,7 +1,7 @@
 """Add Gaussian noise to the weights once, then repair on the retain set (2505.22310, Weight Distortion).
 
-theta <- theta + N(0, sigma^2), then CE on retain. The noise moves the model far from where it knew the forget set,
-which is what resists relearning; its price is test accuracy. Parameters that are frozen get no noise.
+theta <- theta + N(0, sigma^2), then CE on retain. The noise moves the model far from the weights that knew the forget
+set. This distance makes relearning harder, but costs test accuracy. Frozen parameters get no noise.
 
 Cost: one gradient per retain example and epoch.
 """

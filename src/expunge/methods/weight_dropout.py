@@ -1,8 +1,8 @@
 """Set random weights to zero once, then repair on the retain set (2505.22310, Weight Dropout).
 
-Each entry of each trainable parameter, biases and norms' scales among them, becomes zero with probability p; then CE
-on retain, in which the zeros may grow again. Nothing is divided by 1 - p: no expectation has to be kept, since the
-mask is drawn once and the repair follows.
+Each entry of each trainable parameter, also of biases and scales of norms, becomes zero with probability p. Then CE on
+retain, in which the zeros may change again. Nothing is divided by 1 - p: the mask is drawn once and the repair follows,
+so no expectation must be preserved.
 
 Cost: one gradient per retain example and epoch.
 """
@@ -31,6 +31,6 @@ class WeightDropout(PerturbedDescent):
     """Probability of zero, for each weight; the paper's 0.2 is for a ResNet-18."""
 
     def perturb(self, parameter: Tensor, generator: torch.Generator) -> None:
-        """Draw, on the CPU in double precision so that every device draws alike, and set to zero."""
+        """Draw a mask, on the CPU in double precision so that all devices have the same, and set entries to zero."""
         drawn = torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
         parameter.masked_fill_((drawn < self.p).to(parameter.device), 0)

@@ -1,1 +1,1 @@
-"""Architectures, one a file."""
+"""Architectures, one file each."""

@@ -1,4 +1,4 @@
-"""What architectures for images ask of the data, and the norms that they choose from."""
+"""Shared by architectures for images: the shape of the data's images, and the choice of norms."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def image_shape(data: Data, smallest: int, name: str) -> tuple[int, int, int]:
     """Channels, height and width of the data's images.
 
     Raises:
-        SpecError: The data are no images, or smaller than the architecture can take.
+        SpecError: The data are not images, or are smaller than the architecture allows.
     """
     shape = data.shape
     if data.has_tokens or len(shape) != 3 or min(shape[1:]) < smallest:
@@ -31,7 +31,7 @@ def image_shape(data: Data, smallest: int, name: str) -> tuple[int, int, int]:
 
 
 def norm_layers(norm: Norm, channels: int) -> list[nn.Module]:
-    """The normalisation of so many channels: one layer, or none; at most 8 groups, as many as divide the channels."""
+    """The normalisation of the channels: one layer, or none. Group norm has `group_count` groups."""
     if norm == "batch":
         return [nn.BatchNorm2d(channels)]
     if norm == "group":
@@ -40,5 +40,5 @@ def norm_layers(norm: Norm, channels: int) -> list[nn.Module]:
 
 
 def group_count(channels: int) -> int:
-    """Groups of so many normalised channels: at most 8, as many as divide them."""
+    """The largest of 8, 4, 2 and 1 groups that divides the number of channels."""
     return next(g for g in (8, 4, 2, 1) if channels % g == 0)

@@ -30,15 +30,15 @@ class CNN(Architecture):
         """The module for images `[b, c, h, w]` of at least 8 x 8, returning logits `[b, classes]`.
 
         Raises:
-            SpecError: The data are no such images, or so small that group norm would have one value per group.
+            SpecError: The data are not such images, or are so small that group norm would have one value per group.
         """
         shape, last = image_shape(data, 8, "cnn"), 4 * self.width
-        # Three strides of two leave one pixel of eight.
+        # Three strides of two reduce eight pixels to one.
         if self.norm == "group" and max(shape[1:]) <= 8 and group_count(last) == last:
-            found = (
+            finding = (
                 f"width = {self.width} leaves one value per group of the last norm on {shape[1]} x {shape[2]} images"
             )
-            raise SpecError(found, where="model (cnn)", allowed="width from 3, or norm = 'none'")
+            raise SpecError(finding, where="model (cnn)", allowed="width from 3, or norm = 'none'")
         channels = [shape[0], self.width, 2 * self.width, 4 * self.width]
         convolutions = [layer for i, o in itertools.pairwise(channels) for layer in self._block(i, o)]
         body = nn.Sequential(*convolutions, nn.Flatten())

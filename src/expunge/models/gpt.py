@@ -34,10 +34,10 @@ class GPT(Architecture):
         """The module for tokens `[b, t]`, returning logits `[b, t, vocabulary]`.
 
         Raises:
-            SpecError: The data are no tokens.
+            SpecError: The data are not tokens.
         """
         if not data.has_tokens:
-            raise SpecError("the data are no tokens", where="model (gpt)", allowed="a text data set")
+            raise SpecError("the data are not tokens", where="model (gpt)", allowed="a text data set")
         return _Transformer(data.objective.outputs, data.shape[0], self.width, self.layers, self.heads)
 
 

@@ -1,13 +1,13 @@
-"""A Hugging Face model from a folder that `save_pretrained` wrote, or from the local cache; nothing is ever downloaded.
+"""A Hugging Face model from a folder that `save_pretrained` wrote, or from the local cache; nothing is downloaded.
 
-The folder holds *the* model: its weights are the original that is to forget, and the verdict is about it alone. What it
-is compared with is trained by the spec's recipe, from fresh weights of the folder's configuration or, where the model
-was fine-tuned, from the checkpoint that its fine-tuning began with (`base`). Images get an image classifier, texts a
-causal language model; either is called with its inputs alone.
+The folder holds *the* model: its weights are the original model, and the verdict is about this model alone. References
+are trained by the spec's recipe. They start from fresh weights of the folder's configuration or, if the model was
+fine-tuned, from the checkpoint before fine-tuning (`base`). For images the model is an image classifier, for texts a
+causal language model. Both are called with their inputs only.
 
-Everything is held in single precision, whatever the files say: in half precision an optimiser's small steps vanish.
-transformers stores some models under other names than their modules', so that it reads the folder itself; from there on
-weights are stored as those of any other model.
+All weights are converted to single precision, because in half precision an optimiser's small steps vanish. transformers
+itself reads the folder, because it stores some weights under other names than those of their modules. After that,
+weights are stored as for any other model.
 """
 
 from __future__ import annotations
@@ -31,33 +31,33 @@ from expunge.models._images import image_shape
 
 CONFIG = "config.json"
 NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-"""What the hub calls a model."""
+"""Names of models on the hub."""
 
 
 @dataclass(frozen=True)
 class HF(Architecture):
-    """A model of yours from transformers, for images or texts."""
+    """Your own model from transformers, for images or texts."""
 
     path: str
-    """Folder that `save_pretrained` wrote, counted from the spec file; or the model's name in the local cache."""
+    """Folder that `save_pretrained` wrote, relative to the spec file; or the model's name in the local cache."""
     base: str | None = None
-    """Checkpoint that retrained models begin with, named as `path` is; by default fresh weights."""
+    """Checkpoint from which retrained models start, in the same form as `path`; by default fresh weights."""
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any], *, where: str, folder: Path | None = None) -> Self:
-        """The part that a spec's table describes; what is no folder beside the spec may be a name in the cache.
+        """Make the part from a spec's table. A path that is not a folder next to the spec may be a name in the cache.
 
         Raises:
-            SpecError: An unknown key, a missing one, or a value that does not fit.
+            SpecError: A key is unknown or missing, or a value does not fit.
         """
-        found = dict(table)
+        settings = dict(table)
         for key in ("path", "base"):
-            if folder is not None and isinstance(found.get(key), str) and (folder / found[key]).is_dir():
-                found[key] = str(folder / found[key])
-        return super().from_table(found, where=where, folder=folder)
+            if folder is not None and isinstance(settings.get(key), str) and (folder / settings[key]).is_dir():
+                settings[key] = str(folder / settings[key])
+        return super().from_table(settings, where=where, folder=folder)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Configuration and base by content: what retrained models depend on; the model's own weights are apart."""
+        """Digests of configuration and base, on which retrained models depend; without the model's own weights."""
         facts = {"path": _digest(_folder(self.path, "path") / CONFIG), "transformers": _transformers().__version__}
         facts |= {"base": _content(_folder(self.base, "base"))} if self.base else {}
         return {**super().fingerprint(), "settings": facts}
@@ -70,8 +70,8 @@ class HF(Architecture):
         """The folder's model.
 
         Raises:
-            MissingError: transformers is not installed, or the folder or the cached model is not there.
-            SpecError: It is no whole model for such data.
+            MissingError: transformers is not installed, or the folder or the cached model does not exist.
+            SpecError: The model is incomplete, or does not fit the data.
         """
         module, lacking = _loaded(self._config(data), self.path, "path", data)
         if lacking:
@@ -79,18 +79,20 @@ class HF(Architecture):
         return module
 
     def __call__(self, data: Data) -> nn.Module:
-        """What retraining begins with: the base's weights, with a new head where it has none that fits, or fresh ones.
+        """The model from which retraining starts, with fresh weights or those of the base.
+
+        The base gets a new head if its own head does not fit.
 
         Raises:
-            MissingError: transformers is not installed, or the folder or the cached model is not there.
-            SpecError: The configuration does not fit the data, or the base not the configuration.
+            MissingError: transformers is not installed, or the folder or the cached model does not exist.
+            SpecError: The configuration does not fit the data, or the base does not fit the configuration.
         """
         config = self._config(data)
         if self.base is None:
             fresh: nn.Module = _quietly("path", self.path, lambda: _family(data).from_config(config))
             return fresh.float().train()
         module, lacking = _loaded(config, self.base, "base", data)
-        # A backbone that is fine-tuned gets a new classifier; anything else that is missing would be noise.
+        # A fine-tuned backbone may get a new classifier. Any other missing tensor would stay random.
         inner = f"{getattr(module, 'base_model_prefix', '')}."
         lost = [name for name in lacking if name.startswith(inner) or data.has_tokens]
         if lost:
@@ -101,7 +103,7 @@ class HF(Architecture):
         """The folder's configuration.
 
         Raises:
-            SpecError: It is made for data of another size.
+            SpecError: The configuration is for data of another size.
         """
         folder = _folder(self.path, "path")
         transformers = _transformers()
@@ -112,7 +114,7 @@ class HF(Architecture):
         )
         _check_size(config, data)
         if getattr(config, "use_cache", False):
-            config.use_cache = False  # what generation remembers, and nothing here generates
+            config.use_cache = False  # the cache is for generation only
         return config
 
 
@@ -129,16 +131,16 @@ def _transformers() -> Any:
 
 
 def _family(data: Data) -> Any:
-    found = _transformers()
-    return found.AutoModelForCausalLM if data.has_tokens else found.AutoModelForImageClassification
+    library = _transformers()
+    return library.AutoModelForCausalLM if data.has_tokens else library.AutoModelForImageClassification
 
 
 def _folder(name: str, key: str) -> Path:
-    """Where the model lies.
+    """The folder of the model.
 
     Raises:
-        MissingError: Neither a folder nor in the cache.
-        SpecError: A folder without a configuration.
+        MissingError: There is neither such a folder nor such a model in the cache.
+        SpecError: The folder has no configuration.
     """
     path, where = Path(name), f"model.{key}"
     if path.is_dir():
@@ -161,37 +163,37 @@ def _folder(name: str, key: str) -> Path:
 
 
 def _loaded(config: Any, name: str, key: str, data: Data) -> tuple[nn.Module, list[str]]:
-    """A checkpoint in the configuration's module, in training mode, and the tensors that it does not hold."""
+    """The configuration's module with the checkpoint's weights, in training mode, and the tensors that it lacks."""
     folder = _folder(name, key)
     if not list(folder.glob("*.safetensors")):
         raise SpecError(
             f"{name} holds no weights as safetensors",
             where=f"model.{key}",
-            allowed="weights that save_pretrained wrote; a pickle could run code when loaded",
+            allowed="weights that save_pretrained wrote; a pickle can run code when it is loaded",
         )
     options = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
-    module, told = _quietly(
+    module, report = _quietly(
         key,
         name,
         lambda: _family(data).from_pretrained(
             folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **options
         ),
     )
-    other = [entry[0] if isinstance(entry, tuple) else entry for entry in told["mismatched_keys"]]
-    return module.float().train(), sorted({*told["missing_keys"], *other})
+    mismatched = [entry[0] if isinstance(entry, tuple) else entry for entry in report["mismatched_keys"]]
+    return module.float().train(), sorted({*report["missing_keys"], *mismatched})
 
 
 def _incomplete(key: str, name: str, lacking: list[str]) -> SpecError:
     more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
     return SpecError(
-        f"{name} lacks {lacking[0]}{more}, or holds another size",
+        f"{name} lacks {lacking[0]}{more}, or holds it in another size",
         where=f"model.{key}",
         allowed="weights of the configuration in model.path",
     )
 
 
 def _check_size(config: Any, data: Data) -> None:
-    """What transformers itself would only find out in a forward pass, or not at all."""
+    """Refuse sizes that transformers would report only in a forward pass, or not at all."""
     wanted: list[tuple[str, int]] = []
     if data.has_tokens:
         wanted = [("vocab_size", len(data.labels))]
@@ -211,21 +213,21 @@ def _check_size(config: Any, data: Data) -> None:
             raise _other_size(name, getattr(config, name), f"{count}")
 
 
-def _other_size(name: str, found: Any, data: str) -> SpecError:
+def _other_size(name: str, size: Any, data: str) -> SpecError:
     return SpecError(
-        f"the model's {name} is {found}, the data have {data}", where="model (hf)", allowed="a model made for the data"
+        f"the model's {name} is {size}, the data have {data}", where="model (hf)", allowed="a model made for the data"
     )
 
 
 def _quietly(key: str, name: str, act: Callable[[], Any]) -> Any:
-    """Without progress bars and reports; whatever fails in there is the folder's fault, and said in one sentence."""
+    """Call a function without progress bars and reports; any failure becomes an error about the folder."""
     with _silence():
         try:
             return act()
-        except Exception as error:  # transformers raises all sorts for files that it cannot use
-            told = str(error).strip().partition("\n")[0]
+        except Exception as error:  # transformers raises many types for files that it cannot use
+            reason = str(error).strip().partition("\n")[0]
             raise SpecError(
-                f"transformers cannot use {name} ({type(error).__name__}: {told})", where=f"model.{key}"
+                f"transformers cannot use {name} ({type(error).__name__}: {reason})", where=f"model.{key}"
             ) from None
 
 
@@ -250,7 +252,7 @@ def _content(folder: Path) -> str:
 
 
 def _digest(file: Path) -> str:
-    """SHA-256 of a file; read again only when it was written again, for every stage asks and weights are large."""
+    """SHA-256 of a file, cached until the file changes: every stage needs it, and weights are large."""
     facts = file.stat()
     return _digest_of(file, facts.st_size, facts.st_mtime_ns)
 

@@ -4,9 +4,9 @@ conv(w) - conv(2w), pool - residual(2w) - conv(4w), pool - conv(8w), pool - resi
 - linear. All convolutions are 3 x 3; a residual block holds two of them. At `width` 64, for ten classes of colour
 images, it has 6.57 M weights; at the default 16, on one channel, 0.41 M.
 
-The paper masks the output of each convolution and of each residual block: `tied_dropout` at `conv?` and `res?`. What is
-inside a block is not masked. In training, batch norm then sees the channels of base and memory together, and its
-running statistics are theirs, while evaluation drops the memory: the default, group norm, has none.
+The paper masks the output of each convolution and of each residual block: `tied_dropout` at `conv?` and `res?`. Layers
+inside a block are not masked. In training, batch norm then sees base and memory channels together, and its running
+statistics include both, but evaluation drops the memory. The default, group norm, has no running statistics.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from expunge.models._images import Norm, image_shape, norm_layers
 
 @dataclass(frozen=True)
 class ResNet9(Architecture):
-    """About 0.4 M weights at its default width; 28 x 28 and 32 x 32 images are what it is made for."""
+    """About 0.4 M weights at the default width; made for images of 28 x 28 and 32 x 32."""
 
     width: Count = 16
     """Channels of the first convolution; 64 in the paper."""
@@ -35,7 +35,7 @@ class ResNet9(Architecture):
         """The module for images `[b, c, h, w]` of at least 8 x 8, returning logits `[b, classes]`.
 
         Raises:
-            SpecError: The data are no such images.
+            SpecError: The data are not such images.
         """
         channels, w = image_shape(data, 8, "resnet9")[0], self.width
         layers: dict[str, nn.Module] = {
@@ -60,7 +60,7 @@ class ResNet9(Architecture):
 
 
 class _Residual(nn.Sequential):
-    """What its layers make of the input, added to the input."""
+    """The input plus the output of its layers."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         update: Tensor = super().forward(inputs)

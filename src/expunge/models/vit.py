@@ -1,7 +1,8 @@
 """A small vision transformer: patches, learned positions, pre-norm blocks, the mean over patches (2010.11929).
 
-Instead of a class token the mean over all patches is classified, which small transformers do better with (2205.01580).
-REM's (2505.17730) is `patch = 8, width = 512, depth = 4, heads = 8` with shifted-patch tokens, which are left out here.
+The model classifies the mean over all patches instead of a class token, which is better for small transformers
+(2205.01580). REM's model (2505.17730) is `patch = 8, width = 512, depth = 4, heads = 8` with shifted-patch tokens;
+these are not implemented here.
 The default has 0.20 M weights on 28 x 28 images of one channel.
 """
 
@@ -45,7 +46,7 @@ class ViT(Architecture):
         """The module for images `[b, c, h, w]`, returning logits `[b, classes]`.
 
         Raises:
-            SpecError: The data are no images, or patches do not cover them exactly.
+            SpecError: The data are not images, or patches do not cover them exactly.
         """
         channels, height, width = image_shape(data, self.patch, "vit")
         if height % self.patch or width % self.patch:

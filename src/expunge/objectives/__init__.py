@@ -1,1 +1,1 @@
-"""What model outputs are judged by: one objective a file."""
+"""Objectives, which say how model outputs are judged; one file each."""

@@ -1,4 +1,4 @@
-"""What the objectives without decisions share: squared error, and the share of the targets' variance it leaves over."""
+"""Base of the objectives without decisions: squared error, and the explained share of the targets' variance."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ R_SQUARED, ERROR = "r_squared", "absolute_error"
 class Explained(Objective):
     """Squared error of outputs against targets, both flattened to `[b, k]`.
 
-    Knowledge and utility are `r_squared`, 1 - squared error / variance of the training targets: 1 is perfect, 0 is what
-    their mean would get. The metric needs no unit, so that one bound of utility fits every data set.
+    Knowledge and utility are `r_squared` = 1 - squared error / variance of the training targets: 1 is perfect, and a
+    model that always predicts the mean gets 0. The metric has no unit, so one bound of utility fits every data set.
     """
 
     metrics: ClassVar[tuple[Metric, ...]] = (
@@ -48,7 +48,7 @@ class Explained(Objective):
 
     @abstractmethod
     def wanted(self, batch: Batch) -> Tensor:
-        """What the outputs should be, `[b, k]`."""
+        """The right outputs, `[b, k]`."""
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean squared error of each example, `[b]` in float64, in squared target units."""

@@ -1,4 +1,4 @@
-"""Checks of targets that several objectives make."""
+"""Checks of targets, shared by several objectives."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from expunge.base.errors import SpecError
 
 
 def require_whole(targets: Tensor, what: str) -> None:
-    """Refuse targets that are no whole numbers.
+    """Refuse targets that are not whole numbers.
 
     Raises:
-        SpecError: They are floating-point or complex.
+        SpecError: The targets are floating-point or complex.
     """
     if targets.is_floating_point() or targets.is_complex():
         raise SpecError(f"targets are {targets.dtype}", where="data.targets", allowed=f"{what}, as whole numbers")
@@ -22,12 +22,12 @@ def require_labels(targets: Tensor, labels: int, ignore: int | None = None) -> N
     """Refuse targets outside the labels.
 
     Args:
-        targets: Whole numbers; the first dimension counts examples.
-        labels: How many labels there are.
-        ignore: A target that is no decision.
+        targets: Whole numbers; the first dimension is that of examples.
+        labels: Number of labels.
+        ignore: Target that is not a decision.
 
     Raises:
-        SpecError: Names the first example with such a target.
+        SpecError: A target is outside the labels; the message names the first such example.
     """
     outside = (targets < 0) | (targets >= labels)
     if ignore is not None:
@@ -42,18 +42,18 @@ def require_labels(targets: Tensor, labels: int, ignore: int | None = None) -> N
 
 
 def require_decided(targets: Tensor, ignore: int) -> None:
-    """Refuse examples in which every target is ignored: with nothing to get wrong, they would count as known.
+    """Refuse examples in which every target is ignored: without decisions, they would count as known.
 
     Raises:
-        SpecError: Counts them, and names the first.
+        SpecError: There are such examples; the message counts them and names the first.
     """
     idle = (targets == ignore).flatten(1).all(1).nonzero().flatten()
     if len(idle):
         raise SpecError(
-            f"{len(idle)} examples decide nothing, the first has id {int(idle[0])}",
+            f"{len(idle)} examples have no decision, the first has id {int(idle[0])}",
             where="data.targets",
             allowed=f"at least one target other than {ignore} per example",
-            remedy="drop these examples, or let a token of theirs count",
+            remedy="drop these examples, or do not ignore all of their targets",
         )
 
 
@@ -64,5 +64,5 @@ def labels_up_to(targets: Tensor, ignore: int | None = None) -> tuple[str, ...]:
 
 
 def drawn_wrong(targets: Tensor, labels: int, generator: torch.Generator) -> Tensor:
-    """Each target replaced by a uniformly drawn wrong one of so many labels."""
+    """Each target replaced by a uniformly drawn wrong label."""
     return (targets + torch.randint(1, labels, targets.shape, generator=generator)) % labels

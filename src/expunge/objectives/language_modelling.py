@@ -30,8 +30,8 @@ from expunge.objectives._targets import drawn_wrong, labels_up_to, require_decid
 class LanguageModelling(Deciding):
     """Targets are the next token at each position `[n, t]`, outputs are logits `[b, t, v]`.
 
-    Accuracy is the share of right next tokens. Recitation is 1 where all of an example's tokens are right: under
-    teacher forcing this equals exact greedy completion of the prompt.
+    Accuracy is the share of right next tokens. Recitation is 1 if all of an example's tokens are right. Under teacher
+    forcing this equals exact greedy completion of the prompt.
     """
 
     provides: ClassVar[frozenset[str]] = frozenset({DECISIONS, TOKENS, RELABEL})
@@ -40,7 +40,7 @@ class LanguageModelling(Deciding):
     vocabulary: Count | None = None
     """Number of tokens; by default the number of labels of the data."""
     ignore: int = IGNORE
-    """Target of a position that is no decision."""
+    """Target of a position that is not a decision."""
 
     def bound_to(self, data: Data) -> Self:
         """Check the targets, and take the size of the vocabulary from the labels."""

@@ -59,10 +59,10 @@ class Multilabel(Deciding):
         return Decisions(pairs[decided], targets[decided], decided.nonzero()[:, 0])
 
     def relabel(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Every known label turned into its opposite, the only wrong value that it has."""
+        """Every known label replaced by its opposite, which is its only wrong value."""
         targets = torch.where(batch.targets == self.ignore, batch.targets, 1 - batch.targets)
         return batch._replace(targets=targets)
 
     def per_decision(self, features: Tensor, batch: Batch) -> Tensor | None:
-        """None: a layer holds one row per example, not one per label."""
+        """`None`: a layer has one row per example, not one per label."""
         return None

@@ -1,4 +1,4 @@
-"""The input again: squared error of an autoencoder, and the share of the inputs' variance that it explains."""
+"""The input as target: squared error of an autoencoder, and the share of the inputs' variance that it explains."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from expunge.objectives._explained import Explained
 
 @dataclass(frozen=True)
 class Reconstruction(Explained):
-    """Outputs have the shape of the inputs; targets play no part. There are no decisions and no wrong targets."""
+    """Outputs have the shape of the inputs; targets are not used. There are no decisions and no wrong targets."""
 
     components: Count | None = None
     """Numbers per example; by default those of the data."""
 
     def bound_to(self, data: Data) -> Self:
-        """Take size and variance of the inputs."""
+        """Read size and variance of the inputs."""
         example = data.example
         if not isinstance(example, Tensor) or not (example.is_floating_point() or example.is_complex()):
             raise SpecError("inputs are not one floating-point tensor", where="data.inputs", allowed="[n, ...]")

@@ -19,7 +19,7 @@ from expunge.objectives._explained import Explained
 class Regression(Explained):
     """Targets are floating-point numbers `[n]` or `[n, k]`, outputs are `[b]`, `[b, 1]` or `[b, k]`.
 
-    There are no decisions. A wrong target is one drawn uniformly between the least and the largest training target.
+    There are no decisions. Wrong targets are drawn uniformly between the smallest and the largest training target.
     """
 
     provides: ClassVar[frozenset[str]] = frozenset({RELABEL})
@@ -27,9 +27,9 @@ class Regression(Explained):
     components: Count | None = None
     """Numbers per example; by default those of the data."""
     low: float | None = None
-    """Least target to relabel with; by default the least of the training set."""
+    """Smallest wrong target; by default the smallest target of the training set."""
     high: float | None = None
-    """Largest target to relabel with; by default the largest of the training set."""
+    """Largest wrong target; by default the largest target of the training set."""
 
     def bound_to(self, data: Data) -> Self:
         """Check the targets, and take their number, range and variance."""

@@ -1,4 +1,4 @@
-"""Spec to record: plan the stages, run what is missing, judge, and write it down."""
+"""From a spec to a record: plan the stages, run what is missing, judge the models, and write the record."""
 
 from expunge.pipeline.run import RunResult, run
 

@@ -1,4 +1,4 @@
-"""What a run's diagnostics estimated, by seed and over seeds, with the sentence that each diagnostic makes of it."""
+"""Estimates of a run's diagnostics, by seed and over seeds, with each diagnostic's summary in words."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from expunge.pipeline.stage import ESTIMATES
 def diagnosis(
     plan: Plan, store: Store | MemoryStore, labels: Collection[str | None] | None = None
 ) -> list[dict[str, Any]]:
-    """Read what is in the store.
+    """Read the diagnostics' estimates from the store.
 
     Args:
-        plan: Whose diagnostics have run.
+        plan: The plan; its diagnostics have run.
         store: Where their outputs are.
-        labels: Of the diagnostics to read; all by default.
+        labels: Labels of the diagnostics to read; all by default.
 
     Returns:
-        Per diagnostic its label as `diagnostic`, `name`, `sentence`, and `rows` of `what`, `seed` (null over seeds),
-        value, low, high, n, unit, better and `predicts`, as `Diagnostic.predicts` or null.
+        Per diagnostic a table with its label as `diagnostic`, `name`, `sentence` and `rows`. Each row has `what`,
+        `seed` (null over seeds), `value`, `low`, `high`, `n`, `unit`, `better` and `predicts` (see
+        `Diagnostic.predicts`, or null).
     """
     return [_of_diagnostic(plan, store, label) for label in plan.diagnostics if labels is None or label in labels]
 
@@ -33,11 +34,12 @@ def diagnosis(
 def _of_diagnostic(plan: Plan, store: Store | MemoryStore, label: str) -> dict[str, Any]:
     diagnostic = plan.diagnostics[label]
     stages = [stage for stage in plan.stages if stage.kind == "diagnostic" and stage.part == label]
-    found = {stage.seed: _read(store, stage.key) for stage in stages}
-    over = {what: together([seed[what] for seed in found.values()]) for what in next(iter(found.values()))}
+    by_seed = {stage.seed: _read(store, stage.key) for stage in stages}
+    first = next(iter(by_seed.values()))
+    over = {what: together([estimates[what] for estimates in by_seed.values()]) for what in first}
     rows = [
         {"what": what, "seed": seed, **estimate.as_json(), "predicts": diagnostic.predicts.get(what)}
-        for seed, estimates in (*found.items(), (None, over))
+        for seed, estimates in (*by_seed.items(), (None, over))
         for what, estimate in estimates.items()
     ]
     return {
@@ -49,7 +51,7 @@ def _of_diagnostic(plan: Plan, store: Store | MemoryStore, label: str) -> dict[s
 
 
 def _read(store: Store | MemoryStore, key: str) -> dict[str, Estimate]:
-    held = json.loads(store.read(key, ESTIMATES))
-    # A number that is not finite is spelled out in JSON.
+    table = json.loads(store.read(key, ESTIMATES))
+    # JSON has no numbers that are not finite: they are stored as words.
     numbers = ("value", "low", "high")
-    return {what: Estimate(**{**one, **{name: float(one[name]) for name in numbers}}) for what, one in held.items()}
+    return {what: Estimate(**{**row, **{name: float(row[name]) for name in numbers}}) for what, row in table.items()}

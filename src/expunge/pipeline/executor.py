@@ -1,7 +1,7 @@
-"""Where the tasks of a run are computed: a small contract, so that the rest knows of no processes.
+"""Where the tasks of a run are computed: a small contract, so that no other code handles processes.
 
 An executor is a file in `pipeline/executors`, or an entry point of the group `expunge.executors`. The numbers do not
-depend on which one runs.
+depend on the executor.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from expunge.base.part import Count, Part
 
 @dataclass(frozen=True)
 class Task:
-    """A function with its arguments, and what must be done before it; all of it is pickled where processes run it."""
+    """A function with its arguments, and the tasks that must finish before it. Executors with processes pickle it."""
 
     key: str
     call: Callable[..., Any]
-    """Of a module that can be imported."""
+    """A function of a module that can be imported."""
     arguments: tuple[Any, ...] = ()
-    """Plain data: what is large lies in files, and what is code is named."""
+    """Plain data: large data are in files, and code is named."""
     needs: tuple[str, ...] = ()
-    """Keys of tasks that must have finished; keys of no task are taken to be done."""
+    """Keys of tasks that must finish first. A key that belongs to no task counts as finished."""
 
 
 Begun = Callable[[Task], object]
-"""Called with each task that begins."""
+"""Called with each task that starts."""
 Finished = Callable[[Task, Any], object]
-"""Called with each task that has finished, and what it returned."""
+"""Called with each task that has finished, and its return value."""
 
 
 @dataclass(frozen=True)
@@ -40,37 +40,37 @@ class Executor(Part):
     """A way to run tasks."""
 
     workers: Count = 1
-    """How many tasks may run side by side."""
+    """How many tasks may run at the same time."""
 
     @abstractmethod
     def run(self, tasks: Sequence[Task], begun: Begun, finished: Finished) -> None:
-        """Run all tasks, each after those that it needs; both callbacks are called in this thread.
+        """Run all tasks, each after the tasks that it needs. Both callbacks are called in this thread.
 
         Args:
-            tasks: In an order in which they can be run one by one.
+            tasks: Ordered so that each task comes after the tasks that it needs.
             begun: Called before each task.
             finished: Called after each task.
 
         Raises:
-            Exception: What the first task that failed raised. No task begins after it; those that run beside it come to
-                their end and are reported first.
+            Exception: The exception of the first task that failed. No task starts after it. Tasks that are already
+                running finish and are reported first.
         """
 
 
 def executor_of(name: str | None, workers: int) -> Executor:
-    """The executor with a name; by default this process for one worker and processes for several.
+    """The executor with this name. By default, one worker runs in this process, and several workers in processes.
 
     Raises:
-        SpecError: There is none of this name.
+        SpecError: There is no executor with this name.
     """
     executor = registry.build("executor", name or ("inline" if workers == 1 else "processes"), {}, where="on")
     if not isinstance(executor, Executor):
-        raise SpecError(f"{name!r} is no executor", where="on", allowed=", ".join(registry.names("executor")))
+        raise SpecError(f"{name!r} is not an executor", where="on", allowed=", ".join(registry.names("executor")))
     return type(executor)(workers=workers)
 
 
 def ready(waiting: Iterable[Task], running: Iterable[Task]) -> list[Task]:
-    """The waiting tasks that may start: nothing that they need is waiting or running."""
+    """The waiting tasks that can start: no task that they need is waiting or running."""
     waiting = list(waiting)
-    to_come = {task.key for task in (*waiting, *running)}
-    return [task for task in waiting if not to_come.intersection(task.needs)]
+    unfinished = {task.key for task in (*waiting, *running)}
+    return [task for task in waiting if not unfinished.intersection(task.needs)]

@@ -36,21 +36,21 @@ from expunge.pipeline.stages._kind import kind_of
 FIXED = (
     "data", "objective", "augmentation", "model", "train", "forget", "seeds", "threads", "device", "precision",
 )  # fmt: skip
-"""What must not differ between two runs into one folder: their rows could not stand in one table."""
+"""Settings that two runs in the same folder must share: otherwise one table could not hold the rows of both."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """`runs/<name>`."""
+    """The folder of one run, `runs/<name>`."""
 
     root: Path
 
     def open(self, resolved: dict[str, Any]) -> None:
-        """Take the folder for this spec.
+        """Prepare the folder for a run of this spec.
 
         Raises:
-            SpecError: It holds a run of another spec; nothing in it is changed.
-            RunError: It cannot be written to.
+            SpecError: The folder holds a run of another spec. Nothing in it is changed.
+            RunError: The folder cannot be written to.
         """
         self.refuse_other(resolved)
         self.describe(resolved)
@@ -67,36 +67,36 @@ class RunFolder:
         write_file(self.root / ENVIRONMENT, json.dumps({**environment(), **ran_on}, indent=1) + "\n")
 
     def refuse_other(self, resolved: dict[str, Any]) -> None:
-        """Refuse what `open` would, and write nothing.
+        """Refuse what `open` would refuse, and write nothing.
 
         Raises:
             SpecError: The folder holds a run of another spec.
         """
         path = self.root / SPEC
         if path.is_file():
-            held = self._held(path)
+            stored = self._stored(path)
             wanted = json.loads(canonical(resolved))
-            # Records that name no device ran on the CPU, and those that name no objective inferred it as today.
-            held = {"device": "cpu", "precision": "float32", "objective": wanted.get("objective"), **held}
-            differing = [key for key in FIXED if held.get(key) != wanted.get(key)]
+            # Older records name no device: those runs used the CPU. Without an objective it was inferred, as it is now.
+            stored = {"device": "cpu", "precision": "float32", "objective": wanted.get("objective"), **stored}
+            differing = [key for key in FIXED if stored.get(key) != wanted.get(key)]
             if differing:
                 other = "other" if differing[0] in ("seeds", "threads") else "another"
                 raise SpecError(
-                    f"it holds a run with {other} {differing[0]}: {_first_difference(held, wanted, differing[0])}",
+                    f"it holds a run with {other} {differing[0]}: {_first_difference(stored, wanted, differing[0])}",
                     where=str(self.root),
                     allowed=f"the same {', '.join(FIXED)}; methods, attacks and audits may change",
                     remedy="give the spec another name, or --out another folder",
                 )
 
-    def _held(self, path: Path) -> dict[str, Any]:
+    def _stored(self, path: Path) -> dict[str, Any]:
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            spec = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
-            found = None
-        if not isinstance(found, dict):
+            spec = None
+        if not isinstance(spec, dict):
             remedy = "give the spec another name, or --out another folder"
-            raise SpecError("this is no spec of a run", where=str(path), remedy=remedy)
-        return found
+            raise SpecError("this is not the spec of a run", where=str(path), remedy=remedy)
+        return spec
 
     def event(self, what: str, facts: dict[str, Any]) -> None:
         """Append a line to the log of events."""
@@ -108,8 +108,8 @@ class RunFolder:
             raise storage_error(error, self.root / "events.jsonl") from None
 
     def write(self, plan: Plan, store: Store | MemoryStore) -> Table:
-        """Put the finished run's scores, models, rows and verdicts into the folder, the manifest last."""
-        # Examples that an earlier run into this folder showed must not outlive the wish to show them.
+        """Write the finished run's scores, models, rows and verdicts into the folder; the manifest comes last."""
+        # An earlier run in this folder may have written forget examples, and this spec may not ask for any.
         shutil.rmtree(self.root / "examples", ignore_errors=True)
         self._keep_diagnosis(diagnosis(plan, store))
         stages = tuple(self._keep(stage, plan, store) for stage in plan.stages)
@@ -124,12 +124,12 @@ class RunFolder:
         )
         return finish(self.root, manifest)
 
-    def _keep_diagnosis(self, found: list[dict[str, Any]]) -> None:
-        """Write what the diagnostics said, or remove what those of an earlier run into this folder did."""
+    def _keep_diagnosis(self, diagnoses: list[dict[str, Any]]) -> None:
+        """Write the diagnostics' results, and remove those of an earlier run in this folder."""
         shutil.rmtree(self.root / "diagnosis", ignore_errors=True)
         (self.root / DIAGNOSIS).unlink(missing_ok=True)
-        if found:
-            write_file(self.root / DIAGNOSIS, json.dumps(spelled(found), indent=1, allow_nan=False) + "\n")
+        if diagnoses:
+            write_file(self.root / DIAGNOSIS, json.dumps(spelled(diagnoses), indent=1, allow_nan=False) + "\n")
 
     def _keep(self, stage: Stage, plan: Plan, store: Store | MemoryStore) -> StageRecord:
         files: dict[str, FileRecord] = {}
@@ -153,8 +153,8 @@ class RunFolder:
 def spent(stage: Stage, plan: Plan, store: Store | MemoryStore) -> dict[str, Any]:
     """Per-example gradients and seconds that a stage took.
 
-    Those of a method include its statistics and the methods that it goes after, with theirs. The gradients are none
-    where one of these methods was run elsewhere.
+    The cost of a method includes its statistics, and the cost of all methods that run before it. The gradients are
+    `None` if one of these methods ran elsewhere.
     """
     if stage.kind != "unlearn":
         facts = store.facts(stage.key)
@@ -177,14 +177,14 @@ def _of_method(stage: Stage, plan: Plan) -> Iterator[str]:
 
 
 def finish(root: Path, manifest: Manifest) -> Table:
-    """Judge what lies in the folder and write rows, verdicts and, last of all, the manifest.
+    """Judge the scores in the folder, and write rows, verdicts and, last of all, the manifest.
 
     Args:
         root: A folder that already holds every file that the manifest names.
-        manifest: But for the digests of the files that lie in the folder itself.
+        manifest: The manifest without the digests of the files at the top of the folder.
 
     Returns:
-        The table that the score files hold.
+        The table of all score files.
     """
     table = read_table(root, manifest)
     write_file(root / "results.jsonl", rows_to_text(table.rows()))
@@ -196,7 +196,7 @@ def finish(root: Path, manifest: Manifest) -> Table:
 
 
 _ONE_A_MODEL = ("original", "reference", "unlearn", "attack", "gallery")
-"""Kinds of which there is one stage for each model, seed and attack, so that these name its files."""
+"""Kinds with one stage per model, seed and attack: these three name its files."""
 
 
 def file_name(stage: Stage) -> str:
@@ -211,7 +211,7 @@ def file_name(stage: Stage) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """What the numbers may depend on, and the commit."""
+    """Versions and machine, on which the numbers may depend, and the commit."""
     packages = ("expunge", "torch", "numpy", "scipy", "safetensors")
     return {
         "python": platform.python_version(),
@@ -223,19 +223,19 @@ def environment() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of this code where it runs from a checkout of its own; not that of a project it is installed into."""
+    """The commit of this code if it runs from its own checkout; never that of a project that has it installed."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         for command in (["ls-files", "--error-unmatch", Path(__file__).name], ["rev-parse", "HEAD"]):
-            found = subprocess.run([*git, *command], capture_output=True, text=True, check=True)
+            answer = subprocess.run([*git, *command], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return found.stdout.strip()
+    return answer.stdout.strip()
 
 
-def _first_difference(held: dict[str, Any], wanted: dict[str, Any], key: str) -> str:
-    a, b = held.get(key), wanted.get(key)
-    if isinstance(a, dict) and isinstance(b, dict):
-        inner = next(name for name in [*b, *a] if a.get(name) != b.get(name))
-        return f"{key}.{inner} was {a.get(inner)!r}, is {b.get(inner)!r}"
-    return f"{key} was {a!r}, is {b!r}"
+def _first_difference(stored: dict[str, Any], wanted: dict[str, Any], key: str) -> str:
+    before, after = stored.get(key), wanted.get(key)
+    if isinstance(before, dict) and isinstance(after, dict):
+        inner = next(name for name in [*after, *before] if before.get(name) != after.get(name))
+        return f"{key}.{inner} was {before.get(inner)!r}, is {after.get(inner)!r}"
+    return f"{key} was {before!r}, is {after!r}"

@@ -1,4 +1,4 @@
-"""What a run will cost before it runs: per-example gradients from the settings, seconds from three measured steps."""
+"""Forecast the cost of a run: per-example gradients from the settings, seconds from three measured steps."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.stages._kind import kind_of
 
 OVERHEAD = 0.05
-"""Seconds that a stage takes to read and write its files."""
+"""Seconds in which a stage reads and writes its files."""
 
 
 @dataclass(frozen=True)
 class StageForecast:
-    """A stage with what it is expected to take."""
+    """A stage with its expected time."""
 
     stage: Stage
     done: bool
@@ -27,18 +27,18 @@ class StageForecast:
 
 
 def forecast(plan: Plan, store: Store) -> list[StageForecast]:
-    """Every stage of the plan with its expected seconds, 0 where its output is there.
+    """Every stage of the plan with its expected seconds; 0 if its output is stored already.
 
-    The rate is measured on three training steps of the plan's own model; audits count as forward passes. A method says
-    itself how many gradients it expects to take. What it does besides (a search, a second model) is not known here, so
-    expect errors of a factor 2.
+    The rate is measured on three training steps of the plan's own model. Audits count as forward passes. Each method
+    says how many gradients it expects to compute. Its other work (a search, a second model) is not known here, so
+    expect errors of a factor of 2.
 
     Args:
-        plan: What would be run.
-        store: What is there already.
+        plan: The plan of the run.
+        store: Holds the outputs of stages that have run already.
 
     Returns:
-        In the order of the plan.
+        One forecast per stage, in the order of the plan.
     """
     done = {stage.key: store.has(stage.key) for stage in plan.stages}
     rate = 0.0 if all(done.values()) else seconds_per_gradient(plan)
@@ -49,7 +49,7 @@ def forecast(plan: Plan, store: Store) -> list[StageForecast]:
 
 
 def seconds_per_gradient(plan: Plan) -> float:
-    """Measured seconds per example of a training step, the fastest of three; nothing outside is touched.
+    """Seconds per example of a training step, the fastest of three. Global random state does not change.
 
     Raises:
         SpecError: No parameter of the model takes a gradient.
@@ -64,10 +64,10 @@ def seconds_per_gradient(plan: Plan) -> float:
             start = time.perf_counter()
             torch.autograd.grad(objective.loss(model, batch), parameters, allow_unused=True)
             times.append(time.perf_counter() - start)
-    # The first step allocates.
+    # The first of the four steps allocates memory and is slower.
     return min(times[1:]) / batch.size
 
 
 def gradients(plan: Plan, stage: Stage) -> float:
-    """Per-example gradients that a stage is expected to take, a forward pass counted as a third of one."""
+    """Expected per-example gradients of a stage; a forward pass counts as a third of a gradient."""
     return kind_of(stage.kind).cost(plan, stage)

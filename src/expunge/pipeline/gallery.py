@@ -1,9 +1,9 @@
-"""The forget examples themselves, for the report: some of them, and what every model of the first seed says to each.
+"""Some forget examples for the report, with the answer of every model of the first seed to each.
 
-Off unless the spec says `gallery = true`. What has to be forgotten is often somebody's own data, and a report travels
-farther than a training set; so nothing of it is copied into a record unasked. Turned on, it writes up to 24 pictures,
-at most 48 pixels wide, or 12 texts, drawn at random from the part of the forget set that no attack uses. It never
-enters a verdict.
+The gallery is off unless the spec says `gallery = true`. The forget set is often personal data, and more people read a
+report than a training set, so examples are copied into a record only on request. The gallery writes up to 24 pictures,
+at most 48 pixels wide, or 12 texts. They are drawn at random from the part of the forget set that no attack uses. No
+verdict depends on them.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from expunge.core.problem import Problem
 FORMAT = 2
 PICTURES, TEXTS = 24, 12
 SIDE = 48
-"""Longest side of a picture; larger ones are averaged down."""
+"""Longest side of a picture in pixels; larger pictures are averaged down."""
 TOKENS = 48
-"""Tokens that are continued; what is longer is judged whole but shown in part."""
+"""Longest continuation in tokens. A longer text is judged as a whole, and only its start is shown."""
 BYTES = tuple(str(byte) for byte in range(256))
 
 Json = dict[str, Any]
 Name = tuple[str, str | None]
-"""Model, and the attack that it comes after."""
+"""Label of the model, and label of the attack that changed it, if any."""
 
 
 def gallery(problem: Problem, models: Iterable[tuple[Name, nn.Module]], seed: int) -> Json:
     """Ask every model about some of the forget examples.
 
     Args:
-        problem: Of the seed that the models belong to.
-        models: One at a time; each is asked in evaluation mode, and left in the mode that it was in.
-        seed: The run's seed, for people.
+        problem: The problem of the models' seed.
+        models: Read one at a time. Each model answers in evaluation mode; its own mode is restored.
+        seed: The run's seed, for the reader of the report.
 
     Returns:
-        Kind (`images`, `texts` or `vectors`, for which there is nothing to show), models, examples with each model's
-        answer; plain data.
+        Plain data: kind (`images`, `texts`, or `vectors`, of which nothing is shown), models, and examples with each
+        model's answer.
     """
     data = problem.data
     kind = (
@@ -65,7 +65,7 @@ def gallery(problem: Problem, models: Iterable[tuple[Name, nn.Module]], seed: in
         with evaluating(module):
             answers.append(_texts(module, problem, ids) if kind == "texts" else _labels(module, problem, ids))
     facts = _written(problem, ids) if kind == "texts" else _pictured(problem, ids) if kind == "images" else []
-    examples = [fact | {"answers": list(said)} for fact, *said in zip(facts, *answers, strict=True)]
+    examples = [fact | {"answers": list(replies)} for fact, *replies in zip(facts, *answers, strict=True)]
     return {
         "format": FORMAT,
         "kind": kind,
@@ -93,30 +93,30 @@ def chosen(problem: Problem, count: int) -> Tensor:
 def _labels(model: nn.Module, problem: Problem, ids: Tensor) -> list[Json]:
     with torch.no_grad():
         decisions = problem.objective.decisions(model, problem.data.batch(ids))
-    said, right = decisions.logits.argmax(1).tolist(), correct(decisions).tolist()
-    return [{"said": problem.data.labels[s], "knows": k} for s, k in zip(said, right, strict=True)]
+    answers, right = decisions.logits.argmax(1).tolist(), correct(decisions).tolist()
+    return [{"said": problem.data.labels[a], "knows": k} for a, k in zip(answers, right, strict=True)]
 
 
 def _pictured(problem: Problem, ids: Tensor) -> list[Json]:
     data, true = problem.data, problem.true_targets
     pixels = _pixels(data.batch(ids).inputs)
     assert pixels is not None
-    found = []
+    facts = []
     for picture, row in zip(pixels, ids.tolist(), strict=True):
         trained = data.labels[int(data.targets[row])]
         was = trained if true is None else data.labels[int(true[row])]
         url = "data:image/png;base64," + base64.b64encode(png(picture)).decode()
-        found.append({"id": row, "picture": url, "trained": trained, "true": None if was == trained else was})
-    return found
+        facts.append({"id": row, "picture": url, "trained": trained, "true": None if was == trained else was})
+    return facts
 
 
 def _pixels(inputs: Tensor) -> np.ndarray | None:
-    """Grey or coloured pictures as `[n, h, w, c]` bytes; none where the inputs are none."""
+    """Grey or coloured pictures as `[n, h, w, c]` bytes; `None` if the inputs are not pictures."""
     images = inputs.unsqueeze(1) if inputs.ndim == 3 else inputs
     if not inputs.is_floating_point() or images.ndim != 4 or images.shape[1] not in (1, 3) or min(images.shape[2:]) < 8:
         return None
     low, high = float(images.min()), float(images.max())
-    if low < 0 or high > 1:  # normalised by its loader: the range is all that is known
+    if low < 0 or high > 1:  # normalised by the loader: only the range is known
         images = (images - low) / max(high - low, 1e-12)
     longest = max(images.shape[2:])
     if longest > SIDE:
@@ -137,35 +137,35 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def _texts(model: nn.Module, problem: Problem, ids: Tensor) -> list[Json]:
-    """Greedy continuations: the model reads its own tokens where the example is to be recited, else the example's."""
+    """Greedy continuations: the model reads its own tokens at positions to be recited, and the example's elsewhere."""
     batch = problem.data.batch(ids)
     inputs, rows = batch.inputs.clone(), torch.arange(len(ids))
     places = [(row != IGNORE).nonzero().flatten()[:TOKENS] for row in batch.targets]
-    said = torch.full_like(batch.targets, IGNORE)
+    predicted = torch.full_like(batch.targets, IGNORE)
     decided = batch.targets != IGNORE
     with torch.no_grad():
         decisions = problem.objective.decisions(model, batch)
         right = knows(decisions, len(ids))
         for step in range(max(map(len, places))):
             logits = problem.objective.decisions(model, batch._replace(inputs=inputs)).logits
-            said[decided] = logits.argmax(1).to(said.device)
+            predicted[decided] = logits.argmax(1).to(predicted.device)
             for row, at in ((int(r), int(places[r][step])) for r in rows if step < len(places[r])):
                 if at + 1 < inputs.shape[1]:
-                    inputs[row, at + 1] = said[row, at]
-    texts = [_decoded(problem.data, tokens[at]) for tokens, at in zip(said, places, strict=True)]
+                    inputs[row, at + 1] = predicted[row, at]
+    texts = [_decoded(problem.data, tokens[at]) for tokens, at in zip(predicted, places, strict=True)]
     return [{"said": text, "knows": bool(k)} for text, k in zip(texts, right, strict=True)]
 
 
 def _written(problem: Problem, ids: Tensor) -> list[Json]:
-    data, found = problem.data, []
+    data, facts = problem.data, []
     for row in ids.tolist():
         at = (data.targets[row] != IGNORE).nonzero().flatten()
         prompt, secret = (
             data.batch(torch.tensor([row])).inputs[0][: int(at[0]) + 1][-4 * TOKENS :],
             data.targets[row][at[:TOKENS]],
         )
-        found.append({"id": row, "prompt": _decoded(data, prompt), "secret": _decoded(data, secret)})
-    return found
+        facts.append({"id": row, "prompt": _decoded(data, prompt), "secret": _decoded(data, secret)})
+    return facts
 
 
 def _decoded(data: Data, tokens: Tensor) -> str:

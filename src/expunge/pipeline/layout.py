@@ -1,4 +1,4 @@
-"""From parts to stages: what a run computes, in which order, and from which inputs."""
+"""Lay out the stages of a run: what it computes, in which order, and from which inputs."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from expunge.pipeline.stage import Inputs, Stage
 from expunge.pipeline.stages._kind import kind_of
 
 LOOP = 1
-"""Raised whenever the training loop or the way stages are run would compute other numbers."""
+"""Increase this number with every change after which training or stages compute other numbers."""
 Shadows = Mapping[str, list[Stage]]
-"""Model -> its shadows, by their number."""
+"""Model -> its shadow models, in the order of their numbers."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a run of these parts computes."""
+    """The stages of a run with these parts."""
 
     parts: Parts
 
     def stages(self) -> list[Stage]:
-        """All of them, each after those that it needs, in the order of the results."""
+        """All stages in the order of the results, each after the stages that it needs."""
         stages, shared = [], set[str]()
         for stage in self._stages():
-            # Methods with the same statistics share one stage; every other stage has a line of its own in the record.
+            # Methods with the same statistics share one stage; every other stage has its own line in the record.
             if stage.kind != "measure" or stage.key not in shared:
                 stages.append(stage)
             shared.add(stage.key)
@@ -46,14 +46,14 @@ class Layout:
         yield from [self._measured] if self._measured else []
         original: Stage | None = None
         for seed in self.parts.spec.seeds:
-            # One model of the user's is one original and one unlearned model, whatever the number of references.
+            # If the user gives a model, there is one original and one unlearned model for any number of references.
             known = original if self.parts.about_one_model else None
             original = known or self._original(seed)
             yield from self._of_seed(seed, original, only_reference=known is not None)
 
     @cached_property
     def _measured(self) -> Stage | None:
-        """The task's statistics. They take training too, with the same recipe."""
+        """The stage of the task's statistics, which train models with the same recipe; `None` if there are none."""
         if not self.parts.task.measures:
             return None
         return self._made("measure", "", None, None, "measure", self._training, {})
@@ -64,7 +64,7 @@ class Layout:
 
     @cached_property
     def _watched(self) -> dict[str, Any]:
-        """Training with monitors, which change no bit of it but add a file."""
+        """Facts of a training with monitors. They do not change the weights but add a file."""
         monitors = {label: part.fingerprint() for label, part in self.parts.monitors.items()}
         return self._training | ({"monitors": monitors} if monitors else {})
 
@@ -78,12 +78,14 @@ class Layout:
             models[REFERENCE] = self.stage("reference", REFERENCE, seed, None, "reference", self._watched, {})
         yield from models.values()
         for entry in () if only_reference else self.parts.spec.chained:
-            *statistics, made = self._unlearning("unlearn", entry, models[entry.after or ORIGINAL], entry.label, {})
+            *statistics, unlearned = self._unlearning(
+                "unlearn", entry, models[entry.after or ORIGINAL], entry.label, {}
+            )
             yield from statistics
-            models[entry.label] = replace(made, start=entry.after)
+            models[entry.label] = replace(unlearned, start=entry.after)
             yield models[entry.label]
         yield from () if only_reference else self._diagnostics(original)
-        # References of one original share its problem and its shadows, which stand where the original does.
+        # References of one original share its problem and its shadow models, which are listed once, with the original.
         shadow_stages = self._shadows(original.seed)
         shadows = _numbered(shadow_stages)
         attacked_stages = {attack: self._attacked_shadows(attack, shadows) for attack in self.parts.attacks}
@@ -99,7 +101,7 @@ class Layout:
                 yield from self._audits(label, attacked, original, attack, _numbered(attacked_stages[attack]))
 
     def _unlearning(self, kind: str, entry: Entry, start: Stage, part: str, facts: dict[str, Any]) -> list[Stage]:
-        """The method's statistics of the model that it starts from, where it has any; then its stage."""
+        """The stage with the method's statistics of its start model, if it has any; then the method's own stage."""
         method = self.parts.methods[entry.label]
         facts = facts | self._training | {"part": method.fingerprint(), "budget": entry.budget}
         statistics, inputs = self._statistics("method", entry.label, start)
@@ -111,36 +113,36 @@ class Layout:
         return [*statistics, self.stage(kind, model.model, model.seed, attack, part, facts, inputs)]
 
     def _shadows(self, seed: int | None) -> list[Stage]:
-        """As many of each model as an audit asks for at most."""
+        """Shadows of each model; as many as the audit with the most `shadow_pairs` needs."""
         count = max(audit.shadow_pairs for audit in self.parts.audits.values())
-        stages, made = list[Stage](), dict[str, list[Stage]]()
+        stages, shadows = list[Stage](), dict[str, list[Stage]]()
         for model in (ORIGINAL, REFERENCE):
             facts = {"of": model, **self._training}
-            made[model] = [
+            shadows[model] = [
                 self.stage("shadow", model, seed, None, str(i), {"index": i, **facts}, {}) for i in range(count)
             ]
-            stages += made[model]
+            stages += shadows[model]
         for entry in self.parts.spec.chained:
-            starts = made[entry.after or ORIGINAL]
+            starts = shadows[entry.after or ORIGINAL]
             unlearned = [self._unlearning("shadow", entry, s, s.part, {"index": int(s.part)}) for s in starts]
-            made[entry.label] = [last for *_, last in unlearned]
-            stages += [stage for several in unlearned for stage in several]
+            shadows[entry.label] = [last for *_, last in unlearned]
+            stages += [stage for group in unlearned for stage in group]
         return stages
 
     def _attacked_shadows(self, attack: str, shadows: Shadows) -> list[Stage]:
-        """As many of each model as an audit asks for that is repeated after attacks."""
+        """Attacked shadows of each model; as many as the audits that are repeated after attacks need."""
         count = max((audit.shadow_pairs for audit in self.parts.audits.values() if audit.after_attack), default=0)
         return [
             stage
-            for made in shadows.values()
-            for shadow in made[:count]
+            for of_model in shadows.values()
+            for shadow in of_model[:count]
             for stage in self._attacking("shadow", attack, shadow, shadow.part, {"index": int(shadow.part)})
         ]
 
     def _audits(
         self, label: str, model: Stage, original: Stage, attack: str | None, shadows: Shadows
     ) -> Iterator[Stage]:
-        # A retrained model is held against what was trained and left alone, as the original is.
+        # A retrained model, like the original, is compared with shadows that were only trained.
         around = {
             "knew": shadows.get(ORIGINAL if label == REFERENCE else label, []),
             "never": shadows.get(REFERENCE, []),
@@ -165,7 +167,7 @@ class Layout:
                 yield self.stage("diagnostic", ORIGINAL, original.seed, None, label, facts, inputs)
 
     def _statistics(self, kind: str, label: str, model: Stage) -> tuple[list[Stage], dict[str, str | tuple[str, ...]]]:
-        """The stage with a part's statistics of a model, where it has any, and the inputs of the part's own stage."""
+        """The stage with a part's statistics of a model, if it has any, and the inputs of the part's own stage."""
         inputs: dict[str, str | tuple[str, ...]] = {"model": model.key}
         part = self.parts.part(kind, label)
         if not getattr(part, "measures", False):
@@ -180,13 +182,13 @@ class Layout:
         """A stage with its key.
 
         Args:
-            kind: Name of the kind.
+            kind: Name of the kind of stage.
             model: As in `Stage`, as are `seed`, `attack` and `part`.
             seed: The run's seed.
             attack: Label of the attack.
             part: Label of the part.
-            facts: Plain data that the output depends on besides the inputs, the problem and how models are trained.
-            inputs: Keys by name. The task's statistics are added, as `measured`, where the task has any.
+            facts: Plain data on which the output depends, other than the inputs, the problem and the recipe.
+            inputs: Keys by name. If the task has statistics, their key is added as `measured`.
         """
         measured = {"measured": self._measured.key} if self._measured else {}
         return self._made(kind, model, seed, attack, part, facts, {**measured, **inputs})
@@ -216,16 +218,16 @@ class Layout:
 
 
 def _numbered(stages: list[Stage]) -> Shadows:
-    """Shadows by their model, without the statistics that were made for them."""
+    """Shadows by their model; stages with statistics are left out."""
     models = dict.fromkeys(stage.model for stage in stages if stage.kind == "shadow")
     return {model: [s for s in stages if s.kind == "shadow" and s.model == model] for model in models}
 
 
 def _measuring(part: Any) -> dict[str, Any]:
-    """What a part's statistics depend on, as plain data for the key of their stage."""
+    """Plain data on which a part's statistics depend, for the key of their stage."""
     if not hasattr(part, "measuring"):
         facts: dict[str, Any] = part.fingerprint()
         return facts
-    # Code of the user's has no version to trust: the file that defines `measure` is its version.
+    # The user's code has no reliable version number: the digest of the file that defines `measure` replaces it.
     ours = type(part).measure.__module__.partition(".")[0] == Part.__module__.partition(".")[0]
     return dict(part.measuring()) | ({} if ours else {"code": source_digest(type(part).measure)})

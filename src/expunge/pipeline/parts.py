@@ -1,4 +1,4 @@
-"""From a spec to its parts: each made once, by name, with its settings checked."""
+"""Make the parts of a spec: each is made once, by name, and its settings are checked."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ from expunge.train.training import TrainedRecipe, Training
 
 @dataclass(frozen=True)
 class Parts:
-    """A spec with its parts made."""
+    """A spec and its parts."""
 
     spec: Spec
 
     def __post_init__(self) -> None:
-        # Parts are made at once, so that a bad setting is reported before anything is computed.
+        # All parts are made now, so that a bad setting is reported before anything is computed.
         _ = self.source, self.objective, self.augmentations, self.architecture, self.training, self.task
         _ = self.device, self.methods, self.attacks, self.audits, self.diagnostics, self.monitors
 
@@ -62,14 +62,14 @@ class Parts:
 
     @cached_property
     def architecture(self) -> Architecture:
-        """The model family, with the spec's blocks in its models."""
+        """The model family; its models contain the spec's blocks."""
         blocks = [(self._build("block", e, f"model.block[{i}]"), e) for i, e in enumerate(self.spec.block)]
         placed = [Placed(block, entry.at, entry.name) for block, entry in blocks]
         return cast(Architecture, with_blocks(self._build("model", self.spec.model, "model"), placed))
 
     @cached_property
     def training(self) -> Training | FunctionTraining:
-        """How models are trained: by the library's loop, or by a function that the spec names."""
+        """How models are trained: by the library's loop, or by a function named in the spec."""
         kind = FunctionTraining if "name" in self.spec.train else Training
         return kind.from_table(self.spec.train, where="train")
 
@@ -80,17 +80,17 @@ class Parts:
 
     @cached_property
     def methods(self) -> dict[str, Method]:
-        """By label, in the spec's order."""
+        """By label, in the order of the spec."""
         return {e.label: cast(Method, self._build("method", e, f"method[{i}]")) for i, e in enumerate(self.spec.method)}
 
     @cached_property
     def attacks(self) -> dict[str, Attack]:
-        """By label, in the spec's order."""
+        """By label, in the order of the spec."""
         return {e.label: cast(Attack, self._build("attack", e, f"attack[{i}]")) for i, e in enumerate(self.spec.attack)}
 
     @cached_property
     def audits(self) -> dict[str, Audit]:
-        """By label: what always belongs to such data, then the spec's."""
+        """By label: first the objective's own audits, then those of the spec."""
         always = self.data.objective.audits
         named = {entry.name for entry in self.spec.audit}
         entries = [(Entry(name, name), name) for name in always if name not in named]
@@ -102,7 +102,7 @@ class Parts:
 
     @cached_property
     def diagnostics(self) -> dict[str, Diagnostic]:
-        """By label, in the spec's order; settings left open come from the spec's first suitable method."""
+        """By label, in the order of the spec. Settings that are not given come from the first suitable method."""
         plan = planned(self.methods.values())
         entries = [replace(e, settings=with_plan(e.name, e.settings, plan)) for e in self.spec.diagnostic]
         return {
@@ -111,7 +111,7 @@ class Parts:
 
     @cached_property
     def monitors(self) -> dict[str, Monitor]:
-        """By label, in the spec's order."""
+        """By label, in the order of the spec."""
         return {
             e.label: cast(Monitor, self._build("monitor", e, f"monitor[{i}]")) for i, e in enumerate(self.spec.monitor)
         }
@@ -127,13 +127,13 @@ class Parts:
         return parts[kind][label]
 
     def name_of(self, kind: str, label: str) -> str:
-        """The registered name behind a label of an attack, audit or diagnostic."""
+        """The registered name of the attack, audit or diagnostic with this label."""
         entries = {"attack": self.spec.attack, "audit": self.spec.audit, "diagnostic": self.spec.diagnostic}[kind]
         return next((entry.name for entry in entries if entry.label == label), label)
 
     @cached_property
     def data(self) -> Data:
-        """The data set, loaded, with the objective that models are judged by."""
+        """The loaded data set, with the objective that judges models."""
         data = self.source().judged_by(self.objective)
         return replace(data, augmentations=tuple(self.augmentations.values())) if self.augmentations else data
 
@@ -145,19 +145,19 @@ class Parts:
 
     @cached_property
     def objective(self) -> Objective | None:
-        """What the spec says that models are judged by; `None` where it leaves that to the data."""
+        """The spec's objective; `None` if it is inferred from the data."""
         entry = self.spec.objective
         return None if entry is None else cast(Objective, self._build("objective", entry, "objective"))
 
     def problem(self, seed: int, measured: dict[str, torch.Tensor]) -> Problem:
-        """The seed's problem; for one model of the user's always the same."""
+        """The problem of a seed. For a model of the user it is the same for all seeds."""
         return self.task(self.data, derive(self.task_seed(seed), "task"), measured)
 
     @cached_property
     def sizes(self) -> tuple[int, int]:
-        """Retain and forget examples of the first seed's problem, as far as they are known before anything is trained.
+        """Numbers of retain and forget examples of the first seed's problem, as known before training.
 
-        A task that measures first is asked for its `count`; without one a tenth is taken to be forgotten.
+        A task that needs statistics gives its setting `count`; without one, a tenth of the training set is assumed.
         """
         if not self.task.measures:
             problem = self.problem(self.spec.seeds[0], {})
@@ -167,11 +167,11 @@ class Parts:
         return train - forget, forget
 
     def task_seed(self, seed: int) -> int:
-        """The seed of this seed's problem."""
+        """The seed from which the problem of a run's seed is made."""
         return self.spec.seeds[0] if self.about_one_model else seed
 
     def recipe(self, data: Data, *, watched: bool = False) -> TrainedRecipe:
-        """How models on this view of the data are trained; with the spec's monitors where it is `watched`."""
+        """How models are trained on this view of the data; with the spec's monitors if `watched`."""
         return TrainedRecipe(
             self.architecture,
             self.training,
@@ -183,26 +183,26 @@ class Parts:
 
     @property
     def retrains(self) -> bool:
-        """Whether there are references."""
+        """Whether the run trains references."""
         return True
 
     @property
     def models(self) -> list[str]:
-        """The models that are attacked, audited and shown, in order."""
+        """Labels of the models that are attacked, audited and shown, in order."""
         return [ORIGINAL, *([REFERENCE] if self.retrains else []), *self.methods]
 
     def labels(self, kind: str, model: str, attack: str | None, part: str) -> Any:
-        """What enters a stage's key of its labels; nothing, for seeds do not depend on them."""
+        """What a stage's key contains of its labels: nothing, because seeds do not depend on labels."""
         return None
 
     @property
     def left_out(self) -> frozenset[str]:
-        """Folders that the record does without."""
+        """Folders that are not written into the record."""
         return frozenset()
 
     @cached_property
     def device(self) -> torch.device:
-        """Where models run.
+        """The device of the models.
 
         Raises:
             SpecError: There is no such device on this machine.
@@ -216,22 +216,22 @@ class Parts:
 
     @cached_property
     def own_digest(self) -> str | None:
-        """Content address of the user's own weights; none where originals are trained.
+        """Content address of the user's own weights; `None` if originals are trained.
 
         Raises:
-            SpecError: They cannot be read, or the model brings its own too.
+            SpecError: The weights cannot be read, or the model part has weights too.
         """
-        brought = self.architecture.original_digest() if isinstance(self.architecture, Architecture) else None
-        if self.spec.weights is None or brought is None:
-            return brought if self.spec.weights is None else _weights_digest(self.spec.weights)
-        finding = f"{self.spec.model.name!r} brings its own weights"
+        own = self.architecture.original_digest() if isinstance(self.architecture, Architecture) else None
+        if self.spec.weights is None or own is None:
+            return own if self.spec.weights is None else _weights_digest(self.spec.weights)
+        finding = f"{self.spec.model.name!r} has its own weights"
         raise SpecError(finding, where="model.weights", remedy="leave weights out, or name another model")
 
     def original(self, data: Data) -> nn.Module | None:
-        """The user's own model; none where originals are trained.
+        """The user's own model; `None` if originals are trained.
 
         Raises:
-            SpecError: Its weights do not fit.
+            SpecError: The weights do not fit the model.
         """
         if self.spec.weights is not None:
             return checkpoint.load(self.recipe(data).build(0), Path(self.spec.weights), where="model.weights")
@@ -239,7 +239,7 @@ class Parts:
         return None if own is None else placed(own, self.device)
 
     def resolved(self) -> dict[str, Any]:
-        """Everything that the run will use, given or default, as plain data."""
+        """All settings of the run, given or default, as plain data."""
         spec = self.spec
 
         def table(entry: Entry, part: Part, **extra: Any) -> dict[str, Any]:
@@ -249,12 +249,12 @@ class Parts:
             return table(entry, part, **extra) | ({"label": entry.label} if entry.label != entry.name else {})
 
         def extras(entry: Entry) -> dict[str, Any]:
-            found = {"budget": entry.budget, "after": entry.after}
-            return {key: value for key, value in found.items() if value is not None}
+            given = {"budget": entry.budget, "after": entry.after}
+            return {key: value for key, value in given.items() if value is not None}
 
-        changed = [labelled(e, self.augmentations[e.label]) for e in spec.augmentation]
-        augmentations = {"augmentation": changed} if changed else {}
-        # A record of before there were diagnostics must not differ from one without any.
+        applied = [labelled(e, self.augmentations[e.label]) for e in spec.augmentation]
+        augmentations = {"augmentation": applied} if applied else {}
+        # A spec without diagnostics must equal that of an older record, which has no such key.
         diagnostics = (
             {"diagnostic": [labelled(e, self.diagnostics[e.label]) for e in spec.diagnostic]} if spec.diagnostic else {}
         )
@@ -288,7 +288,7 @@ class Parts:
     def versions(self) -> dict[str, dict[str, int]]:
         """Version of every part, by the spec's table and the part's name."""
         spec = self.spec
-        found: dict[str, list[tuple[str, Part]]] = {
+        named: dict[str, list[tuple[str, Part]]] = {
             "data": [(spec.data.name, self.source)],
             "objective": [(str(self._resolved_objective()["name"]), self.data.objective)],
             "model": [(spec.model.name, self.architecture)],
@@ -297,7 +297,7 @@ class Parts:
             "attack": [(entry.name, self.attacks[entry.label]) for entry in spec.attack],
             "audit": [(self.name_of("audit", label), part) for label, part in self.audits.items()],
         }
-        return {table: {name: part.version for name, part in parts} for table, parts in found.items()}
+        return {table: {name: part.version for name, part in parts} for table, parts in named.items()}
 
 
 def _weights_digest(path: str) -> str:

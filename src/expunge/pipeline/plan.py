@@ -1,4 +1,4 @@
-"""A spec with its parts made and its stages laid out."""
+"""The plan of a run: a spec, its parts and its stages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Plan", "Stage"]
 
 @dataclass(frozen=True)
 class SpecHome:
-    """A spec, which is all that a plan follows from."""
+    """The spec, from which any process can make the plan."""
 
     spec: Spec
 
@@ -33,25 +33,25 @@ class SpecHome:
 
 @dataclass(frozen=True)
 class Plan(Parts):
-    """All that a run needs to know before it computes anything."""
+    """The parts and stages of a run, before anything is computed."""
 
     @cached_property
     def stages(self) -> list[Stage]:
-        """All stages, each after those that it needs, in the order of the results."""
+        """All stages in the order of the results, each after the stages that it needs."""
         return Layout(self).stages()
 
     @cached_property
     def by_key(self) -> dict[str, Stage]:
-        """The stages by their key; of several with one key the last."""
+        """The stages by their key; if several have the same key, the last of them."""
         return {stage.key: stage for stage in self.stages}
 
     def fresh(self, stage: Stage, data: Data) -> nn.Module:
-        """A module that the weights of a stage fit."""
+        """A module into which a stage's weights can be loaded."""
         return self.recipe(data).build(0)
 
     @property
     def home(self) -> Any:
-        """What another process makes this plan from, by `home.plan()`: small plain data, and no code."""
+        """Small plain data, without code, from which another process makes this plan by `home.plan()`."""
         return SpecHome(self.spec)
 
     @property

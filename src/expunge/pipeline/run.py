@@ -1,4 +1,4 @@
-"""The main job in one screenful: plan, run what is missing, judge, and write the record."""
+"""Run a spec: plan the stages, run what is missing, judge the models, and write the record."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from expunge.reporting.progress import Progress
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run found."""
+    """The results of a run."""
 
     folder: Path
     table: Table
     rows: list[dict[str, Any]]
     verdicts: list[Verdict]
     costs: dict[str, dict[str, float]]
-    """Kind of stage -> stages, seconds and per-example gradients, what is reused included."""
+    """Kind of stage -> number of stages, seconds and per-example gradients, reused outputs included."""
     diagnosis: list[dict[str, Any]]
-    """What each diagnostic said, as `pipeline.diagnosis` puts it; empty without diagnostics."""
+    """The result of each diagnostic, in the form of `pipeline.diagnosis`; empty without diagnostics."""
 
     def as_json(self) -> dict[str, Any]:
-        """What `run --json` prints."""
+        """The table that `run --json` prints."""
         return {
             "run": str(self.folder),
             "status": "done",
@@ -53,20 +53,20 @@ class RunResult:
 def run(
     spec: Spec, out: Path, *, workers: int = 1, on: str | None = None, progress: Progress | None = None
 ) -> RunResult:
-    """Run a spec, or finish what is missing of it.
+    """Run a spec, or the part of it that is missing.
 
     Args:
-        spec: What to run.
+        spec: The spec to run.
         out: Folder for runs; the record goes to `out/<name>`, outputs of stages to `out/cache`.
-        workers: Stages that run side by side; the numbers do not depend on it.
-        on: Name of the executor; by default this process for one worker, and processes for several.
-        progress: Told of each stage; silent by default.
+        workers: How many stages run at the same time; the numbers do not depend on it.
+        on: Name of the executor. By default, one worker runs in this process, and several workers in processes.
+        progress: Shows each stage; silent by default.
 
     Returns:
-        Rows, verdicts and costs, which are in the record too.
+        Rows, verdicts and costs; the record holds them too.
 
     Raises:
-        ExpungeError: A bad spec, a run folder of another spec, a stage that failed; what is finished is kept.
+        ExpungeError: The spec is bad, the run's folder holds another spec, or a stage failed. Finished stages are kept.
     """
     executor = executor_of(on, workers)
     plan, store, folder = Plan(spec), Store(out / CACHE), RunFolder(out / spec.name)
@@ -96,10 +96,10 @@ def run(
 
 
 def dry_run(spec: Spec, out: Path) -> list[StageForecast]:
-    """What a run would do: every stage, whether it is there, and the seconds that it is expected to take.
+    """What a run would do: every stage, whether its output is stored already, and its expected seconds.
 
     Raises:
-        ExpungeError: As `run`, where the mistake can be seen beforehand; nothing is written.
+        ExpungeError: As for `run`, if the mistake can be seen before the run. Nothing is written.
     """
     plan = Plan(spec)
     _check(plan)
@@ -108,33 +108,33 @@ def dry_run(spec: Spec, out: Path) -> list[StageForecast]:
 
 
 def check_gates(spec: Spec, verdicts: list[Verdict]) -> None:
-    """Hold the outcome against the spec's gates.
+    """Compare the verdicts with the spec's gates.
 
     Raises:
-        GateFailed: A verdict is not the one that a gate declares.
+        GateFailed: A verdict is not the one that a gate requires.
     """
-    found = {verdict.model: verdict.verdict for verdict in verdicts}
+    by_model = {verdict.model: verdict.verdict for verdict in verdicts}
     for gate in spec.gate:
-        if found[gate.method] != gate.verdict:
-            finding = f"the verdict is {found[gate.method]!r}"
+        if by_model[gate.method] != gate.verdict:
+            finding = f"the verdict is {by_model[gate.method]!r}"
             raise GateFailed(finding, where=f"gate for {gate.method}", allowed=repr(gate.verdict))
 
 
 def costs(plan: Plan, store: Store) -> dict[str, dict[str, float]]:
-    """Stages, seconds and gradients (NaN where not known) by kind of stage; for methods by label, with those before."""
-    found: dict[str, dict[str, float]] = {}
+    """Stages, seconds and gradients (NaN if unknown) by kind of stage; for methods by label, with methods before it."""
+    totals: dict[str, dict[str, float]] = {}
     for stage in plan.stages:
         name = f"unlearn {stage.model}" if stage.kind == "unlearn" else stage.kind
-        entry = found.setdefault(name, {"stages": 0, "seconds": 0.0, "gradients": 0})
+        entry = totals.setdefault(name, {"stages": 0, "seconds": 0.0, "gradients": 0})
         cost = spent(stage, plan, store)
         entry["stages"] += 1
         entry["seconds"] += cost["seconds"]
         entry["gradients"] += math.nan if cost["gradients"] is None else cost["gradients"]
-    return found
+    return totals
 
 
 def _check(plan: Plan) -> None:
-    """Refuse what would fail after hours of training; made once with the first seed's problem where that is cheap."""
+    """Refuse, before training, what would fail after it; checks the first seed's problem if that is cheap to make."""
     fresh = plan.recipe(plan.data).build(0)
     for label, method in plan.methods.items():
         if isinstance(method, Method):
@@ -146,24 +146,24 @@ def _check(plan: Plan) -> None:
     if model is None:
         model = fresh
     else:
-        # As stages do: its weights are stored, and read into a fresh one.
+        # Stages do the same: they store the weights and load them into a fresh model.
         checkpoint.restore(fresh, checkpoint.dump(model), "model")
     with torch.no_grad():
         plan.data.objective.measure(model.eval(), plan.data.batch(plan.data.train[:2]))
     for kind, parts in (("method", plan.methods), ("attack", plan.attacks), ("audit", plan.audits)):
         for label, part in parts.items():
-            # Plain functions have nothing that checks.
+            # Plain functions have no checks.
             if isinstance(part, Method | Attack | Audit):
                 refuse_model(part, model, f"{kind} {label!r}")
     if not plan.task.measures:
         problem = plan.problem(plan.spec.seeds[0], {})
-        for asked in (*plan.methods.values(), *plan.attacks.values()):
-            if isinstance(asked, Method | Attack):
-                asked.check(problem)
+        for checked in (*plan.methods.values(), *plan.attacks.values()):
+            if isinstance(checked, Method | Attack):
+                checked.check(problem)
 
 
 def _check_shadows(plan: Plan) -> None:
-    """Shadows that all hold the audited model's own weights would call any model a member."""
+    """Refuse shadows of a method that only reads a file: all would be copies of the audited model."""
     fixed = [label for label, method in plan.methods.items() if not method.repeatable]
     for label, audit in plan.audits.items() if fixed else ():
         if audit.shadow_pairs:
@@ -175,46 +175,46 @@ def _check_shadows(plan: Plan) -> None:
 
 
 def _check_required(plan: Plan) -> None:
-    """Nothing can be called erased where a required audit is not repeated after an attack."""
+    """Refuse a required audit that is not repeated after attacks: without it, no verdict can be `erased`."""
     for entry in plan.spec.audit if plan.attacks else ():
         audit = plan.audits[entry.label]
         if entry.required and not audit.after_attack:
             settable = "after_attack" in audit.settings()
             raise SpecError(
-                "it is required, but not repeated after attacks, so that no verdict could be `erased`",
+                "it is required, but not repeated after attacks, so no verdict could be `erased`",
                 where=f"audit {entry.label!r}",
                 remedy=f"leave out {'required, or set after_attack = true' if settable else 'required'}",
             )
 
 
 def _check_names(plan: Plan) -> None:
-    """Refuse labels under which two outputs would be one file."""
+    """Refuse labels that give two outputs the same file."""
     seen: dict[str, Stage] = {}
     for stage in plan.stages:
-        other = seen.setdefault(file_name(stage), stage)
-        if other is not stage:
+        first = seen.setdefault(file_name(stage), stage)
+        if first is not stage:
             raise SpecError(
-                f"{other.name!r} and {stage.name!r} would share the file {file_name(stage)}",
+                f"{first.name!r} and {stage.name!r} would share the file {file_name(stage)}",
                 where="label",
                 remedy="give a method, attack or audit another label",
             )
 
 
 def prepare(plan: Plan, store: Store) -> None:
-    """Refuse what can be seen to fail, and make the store ready.
+    """Refuse a plan that is known to fail, and prepare the store.
 
     Raises:
-        ExpungeError: A bad spec, or a folder that cannot be written to.
+        ExpungeError: The spec is bad, or the folder cannot be written to.
     """
     _check(plan)
     open_store(store)
 
 
 def open_store(store: Store) -> None:
-    """Make the store's folder and sweep it.
+    """Make the store's folder, and remove what interrupted runs left in it.
 
     Raises:
-        RunError: It cannot be written to.
+        RunError: The folder cannot be written to.
     """
     try:
         store.root.mkdir(parents=True, exist_ok=True)

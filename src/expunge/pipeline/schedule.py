@@ -1,4 +1,4 @@
-"""Run the stages that are missing, as tasks of an executor. A task names a spec, the store and a stage: no code."""
+"""Run the missing stages as tasks of an executor. A task names a spec, the store and a stage; it contains no code."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from expunge.pipeline.stages._worker import Worker
 Report = Callable[[Stage, dict[str, Any]], None]
 """Called with each stage that has finished, and its cost."""
 Begun = Callable[[Stage], None]
-"""Called with each stage that begins."""
+"""Called with each stage that starts."""
 
 
 def run_stages(
     plan: Plan, store: Store | MemoryStore, stages: Sequence[Stage], executor: Executor, report: Report, begun: Begun
 ) -> None:
-    """Compute those of the stages that the store lacks, each after those that it needs.
+    """Compute the stages that the store lacks, each after the stages that it needs.
 
     Args:
-        plan: What the stages belong to.
+        plan: The plan of the stages.
         store: Where outputs go.
-        stages: Which of them to run, in an order in which they can be.
-        executor: Where they run. The numbers do not depend on it.
+        stages: The stages to run, each after the stages that it needs.
+        executor: Runs the stages. The numbers do not depend on it.
         report: Called with each stage that has finished.
-        begun: Called with each stage that begins.
+        begun: Called with each stage that starts.
 
     Raises:
-        ExpungeError: The first failure; stages that finished before it are kept, and so are those that were running
-            beside it, which come to their end first.
+        ExpungeError: The first failure. Stages that are running then finish first. The outputs of all finished stages
+            are kept.
     """
     home = plan.home
     missing = {stage.key: stage for stage in stages if not store.has(stage.key)}
@@ -44,33 +44,33 @@ def run_stages(
 
 
 _known_worker: tuple[Any, Worker] | None = None
-"""What this process has made of the last plan that it ran stages of: parts, data and problems; and their home."""
+"""Parts, data and problems of the last plan of which this process ran stages, and the plan's home."""
 
 
 def compute(home: Any, store: Store | MemoryStore, stage: Stage) -> dict[str, Any]:
-    """Compute one stage, in whichever process; see `Worker.run`.
+    """Compute one stage, in any process; see `Worker.run`.
 
     Args:
-        home: What the plan is made from, see `Plan.home`.
-        store: Where inputs are and outputs go.
-        stage: Which one.
+        home: Makes the plan, see `Plan.home`.
+        store: Holds the inputs, and takes the outputs.
+        stage: The stage to compute.
 
     Raises:
-        ExpungeError: The stage failed, or it follows from other settings, code or data here.
+        ExpungeError: The stage failed, or settings, code or data differ in this process.
     """
     global _known_worker
     if _known_worker is None or _known_worker[0] != home or _known_worker[1].store != store:
         _known_worker = home, Worker(home.plan(), store)
     worker = _known_worker[1]
     if stage.key not in worker.plan.by_key:
-        remedy = "leave code and data alone while it runs, and run the same again"
+        remedy = "do not change code or data during a run, and run the same again"
         raise RunError("this process plans the stage differently", where=stage.name, remedy=remedy)
     return worker.run(stage)
 
 
 @contextmanager
 def _known(home: Any, worker: Worker) -> Iterator[None]:
-    """For stages that run in this process: the plan is made already."""
+    """Inside, stages that run in this process use this worker, whose plan exists already."""
     global _known_worker
     before, _known_worker = _known_worker, (home, worker)
     try:

@@ -1,4 +1,4 @@
-"""One verb at a time on a model of the user's own: diagnose it, unlearn it, or judge what was unlearned elsewhere."""
+"""Single steps on the user's own model: diagnose it, unlearn on it, or judge a model that was unlearned elsewhere."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from expunge.reporting.progress import Progress, clock_text
 
 
 def unlearn_one(spec: Spec, out: Path, label: str | None, save: Path | None, progress: Progress) -> dict[str, Any]:
-    """Run one method of the spec, and those that it goes after, with the first seed and write the unlearned weights.
+    """Run one method of the spec, after the methods that come before it, with the first seed; write the weights.
 
     Args:
-        spec: What to unlearn, from which model.
+        spec: Names the model, the forget set and the method.
         out: Folder for runs; outputs of stages go to its cache and are reused by `run`.
         label: The method; the spec's first by default.
         save: File for the weights; `<label>.safetensors` by default.
-        progress: Told of each stage.
+        progress: Shows each stage.
 
     Returns:
-        Path of the weights, method, seconds and gradients, which count the methods before it too.
+        Path of the weights, method, seconds and gradients; seconds and gradients include the methods before it.
 
     Raises:
         ExpungeError: The spec has no such method, or a stage failed.
@@ -59,19 +59,19 @@ def unlearn_one(spec: Spec, out: Path, label: str | None, save: Path | None, pro
 
 
 def diagnose_one(spec: Spec, out: Path, progress: Progress) -> list[dict[str, Any]]:
-    """Run the spec's diagnostics on the first seed's original, or the default set where the spec names none.
+    """Run the spec's diagnostics, or the default set if it names none, on the original of the first seed.
 
     Args:
-        spec: Whose original is trained, or loaded, where it is not there yet. Of its methods the first that is descent
-            with ascent by SGD is the plan that diagnostics look at.
+        spec: Its original is trained or loaded, unless it is stored already. Diagnostics examine the spec's first
+            method that is descent with ascent by SGD.
         out: Folder for runs; outputs of stages go to its cache and are reused by `run`.
-        progress: Told of each stage.
+        progress: Shows each stage.
 
     Returns:
-        What each diagnostic said, see `pipeline.diagnosis`.
+        The result of each diagnostic, see `pipeline.diagnosis`.
 
     Raises:
-        ExpungeError: A bad spec, or a stage failed; of diagnostics that the spec does not name, all of them.
+        ExpungeError: The spec is bad or a stage failed. If the spec names no diagnostics, only if all of them failed.
     """
     bare = replace(
         spec, seeds=spec.seeds[:1], method=(), attack=(), audit=(), gate=(), diagnostic=_diagnostics(spec, progress)
@@ -84,38 +84,38 @@ def diagnose_one(spec: Spec, out: Path, progress: Progress) -> list[dict[str, An
     if spec.diagnostic:
         _run(plan, store, stages, progress)
         return diagnosis(plan, store)
-    return diagnosis(plan, store, _what_can(plan, store, stages, progress))
+    return diagnosis(plan, store, _run_suitable(plan, store, stages, progress))
 
 
 def _diagnostics(spec: Spec, progress: Progress) -> tuple[Entry, ...]:
-    """The spec's diagnostics or the default set, with the plan of the spec's methods; reports what is left out."""
+    """The spec's diagnostics or the default set, set to the spec's first suitable method; reports what is left out."""
     parts = Parts(spec)
     plan, entries = planned(parts.methods.values()), spec.diagnostic
     if spec.method and not plan:
-        progress.say("no method of the spec is descent with ascent by sgd, so diagnostics look at a plan of their own")
+        progress.say("no method of the spec is descent with ascent by sgd, so diagnostics use their default settings")
     if not entries:
         chosen = default_set(parts.data)
         entries = tuple(Entry(name, name, settings) for name, settings in chosen.settings.items())
-        for name, why in chosen.left_out.items():
-            progress.say(f"left out: {name}: {why}")
+        for name, reason in chosen.left_out.items():
+            progress.say(f"left out: {name}: {reason}")
     return tuple(replace(e, settings=with_plan(e.name, e.settings, plan)) for e in entries)
 
 
 def _state_cost(plan: Plan, store: Store, progress: Progress) -> None:
-    """Say what the diagnostics that are missing may cost, before any of them runs."""
-    found = [one for one in forecast(plan, store) if one.stage.kind == "diagnostic" and not one.done]
-    if found:
-        passes = sum(gradients(plan, one.stage) for one in found) / len(plan.data.train)
-        seconds = clock_text(sum(one.seconds for one in found))
-        several = "1 diagnostic" if len(found) == 1 else f"{len(found)} diagnostics"
+    """Report the expected cost of the missing diagnostics before any of them runs."""
+    missing = [f for f in forecast(plan, store) if f.stage.kind == "diagnostic" and not f.done]
+    if missing:
+        passes = sum(gradients(plan, f.stage) for f in missing) / len(plan.data.train)
+        seconds = clock_text(sum(f.seconds for f in missing))
+        count = "1 diagnostic" if len(missing) == 1 else f"{len(missing)} diagnostics"
         progress.say(
-            f"{several}: up to {passes:.1f} passes over the training set, which take about {seconds}, "
+            f"{count}: up to {passes:.1f} passes over the training set, which take about {seconds}, "
             "and up to a minute of linear algebra"
         )
 
 
-def _what_can(plan: Plan, store: Store, stages: list[Stage], progress: Progress) -> list[str | None]:
-    """Run what the diagnostics need, then each diagnostic by itself; the labels of those that this case is for."""
+def _run_suitable(plan: Plan, store: Store, stages: list[Stage], progress: Progress) -> list[str | None]:
+    """Run what the diagnostics need, then each diagnostic on its own; returns the labels of those that succeeded."""
     _run(plan, store, [stage for stage in stages if stage.kind != "diagnostic"], progress)
     done: list[str | None] = []
     failure = None
@@ -132,7 +132,7 @@ def _what_can(plan: Plan, store: Store, stages: list[Stage], progress: Progress)
 
 
 def _leading_to(final: Stage, plan: Plan) -> list[Stage]:
-    """The stage and all that it needs, directly or not, each after those that it needs."""
+    """The stage and all stages that it needs, directly or indirectly; each comes after the stages that it needs."""
     needed = {final.key}
     for stage in reversed(plan.stages):
         needed |= set(stage.needs) if stage.key in needed else set()
@@ -140,7 +140,7 @@ def _leading_to(final: Stage, plan: Plan) -> list[Stage]:
 
 
 def _start(store: Store, stages: list[Stage], progress: Progress) -> None:
-    """Count the stages that will run, together or a few at a time."""
+    """Start the progress display with the number of all stages, and the keys of those that are missing."""
     progress.start(len(stages), {s.key: 0.0 for s in stages if not store.has(s.key)}, 1)
 
 
@@ -159,14 +159,14 @@ def _run(plan: Plan, store: Store, stages: list[Stage], progress: Progress) -> N
 
 
 def audit_of(spec: Spec, model: Path) -> Spec:
-    """The spec that judges the weights in a file instead of running methods.
+    """A spec that judges the weights in a file instead of running methods.
 
     Raises:
-        SpecError: The spec trains its own originals, of which the file cannot be the unlearned version.
+        SpecError: The spec trains its own originals, and the weights in the file cannot come from any of these.
     """
     if not Plan(spec).about_one_model:
         raise SpecError(
-            "the spec has no weights of yours",
+            "the spec does not name your original weights",
             where="model",
             allowed='weights = "original.safetensors", the model before it was unlearned',
             remedy="add it; the verdict is about one model",

@@ -1,13 +1,13 @@
-"""Contract checks for parts, the library's own and yours: `check_method(MyMethod())` in a test of your package.
+"""Contract checks for parts, the library's and your own: call `check_method(MyMethod())` in a test of your package.
 
     from expunge import testing
 
     def test_contract() -> None:
         testing.check_method(MyMethod())
 
-There is a check for each kind of part: method, attack, audit, task, model, data, block. Each runs the part on small
-made-up problems and raises a `ContractError` that names the contract, what was found and what to do. What a contract
-says is a property of the part's outside: nothing in it is mocked or replaced.
+There is a check for each kind of part: method, attack, audit, task, model, data, block. Each check runs the part on
+small artificial problems. It raises a `ContractError` that names the contract, the finding and the remedy. Contracts
+describe behaviour that is visible from outside: nothing inside a part is mocked or replaced.
 """
 
 from __future__ import annotations
@@ -45,4 +45,4 @@ CHECKS: Mapping[Kind, Callable[[Any], None]] = {
     "data": check_data,
     "block": check_block,
 }
-"""Kind of part, as in `expunge.base.registry`, to its check."""
+"""Kind of part, as in `expunge.base.registry` -> its check."""

@@ -1,4 +1,4 @@
-"""The contract of an attack: what it may train on, and that its curve can be reproduced."""
+"""The contract of an attack: which data it may train on, and that its curve can be reproduced."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from expunge.train.evaluation import tracked
 
 
 def check_attack(attack: Attack) -> None:
-    """Hold an attack against its contract, on a classifier and on a small language model, both with groups.
+    """Check an attack against its contract, on a classifier and on a small language model, both with groups.
 
-    Model, problem and global random state stay untouched; it is deterministic; no unexposed forget example, nor one of
-    a held-out example's group, is trained on or run in training mode; the curve begins with the model as it came, has
-    its shape and values in [0, 1]; and the returned model is the one at the curve's peak.
+    The attack does not change model, problem or global random state. It is deterministic. It never trains on unexposed
+    forget examples or on members of their groups, and never runs them in training mode. The curve starts with the input
+    model, and has the right shape and values in [0, 1]. The returned model is the one at the curve's peak.
 
-    A model that lacks what the attack changes, as batch norm, may be refused with a `MissingError`, but not each model.
+    By a `MissingError` an attack may refuse a model that lacks what it changes, such as batch norm; but not all models.
 
     Raises:
-        ContractError: The first contract that is broken.
+        ContractError: The first broken contract.
     """
     check_settings(attack)
     refusals = []
@@ -47,11 +47,11 @@ def check_attack(attack: Attack) -> None:
 
 def _check_on(attack: Attack, setting: Setting) -> None:
     fail, model, problem = failing(attack, setting.name), setting.model(), setting.problem
-    before, held = Snapshot(model), contents(problem)
+    before, problem_before = Snapshot(model), contents(problem)
     with Watch(model, problem.data.batch(_forbidden(problem)).inputs) as watch:
         first = _attack(attack, setting, model, fail, start=1)
     require_same(before, model, fail)
-    require_same_problem(held, problem, fail)
+    require_same_problem(problem_before, problem, fail)
     _check_watched(watch, fail)
     _check_curve(first.curve, problem, fail)
     _check_ends(first, model, problem, fail)
@@ -74,7 +74,7 @@ def _attack(attack: Attack, setting: Setting, model: nn.Module, fail: Fail, star
 
 
 def _forbidden(problem: Problem) -> Tensor:
-    """Ids of unexposed forget examples and of everything in their groups."""
+    """Ids of unexposed forget examples and of all members of their groups."""
     every = torch.arange(len(problem.data))
     return every[torch.isin(problem.data.group_of(every), problem.data.group_of(problem.unexposed))]
 
@@ -104,11 +104,11 @@ def _check_curve(curve: Curve, problem: Problem, fail: Fail) -> None:
     if sorted(curve.ids.tolist()) != sorted(problem.unexposed.tolist()):
         raise fail("ids of the curve", "they are not those of problem.unexposed", remedy)
     if not ((curve.values >= 0) & (curve.values <= 1)).all():
-        raise fail("values of the curve", "some lie outside [0, 1]", remedy)
+        raise fail("values of the curve", "some are outside [0, 1]", remedy)
 
 
 def _check_ends(done: Attacked, model: nn.Module, problem: Problem, fail: Fail) -> None:
-    """The attacked model is one of its own, and both it and the model as it came are where the curve says."""
+    """The attacked model shares no memory with the input model, and both have the values that the curve says."""
     if any(module.training for module in done.model.modules()):
         raise fail("evaluation mode", "the attacked model is in training mode", "return model.eval()")
     if shared_storage(done.model, model):

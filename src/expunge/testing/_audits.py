@@ -17,19 +17,19 @@ from expunge.testing._state import Snapshot, contents
 
 
 def check_audit(audit: Audit) -> None:
-    """Hold an audit against its contract, on the kinds of data and models that it can measure.
+    """Check an audit against its contract, on the kinds of data and models that it can measure.
 
-    Model, original, problem and global random state stay untouched, the modes of submodules included; it is
-    deterministic; each score is finite, has a role, belongs to the examples of its split - of the forget set the
-    held-out part - and to the same ones for every model.
+    The audit does not change model, original, problem or global random state, nor the modes of submodules. It is
+    deterministic. Each score is finite, has a role, and belongs to the examples of its split (for the forget set, its
+    unexposed part). The examples are the same for every model.
 
     Raises:
-        ContractError: The first contract that is broken.
+        ContractError: The first broken contract.
     """
     check_settings(audit)
     needs: frozenset[str] = getattr(audit, "needs", frozenset())
-    asked = [s for s in every_setting() if s.name in (REGULARISED, DOUBLE, TOKENS, NUMBERS)]
-    settings = [s for s in asked if needs <= s.problem.objective.provides]
+    candidates = [s for s in every_setting() if s.name in (REGULARISED, DOUBLE, TOKENS, NUMBERS)]
+    settings = [s for s in candidates if needs <= s.problem.objective.provides]
     for setting in accepted(audit, settings):
         _check_on(audit, setting)
 
@@ -54,24 +54,24 @@ def _check_on(audit: Audit, setting: Setting) -> None:
 def _measure(audit: Audit, model: nn.Module, case: Case, fail: Fail) -> list[Scores]:
     """The audit's scores; neither the two models nor the problem change."""
     models = (model, case.original)
-    states, held = [Snapshot(m) for m in models], contents(case.problem)
+    states, problem_before = [Snapshot(m) for m in models], contents(case.problem)
     with randomness(1, fail), reasons(fail, "measure whatever provides its `needs`"):
-        found = audit(model, case, 5)
+        scores = audit(model, case, 5)
     for state, checked in zip(states, models, strict=True):
         require_same(state, checked, fail)
-    require_same_problem(held, case.problem, fail)
-    return found
+    require_same_problem(problem_before, case.problem, fail)
+    return scores
 
 
-def _check_scores(found: list[Scores], problem: Problem, fail: Fail) -> None:
-    if not isinstance(found, list) or not found or not all(isinstance(scores, Scores) for scores in found):
-        raise fail("returns scores", f"returned {found!r}", "return a list of expunge.evidence.scores.Scores")
-    if len({scores.key for scores in found}) < len(found):
-        raise fail("one entry per metric and split", "one is there twice", "give each its own metric or split")
-    for scores in found:
+def _check_scores(results: list[Scores], problem: Problem, fail: Fail) -> None:
+    if not isinstance(results, list) or not results or not all(isinstance(scores, Scores) for scores in results):
+        raise fail("returns scores", f"returned {results!r}", "return a list of expunge.evidence.scores.Scores")
+    if len({scores.key for scores in results}) < len(results):
+        raise fail("one entry per metric and split", "one occurs twice", "give each its own metric or split")
+    for scores in results:
         where = f"{scores.metric} ({scores.split})"
         if not np.isfinite(scores.values).all():
-            raise fail("finite", f"{where} has a value that is not finite", "say what it is instead, or leave it out")
+            raise fail("finite", f"{where} has a value that is not finite", "leave such examples out")
         if scores.reduce == "mean":
             _check_ids(scores, where, problem, fail)
 

@@ -23,18 +23,19 @@ HIDDEN = 8
 
 
 def check_block(block: Block) -> None:
-    """Hold a block against its contract.
+    """Check a block against its contract.
 
-    Behind a hidden layer of a perceptron, of a convolutional net and of a net on sequences, as far as it fits: the
-    output keeps its shape, dtype and, if the block `preserves`, its values; the same seed gives the same weights, drawn
-    from torch's global generator alone; weights that the model had keep name and value; gradients reach the input and
-    every trainable weight of the block; a copy runs alone; weights survive storing.
+    The block is put behind a hidden layer of a perceptron, of a convolutional net and of a net for sequences, as far as
+    it fits. The output keeps its shape and dtype and, if the block `preserves`, its values. The same seed gives the
+    same weights, drawn from torch's global generator only. The model's own weights keep names and values. Gradients
+    reach the input and every trainable weight of the block. A copy is independent of its source. Weights can be stored
+    and restored.
 
     Args:
         block: The block.
 
     Raises:
-        ContractError: The first contract that is broken.
+        ContractError: The first broken contract.
     """
     check_settings(block)
     refusals, tried = [], list(_models())
@@ -44,11 +45,11 @@ def check_block(block: Block) -> None:
         except SpecError as error:
             refusals.append(error)
     if len(refusals) == len(tried):
-        raise ContractError(block, "some model fits", str(refusals[0]), "refuse only what cannot work")
+        raise ContractError(block, "some model fits", str(refusals[0]), "refuse only models that cannot have the block")
 
 
 def _models() -> Iterator[tuple[str, nn.Module, str, Tensor]]:
-    """Name, model, the path of a hidden layer that can be widened too, and inputs of four examples."""
+    """Name, model, path of a hidden layer (which can also be widened), and inputs of four examples."""
     generator = torch.Generator().manual_seed(0)
     with forked(0):
         yield (
@@ -91,14 +92,15 @@ def _run(model: nn.Module, inputs: Tensor, fail: Fail) -> Tensor:
 
 
 def _check_names(plain: nn.Module, model: nn.Module, block: Block, fail: Fail) -> None:
-    """A block that changes the model itself may change shapes, not names."""
-    state, now = plain.state_dict(), model.state_dict()
-    lost = [name for name in state if name not in now]
+    """A block that changes the model itself may change shapes, but not names."""
+    before, after = plain.state_dict(), model.state_dict()
+    lost = [name for name in before if name not in after]
     if lost:
-        raise fail("names of weights stay", f"{lost[0]!r} is gone", "return a module instead of replacing one")
-    moved = [name for name in state if now[name].shape == state[name].shape and not torch.equal(now[name], state[name])]
-    if moved and not block.preserves:
-        raise fail("weights of the model stay", f"{moved[0]!r} changed", "let the returned module hold weights")
+        raise fail("names of weights stay", f"{lost[0]!r} is missing", "return a module instead of replacing one")
+    same_shape = [name for name in before if after[name].shape == before[name].shape]
+    changed = [name for name in same_shape if not torch.equal(after[name], before[name])]
+    if changed and not block.preserves:
+        raise fail("weights of the model stay", f"{changed[0]!r} changed", "put new weights into the returned module")
 
 
 def _check_outputs(plain: nn.Module, model: nn.Module, inputs: Tensor, block: Block, fail: Fail) -> None:
@@ -115,9 +117,9 @@ def _check_outputs(plain: nn.Module, model: nn.Module, inputs: Tensor, block: Bl
         for training in (False, True):
             after = _run(copy.deepcopy(model).to(dtype).train(training), inputs.to(dtype), fail)
             if not after.isfinite().all():
-                raise fail("outputs are finite", "they are not", "look at divisions and logarithms")
+                raise fail("outputs are finite", "they are not", "check divisions and logarithms")
     if block.preserves and not torch.allclose(after, before, rtol=1e-9, atol=1e-9):
-        raise fail("preserves", "the outputs change", "set `preserves` only where they cannot")
+        raise fail("preserves", "the outputs change", "set `preserves` only if the outputs cannot change")
 
 
 def _check_gradients(model: nn.Module, inputs: Tensor, fail: Fail) -> None:
@@ -127,7 +129,7 @@ def _check_gradients(model: nn.Module, inputs: Tensor, fail: Fail) -> None:
     idle = [name for name, p in own.named_parameters() if p.requires_grad and p.grad is None]
     if given.grad is None or not given.grad.abs().sum() > 0 or idle:
         finding = f"{idle[0]!r} gets none" if idle else "the input gets none"
-        raise fail("gradients flow", finding, "stay with differentiable operations, or freeze what is not trained")
+        raise fail("gradients flow", finding, "use differentiable operations only, or freeze weights that do not train")
 
 
 def _spoil(model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Data that tasks and models are tried on, where the caller gives none."""
+"""Default data for the checks of tasks and models."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from expunge.core.data import Data
 
 
 def candidates(data: Data | None) -> list[Data]:
-    """The data given; without any, handwritten digits and Python's reference texts."""
+    """The caller's data; by default handwritten digits and Python's reference texts."""
     return [_digits(), _texts()] if data is None else [data]
 
 

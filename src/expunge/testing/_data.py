@@ -1,4 +1,4 @@
-"""The contract of a data set: the same values each time, of plain types, with training and test examples apart."""
+"""The contract of a data set: the same values each time, plain types, and separate training and test examples."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from expunge.testing._state import contents
 
 
 def check_data(source: Source) -> None:
-    """Hold a data set against its contract.
+    """Check a data set against its contract.
 
-    Loading it twice gives the same values and leaves the global random state alone; training and test examples are
-    there and apart; inputs are single-precision numbers or int64 tokens, targets int64; labels that are trained on
-    cover those that are tested; C-scores, where there are any, are shares; the settings can be stored and read again.
+    Loading it twice gives the same values and does not change the global random state. It has training and test
+    examples, without overlap. Inputs are float32 numbers or int64 tokens; targets are int64. Each label of the test set
+    occurs in the training set. C-scores, if there are any, are shares. The settings can be stored and read again.
 
     Raises:
-        ContractError: The first contract that is broken.
+        ContractError: The first broken contract.
     """
     check_settings(source)
     fail = failing(source)

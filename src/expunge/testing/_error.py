@@ -1,4 +1,4 @@
-"""A broken contract, and how a check says which."""
+"""The error for a broken contract, and how checks raise it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ class ContractError(AssertionError):
     """A part breaks a contract.
 
     Args:
-        part: What was checked.
-        contract: The rule that is broken, in a few words.
-        finding: What was found.
-        remedy: What to do about it.
+        part: The part that was checked.
+        contract: The broken rule, in a few words.
+        finding: What the check found.
+        remedy: How to fix it.
     """
 
-    # Where its users import it from: tracebacks name this.
+    # The module from which users import it, which tracebacks name.
     __module__ = "expunge.testing"
 
     def __init__(self, part: object, contract: str, finding: str, remedy: str) -> None:
@@ -26,11 +26,11 @@ class ContractError(AssertionError):
 
 
 Fail = Callable[[str, str, str], ContractError]
-"""(contract, finding, remedy) -> the error, with the part and what it ran on filled in."""
+"""(contract, finding, remedy) -> the error, which also names the part and the setting."""
 
 
 def failing(part: object, where: str = "") -> Fail:
-    """How a check of this part fails; `where` is what the part runs on."""
+    """Make the function that builds errors about this part; `where` names the setting in which it runs."""
 
     def fail(contract: str, finding: str, remedy: str) -> ContractError:
         return ContractError(part, contract, f"on {where}, {finding}" if where else finding, remedy)

@@ -1,4 +1,4 @@
-"""The contract of a method: how it may be called, and what it may touch, run and spend."""
+"""The contract of a method: how it is called, what it may change, which models it may run, and its budget."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from expunge.testing._watch import Watch
 
 
 def check_method(method: Method) -> None:
-    """Hold a method against its contract.
+    """Check a method against its contract.
 
-    On classifiers - plain, with dropout and batch norm, with frozen parameters, with tied weights, in double
-    precision, with example-tied dropout - and on a small language model with tied embeddings, as far as `needs` and
-    `check_model` allow: the input model, the problem and the global random state stay untouched; the result is finite,
-    in evaluation mode, the same for the same seed, of the same device and dtype, with the same parameters frozen and
-    tied, can be stored, and shares no memory with the input; no teacher shares memory with its student; needs and
-    budget are honoured.
+    The method runs on classifiers (plain, with dropout and batch norm, with frozen parameters, with tied weights, in
+    double precision, with example-tied dropout) and on a small language model with tied embeddings, as far as `needs`
+    and `check_model` allow. It does not change the input model, the problem or the global random state. The result is
+    finite, in evaluation mode, and the same for the same seed. It has the same device, dtype, and frozen and tied
+    parameters. It can be stored, and shares no memory with the input. No teacher shares memory with its student. The
+    method refuses unmet needs and stays within its budget.
 
-    Frozen parameters may differ where the result is a model that the recipe built: nothing of the input is in it.
+    Frozen parameters may differ if the recipe built the result, because then it contains nothing of the input model.
 
     Args:
-        method: Settings must suit a few dozen examples; defaults that count epochs do.
+        method: A method whose settings suit a few dozen examples; default numbers of epochs do.
 
     Raises:
-        ContractError: The first contract that is broken.
+        ContractError: The first broken contract.
     """
     check_settings(method)
     needs = frozenset(getattr(method, "required", frozenset()))
     settings = [s for s in every_setting() if not needs - s.has and not _lacking(method, s)]
     if not settings and method.blocks:
         names = ", ".join(kind.__name__ for kind in method.blocks)
-        raise ContractError(method, "blocks", f"no model here has {names}", "test it on a model of your own")
+        raise ContractError(method, "blocks", f"no model of this check has {names}", "test it on your own model")
     if not settings:
         allowed = ", ".join(map(repr, sorted(frozenset().union(*(s.has for s in every_setting())))))
         raise ContractError(method, "needs", f"no problem meets {sorted(needs)}", f"name only {allowed}")
@@ -132,7 +132,7 @@ def _check_budget(method: Method, setting: Setting, needs: frozenset[str]) -> No
             with Watch(model) as watch:
                 charged = _unlearn(method, setting, model, needs, budget=budget).cost.gradients
         except ContractError as error:
-            # Too small a budget may be refused with a reason, the full one may not.
+            # The method may refuse a budget that is too small, with a reason, but not the full budget.
             if isinstance(error.__cause__, ExpungeError) and budget < full:
                 continue
             raise
@@ -155,7 +155,7 @@ def _unlearn(
 ) -> Unlearned:
     fail = failing(method, setting.name)
     recipe = setting.recipe() if "recipe" in needs else None
-    with randomness(start, fail), reasons(fail, "name in `needs` what it cannot do without"):
+    with randomness(start, fail), reasons(fail, "name in `needs` what it requires"):
         done = method(model, setting.problem, recipe, 5, budget)
     if not isinstance(done, Unlearned):
         raise fail("returns Unlearned", f"returned {type(done).__name__}", "override apply, not __call__")

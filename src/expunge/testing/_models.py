@@ -1,4 +1,4 @@
-"""The contract of a model family: the seed decides the weights, each is used and stored, and none sees the future."""
+"""The contract of a model family: the seed decides the weights, all are used and stored, and tokens are causal."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from expunge.testing._state import difference, ties
 
 
 def check_model(architecture: Architecture, data: Data | None = None) -> None:
-    """Hold a model family against its contract, on each kind of data that it does not refuse.
+    """Check a model family against its contract, on each kind of data that it does not refuse.
 
-    One output per label; the same weights for the same seed and others for another, with nothing drawn but from torch's
-    global generator; a gradient for each parameter; every weight survives storing bit by bit, ties included; it also
-    runs in double precision; and a language model sees no later token.
+    The model has one output per label. The same seed gives the same weights, and another seed gives others; they are
+    drawn from torch's global generator only. Each parameter gets a gradient. All weights and ties are the same, bit by
+    bit, after storing and restoring. The model also runs in double precision. A language model sees no later token.
 
     Args:
         architecture: The model family.
-        data: Data to build for; by default small images of digits and Python's reference texts.
+        data: Data for the model; by default small images of digits and Python's reference texts.
 
     Raises:
-        ContractError: The first contract that is broken.
+        ContractError: The first broken contract.
     """
     check_settings(architecture)
     refusals, tried = [], candidates(data)
@@ -41,9 +41,7 @@ def check_model(architecture: Architecture, data: Data | None = None) -> None:
         except SpecError as error:
             refusals.append(error)
     if len(refusals) == len(tried):
-        raise ContractError(
-            architecture, "some data fit", str(refusals[0]), "pass data= that it is made for"
-        ) from refusals[0]
+        raise ContractError(architecture, "some data fit", str(refusals[0]), "pass data= that suit it") from refusals[0]
 
 
 def _check_on(architecture: Architecture, data: Data) -> None:
@@ -80,7 +78,7 @@ def _check_stored(model: nn.Module, build: Callable[[int], nn.Module], fail: Fai
 
 
 def _check_double(model: nn.Module, batch: Batch, objective: Objective, data: Data, fail: Fail) -> None:
-    """It runs in double precision; on tokens, where rounding hides nothing, it also sees none that comes later."""
+    """It runs in double precision and, on tokens, sees no later ones; double precision makes this test exact."""
     double = copy.deepcopy(model).double().eval()
     with torch.no_grad(), reasons(fail, "make no tensor of a fixed dtype in forward"):
         before = objective.decisions(double, batch).logits
@@ -91,8 +89,8 @@ def _check_double(model: nn.Module, batch: Batch, objective: Objective, data: Da
 
 
 def _check_causal(before: Tensor, after: Tensor, batch: Batch, fail: Fail) -> None:
-    moved = (after - before).abs().amax(1)
+    change = (after - before).abs().amax(1)
     last = (batch.targets != IGNORE).nonzero()[:, 1] == batch.inputs.shape[1] - 1
-    # In double precision an unseen token moves nothing by more than the rounding of another summation order.
-    if (moved[~last] > 1e-9).any():
-        raise fail("no later token is seen", "changing the last token moves earlier logits", "mask attention")
+    # In double precision an unseen token changes logits at most by the rounding of another summation order.
+    if (change[~last] > 1e-9).any():
+        raise fail("no later token is seen", "changing the last token changes earlier logits", "mask attention")

@@ -1,4 +1,4 @@
-"""What a method may return: a model that can stand in for its input, be stored, and shares nothing with it."""
+"""The contract of a method's result: a model that can replace the input and be stored, and shares no memory with it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from expunge.train.evaluation import outputs
 
 
 def check_result(result: nn.Module, given: nn.Module, setting: Setting, fail: Fail) -> None:
-    """Hold what a method made of the model it was given against the contract."""
+    """Check the result of a method against the contract."""
     _check_usable(result, fail)
     shared = shared_storage(result, given)
     if shared:
@@ -38,7 +38,9 @@ def check_result(result: nn.Module, given: nn.Module, setting: Setting, fail: Fa
 def _check_usable(result: nn.Module, fail: Fail) -> None:
     for name, tensor in named(result).items():
         if not torch.isfinite(tensor).all():
-            raise fail("finite", f"{name!r} has a value that is not finite", "stop at the first loss that is no number")
+            raise fail(
+                "finite", f"{name!r} has a value that is not finite", "stop at the first loss that is not finite"
+            )
     training = [name or "the model itself" for name, module in result.named_modules() if module.training]
     if training:
         raise fail("evaluation mode", f"{training[0]} is in training mode", "return model.eval()")
@@ -46,30 +48,31 @@ def _check_usable(result: nn.Module, fail: Fail) -> None:
 
 def _check_kind_kept(result: nn.Module, given: nn.Module, fail: Fail) -> None:
     wanted = first_parameter(given)
-    for name, found in result.named_parameters():
-        if found.is_floating_point() and (found.dtype, found.device) != (wanted.dtype, wanted.device):
+    for name, parameter in result.named_parameters():
+        if parameter.is_floating_point() and (parameter.dtype, parameter.device) != (wanted.dtype, wanted.device):
+            became = f"{parameter.dtype} on {parameter.device}"
             raise fail(
                 "device and dtype are kept",
-                f"{name!r} became {found.dtype} on {found.device}, the input is {wanted.dtype} on {wanted.device}",
+                f"{name!r} became {became}, the input is {wanted.dtype} on {wanted.device}",
                 "make tensors with .to(parameter), not .float()",
             )
 
 
 def _check_frozen(result: nn.Module, given: nn.Module, fail: Fail) -> None:
     remedy = "train expunge.core.modules.trainable(student) only, and leave requires_grad as it is"
-    found = dict(result.named_parameters())
+    parameters = dict(result.named_parameters())
     for name, parameter in given.named_parameters():
-        if name not in found:
-            raise fail("the same parameters", f"{name!r} is gone", "return a model of the input's architecture")
-        if found[name].requires_grad != parameter.requires_grad:
-            became = "trainable" if found[name].requires_grad else "frozen"
+        if name not in parameters:
+            raise fail("the same parameters", f"{name!r} is missing", "return a model of the input's architecture")
+        if parameters[name].requires_grad != parameter.requires_grad:
+            became = "trainable" if parameters[name].requires_grad else "frozen"
             raise fail("frozen stays frozen", f"{name!r} became {became}", remedy)
-        if not parameter.requires_grad and not torch.equal(found[name], parameter):
+        if not parameter.requires_grad and not torch.equal(parameters[name], parameter):
             raise fail("frozen stays frozen", f"the frozen {name!r} changed", remedy)
 
 
 def _check_stored(result: nn.Module, setting: Setting, fail: Fail) -> None:
-    """A run stores each result as weights and reads them into a model that the recipe built."""
+    """A run stores the weights of each result and loads them into a model that the recipe built."""
     with forked():
         fresh = setting.make()
     try:
@@ -79,8 +82,8 @@ def _check_stored(result: nn.Module, setting: Setting, fail: Fail) -> None:
     if not np.array_equal(_outputs(stored, setting.problem), _outputs(result, setting.problem), equal_nan=True):
         raise fail(
             "can be stored",
-            "stored and read again it answers otherwise",
-            "keep everything that it computes with in parameters and buffers",
+            "after storing and loading, its outputs differ",
+            "keep all state of the model in parameters and buffers",
         )
 
 

@@ -1,4 +1,4 @@
-"""Rules for parts of every kind: plain settings, no side effects on models, data or global randomness, no failures."""
+"""Rules for all kinds of parts: plain settings, no side effects on models, data or global randomness, no failures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from expunge.testing._state import Snapshot, contents, equal, named
 
 
 def check_settings(part: object) -> None:
-    """A part is its configuration: its settings, stored as JSON, make the same part."""
+    """Settings define a part: stored as JSON and read again, they make an equal part."""
     if not isinstance(part, Part):
         return
     try:
@@ -39,14 +39,14 @@ def check_settings(part: object) -> None:
 
 
 def accepted(part: object, settings: list[Setting]) -> list[Setting]:
-    """The settings whose model a method or an audit does not refuse by its `check_model`; at least one."""
-    found = [setting for setting in settings if _accepts(part, setting)]
-    if not found:
+    """The settings whose model `check_model` of a method or audit does not refuse; at least one."""
+    suitable = [setting for setting in settings if _accepts(part, setting)]
+    if not suitable:
         finding = f"it refuses {', '.join(setting.name for setting in settings)}"
         raise ContractError(
-            part, "works on some model", finding, "let `check_model` raise only where the part cannot work"
+            part, "works on some model", finding, "let `check_model` refuse only models on which the part cannot work"
         )
-    return found
+    return suitable
 
 
 def _accepts(part: object, setting: Setting) -> bool:
@@ -62,9 +62,9 @@ def _accepts(part: object, setting: Setting) -> bool:
 
 
 def require_same(before: Snapshot, model: nn.Module, fail: Fail) -> None:
-    """A model that a part was given is as before: tensors, modes, frozen flags, and no gradient."""
-    now = named(model)
-    changed = [name for name, tensor in before.state.items() if name not in now or not equal(tensor, now[name])]
+    """Require that the input model has not changed: same tensors, modes and frozen flags, and no gradients."""
+    after = named(model)
+    changed = [name for name, tensor in before.state.items() if name not in after or not equal(tensor, after[name])]
     graded = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
     if before.digest != state_digest(model) or changed or graded:
         what = f"{changed[0]!r} changed" if changed else "its modes or frozen flags changed"
@@ -73,16 +73,16 @@ def require_same(before: Snapshot, model: nn.Module, fail: Fail) -> None:
 
 
 def require_same_problem(before: dict[str, str], holder: Problem | Data, fail: Fail) -> None:
-    """A problem, or data, that a part was given has the `contents` that it had."""
-    now = contents(holder)
-    changed = [name for name in before if before[name] != now.get(name)]
+    """Require that the input problem, or data, has not changed: its `contents` are the same."""
+    after = contents(holder)
+    changed = [name for name in before if before[name] != after.get(name)]
     if changed:
         raise fail("the data are unchanged", f"{changed[0]} changed", "clone a tensor before you write to it")
 
 
 @contextlib.contextmanager
 def randomness(start: int, fail: Fail, *, torch_too: bool = True) -> Iterator[None]:
-    """Put the global random states somewhere, require that they are still there afterwards, and put them back."""
+    """Set the global random states, require that the block does not change them, and restore the earlier states."""
     torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()
     torch.set_rng_state(torch.Generator().manual_seed(start).get_state())
     np.random.seed(start)
@@ -94,8 +94,8 @@ def randomness(start: int, fail: Fail, *, torch_too: bool = True) -> Iterator[No
             if state != placed[name] and (torch_too or name != "torch"):
                 raise fail(
                     "global randomness is untouched",
-                    f"the global state of {name} moved",
-                    "draw from a torch.Generator of your own, or inside expunge.core.seeding.forked",
+                    f"the global state of {name} changed",
+                    "draw from your own torch.Generator, or inside expunge.core.seeding.forked",
                 )
     finally:
         torch.set_rng_state(torch_state)
@@ -114,7 +114,7 @@ def _random_states() -> dict[str, object]:
 
 @contextlib.contextmanager
 def reasons(fail: Fail, remedy: str) -> Iterator[None]:
-    """Turn what a part raises into a broken contract that says so."""
+    """Turn an exception of a part into the error of a broken contract."""
     try:
         yield
     except ContractError:

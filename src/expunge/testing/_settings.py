@@ -1,4 +1,4 @@
-"""What methods, attacks and audits are run on: small problems, each with a model trained for a few steps."""
+"""Small problems for the checks of methods, attacks and audits, each with a model that is trained for a few steps."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ NUMBERS = "an autoencoder"
 
 @dataclass(frozen=True)
 class Setting:
-    """A problem with its model, trained for a few steps so that it knows something."""
+    """A problem with its model, which is trained for a few steps so that it knows something."""
 
     name: str
     problem: Problem
     make: Callable[[], nn.Module]
     also: frozenset[str] = frozenset()
-    """What methods may need that is there, besides a recipe and what the objective provides."""
+    """Needs of methods that it meets, in addition to `recipe` and those that the objective provides."""
     built: list[nn.Module] = field(default_factory=list)
     """Modules that recipes of this setting have built."""
 
     @property
     def has(self) -> frozenset[str]:
-        """What methods may need that is there."""
+        """All needs of methods that it meets."""
         return self.problem.objective.provides | {"recipe"} | self.also
 
     def recipe(self) -> Recipe:
-        """How such models are trained; keeps what it builds."""
+        """How such models are trained. The models that it builds are kept in `built`."""
 
         def architecture(data: Data) -> nn.Module:
             self.built.append(self.make())
@@ -63,7 +63,7 @@ class Setting:
 
 
 def every_setting() -> list[Setting]:
-    """Classifiers of six sorts on one problem, a language model, and an autoencoder, which makes no decisions."""
+    """Six kinds of classifiers on one problem, a language model, and an autoencoder, which makes no decisions."""
     classes, tokens = _classes(), _tokens()
     return [
         Setting(PLAIN, classes, _classifier),
@@ -78,7 +78,7 @@ def every_setting() -> list[Setting]:
 
 
 def _classifier(*, regularised: bool = False, frozen: bool = False, tied: bool = False) -> nn.Sequential:
-    """Three hidden layers, optionally with batch norm and dropout, with frozen parts, or with tied weights."""
+    """Three hidden layers, optionally with batch norm and dropout, with frozen parameters, or with tied weights."""
     layers: dict[str, nn.Module] = {
         "first": nn.Linear(6, 8),
         "norm": nn.BatchNorm1d(8) if regularised else nn.Identity(),
@@ -99,7 +99,7 @@ def _classifier(*, regularised: bool = False, frozen: bool = False, tied: bool =
 
 
 class _Remembering(nn.Module):
-    """Two hidden layers, half of whose units are memory; batch norm is on the base as well."""
+    """Two hidden layers, half of whose units are memory; batch norm is over base and memory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class _Remembering(nn.Module):
 
 
 def _classes() -> Problem:
-    """72 points of three classes; the forget set are 6 groups of two, some of them with a relative that is retained."""
+    """72 points of three classes. The forget set is 6 groups of two; some have a third member in the retain set."""
     generator = torch.Generator().manual_seed(0)
     inputs, targets = torch.randn(72, 6, generator=generator), torch.arange(72) % 3
     inputs[torch.arange(72), targets] += 1
@@ -126,13 +126,13 @@ def _classes() -> Problem:
 
 
 def _numbers(classes: Problem) -> Problem:
-    """The same points, to be reconstructed: no decisions, and no wrong targets."""
+    """The same points with reconstruction as objective: no decisions, and no wrong targets."""
     data = replace(classes.data, labels=(), objective=Reconstruction())
     return replace(classes, data=data, objective=data.objective)
 
 
 def _tokens() -> Problem:
-    """40 sequences of eight letters, of which the first two are a prompt; the forget set are 4 groups of two."""
+    """40 sequences of eight letters, of which the first two are a prompt. The forget set is 4 groups of two."""
     generator = torch.Generator().manual_seed(0)
     text = torch.randint(0, 11, (40, 9), generator=generator)
     targets = text[:, 1:].clone()

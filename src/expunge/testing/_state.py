@@ -1,4 +1,4 @@
-"""What a model, a problem or data hold, bit by bit, and where two models differ."""
+"""Compare models, problems and data bit by bit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from expunge.core.modules import state_digest
 
 
 class Snapshot:
-    """A module as it was: what `expunge.testing._rules.require_same` compares with."""
+    """The earlier state of a module, for `expunge.testing._rules.require_same`."""
 
     def __init__(self, model: nn.Module) -> None:
         self.digest = state_digest(model)
@@ -20,20 +20,20 @@ class Snapshot:
 
 
 def contents(holder: Any, path: str = "") -> dict[str, str]:
-    """Place of each tensor in (nested) dataclasses to a digest of its shape, dtype and bytes."""
-    found: dict[str, str] = {}
+    """Place of each tensor in (nested) dataclasses -> digest of its shape, dtype and bytes."""
+    digests: dict[str, str] = {}
     for entry in fields(holder):
         value, place = getattr(holder, entry.name), f"{path}{entry.name}"
         if isinstance(value, Tensor):
             head = f"{value.dtype}{tuple(value.shape)}".encode()
-            found[place] = hashlib.sha256(head + value.cpu().contiguous().numpy().tobytes()).hexdigest()
+            digests[place] = hashlib.sha256(head + value.cpu().contiguous().numpy().tobytes()).hexdigest()
         elif is_dataclass(value):
-            found |= contents(value, f"{place}.")
-    return found
+            digests |= contents(value, f"{place}.")
+    return digests
 
 
 def difference(a: nn.Module, b: nn.Module) -> str:
-    """The first tensor in which two modules differ by a bit, quoted, or the empty string."""
+    """The quoted name of the first tensor in which two modules differ by a bit; empty if there is none."""
     ours, theirs = named(a), named(b)
     for name in [*ours, *theirs]:
         if name not in ours or name not in theirs or not equal(ours[name], theirs[name]):
@@ -42,7 +42,7 @@ def difference(a: nn.Module, b: nn.Module) -> str:
 
 
 def ties(module: nn.Module) -> list[list[str]]:
-    """Names of parameters that are one, group by group."""
+    """Groups of names that belong to the same parameter."""
     names: dict[int, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
@@ -55,6 +55,6 @@ def named(module: nn.Module) -> dict[str, Tensor]:
 
 
 def equal(a: Tensor, b: Tensor) -> bool:
-    """By bytes, so that a NaN equals itself."""
+    """Whether shape, dtype and bytes are equal, so that a NaN equals itself."""
     same = a.shape == b.shape and a.dtype == b.dtype
     return same and a.detach().cpu().numpy().tobytes() == b.detach().cpu().numpy().tobytes()

@@ -1,4 +1,4 @@
-"""The contract of a task: the same problem for the same seed, whose parts are what their names say."""
+"""The contract of a task: the same problem for the same seed, with sets that are consistent."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from expunge.train.training import TrainedRecipe, Training
 
 
 def check_task(task: Task, data: Data | None = None) -> None:
-    """Hold a task against its contract.
+    """Check a task against its contract.
 
-    Data and global random state stay untouched; it is deterministic, measuring included; forget and retain set have no
-    example in common and together are what the original trains on; hold-out and test set are trained on by nobody;
-    and no copy of a unexposed forget example is exposed.
+    The task does not change data or global random state. It is deterministic, including its measurements. Forget and
+    retain set have no example in common; together they are the training set of the original. No model trains on
+    hold-out and test set. No copy of an unexposed forget example is exposed.
 
     Args:
         task: The task.
-        data: Data that can carry it; by default handwritten digits and Python's reference texts are tried.
+        data: Data that suit the task; by default handwritten digits and Python's reference texts are tried.
 
     Raises:
-        ContractError: The first contract that is broken.
+        ContractError: The first broken contract.
     """
     check_settings(task)
     refusals = []
@@ -40,18 +40,18 @@ def check_task(task: Task, data: Data | None = None) -> None:
             refusals.append(error)
         else:
             return
-    raise ContractError(task, "some data carry it", str(refusals[0]), "pass data= that can carry it") from refusals[0]
+    raise ContractError(task, "some data carry it", str(refusals[0]), "pass data= that suit it") from refusals[0]
 
 
 def _check_on(task: Task, data: Data) -> None:
-    fail, held = failing(task, type(data.objective).__name__), contents(data)
+    fail, before = failing(task, type(data.objective).__name__), contents(data)
     architecture = MLP(widths=[8]) if data.has_classes else GPT(width=8, layers=1, heads=2)
     recipe = TrainedRecipe(architecture, Training(epochs=1), data)
     problems = []
     for start in (1, 2):
         with randomness(start, fail):
             problems.append(task(data, 5, task.measure(data, recipe, 5)))
-    require_same_problem(held, data, fail)
+    require_same_problem(before, data, fail)
     if contents(problems[0]) != contents(problems[1]):
         raise fail("deterministic", "two problems with one seed differ", "draw from a torch.Generator with that seed")
     _check_sets(problems[0], fail)
@@ -77,16 +77,17 @@ def _check_sets(problem: Problem, fail: Fail) -> None:
 
 
 def _check_forget_set(problem: Problem, fail: Fail) -> None:
-    held, exposed = problem.unexposed, problem.exposed
-    if set(held.tolist()) | set(exposed.tolist()) != set(problem.forget.tolist()) or torch.isin(held, exposed).any():
+    unexposed, exposed = problem.unexposed, problem.exposed
+    complete = set(unexposed.tolist()) | set(exposed.tolist()) == set(problem.forget.tolist())
+    if not complete or torch.isin(unexposed, exposed).any():
         raise fail("exposed and held-out split the forget set", "they do not", "leave the split to Problem")
-    # Nothing but content can tell that copies were given no group.
-    seen = {_bytes(problem.data, index) for index in held.tolist()}
-    copies = [index for index in exposed.tolist() if _bytes(problem.data, index) in seen]
-    if torch.isin(problem.data.group_of(exposed), problem.data.group_of(held)).any() or copies:
+    # Copies without a common group can only be recognised by their content.
+    scored = {_bytes(problem.data, index) for index in unexposed.tolist()}
+    copies = [index for index in exposed.tolist() if _bytes(problem.data, index) in scored]
+    if torch.isin(problem.data.group_of(exposed), problem.data.group_of(unexposed)).any() or copies:
         raise fail(
             "copies stay together",
-            "an attack may train on a copy, or on one of the group, of an example that audits score",
+            "an attack may train on a copy, or on a member of the group, of an example that audits score",
             "give copies the same id in data.groups",
         )
 

@@ -1,4 +1,4 @@
-"""Watching models run, from outside: what they share, and which examples they learn from."""
+"""Observe the models that run inside a part: the memory that they share, and the examples that they train on."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from expunge.core.modules import shared_storage
 
 
 class Watch:
-    """Watches models run: which shared memory, how many gradients reached an output, and from which examples.
+    """Observes running models: shared memory, the number of gradients at outputs, and the examples of these gradients.
 
     Args:
-        model: The model that is worked on; other models are compared if they are of its class and shapes.
-        inputs: Examples `[n, ...]` to look out for.
+        model: The part's input model. Other models are observed if they have the same class and shapes.
+        inputs: Examples `[n, ...]` whose use is counted.
     """
 
     def __init__(self, model: nn.Module, inputs: Tensor | None = None) -> None:
@@ -42,7 +42,7 @@ class Watch:
         if self._depth == 0 and _shape(module) == self._kind:
             if all(module is not root for root in self._roots):
                 self._roots.append(module)
-            # At every run, not only at first sight: memory can be shared later too.
+            # At every run, not only at the first: memory can become shared later.
             for root in self._roots:
                 if root is not module and not self.shared:
                     self.shared = shared_storage(root, module)
@@ -50,19 +50,19 @@ class Watch:
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
         self._depth -= 1
-        # Where the pass failed, torch leaves the keywords out.
+        # If the forward pass failed, torch leaves the keywords out.
         kwargs, output = rest if len(rest) == 2 else ({}, None)
         inputs = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
         if self._depth or inputs is None or output is None:
             return
-        seen = self._is_watched(inputs)
+        watched = self._is_watched(inputs)
         if module.training:
-            self.watched_in_training += int(seen.sum())
+            self.watched_in_training += int(watched.sum())
         logits: Any = getattr(output, "logits", output)
         if isinstance(logits, Tensor) and logits.requires_grad and logits.ndim:
             with contextlib.suppress(RuntimeError):  # inside torch.func, where a tensor takes no hook
                 hooked: Any = logits
-                hooked.register_hook(lambda g: self._count(g, seen))
+                hooked.register_hook(lambda g: self._count(g, watched))
 
     def _is_watched(self, inputs: Tensor) -> Tensor:
         if self._inputs is None or inputs.shape[1:] != self._inputs.shape[1:]:
@@ -70,12 +70,12 @@ class Watch:
         watched = self._inputs.to(inputs)
         return (inputs.detach()[:, None] == watched[None]).flatten(2).all(2).any(1)
 
-    def _count(self, gradient: Tensor, seen: Tensor) -> None:
-        # An example whose gradient is zero was computed with, but taught nothing.
-        taught = (gradient.detach().flatten(1) != 0).any(1)
-        self.gradients += int(taught.sum())
-        if len(taught) == len(seen):
-            self.trained_on_watched += int((taught & seen).sum())
+    def _count(self, gradient: Tensor, watched: Tensor) -> None:
+        # An example with zero gradient ran, but was not trained on.
+        trained = (gradient.detach().flatten(1) != 0).any(1)
+        self.gradients += int(trained.sum())
+        if len(trained) == len(watched):
+            self.trained_on_watched += int((trained & watched).sum())
 
 
 def _shape(module: nn.Module) -> tuple[object, ...]:

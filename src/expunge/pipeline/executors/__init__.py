@@ -1,1 +1,1 @@
-"""Where tasks run; one executor a file, see `pipeline/executor.py`."""
+"""Executors, which run tasks; one file each, see `pipeline/executor.py`."""

@@ -10,7 +10,7 @@ from expunge.pipeline.executor import Begun, Executor, Finished, Task
 
 @dataclass(frozen=True)
 class InlineExecutor(Executor):
-    """This process; nothing is pickled."""
+    """Run tasks in this process; nothing is pickled."""
 
     def run(self, tasks: Sequence[Task], begun: Begun, finished: Finished) -> None:
         for task in tasks:

@@ -1,4 +1,4 @@
-"""Processes of this machine, with one task at a time in each."""
+"""Run tasks in processes of this machine, one task at a time in each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from expunge.pipeline.executor import Begun, Executor, Finished, Task, ready
 
 @dataclass(frozen=True)
 class ProcessesExecutor(Executor):
-    """One process per worker. Only this one answers Ctrl-C, and none outlives it."""
+    """One process per worker. Only the main process handles Ctrl-C, and all workers end with it."""
 
     def run(self, tasks: Sequence[Task], begun: Begun, finished: Finished) -> None:
         if not tasks:
@@ -45,7 +45,7 @@ def _run(pool: ProcessPoolExecutor, workers: int, tasks: Sequence[Task], begun: 
         free = workers - len(running) if failure is None else 0
         for task in ready(waiting.values(), running.values())[:free]:
             del waiting[task.key]
-            with _deaf_to_interrupts():
+            with _interrupts_blocked():
                 running[pool.submit(task.call, *task.arguments)] = task
             begun(task)
         done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -59,8 +59,8 @@ def _run(pool: ProcessPoolExecutor, workers: int, tasks: Sequence[Task], begun: 
 
 
 @contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Put off Ctrl-C while a worker may be started: it inherits the mask and so is deaf from its first moment."""
+def _interrupts_blocked() -> Iterator[None]:
+    """Delay Ctrl-C while a worker may start: the worker inherits the blocked signal and never receives it."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -81,13 +81,13 @@ def _stop(pool: ProcessPoolExecutor) -> None:
 
 
 def _start() -> None:
-    # Ctrl-C reaches the whole process group; only the parent answers it.
+    # Ctrl-C reaches the whole process group; only the parent handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent()
 
 
 def _die_with_parent() -> None:
-    """A worker whose parent was killed must not go on: a thread waits for the parent's end, now or long ago."""
+    """End this worker when its parent ends, even if the parent has ended already: a thread waits for it."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -1,6 +1,6 @@
-"""What a kind of stage is. A file here is one, and so is an entry point of the group `expunge.stages`.
+"""The contract of a kind of stage. Each file here defines one; so does each entry point of the group `expunge.stages`.
 
-The file's name is the kind, and its class has the same name with `Stage` behind it: `audit.py` holds `AuditStage`.
+The file's name is the kind, and its class has the same name followed by `Stage`: `audit.py` defines `AuditStage`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Output:
-    """What a stage computed: files by name, and the per-example gradients that it took."""
+    """The output of a stage: files by name, and the number of per-example gradients that it computed."""
 
     files: Mapping[str, bytes]
     gradients: int = 0
@@ -33,13 +33,13 @@ class Output:
 
 @dataclass(frozen=True)
 class StageKind(Part):
-    """One kind of computation: what it writes, what it is expected to cost, and how it runs."""
+    """One kind of computation: which files it writes, what it is expected to cost, and how it runs."""
 
     files: ClassVar[Mapping[str, str | None]] = MappingProxyType({})
-    """Each file that a stage writes, no more and no fewer -> folder of the record that keeps it, or none."""
+    """Exactly the files that a stage writes -> folder of the record that keeps the file; `None` if none does."""
 
     def written(self, plan: Parts) -> Mapping[str, str | None]:
-        """What this plan's stages write: `files` unless the spec asks for more."""
+        """The files that stages of this plan write: `files`, unless the spec asks for more."""
         return self.files
 
     @abstractmethod
@@ -47,19 +47,19 @@ class StageKind(Part):
         """Compute the stage from the stored outputs of its inputs.
 
         Raises:
-            ExpungeError: The part that it runs failed.
+            ExpungeError: The stage's part failed.
         """
 
     @abstractmethod
     def cost(self, plan: Parts, stage: Stage) -> float:
-        """Per-example gradients that the stage is expected to take, a forward pass counted as `FORWARD`."""
+        """Expected per-example gradients of the stage; a forward pass counts as `FORWARD`."""
 
     def added(self, layout: Layout, stages: Sequence[Stage]) -> Iterator[Stage]:
-        """Stages of this kind that a run gets besides those that `pipeline/layout.py` lays out; none by default.
+        """More stages of this kind, in addition to those of `pipeline/layout.py`; none by default.
 
         Args:
-            layout: Makes a stage with its key: `layout.stage(...)`.
-            stages: All that are laid out so far; inputs are taken from them.
+            layout: `layout.stage(...)` makes a stage with its key.
+            stages: All stages so far; inputs come from them.
         """
         return iter(())
 
@@ -73,7 +73,7 @@ def kind_of(name: str) -> StageKind:
     """The kind of stage with this name.
 
     Raises:
-        SpecError: There is none.
+        SpecError: There is no such kind.
     """
     kind = registry.build("stage", name, {}, where="stage")
     if not isinstance(kind, StageKind):
@@ -82,7 +82,7 @@ def kind_of(name: str) -> StageKind:
 
 
 def setting(part: Part, name: str, default: float) -> float:
-    """A number among the settings of a part."""
+    """The setting of a part, if it is a number; otherwise the default."""
     settings: dict[str, Any] = part.settings()
     value = settings.get(name)
     return float(value) if isinstance(value, int | float) else default

@@ -1,4 +1,4 @@
-"""How stages make models: by training, by a method, by an attack. Shadows are made in the same three ways."""
+"""How stages make models: by training, by a method or by an attack. Shadow models are made in the same ways."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from expunge.pipeline.stages._worker import Worker
 
 
 def trained(worker: Worker, stage: Stage, ids: Tensor, *, watched: bool = False) -> Output:
-    """A model trained on these examples; `watched`, with what the spec's monitors measured meanwhile."""
+    """Train a model on these examples; if `watched`, with the records of the spec's monitors."""
     plan, data, meter = worker.plan, worker.problem(stage).data, Meter()
     recipe = plan.recipe(data, watched=watched)
     model = train_model(recipe, data, ids, plan.seeds.train(stage), meter)
@@ -34,12 +34,12 @@ def trained(worker: Worker, stage: Stage, ids: Tensor, *, watched: bool = False)
 
 
 def written_by_training(files: Mapping[str, str | None], plan: Parts) -> Mapping[str, str | None]:
-    """What a watched training writes: weights, and the monitors' records where the spec has any."""
+    """The files of a watched training: `files`, and the monitors' records if the spec has monitors."""
     return {**files, MONITORS: "monitors"} if plan.monitors else files
 
 
 def unlearned(worker: Worker, stage: Stage) -> Output:
-    """What the stage's method makes of its input `model`."""
+    """Apply the stage's method to its input `model`."""
     problem, plan = worker.problem(stage), worker.plan
     start = worker.model(stage.input("model"), problem)
     method, budget = plan.methods[stage.model], plan.spec.chain(stage.model)[-1].budget
@@ -49,7 +49,7 @@ def unlearned(worker: Worker, stage: Stage) -> Output:
 
 
 def attacked(worker: Worker, stage: Stage) -> Output:
-    """What the stage's attack makes of its input `model`, the attack's curve, and what is known at the curve's end."""
+    """Apply the stage's attack to its input `model`: weights, the attack's curve, and scores at the curve's end."""
     problem, label = worker.problem(stage), stage.attack
     assert label is not None
     model = worker.model(stage.input("model"), problem)
@@ -76,7 +76,7 @@ def training_cost(plan: Parts) -> float:
 
 
 def unlearning_cost(plan: Parts, label: str) -> float:
-    """Per-example gradients that a method says it will take; a pass over the training set where it does not say."""
+    """Per-example gradients that a method expects to compute; one pass over the training set for plain functions."""
     method = plan.methods[label]
     if "recipe" in getattr(method, "needs", ()):
         return training_cost(plan)

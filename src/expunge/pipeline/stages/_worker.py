@@ -1,4 +1,4 @@
-"""A process's view of a run: it runs stages, and loads what they need."""
+"""Run the stages of a plan in one process, and load their inputs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from expunge.pipeline.stages._kind import Output, kind_of
 
 @dataclass
 class Worker:
-    """A run's plan and store, with the problems that it has made so far."""
+    """The plan and store of a run, with the problems made so far."""
 
     plan: Plan
     store: Store | MemoryStore
@@ -36,20 +36,20 @@ class Worker:
         """Compute a stage and store its output.
 
         Args:
-            stage: Its inputs are in the store.
+            stage: The stage; its inputs are in the store.
 
         Returns:
-            Its cost: seconds, and per-example gradients where there are any.
+            Its name, cost (seconds and per-example gradients), device and precision.
 
         Raises:
-            ExpungeError: The stage failed; names it.
+            ExpungeError: The stage failed; the message names the stage.
         """
         torch.set_num_threads(self.plan.spec.threads)
         start, kind = time.perf_counter(), kind_of(stage.kind)
-        # Diagnostics look at curvature, which needs more digits than bfloat16 has.
+        # Diagnostics measure curvature, which needs more digits than bfloat16 has.
         precision = "float32" if stage.kind == "diagnostic" else self.plan.spec.precision
         try:
-            # Parts of the user's may draw from global state.
+            # The user's parts may draw from the global generators.
             with computing(precision), forked(self.plan.seeds.stage(stage)):
                 output = kind.run(self, stage)
         except ExpungeError as error:
@@ -80,26 +80,26 @@ class Worker:
         return checkpoint.restore(self.plan.fresh(self.plan.by_key[key], problem.data), content, where).eval()
 
     def models(self, keys: Iterable[str], problem: Problem) -> list[nn.Module]:
-        """Several stored models."""
+        """The stored models with these keys."""
         return [self.model(key, problem) for key in keys]
 
     def case(self, stage: Stage, original: nn.Module, shadows: Shadows | None = None) -> Case:
-        """What a part sees of the stage's seed."""
+        """The case that a part of this stage works on."""
         problem = self.problem(stage)
         return Case(self.plan.seeds.case(stage), problem, original, self.plan.recipe(problem.data), shadows=shadows)
 
     def statistics(self, stage: Stage) -> dict[str, Mapping[str, Tensor]]:
-        """Keywords for the call of the stage's part: its statistics, where it measures any."""
+        """Keywords for the call of the stage's part: its statistics, if it has any."""
         return {"statistics": self._tensors(stage.input("statistics"))} if "statistics" in stage.inputs else {}
 
     def _tensors(self, key: str) -> dict[str, Tensor]:
         return load_tensors(self.store.read(key, STATISTICS))
 
 
-def _check_files(named: Mapping[str, str | None], stage: Stage, output: Output) -> None:
-    if output.files.keys() != named.keys():
+def _check_files(declared: Mapping[str, str | None], stage: Stage, output: Output) -> None:
+    if output.files.keys() != declared.keys():
         raise RunError(
             f"it wrote {', '.join(sorted(output.files)) or 'nothing'}",
             where=stage.name,
-            allowed=f"the files that its kind names: {', '.join(sorted(named)) or 'none'}",
+            allowed=f"the files that its kind names: {', '.join(sorted(declared)) or 'none'}",
         )

@@ -1,4 +1,4 @@
-"""What an attack makes of a model, with its curve."""
+"""Apply an attack to a model: the attacked model and the attack's curve."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from expunge.pipeline.stages._worker import Worker
 
 @dataclass(frozen=True)
 class AttackStage(StageKind):
-    """Weights at the peak of the curve, the curve, and what is known at its end."""
+    """Weights at the peak of the curve, the curve, and scores at its end."""
 
     files: ClassVar[Mapping[str, str | None]] = {SCORES: "scores", CURVE: "curves", WEIGHTS: "models"}
 

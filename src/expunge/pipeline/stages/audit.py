@@ -1,4 +1,4 @@
-"""What an audit measures on a model, beside its original and, where it asks for them, shadows."""
+"""Run an audit on a model, with its original and, if the audit needs them, shadow models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a diagnostic estimates of an original before anything is unlearned."""
+"""Run a diagnostic on an original before anything is unlearned."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from expunge.pipeline.stages._worker import Worker
 
 @dataclass(frozen=True)
 class DiagnosticStage(StageKind):
-    """Estimates by what they are of."""
+    """Estimates by the name of the quantity."""
 
     files: ClassVar[Mapping[str, str | None]] = {ESTIMATES: "diagnosis"}
 

@@ -1,4 +1,4 @@
-"""Some forget examples with what every model of the first seed says to them; only where the spec asks for it."""
+"""Some forget examples with the answers of every model of the first seed; only if the spec asks for it."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from expunge.pipeline.stage import EXAMPLES, Stage
 from expunge.pipeline.stages._kind import FORWARD, Output, StageKind
 from expunge.pipeline.stages._worker import Worker
 
-ASKED = ("original", "reference", "unlearn", "attack")
-"""Kinds of stage that leave one model, which is asked."""
+ANSWERING = ("original", "reference", "unlearn", "attack")
+"""Kinds of stage that make one model; this model answers."""
 
 
 @dataclass(frozen=True)
 class GalleryStage(StageKind):
-    """Examples and answers, as `pipeline.gallery` puts them."""
+    """Examples and answers, in the form of `pipeline.gallery`."""
 
     files: ClassVar[Mapping[str, str | None]] = {EXAMPLES: "examples"}
 
     def run(self, worker: Worker, stage: Stage) -> Output:
         problem, by_key = worker.problem(stage), worker.plan.by_key
-        asked = [by_key[key] for key in stage.several("models")]
-        models = (((s.model, s.attack), worker.model(s.key, problem)) for s in asked)
+        makers = [by_key[key] for key in stage.several("models")]
+        models = (((s.model, s.attack), worker.model(s.key, problem)) for s in makers)
         table = gallery(problem, models, stage.seed or 0)
         return Output({EXAMPLES: json.dumps(table, ensure_ascii=False, indent=1).encode()})
 
@@ -37,8 +37,8 @@ class GalleryStage(StageKind):
     def added(self, layout: Layout, stages: Sequence[Stage]) -> Iterator[Stage]:
         if layout.parts.spec.gallery:
             seed, shown = layout.parts.spec.seeds[0], layout.parts.models
-            models = [stage for stage in stages if stage.seed == seed and stage.kind in ASKED and stage.model in shown]
-            # Its output names the models, so that here, unlike elsewhere, a label is part of the address.
+            models = [s for s in stages if s.seed == seed and s.kind in ANSWERING and s.model in shown]
+            # The output names the models, so the labels are part of the address here, unlike in other stages.
             facts = {"format": FORMAT, "models": [(stage.model, stage.attack) for stage in models]}
             inputs = {"models": tuple(stage.key for stage in models)}
             yield layout.stage("gallery", "", seed, None, "gallery", facts, inputs)

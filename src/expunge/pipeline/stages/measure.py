@@ -1,9 +1,10 @@
 """Statistics of a part, computed once for all stages that use them: C-scores, importances, curvature factors.
 
-A part with `measures = True` gets such a stage. A task is asked `measure(data, recipe, seed)`, once for all seeds, and
-is called with the tensors. Any other part is asked `measure(model, problem, seed, meter)` about the model that it
-works on, and is called with the tensors as the keyword `statistics`. Its `measuring()` says, as plain data, what the
-statistics depend on: parts that say the same share one stage. Without `measuring()` that is the part with all settings.
+A part with `measures = True` gets such a stage. For a task, the stage calls `measure(data, recipe, seed)` once for all
+seeds, and the task is called with the tensors. For any other part, it calls `measure(model, problem, seed, meter)` with
+the part's model, and the part is called with the tensors as the keyword `statistics`. The part's `measuring()` returns,
+as plain data, what the statistics depend on: parts that return the same share one stage. Without `measuring()`, the
+statistics depend on all settings of the part.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from expunge.pipeline.stages._worker import Worker
 
 @dataclass(frozen=True)
 class MeasureStage(StageKind):
-    """Statistics of a part as tensors."""
+    """Statistics of a part, as tensors."""
 
     files: ClassVar[Mapping[str, str | None]] = {STATISTICS: None}
 

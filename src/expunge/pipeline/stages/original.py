@@ -1,4 +1,4 @@
-"""The model that knows the forget set: trained, or brought by the user."""
+"""The original model, which knows the forget set: trained by the run, or given by the user."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class OriginalStage(StageKind):
         model = worker.plan.original(problem.data)
         if model is None:
             return trained(worker, stage, problem.train, watched=True)
-        # One forward pass now, so that an output of the wrong width is reported here and not deep in a method.
+        # One forward pass now, so that an output of the wrong width is reported here and not later, inside a method.
         with torch.no_grad():
             problem.objective.measure(model.eval(), problem.data.batch(problem.test[:2]))
         return Output({WEIGHTS: checkpoint.dump(model)})

@@ -1,4 +1,4 @@
-"""The model retrained without the forget set, which everything is held against."""
+"""The reference: a model retrained without the forget set, with which all other models are compared."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A model made like an audited one from another seed: trained, then unlearned, then attacked, a stage each.
+"""A shadow model, made like an audited model from another seed: trained, unlearned and attacked, one stage each.
 
-Shadows are many models that only an audit asks: they stay in the cache.
+There are many shadow models, and only audits use them: they stay in the cache and are not part of the record.
 """
 
 from __future__ import annotations

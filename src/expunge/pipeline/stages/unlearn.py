@@ -1,4 +1,4 @@
-"""What a method makes of the original, or of another method's model."""
+"""Apply a method to the original, or to another method's model."""
 
 from __future__ import annotations
 
