@@ -1,9 +1,10 @@
 """Statistics of a part, computed once for all stages that use them: C-scores, importances, curvature factors.
 
 A part with `measures = True` gets such a stage. A task is asked `measure(data, recipe, seed)`, once for all seeds, and
-is called with the tensors. Any other part is asked `measure(model, problem, seed, meter)` about the model that it
-works on, and is called with the tensors as the keyword `statistics`. Its `measuring()` says, as plain data, what the
-statistics depend on: parts that say the same share one stage. Without `measuring()` that is the part with all settings.
+is called with the tensors. Any other part is asked `measure(model, job)` about the model that it works on, and is
+called with the tensors as the keyword `statistics`; a method's `apply` reads them from `job.statistics`. The part's
+`measuring()` says, as plain data, what the statistics depend on: parts that say the same share one stage. Without
+`measuring()` that is the part with all settings.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import ClassVar
 from safetensors.torch import save as save_tensors
 
 from expunge.core.case import Meter
+from expunge.core.job import Job
+from expunge.core.modules import first_parameter
 from expunge.core.seeding import forked
 from expunge.pipeline.parts import Parts
 from expunge.pipeline.stage import STATISTICS, Stage
@@ -37,7 +40,8 @@ class MeasureStage(StageKind):
             problem, part = worker.problem(stage), plan.part(stage.part_kind, stage.part)
             model = worker.model(stage.input("model"), problem)
             with forked(seed):
-                tensors = part.measure(model, problem, seed, meter)
+                device = first_parameter(model).device
+                tensors = part.measure(model, Job(problem, plan.recipe(problem.data), seed, meter, device))
         return Output({STATISTICS: save_tensors({n: t.contiguous() for n, t in tensors.items()})}, meter.gradients)
 
     def cost(self, plan: Parts, stage: Stage) -> float:
