@@ -17,7 +17,7 @@ from expunge.base.part import Count, Part
 
 
 @dataclass(frozen=True)
-class Task:
+class Computation:
     """A function with its arguments, and what must be done before it; all of it is pickled where processes run it."""
 
     key: str
@@ -29,9 +29,9 @@ class Task:
     """Keys of tasks that must have finished; keys of no task are taken to be done."""
 
 
-Begun = Callable[[Task], object]
+Begun = Callable[[Computation], object]
 """Called with each task that begins."""
-Finished = Callable[[Task, Any], object]
+Finished = Callable[[Computation, Any], object]
 """Called with each task that has finished, and what it returned."""
 
 
@@ -43,7 +43,7 @@ class Executor(Part):
     """How many tasks may run side by side."""
 
     @abstractmethod
-    def run(self, tasks: Sequence[Task], begun: Begun, finished: Finished) -> None:
+    def run(self, tasks: Sequence[Computation], begun: Begun, finished: Finished) -> None:
         """Run all tasks, each after those that it needs; both callbacks are called in this thread.
 
         Args:
@@ -69,7 +69,7 @@ def executor_of(name: str | None, workers: int) -> Executor:
     return type(executor)(workers=workers)
 
 
-def ready(waiting: Iterable[Task], running: Iterable[Task]) -> list[Task]:
+def ready(waiting: Iterable[Computation], running: Iterable[Computation]) -> list[Computation]:
     """The waiting tasks that may start: nothing that they need is waiting or running."""
     waiting = list(waiting)
     to_come = {task.key for task in (*waiting, *running)}

@@ -31,7 +31,7 @@ from expunge.base.record import (
 from expunge.evidence.table import Table, read_table, verdicts_text
 from expunge.pipeline.diagnosis import diagnosis
 from expunge.pipeline.plan import Plan, Stage
-from expunge.pipeline.stages._kind import kind_of
+from expunge.pipeline.stage_kind import kind_of
 
 FIXED = ("data", "model", "train", "forget", "seeds", "threads", "device", "precision")
 """What must not differ between two runs into one folder: their rows could not stand in one table."""

@@ -21,9 +21,9 @@ from expunge.core.modules import first_parameter
 from expunge.core.seeding import forked
 from expunge.pipeline.parts import Parts
 from expunge.pipeline.stage import STATISTICS, Stage
-from expunge.pipeline.stages._kind import Output, StageKind, setting
+from expunge.pipeline.stage_kind import Output, StageKind, setting
 from expunge.pipeline.stages._models import training_cost
-from expunge.pipeline.stages._worker import Worker
+from expunge.pipeline.worker import Worker
 
 
 @dataclass(frozen=True)
