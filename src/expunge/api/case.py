@@ -127,7 +127,7 @@ def unlearn(
         **settings: The method's settings.
 
     Returns:
-        The unlearned model; after another method under both names, with the cost of both and the state of both.
+        The unlearned model; after another method under both names, with the cost of both.
 
     Raises:
         ExpungeError: An unknown method or setting, unmet needs, or training that diverged.
@@ -142,8 +142,8 @@ def unlearn(
     start, label = (case.original, method) if after is None else (after.model, f"{after.method}_{method}")
     done: Unlearned = part(start, case.problem, case.recipe, derive(case.seed, "unlearn", label), budget)
     if after is None:
-        return Unlearned(done.model, label, done.cost, done.state, part, budget)
-    return Unlearned(done.model, label, after.cost + done.cost, {**after.state, **done.state}, part, budget, after)
+        return Unlearned(done.model, label, done.cost, part, budget)
+    return Unlearned(done.model, label, after.cost + done.cost, part, budget, after)
 
 
 def _pool(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -62,12 +62,11 @@ class Cost:
 
 @dataclass(frozen=True)
 class Unlearned:
-    """What a method returns: the new model, the method's label, its cost, and state that came from training."""
+    """What a method returns: the new model, the method's label, and its cost."""
 
     model: nn.Module
     method: str
     cost: Cost
-    state: Mapping[str, Any] = field(default_factory=dict)
     part: Any = None
     """The method with its settings, to be run again on shadow models; `None` where it is not known."""
     budget: int | None = None
@@ -118,7 +117,6 @@ class Case:
         problem: What is to be forgotten.
         original: The model that knows it.
         recipe: How such models are trained; `None` where it is lost.
-        make_reference: Overrides how the reference is obtained, e.g. from a cache.
         shadows: For audits that ask for some.
     """
 
@@ -126,7 +124,6 @@ class Case:
     problem: Problem
     original: nn.Module
     recipe: Recipe | None = None
-    make_reference: Callable[[], nn.Module] | None = None
     shadows: Shadows | None = None
 
     @cached_property
@@ -136,8 +133,6 @@ class Case:
         Raises:
             MissingError: There is no recipe to retrain with.
         """
-        if self.make_reference is not None:
-            return self.make_reference()
         if self.recipe is None:
             raise MissingError("there is no recipe to retrain with", where="case", remedy="pass recipe=")
         return train_model(self.recipe, self.problem.data, self.problem.reference_train, self.seed)

@@ -23,7 +23,7 @@ ROUNDING = 1e-9
 """Relative error by which a value may lie outside of its interval."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Unreferenced(Case):
     """A case whose reference nobody may see; remembers who asked."""
 
