@@ -12,11 +12,11 @@ from expunge.core.contracts import Method
 from expunge.core.data import Data
 from expunge.data.digits import Digits
 from expunge.data.fashion_mnist import FashionMNIST
-from expunge.diagnostics._plan import EPOCHS, LEAST, default_set, planned, with_plan
 from expunge.methods.finetune import Finetune
 from expunge.methods.gradient_ascent import GradientAscent
 from expunge.methods.neggrad_plus import NegGradPlus
 from expunge.methods.npo import NPO
+from expunge.pipeline.default_diagnostics import EPOCHS, LEAST, default_set, planned, with_plan
 
 
 def scored(data: Data) -> Data:

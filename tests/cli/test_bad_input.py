@@ -497,7 +497,9 @@ def test_a_model_that_a_part_cannot_work_on_is_named_before_anything_is_trained(
         ({"method": [{"name": "symmetry", "label": "mine"}]}, "method 'mine': "),
         ({"audit": [{"name": "aligned_distance", "label": "mine"}]}, "audit 'mine': "),
     ):
-        refused(tiny(model=vit, **changes), earlier, 3, place, "not a plain chain", "_Transformer", "nn.Sequential of")
+        refused(
+            tiny(model=vit, **changes), earlier, 3, place, "not a plain chain", "_VisionTransformer", "nn.Sequential of"
+        )
 
 
 # Failures in the middle of a run.

@@ -26,6 +26,8 @@ CHECKED = [part for part in REGISTERED if part not in FILES]
 
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     # Smaller than by default, so that the checks' small data carry them and nets train fast.
+    ("diagnostic", "hardness"): {"steps": 100},
+    ("diagnostic", "sharpness"): {"epochs": 30.0},
     ("task", "easy_examples"): {"count": 50, "nets": 2},
     ("method", "tar"): {"outer_steps": 3, "inner_steps": 2, "batch_size": 8, "forget_batch_size": 4},
     ("task", "hard_examples"): {"count": 50, "nets": 2},

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from _wrong_parts import WRONG_AUGMENTATIONS, WRONG_DIAGNOSTICS, WRONG_OBJECTIVES, Counting
 from torch import Tensor, nn
 
 from expunge import testing
@@ -20,11 +21,11 @@ from expunge.audits.performance import Performance
 from expunge.base.errors import MissingError, SpecError
 from expunge.blocks.tied_dropout import TiedLayer
 from expunge.core.case import Attacked, Case, Cost, Meter, Recipe, Unlearned, copy_for_training
-from expunge.core.contracts import Architecture, Block, Method, Source, Task
+from expunge.core.contracts import Architecture, Augmentation, Block, Diagnostic, Method, Source, Task
 from expunge.core.data import Data
 from expunge.core.job import Job
 from expunge.core.modules import frozen_copy
-from expunge.core.objective import kl, loss
+from expunge.core.objective import Objective, kl, loss
 from expunge.core.problem import Problem
 from expunge.data.digits import Digits
 from expunge.evidence.scores import Scores
@@ -33,6 +34,7 @@ from expunge.methods.retrain import Retrain
 from expunge.models.gpt import GPT
 from expunge.models.mlp import MLP
 from expunge.objectives.classification import Classification
+from expunge.objectives.regression import Regression
 from expunge.tasks.label_swap import LabelSwap
 from expunge.tasks.planted_text import PlantedText
 
@@ -1081,6 +1083,42 @@ def test_wrong_data_are_caught(wrong: type[Source]) -> None:
     assert caught.value.contract == WRONG_DATA[wrong], str(caught.value)
 
 
+# --- Diagnostics, objectives, augmentations --------------------------------------------------------------------------
+
+
+def test_a_right_diagnostic_passes() -> None:
+    testing.check_diagnostic(Counting())
+
+
+@pytest.mark.parametrize("wrong", WRONG_DIAGNOSTICS, ids=lambda wrong: wrong.__name__)
+def test_a_wrong_diagnostic_is_caught(wrong: type[Diagnostic]) -> None:
+    with pytest.raises(testing.ContractError) as caught:
+        testing.check_diagnostic(wrong())
+    assert caught.value.contract == WRONG_DIAGNOSTICS[wrong], str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", WRONG_OBJECTIVES, ids=lambda wrong: wrong.__name__)
+def test_a_wrong_objective_is_caught(wrong: type[Objective]) -> None:
+    with pytest.raises(testing.ContractError) as caught:
+        testing.check_objective(wrong())
+    assert caught.value.contract == WRONG_OBJECTIVES[wrong], str(caught.value)
+
+
+def test_an_objective_is_checked_on_data_of_the_callers_own() -> None:
+    ids = torch.arange(6)
+    data = Data(torch.randn(6, 2), torch.randn(6, 4), ids[:4], ids[4:])
+    testing.check_objective(Regression(), data, nn.Linear(2, 4))
+    with pytest.raises(testing.ContractError, match="some data fit"):
+        testing.check_objective(Regression(), data, nn.Linear(2, 3))
+
+
+@pytest.mark.parametrize("wrong", WRONG_AUGMENTATIONS, ids=lambda wrong: wrong.__name__)
+def test_a_wrong_augmentation_is_caught(wrong: type[Augmentation]) -> None:
+    with pytest.raises(testing.ContractError) as caught:
+        testing.check_augmentation(wrong())
+    assert caught.value.contract == WRONG_AUGMENTATIONS[wrong], str(caught.value)
+
+
 def test_no_contract_is_without_a_part_that_breaks_it() -> None:
     """A new check needs a wrong part here: names of contracts in the source are those caught above."""
     import ast
@@ -1094,6 +1132,9 @@ def test_no_contract_is_without_a_part_that_breaks_it() -> None:
         *WRONG_MODELS.values(),
         *WRONG_DATA.values(),
         *WRONG_BLOCKS.values(),
+        *WRONG_DIAGNOSTICS.values(),
+        *WRONG_OBJECTIVES.values(),
+        *WRONG_AUGMENTATIONS.values(),
     }
     sources = [file.read_text() for folder in testing.__path__ for file in Path(folder).glob("*.py")]
     named = set()

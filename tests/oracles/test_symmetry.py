@@ -186,7 +186,7 @@ class Skips(nn.Sequential):
 
 NO_CHAIN: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "residual": (lambda: ResNet9(width=8)(_large()), "'res1.0' is|'res1' is a _Residual"),
-    "transformer": (lambda: ViT(width=8, depth=1, heads=2)(IMAGES), "it is a _Transformer"),
+    "transformer": (lambda: ViT(width=8, depth=1, heads=2)(IMAGES), "it is a _VisionTransformer"),
     "language model": (lambda: GPT(width=8, layers=1, heads=2)(tokens().data), "it is a GPT|it is a _"),
     "subclass": (lambda: Skips(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), "it is a Skips"),
     "one layer": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), "fewer than two layers"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from expunge.base import registry
-from expunge.pipeline.stages._kind import kind_of
+from expunge.pipeline.stage_kind import kind_of
 
 Install = Callable[[str, dict[str, str]], None]
 """Takes the text of `another_package.py`, and the group of each class that is an entry point, named like it."""

@@ -17,7 +17,7 @@ import pytest
 from expunge.base.errors import RunError, SpecError
 from expunge.base.record import Store, rows_to_text
 from expunge.base.spec import parse
-from expunge.pipeline.executor import Executor, Task, executor_of
+from expunge.pipeline.executor import Computation, Executor, executor_of
 from expunge.pipeline.plan import Plan
 from expunge.pipeline.run import run as run_spec
 from expunge.pipeline.schedule import run_stages
@@ -59,7 +59,7 @@ def killed() -> None:
 @pytest.mark.parametrize("executor", EXECUTORS, ids=["inline", "processes"])
 def test_a_task_runs_after_those_that_it_needs(executor: Executor, tmp_path: Path) -> None:
     needs = {"a": (), "b": ("a",), "c": ("a",), "d": ("b", "c", "elsewhere")}
-    tasks = [Task(k, wrote, (tmp_path, k, n, 0.05 if k == "a" else 0.0), n) for k, n in needs.items()]
+    tasks = [Computation(k, wrote, (tmp_path, k, n, 0.05 if k == "a" else 0.0), n) for k, n in needs.items()]
     begun, finished = list[str](), dict[str, Any]()
     executor.run(tasks, lambda task: begun.append(task.key), lambda task, found: finished.update({task.key: found}))
     assert sorted(begun) == sorted(finished) == sorted(needs)
@@ -67,12 +67,12 @@ def test_a_task_runs_after_those_that_it_needs(executor: Executor, tmp_path: Pat
 
 
 def test_after_a_failure_nothing_begins_and_what_runs_comes_to_its_end(tmp_path: Path) -> None:
-    slow = Task("slow", wrote, (tmp_path, "slow", (), 1.0))
-    later = [Task(k, wrote, (tmp_path, k, ()), ()) for k in ("e", "f")]
+    slow = Computation("slow", wrote, (tmp_path, "slow", (), 1.0))
+    later = [Computation(k, wrote, (tmp_path, k, ()), ()) for k in ("e", "f")]
     finished = list[str]()
     with pytest.raises(RunError, match="bad: it failed"):
         executor_of(None, 2).run(
-            [slow, Task("bad", failed, (tmp_path, "bad")), *later],
+            [slow, Computation("bad", failed, (tmp_path, "bad")), *later],
             lambda task: None,
             lambda task, found: finished.append(task.key),
         )
@@ -81,16 +81,16 @@ def test_after_a_failure_nothing_begins_and_what_runs_comes_to_its_end(tmp_path:
 
 def test_a_killed_worker_has_a_message() -> None:
     with pytest.raises(RunError, match=r"a worker was killed.*--workers"):
-        executor_of(None, 2).run([Task("a", killed)], lambda task: None, lambda task, found: None)
+        executor_of(None, 2).run([Computation("a", killed)], lambda task: None, lambda task, found: None)
 
 
 def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import time\n"
-        "from expunge.pipeline.executor import Task, executor_of\n"
+        "from expunge.pipeline.executor import Computation, executor_of\n"
         "if __name__ == '__main__':\n"
-        "    tasks = [Task(str(i), time.sleep, (300,)) for i in range(2)]\n"
+        "    tasks = [Computation(str(i), time.sleep, (300,)) for i in range(2)]\n"
         "    executor_of(None, 2).run(tasks, lambda task: print(task.key, flush=True), print)\n"
     )
     parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, start_new_session=True)
@@ -110,10 +110,10 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
 
 
 def test_what_crosses_processes_is_small(tmp_path: Path) -> None:
-    tasks = list[Task]()
+    tasks = list[Computation]()
 
     class Looking(Executor):
-        def run(self, given: Sequence[Task], begun: Any, finished: Any) -> None:
+        def run(self, given: Sequence[Computation], begun: Any, finished: Any) -> None:
             tasks.extend(given)
 
     plan = Plan(parse(tiny(), tmp_path))

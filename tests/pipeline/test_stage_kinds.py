@@ -11,14 +11,14 @@ import pytest
 from expunge.base import registry
 from expunge.base.spec import parse
 from expunge.pipeline.plan import Plan
-from expunge.pipeline.stages._kind import kind_of
+from expunge.pipeline.stage_kind import kind_of
 from helpers import cli, finished, run, stages_done, tiny
 
 KIND = """
 import json
 from dataclasses import dataclass
 from typing import ClassVar
-from expunge.pipeline.stages._kind import Output, StageKind
+from expunge.pipeline.stage_kind import Output, StageKind
 
 @dataclass(frozen=True)
 class Sizes(StageKind):

@@ -9,19 +9,25 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from expunge import testing
+from expunge.base import registry
+from expunge.base.errors import SpecError
 from expunge.base.spec import parse
 from expunge.pipeline.plan import Plan
 from expunge.pipeline.stage import STATISTICS, Stage
+from expunge.testing._settings import every_setting
+from expunge.testing._state import difference
 from helpers import finished, run, tiny
 
 METHODS = """
-import copy
 from dataclasses import dataclass
 from typing import ClassVar
 import torch
 from expunge.base.part import Count
-from expunge.core.case import Cost, Unlearned
 from expunge.core.contracts import Method
+
+def trainable(model):
+    return [(n, p) for n, p in model.named_parameters() if p.requires_grad]
 
 @dataclass(frozen=True)
 class Shrink(Method):
@@ -32,23 +38,39 @@ class Shrink(Method):
     def measuring(self):
         return {"mean weight": self.power}
 
-    def measure(self, model, problem, seed, meter):
-        meter.charge(7)
+    def measure(self, model, job):
+        job.meter.charge(7)
         return {n: p.detach().abs().pow(self.power).mean() for n, p in model.named_parameters()}
 
-    def __call__(self, model, problem, recipe, seed, budget=None, *, statistics):
-        student = copy.deepcopy(model)
+    def apply(self, student, job):
+        job.meter.charge(3)
         with torch.no_grad():
-            for name, p in student.named_parameters():
-                p.mul_(1 - self.strength * statistics[name])
-        return Unlearned(student, "shrink", Cost(3, 0.0))
-
-    def apply(self, student, *arguments):
+            for name, p in trainable(student):
+                p.mul_(1 - self.strength * job.statistics[name])
         return student
 
 @dataclass(frozen=True)
 class Grow(Shrink):
     strength: float = -0.5
+"""
+DRAWING = """
+from dataclasses import dataclass
+from typing import ClassVar
+import torch
+from expunge.core.contracts import Method
+
+@dataclass(frozen=True)
+class Drawing(Method):
+    measures: ClassVar[bool] = True
+
+    def measure(self, model, job):
+        assert not model.training
+        return {"noise": torch.rand(3)}
+
+    def apply(self, student, job):
+        with torch.no_grad():
+            next(student.parameters()).add_(torch.rand(()))
+        return student
 """
 GROUPS = dict.fromkeys(("Shrink", "Grow"), "expunge.methods")
 
@@ -86,6 +108,38 @@ def test_two_methods_share_one_stage(install: Any, tmp_path: Path) -> None:
         "shrink": 10,
         "grow": 10,
     }
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_method_called_without_statistics_measures_itself_and_is_charged(install: Any, given: bool) -> None:
+    install(METHODS, GROUPS)
+    setting = every_setting()[0]
+    model, method = setting.model(), registry.load("method", "shrink")()
+    means = {n: p.detach().square().mean() for n, p in model.named_parameters()}
+    done = method(model, setting.problem, None, 0, statistics=means if given else None)
+    assert done.cost.gradients == (3 if given else 10)
+    for name, parameter in done.model.named_parameters():
+        assert (parameter == dict(model.named_parameters())[name] * (1 - 0.5 * means[name])).all()
+
+
+def test_what_measuring_draws_moves_no_draw_of_the_method(install: Any) -> None:
+    install(DRAWING, {"Drawing": "expunge.methods"})
+    setting = every_setting()[0]
+    model, method = setting.model(), registry.load("method", "drawing")()
+    measured, given = (method(model, setting.problem, None, 0, statistics=s).model for s in (None, {}))
+    assert not difference(measured, given)
+
+
+def test_a_budget_that_statistics_exceed_is_refused(install: Any) -> None:
+    install(METHODS, GROUPS)
+    setting = every_setting()[0]
+    with pytest.raises(SpecError, match="its statistics took 7 per-example gradients of 6"):
+        registry.load("method", "shrink")()(setting.model(), setting.problem, None, 0, budget=6)
+
+
+def test_a_method_that_measures_keeps_its_contract(install: Any) -> None:
+    install(METHODS, GROUPS)
+    testing.check_method(registry.load("method", "shrink")())
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from expunge.pipeline.folder import RunFolder
 from expunge.pipeline.run import open_store
 from expunge.pipeline.schedule import run_stages
 from expunge.pipeline.stage import CURVE, SCORES, WEIGHTS, Stage
-from expunge.pipeline.stages._kind import kind_of
+from expunge.pipeline.stage_kind import kind_of
 from expunge.reporting.progress import Progress
 
 _stores: WeakKeyDictionary[Case, MemoryStore] = WeakKeyDictionary()

@@ -136,7 +136,7 @@ def unlearn(
         **settings: The method's settings.
 
     Returns:
-        The unlearned model. After another method, the label, cost and state include those of both methods.
+        The unlearned model. After another method, the label and cost include those of both methods.
 
     Raises:
         ExpungeError: The method or a setting is unknown, the method's needs are not met, or training diverged.
@@ -151,8 +151,8 @@ def unlearn(
     start, label = (case.original, method) if after is None else (after.model, f"{after.method}_{method}")
     done: Unlearned = part(start, case.problem, case.recipe, derive(case.seed, "unlearn", label), budget)
     if after is None:
-        return Unlearned(done.model, label, done.cost, done.state, part, budget)
-    return Unlearned(done.model, label, after.cost + done.cost, {**after.state, **done.state}, part, budget, after)
+        return Unlearned(done.model, label, done.cost, part, budget)
+    return Unlearned(done.model, label, after.cost + done.cost, part, budget, after)
 
 
 def _pool(

@@ -10,8 +10,8 @@ from expunge.api.parts import expect, parts_of
 from expunge.base.errors import ExpungeError
 from expunge.base.seeds import derive
 from expunge.core.case import Case
-from expunge.diagnostics._plan import default_set
 from expunge.evidence.estimate import Estimate
+from expunge.pipeline.default_diagnostics import default_set
 from expunge.reporting.listing import estimates as estimates_text
 
 

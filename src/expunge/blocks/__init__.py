@@ -11,7 +11,9 @@ no weights, the weights of the model without it load into the model with it, and
 
 from __future__ import annotations
 
-from expunge.blocks._architecture import with_blocks
-from expunge.blocks._put import put
+from expunge.blocks._added_memory import added_memory
+from expunge.blocks._architecture import Placed, with_blocks
+from expunge.blocks._hidden import hidden_layers
+from expunge.blocks._put import inserted, put
 
-__all__ = ["put", "with_blocks"]
+__all__ = ["Placed", "added_memory", "hidden_layers", "inserted", "put", "with_blocks"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -63,12 +63,11 @@ class Cost:
 
 @dataclass(frozen=True)
 class Unlearned:
-    """Result of a method: the new model, the method's label, its cost, and state that its training produced."""
+    """Result of a method: the new model, the method's label, and its cost."""
 
     model: nn.Module
     method: str
     cost: Cost
-    state: Mapping[str, Any] = field(default_factory=dict)
     part: Any = None
     """The method with its settings, so that shadow models can be unlearned the same way; `None` if unknown."""
     budget: int | None = None
@@ -120,7 +119,6 @@ class Case:
         problem: What is to be forgotten.
         original: The model that was trained on the forget set.
         recipe: How such models are trained; `None` if that is not known.
-        make_reference: Overrides how the reference is obtained, e.g. from a cache.
         shadows: Shadow models, for audits that need them.
     """
 
@@ -128,7 +126,6 @@ class Case:
     problem: Problem
     original: nn.Module
     recipe: Recipe | None = None
-    make_reference: Callable[[], nn.Module] | None = None
     shadows: Shadows | None = None
 
     @cached_property
@@ -138,8 +135,6 @@ class Case:
         Raises:
             MissingError: The case has no recipe.
         """
-        if self.make_reference is not None:
-            return self.make_reference()
         if self.recipe is None:
             raise MissingError("there is no recipe to retrain with", where="case", remedy="pass recipe=")
         return train_model(self.recipe, self.problem.data, self.problem.reference_train, self.seed)

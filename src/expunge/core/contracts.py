@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import ClassVar, Protocol
 
@@ -128,6 +129,8 @@ class Method(Part):
     repeatable: ClassVar[bool] = True
     """Whether it can run again on shadow models, as some audits need; false for a method that reads weights from a
     file."""
+    measures: ClassVar[bool] = False
+    """Whether `measure` returns anything."""
 
     @property
     def required(self) -> frozenset[str]:
@@ -181,8 +184,26 @@ class Method(Part):
         """
         return float(getattr(self, "epochs", 1)) * (retain + forget)
 
+    def measure(self, model: nn.Module, job: Job) -> Mapping[str, Tensor]:
+        """Statistics of the model that `apply` reads from `job.statistics`; a run computes them once and caches them.
+
+        Args:
+            model: The model to be unlearned, in evaluation mode; leave it as it is.
+            job: Its meter is charged for every gradient.
+
+        Returns:
+            Tensors by name.
+        """
+        return {}
+
     def __call__(
-        self, model: nn.Module, problem: Problem, recipe: Recipe | None, seed: int, budget: int | None = None
+        self,
+        model: nn.Module,
+        problem: Problem,
+        recipe: Recipe | None,
+        seed: int,
+        budget: int | None = None,
+        statistics: Mapping[str, Tensor] | None = None,
     ) -> Unlearned:
         """Unlearn the problem's forget set.
 
@@ -192,6 +213,7 @@ class Method(Part):
             recipe: How such models are trained.
             seed: Everything random in the method follows from it.
             budget: Upper bound in per-example gradients.
+            statistics: What `measure` returned for this model; without them it is asked here, and its cost is added.
 
         Returns:
             The unlearned model in evaluation mode, with its cost.
@@ -199,6 +221,7 @@ class Method(Part):
         Raises:
             MissingError: The problem, the recipe or the model lacks something that the method requires.
             RunError: Training diverged.
+            SpecError: Measuring alone exceeds the budget.
         """
         refuse_unmet(self.unmet(problem, recipe, model), where=type(self).__name__)
         refuse_model(self, model, type(self).__name__)
@@ -206,8 +229,23 @@ class Method(Part):
         start, meter, student = time.perf_counter(), Meter(budget), copy_for_training(model)
         with forked(seed):
             job = Job(problem, recipe, seed, meter, first_parameter(student).device)
+            if self.measures and statistics is None:
+                statistics = self._measured(model, job)
+            job = replace(job, statistics={n: t.to(job.device) for n, t in (statistics or {}).items()})
             student = self.apply(student, job).eval()
         return Unlearned(student, type(self).__name__, Cost(meter.gradients, time.perf_counter() - start))
+
+    def _measured(self, model: nn.Module, job: Job) -> Mapping[str, Tensor]:
+        """Ask `measure`. What it draws does not move what `apply` draws from the global generators."""
+        with forked():
+            statistics = self.measure(copy.deepcopy(model).eval(), job)
+        if not job.meter.affords(0):
+            raise SpecError(
+                f"its statistics took {job.meter.gradients} per-example gradients of {job.meter.limit}",
+                where=f"{type(self).__name__} (budget)",
+                remedy="raise the budget, or pass the statistics",
+            )
+        return statistics
 
     @abstractmethod
     def apply(self, student: nn.Module, job: Job) -> nn.Module:

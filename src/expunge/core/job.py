@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from expunge.core.case import Meter, Recipe
 from expunge.core.generators import generator_of
@@ -21,6 +23,7 @@ class Job:
         seed: Everything random in the method follows from it.
         meter: Counts every per-example gradient, and holds the budget.
         device: Where the model's parameters are.
+        statistics: What the method's `measure` returned, on that device; empty for a method that measures nothing.
     """
 
     problem: Problem
@@ -28,6 +31,7 @@ class Job:
     seed: int
     meter: Meter
     device: torch.device
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
 
     def generator(self, *names: object) -> torch.Generator:
         """The generator of one purpose, such as `"batches"`; on the CPU, so that all devices draw the same numbers."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -51,6 +52,8 @@ class Sampled:
 @dataclass(frozen=True)
 class LogitDiagnostic(Diagnostic):
     """Base of the diagnostics that predict the answers of a sample under descent on retain and ascent on forget."""
+
+    gone: ClassVar[float] = GONE
 
     momentum: Momentum = 0.9
     """Momentum of the heavy ball; the library's `sgd` has 0.9."""

@@ -50,8 +50,7 @@ from torch.nn import functional as F
 
 from expunge.base.errors import MissingError
 from expunge.base.part import Count, Positive
-from expunge.blocks._added_memory import added_memory
-from expunge.blocks._hidden import hidden_layers
+from expunge.blocks import added_memory, hidden_layers
 from expunge.blocks.tied_dropout import (
     SHARED,
     Fixed,

@@ -11,7 +11,7 @@ from expunge.base.errors import SpecError
 from expunge.base.part import Count
 from expunge.core.contracts import Architecture
 from expunge.core.data import Data
-from expunge.models._block import Block
+from expunge.models._transformer_block import TransformerBlock
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,15 @@ class GPT(Architecture):
         """
         if not data.has_tokens:
             raise SpecError("the data are not tokens", where="model (gpt)", allowed="a text data set")
-        return _Transformer(data.objective.outputs, data.shape[0], self.width, self.layers, self.heads)
+        return _CausalTransformer(data.objective.outputs, data.shape[0], self.width, self.layers, self.heads)
 
 
-class _Transformer(nn.Module):
+class _CausalTransformer(nn.Module):
     def __init__(self, vocabulary: int, context: int, width: int, layers: int, heads: int) -> None:
         super().__init__()
         self.tokens = nn.Embedding(vocabulary, width)
         self.positions = nn.Embedding(context, width)
-        self.blocks = nn.Sequential(*(Block(width, heads, causal=True) for _ in range(layers)))
+        self.blocks = nn.Sequential(*(TransformerBlock(width, heads, causal=True) for _ in range(layers)))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, vocabulary, bias=False)
         for module in self.modules():

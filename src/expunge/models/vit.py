@@ -18,8 +18,8 @@ from expunge.base.errors import SpecError
 from expunge.base.part import Count
 from expunge.core.contracts import Architecture
 from expunge.core.data import Data
-from expunge.models._block import Block
 from expunge.models._images import image_shape
+from expunge.models._transformer_block import TransformerBlock
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ class ViT(Architecture):
             )
         count = (height // self.patch) * (width // self.patch)
         patches = nn.Conv2d(channels, self.width, self.patch, stride=self.patch)
-        blocks = [Block(self.width, self.heads, causal=False) for _ in range(self.depth)]
-        return _Transformer(patches, count, nn.Sequential(*blocks), nn.Linear(self.width, data.objective.outputs))
+        blocks = [TransformerBlock(self.width, self.heads, causal=False) for _ in range(self.depth)]
+        return _VisionTransformer(patches, count, nn.Sequential(*blocks), nn.Linear(self.width, data.objective.outputs))
 
 
-class _Transformer(nn.Module):
+class _VisionTransformer(nn.Module):
     def __init__(self, patches: nn.Conv2d, count: int, blocks: nn.Sequential, head: nn.Linear) -> None:
         super().__init__()
         self.patches, self.blocks, self.head = patches, blocks, head

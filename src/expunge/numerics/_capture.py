@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from expunge.base.errors import RunError, SpecError
-from expunge.numerics._batches import rows
 from expunge.numerics._failures import explained
+from expunge.numerics.batches import rows
 from expunge.numerics.factors import Factors, factors
 
 Losses = Callable[[nn.Module, Any], Tensor]

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from expunge.numerics._batches import parts
+from expunge.numerics.batches import parts
 from expunge.numerics.factors import Factors
 
 PIECE = 2**22

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from expunge.base.errors import SpecError
-from expunge.numerics._batches import parts, rows, take
 from expunge.numerics._capture import Losses, captured, example_losses, summed
 from expunge.numerics._failures import explained
 from expunge.numerics._modules import require_fixed, require_parameters
 from expunge.numerics._overlap import gradients, overlap
+from expunge.numerics.batches import parts, rows, take
 from expunge.numerics.factors import Factors
 
 KEPT = 2**24

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from expunge.base.errors import RunError, SpecError
-from expunge.numerics._batches import rows
 from expunge.numerics._failures import explain, require_uncut
 from expunge.numerics._modules import differentiable, require_fixed, require_parameters
+from expunge.numerics.batches import rows
 
 __all__ = ["CurvatureOperator", "bends", "differentiable", "gauss_newton", "hessian"]
 

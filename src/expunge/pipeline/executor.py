@@ -17,7 +17,7 @@ from expunge.base.part import Count, Part
 
 
 @dataclass(frozen=True)
-class Task:
+class Computation:
     """A function with its arguments, and the tasks that must finish before it. Executors with processes pickle it."""
 
     key: str
@@ -29,9 +29,9 @@ class Task:
     """Keys of tasks that must finish first. A key that belongs to no task counts as finished."""
 
 
-Begun = Callable[[Task], object]
+Begun = Callable[[Computation], object]
 """Called with each task that starts."""
-Finished = Callable[[Task, Any], object]
+Finished = Callable[[Computation, Any], object]
 """Called with each task that has finished, and its return value."""
 
 
@@ -43,7 +43,7 @@ class Executor(Part):
     """How many tasks may run at the same time."""
 
     @abstractmethod
-    def run(self, tasks: Sequence[Task], begun: Begun, finished: Finished) -> None:
+    def run(self, tasks: Sequence[Computation], begun: Begun, finished: Finished) -> None:
         """Run all tasks, each after the tasks that it needs. Both callbacks are called in this thread.
 
         Args:
@@ -69,7 +69,7 @@ def executor_of(name: str | None, workers: int) -> Executor:
     return type(executor)(workers=workers)
 
 
-def ready(waiting: Iterable[Task], running: Iterable[Task]) -> list[Task]:
+def ready(waiting: Iterable[Computation], running: Iterable[Computation]) -> list[Computation]:
     """The waiting tasks that can start: no task that they need is waiting or running."""
     waiting = list(waiting)
     unfinished = {task.key for task in (*waiting, *running)}

@@ -31,7 +31,7 @@ from expunge.base.record import (
 from expunge.evidence.table import Table, read_table, verdicts_text
 from expunge.pipeline.diagnosis import diagnosis
 from expunge.pipeline.plan import Plan, Stage
-from expunge.pipeline.stages._kind import kind_of
+from expunge.pipeline.stage_kind import kind_of
 
 FIXED = (
     "data", "objective", "augmentation", "model", "train", "forget", "seeds", "threads", "device", "precision",

@@ -11,7 +11,7 @@ from expunge.base.record import Store
 from expunge.core.seeding import forked
 from expunge.numerics.linops import differentiable
 from expunge.pipeline.plan import Plan, Stage
-from expunge.pipeline.stages._kind import kind_of
+from expunge.pipeline.stage_kind import kind_of
 
 OVERHEAD = 0.05
 """Seconds in which a stage reads and writes its files."""

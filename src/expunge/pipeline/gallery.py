@@ -77,10 +77,6 @@ def gallery(problem: Problem, models: Iterable[tuple[Name, nn.Module]], seed: in
     }
 
 
-def _pictures(data: Data) -> bool:
-    return data.has_classes and isinstance(data.example, Tensor) and _pixels(data.example) is not None
-
-
 def chosen(problem: Problem, count: int) -> Tensor:
     """Up to `count` different examples of the unexposed forget set, at random, in increasing order."""
     ids = problem.unexposed

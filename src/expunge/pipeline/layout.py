@@ -16,7 +16,7 @@ from expunge.base.spec import Entry
 from expunge.evidence.table import ORIGINAL, REFERENCE
 from expunge.pipeline.parts import Parts
 from expunge.pipeline.stage import Inputs, Stage
-from expunge.pipeline.stages._kind import kind_of
+from expunge.pipeline.stage_kind import kind_of
 
 LOOP = 1
 """Increase this number with every change after which training or stages compute other numbers."""

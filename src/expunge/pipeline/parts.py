@@ -16,8 +16,7 @@ from expunge.base.part import Part
 from expunge.base.record import file_digest
 from expunge.base.seeds import derive
 from expunge.base.spec import Entry, Spec
-from expunge.blocks import with_blocks
-from expunge.blocks._architecture import Placed
+from expunge.blocks import Placed, with_blocks
 from expunge.core import checkpoint
 from expunge.core.contracts import (
     Architecture,
@@ -35,8 +34,8 @@ from expunge.core.data import Data
 from expunge.core.device import placed, resolve
 from expunge.core.objective import Objective
 from expunge.core.problem import Problem
-from expunge.diagnostics._plan import planned, with_plan
 from expunge.evidence.table import ORIGINAL, REFERENCE
+from expunge.pipeline.default_diagnostics import planned, with_plan
 from expunge.train.function_training import FunctionTraining
 from expunge.train.training import TrainedRecipe, Training
 

@@ -9,9 +9,9 @@ from typing import Any
 from expunge.base.errors import RunError
 from expunge.base.memory import MemoryStore
 from expunge.base.record import Store
-from expunge.pipeline.executor import Executor, Task
+from expunge.pipeline.executor import Computation, Executor
 from expunge.pipeline.plan import Plan, Stage
-from expunge.pipeline.stages._worker import Worker
+from expunge.pipeline.worker import Worker
 
 Report = Callable[[Stage, dict[str, Any]], None]
 """Called with each stage that has finished, and its cost."""
@@ -38,7 +38,7 @@ def run_stages(
     """
     home = plan.home
     missing = {stage.key: stage for stage in stages if not store.has(stage.key)}
-    tasks = [Task(key, compute, (home, store, stage), stage.needs) for key, stage in missing.items()]
+    tasks = [Computation(key, compute, (home, store, stage), stage.needs) for key, stage in missing.items()]
     with _known(home, Worker(plan, store)):
         executor.run(tasks, lambda task: begun(missing[task.key]), lambda task, cost: report(missing[task.key], cost))
 

@@ -9,7 +9,7 @@ from typing import Any
 from expunge.base.errors import ExpungeError, SpecError, unknown
 from expunge.base.record import Store, write_file
 from expunge.base.spec import CACHE, Entry, Spec
-from expunge.diagnostics._plan import default_set, planned, with_plan
+from expunge.pipeline.default_diagnostics import default_set, planned, with_plan
 from expunge.pipeline.diagnosis import diagnosis
 from expunge.pipeline.executor import executor_of
 from expunge.pipeline.folder import spent

@@ -19,7 +19,7 @@ from expunge.base.part import source_digest
 from expunge.base.record import address, canonical, spelled, storage_error, sweep_files, write_file
 from expunge.core.seeding import forked
 from expunge.evidence.claim import decide
-from expunge.pipeline.executor import Task, executor_of
+from expunge.pipeline.executor import Computation, executor_of
 from expunge.pipeline.folder import environment
 from expunge.reporting.progress import Progress
 from expunge.reporting.study import write_study_page
@@ -125,7 +125,7 @@ def _in_processes(
     study: Study, seeds: Sequence[int], work: Work, basis: Mapping[str, Any], keys: Mapping[int, str]
 ) -> None:
     alone = replace(work, workers=1, progress=None)
-    tasks = [Task(str(seed), _measure, (study, seed, alone, basis, keys[seed])) for seed in seeds]
+    tasks = [Computation(str(seed), _measure, (study, seed, alone, basis, keys[seed])) for seed in seeds]
     executor_of("processes", work.workers).run(tasks, lambda task: None, lambda task, _: _report(work, int(task.key)))
 
 

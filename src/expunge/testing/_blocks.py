@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.base.errors import SpecError
-from expunge.blocks import put
-from expunge.blocks._put import inserted
+from expunge.blocks import inserted, put
 from expunge.core import checkpoint
 from expunge.core.contracts import Block
 from expunge.core.example_ids import example_ids

@@ -113,11 +113,11 @@ def _random_states() -> dict[str, object]:
 
 
 @contextlib.contextmanager
-def reasons(fail: Fail, remedy: str) -> Iterator[None]:
-    """Turn an exception of a part into the error of a broken contract."""
+def reasons(fail: Fail, remedy: str, *refusals: type[Exception]) -> Iterator[None]:
+    """Turn an exception of a part into the error of a broken contract; `refusals` are allowed and pass."""
     try:
         yield
-    except ContractError:
-        raise
     except Exception as error:
+        if isinstance(error, (ContractError, *refusals)):
+            raise
         raise fail("runs", f"it raises {type(error).__name__}: {error}", remedy) from error

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from expunge.pipeline.executor import Begun, Executor, Finished, Task
+from expunge.pipeline.executor import Begun, Computation, Executor, Finished
 
 
 @dataclass(frozen=True)
 class InlineExecutor(Executor):
     """Run tasks in this process; nothing is pickled."""
 
-    def run(self, tasks: Sequence[Task], begun: Begun, finished: Finished) -> None:
+    def run(self, tasks: Sequence[Computation], begun: Begun, finished: Finished) -> None:
         for task in tasks:
             begun(task)
             finished(task, task.call(*task.arguments))

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from expunge.base.errors import RunError
-from expunge.pipeline.executor import Begun, Executor, Finished, Task, ready
+from expunge.pipeline.executor import Begun, Computation, Executor, Finished, ready
 
 
 @dataclass(frozen=True)
 class ProcessesExecutor(Executor):
     """One process per worker. Only the main process handles Ctrl-C, and all workers end with it."""
 
-    def run(self, tasks: Sequence[Task], begun: Begun, finished: Finished) -> None:
+    def run(self, tasks: Sequence[Computation], begun: Begun, finished: Finished) -> None:
         if not tasks:
             return
         # Spawned, not forked: a fork after torch has started its threads can hang.
@@ -37,9 +37,11 @@ class ProcessesExecutor(Executor):
             _stop(pool)
 
 
-def _run(pool: ProcessPoolExecutor, workers: int, tasks: Sequence[Task], begun: Begun, finished: Finished) -> None:
+def _run(
+    pool: ProcessPoolExecutor, workers: int, tasks: Sequence[Computation], begun: Begun, finished: Finished
+) -> None:
     waiting = {task.key: task for task in tasks}
-    running: dict[Future[Any], Task] = {}
+    running: dict[Future[Any], Computation] = {}
     failure: BaseException | None = None
     while running or (waiting and failure is None):
         free = workers - len(running) if failure is None else 0

@@ -1,1 +1,1 @@
-"""What each kind of stage computes, from stored inputs to stored outputs; one file per kind, see `_kind.py`."""
+"""What each kind of stage computes, from stored inputs to stored outputs; one file per kind, see `StageKind`."""

@@ -18,8 +18,8 @@ from expunge.evidence import scores as score_files
 from expunge.evidence.scores import Scores
 from expunge.pipeline.parts import Parts
 from expunge.pipeline.stage import CURVE, MONITORS, SCORES, WEIGHTS, Stage
-from expunge.pipeline.stages._kind import Output, setting
-from expunge.pipeline.stages._worker import Worker
+from expunge.pipeline.stage_kind import Output, setting
+from expunge.pipeline.worker import Worker
 
 
 def trained(worker: Worker, stage: Stage, ids: Tensor, *, watched: bool = False) -> Output:

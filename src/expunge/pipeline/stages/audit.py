@@ -10,8 +10,8 @@ from expunge.core.case import Shadows
 from expunge.evidence import scores as score_files
 from expunge.pipeline.parts import Parts
 from expunge.pipeline.stage import SCORES, Stage
-from expunge.pipeline.stages._kind import FORWARD, Output, StageKind, setting
-from expunge.pipeline.stages._worker import Worker
+from expunge.pipeline.stage_kind import FORWARD, Output, StageKind, setting
+from expunge.pipeline.worker import Worker
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import ClassVar
 from expunge.base.record import spelled
 from expunge.pipeline.parts import Parts
 from expunge.pipeline.stage import ESTIMATES, Stage
-from expunge.pipeline.stages._kind import Output, StageKind, setting
+from expunge.pipeline.stage_kind import Output, StageKind, setting
 from expunge.pipeline.stages._models import training_cost
-from expunge.pipeline.stages._worker import Worker
+from expunge.pipeline.worker import Worker
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from expunge.pipeline.gallery import FORMAT, PICTURES, gallery
 from expunge.pipeline.layout import Layout
 from expunge.pipeline.parts import Parts
 from expunge.pipeline.stage import EXAMPLES, Stage
-from expunge.pipeline.stages._kind import FORWARD, Output, StageKind
-from expunge.pipeline.stages._worker import Worker
+from expunge.pipeline.stage_kind import FORWARD, Output, StageKind
+from expunge.pipeline.worker import Worker
 
 ANSWERING = ("original", "reference", "unlearn", "attack")
 """Kinds of stage that make one model; this model answers."""

@@ -1,8 +1,9 @@
 """Statistics of a part, computed once for all stages that use them: C-scores, importances, curvature factors.
 
 A part with `measures = True` gets such a stage. For a task, the stage calls `measure(data, recipe, seed)` once for all
-seeds, and the task is called with the tensors. For any other part, it calls `measure(model, problem, seed, meter)` with
-the part's model, and the part is called with the tensors as the keyword `statistics`. The part's `measuring()` returns,
+seeds, and the task is called with the tensors. For any other part, it calls `measure(model, job)` with the
+part's model. The part is called with the tensors as the keyword `statistics`, and a method's `apply` reads them from
+`job.statistics`. The part's `measuring()` returns,
 as plain data, what the statistics depend on: parts that return the same share one stage. Without `measuring()`, the
 statistics depend on all settings of the part.
 """
@@ -16,12 +17,14 @@ from typing import ClassVar
 from safetensors.torch import save as save_tensors
 
 from expunge.core.case import Meter
+from expunge.core.job import Job
+from expunge.core.modules import first_parameter
 from expunge.core.seeding import forked
 from expunge.pipeline.parts import Parts
 from expunge.pipeline.stage import STATISTICS, Stage
-from expunge.pipeline.stages._kind import Output, StageKind, setting
+from expunge.pipeline.stage_kind import Output, StageKind, setting
 from expunge.pipeline.stages._models import training_cost
-from expunge.pipeline.stages._worker import Worker
+from expunge.pipeline.worker import Worker
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class MeasureStage(StageKind):
             problem, part = worker.problem(stage), plan.part(stage.part_kind, stage.part)
             model = worker.model(stage.input("model"), problem)
             with forked(seed):
-                tensors = part.measure(model, problem, seed, meter)
+                device = first_parameter(model).device
+                tensors = part.measure(model, Job(problem, plan.recipe(problem.data), seed, meter, device))
         return Output({STATISTICS: save_tensors({n: t.contiguous() for n, t in tensors.items()})}, meter.gradients)
 
     def cost(self, plan: Parts, stage: Stage) -> float:

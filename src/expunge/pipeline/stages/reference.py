@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from expunge.pipeline.parts import Parts
 from expunge.pipeline.stage import WEIGHTS, Stage
-from expunge.pipeline.stages._kind import Output, StageKind
+from expunge.pipeline.stage_kind import Output, StageKind
 from expunge.pipeline.stages._models import trained, training_cost, written_by_training
-from expunge.pipeline.stages._worker import Worker
+from expunge.pipeline.worker import Worker
 
 
 @dataclass(frozen=True)

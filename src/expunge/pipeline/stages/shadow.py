@@ -12,7 +12,7 @@ from typing import ClassVar
 from expunge.evidence.table import ORIGINAL, REFERENCE
 from expunge.pipeline.parts import Parts
 from expunge.pipeline.stage import WEIGHTS, Stage
-from expunge.pipeline.stages._kind import Output, StageKind
+from expunge.pipeline.stage_kind import Output, StageKind
 from expunge.pipeline.stages._models import (
     attack_cost,
     attacked,
@@ -21,7 +21,7 @@ from expunge.pipeline.stages._models import (
     unlearned,
     unlearning_cost,
 )
-from expunge.pipeline.stages._worker import Worker
+from expunge.pipeline.worker import Worker
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,6 @@ MORE: Mapping[str, Sequence[Entry]] = {
 }
 """The other methods of the paper, each on its own."""
 
-EXTRA = ("finetune", "l1_sparse", "ssd-finetune", "weight_dropout")
 SAFEGUARDS = ("scrub", "circuit_breakers", "weight_distortion")
 SAFEGUARDED = ("tar", "connectivity_breaking", "weight_distance_reg")
 

@@ -22,7 +22,6 @@ from expunge.core.contracts import Task
 from expunge.core.modules import trainable
 from expunge.core.problem import Problem
 from expunge.data.fashion_mnist import FashionMNIST
-from expunge.diagnostics._logit_diagnostic import GONE
 from expunge.diagnostics.hardness import Hardness
 from expunge.diagnostics.recommendation import MIX, STEP, STEPS, Recommendation
 from expunge.diagnostics.stability_limit import RATE_SQUARE, StabilityLimit
@@ -151,7 +150,7 @@ def _forgotten(
     student = copy.deepcopy(original).train()
     parameters, generator = trainable(student), torch.Generator().manual_seed(derive(seed, "forget"))
     data, objective = problem.data, problem.objective
-    gone = GONE * known_share(original, problem, problem.forget)
+    gone = Hardness.gone * known_share(original, problem, problem.forget)
 
     def until_gone() -> Iterator[PairBatch]:
         stream = paired(data, problem.retain, problem.forget, BATCH, FORGET_BATCH, most, generator)

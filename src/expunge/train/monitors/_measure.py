@@ -15,7 +15,7 @@ from expunge.base.seeds import derive
 from expunge.core.data import Batch, Data
 from expunge.core.modules import evaluating
 from expunge.core.seeding import forked
-from expunge.numerics._batches import rows
+from expunge.numerics.batches import rows
 
 _BATCH = 512
 MeanLoss = Callable[[nn.Module, Any], Tensor]

@@ -20,7 +20,7 @@ from expunge.pipeline.stage import Stage
 if TYPE_CHECKING:
     from expunge.pipeline.layout import Layout
     from expunge.pipeline.parts import Parts
-    from expunge.pipeline.stages._worker import Worker
+    from expunge.pipeline.worker import Worker
 
 
 @dataclass(frozen=True)

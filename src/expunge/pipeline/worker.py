@@ -21,7 +21,7 @@ from expunge.core.problem import Problem
 from expunge.core.seeding import forked
 from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.stage import STATISTICS, WEIGHTS
-from expunge.pipeline.stages._kind import Output, kind_of
+from expunge.pipeline.stage_kind import Output, kind_of
 
 
 @dataclass
