@@ -154,7 +154,7 @@ def test_the_audit_sees_through_the_order_where_distance_and_path_do_not() -> No
 
 def test_other_shapes_and_other_structures_are_refused() -> None:
     wide, narrow = (lively(lambda width=width: MLP(widths=[width])(IMAGES)) for width in (8, 9))
-    with pytest.raises(SpecError, match="other parameters"):
+    with pytest.raises(SpecError, match="different parameters"):
         AlignedDistance()(wide, Case(0, PROBLEM, narrow), 0)
     with pytest.raises(MissingError, match="not a plain chain"):
         AlignedDistance().check_model(ViT(width=8, depth=1, heads=2)(IMAGES))

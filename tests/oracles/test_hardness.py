@@ -108,7 +108,7 @@ def test_no_more_gradients_than_the_budget(epochs: float) -> None:
 
 
 def test_what_it_cannot_do_is_said() -> None:
-    with pytest.raises(MissingError, match="hardness: follows every logit"):
+    with pytest.raises(MissingError, match="hardness: needs one gradient per logit"):
         ALL(Case(0, tokens(), gpt()), 0)
     with pytest.raises(SpecError, match="no parameter takes a gradient"):
         ALL(case(linear().requires_grad_(False)), 0)

@@ -183,5 +183,5 @@ def test_a_tied_weight_counts_once() -> None:
 
 
 def test_models_of_another_shape_have_no_distance() -> None:
-    with pytest.raises(SpecError, match="other parameters"):
+    with pytest.raises(SpecError, match="different parameters"):
         l2(nn.Linear(2, 3), nn.Linear(2, 4))

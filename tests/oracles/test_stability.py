@@ -305,7 +305,10 @@ def gram(matrix: Tensor, retained: int = 1, rows: int = 1) -> Callable[[], objec
         (gram(torch.eye(3), retained=3), "3 retained"),
         (gram(torch.eye(3), retained=0), "0 retained"),
         (lambda: Curvatures(torch.ones(3, 2), 1), "curvatures"),
-        (lambda: one_step_bound(of_gram(torch.eye(2), 1), plan_with(momentum=0.5)()), "momentum: the bound has none"),  # type: ignore[arg-type]
+        (
+            lambda: one_step_bound(of_gram(torch.eye(2), 1), plan_with(momentum=0.5)()),
+            "momentum: the bound is for steps without momentum",
+        ),  # type: ignore[arg-type]
     ],
 )
 def test_bad_input_is_said(call: Callable[[], object], said: str):

@@ -123,7 +123,7 @@ class Hardness(LogitDiagnostic):
         plan = f"neggrad_plus with sgd, alpha = {1 - self.ascent_weight:g}, learning_rate = {self.learning_rate:g}"
         if math.isinf(hard.value):
             more = "raise learning_rate or ascent_weight"
-            return f"As {plan}: {self.steps} steps do not forget half of what is known of the forget set; {more}."
+            return f"As {plan}: the forget set is not half forgotten within {self.steps} steps; {more}."
         return (
             f"As {plan}: about {hard.value:,.0f} steps until half of what is known of the forget set is gone; from "
             f"{hard.low:,.0f} to {hard.high:,.0f} in nine of ten runs like those of the calibration."
