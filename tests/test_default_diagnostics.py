@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from expunge.base import registry
-from expunge.core.contracts import Method
 from expunge.core.data import Data
+from expunge.core.method import Method
 from expunge.data.digits import Digits
 from expunge.data.fashion_mnist import FashionMNIST
 from expunge.methods.finetune import Finetune

@@ -21,9 +21,10 @@ from expunge.audits.performance import Performance
 from expunge.base.errors import MissingError, SpecError
 from expunge.blocks.tied_dropout import TiedLayer
 from expunge.core.case import Attacked, Case, Cost, Meter, Recipe, Unlearned, copy_for_training
-from expunge.core.contracts import Architecture, Augmentation, Block, Diagnostic, Method, Source, Task
+from expunge.core.contracts import Architecture, Augmentation, Block, Diagnostic, Source, Task
 from expunge.core.data import Data
 from expunge.core.job import Job
+from expunge.core.method import Method
 from expunge.core.modules import frozen_copy
 from expunge.core.objective import Objective, kl, loss
 from expunge.core.problem import Problem

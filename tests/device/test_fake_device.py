@@ -19,10 +19,10 @@ from expunge.base import registry
 from expunge.base.spec import parse
 from expunge.core import checkpoint
 from expunge.core.case import Case, Shadows, train_model
-from expunge.core.contracts import Method
 from expunge.core.data import Batch
 from expunge.core.device import placed
 from expunge.core.job import Job
+from expunge.core.method import Method
 from expunge.core.modules import first_parameter
 from expunge.core.problem import Problem
 from expunge.core.recompute import micro_batches

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from expunge.base.errors import SpecError
 from expunge.core.case import Meter
-from expunge.core.contracts import Method
+from expunge.core.method import Method
 from expunge.core.problem import Problem
 from expunge.methods._dampening import Importances, adaptive_alpha, importances
 from expunge.methods._gradients import mean_absolute_gradient, mean_squared_gradient

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from expunge.base.errors import MissingError, RunError, SpecError
 from expunge.base.seeds import derive
 from expunge.core.case import Meter, train_model
-from expunge.core.contracts import Method
 from expunge.core.data import IGNORE, Batch, Data
+from expunge.core.method import Method
 from expunge.core.modules import state_digest
 from expunge.core.problem import Problem
 from expunge.methods.finetune import Finetune

@@ -13,8 +13,8 @@ from expunge.base import registry
 from expunge.base.references import bibtex
 from expunge.base.seeds import derive
 from expunge.core.case import train_model
-from expunge.core.contracts import Method
 from expunge.core.job import Job
+from expunge.core.method import Method
 from expunge.core.modules import state_digest
 from expunge.core.problem import Problem
 from expunge.data.digits import Digits

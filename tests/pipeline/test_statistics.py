@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 import torch
 from expunge.base.part import Count
-from expunge.core.contracts import Method
+from expunge.core.method import Method
 
 def trainable(model):
     return [(n, p) for n, p in model.named_parameters() if p.requires_grad]
@@ -57,7 +57,7 @@ DRAWING = """
 from dataclasses import dataclass
 from typing import ClassVar
 import torch
-from expunge.core.contracts import Method
+from expunge.core.method import Method
 
 @dataclass(frozen=True)
 class Drawing(Method):

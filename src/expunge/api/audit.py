@@ -23,7 +23,8 @@ from expunge.base.record import Store, write_file
 from expunge.base.spec import CACHE
 from expunge.core import checkpoint
 from expunge.core.case import Case, Cost, Curve, Unlearned
-from expunge.core.contracts import Attack, Audit, refuse_model, refuse_objective
+from expunge.core.contracts import Attack, Audit
+from expunge.core.refusals import refuse_model, refuse_objective
 from expunge.evidence.scores import loads
 from expunge.evidence.table import Measured, Table
 from expunge.evidence.verdict import Verdict

@@ -24,9 +24,10 @@ from expunge.attacks._unexposed import allowed, known
 from expunge.base.errors import SpecError
 from expunge.base.part import Count, Natural, Positive
 from expunge.core.case import Attacked, Case, Cost, Curve, Meter, copy_for_training
-from expunge.core.contracts import Attack, require_trainable
+from expunge.core.contracts import Attack
 from expunge.core.generators import generator_of
 from expunge.core.problem import Problem
+from expunge.core.refusals import require_trainable
 from expunge.core.seeding import forked
 from expunge.train.loop import batch_count, batches, fit
 from expunge.train.optim import OptimizerName, make_optimizer

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-import time
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from expunge.base.errors import ExpungeError, MissingError, SpecError
 from expunge.base.part import Part
-from expunge.core.case import Attacked, Case, Cost, Meter, Recipe, Unlearned, copy_for_training
+from expunge.core.case import Attacked, Case, Recipe
 from expunge.core.data import Data
-from expunge.core.job import Job
-from expunge.core.modules import first_parameter, trainable
-from expunge.core.objective import Objective
 from expunge.core.problem import Problem
-from expunge.core.seeding import forked
 from expunge.evidence.estimate import Estimate
 from expunge.evidence.scores import Scores
 
@@ -107,149 +100,6 @@ class Task(Part):
         Raises:
             SpecError: The data do not suit this task.
         """
-
-
-@dataclass(frozen=True)
-class Method(Part):
-    """A way to unlearn. A call copies the model, sets the seed, and measures the cost; `apply` works on the copy."""
-
-    needs: ClassVar[frozenset[str]] = frozenset()
-    """What the method requires: `recipe`, or what an objective provides: `decisions`, `classes`, `tokens`,
-    `relabel`."""
-    blocks: ClassVar[tuple[type[nn.Module], ...]] = ()
-    """Modules, inserted by blocks, that the method requires in the model, such as `TiedLayer`."""
-    paper: ClassVar[str] = ""
-    """Name and year of the source, for tables."""
-    effort: ClassVar[str] = ""
-    """Cost in short, for tables, in the letters that `expunge list methods` explains. The head of the method's file
-    gives it in full."""
-    priced: ClassVar[bool] = True
-    """Whether the gradients counted in its call are the cost of unlearning; false if the model was unlearned
-    elsewhere."""
-    repeatable: ClassVar[bool] = True
-    """Whether it can run again on shadow models, as some audits need; false for a method that reads weights from a
-    file."""
-    measures: ClassVar[bool] = False
-    """Whether `measure` returns anything."""
-
-    @property
-    def required(self) -> frozenset[str]:
-        """What the method requires with these settings: `needs`, unless a setting adds to it."""
-        return self.needs
-
-    @property
-    def ascent(self) -> float | None:
-        """Weight of ascent on the forget set, if the method is plain descent on the retain set with this ascent.
-
-        Stability diagnostics predict the behaviour of such methods; `None` by default.
-        """
-        return None
-
-    def unmet(self, problem: Problem, recipe: Recipe | None, model: nn.Module) -> list[str]:
-        """The needs of the method that this problem, recipe and model do not meet."""
-        return unmet_needs(self, problem.objective, model, recipe=recipe is not None)
-
-    def missing_blocks(self, model: nn.Module) -> list[str]:
-        """Names of `blocks` that the model lacks. A method that can insert its block itself overrides this."""
-        return [kind.__name__ for kind in self.blocks if not any(isinstance(m, kind) for m in model.modules())]
-
-    def check(self, problem: Problem) -> None:
-        """Refuse, before anything is trained, a problem that the settings do not fit.
-
-        Raises:
-            ExpungeError: A setting does not fit; the message names it.
-        """
-        return
-
-    def check_model(self, model: nn.Module) -> None:
-        """Refuse, before anything is trained, a model that the method does not support.
-
-        Raises:
-            ExpungeError: The model is not supported; the message says why.
-        """
-        return
-
-    def expected_gradients(self, retain: int, forget: int) -> float:
-        """Expected number of per-example gradients of a run, for the forecast of `run --dry-run`.
-
-        By default one pass over both sets, or as many passes as the setting `epochs` says. Override it if that is
-        wrong. For a method that needs the recipe this is not called: its cost is taken to be that of one training.
-
-        Args:
-            retain: Examples in the retain set.
-            forget: Examples in the forget set.
-
-        Returns:
-            An estimate within a factor of two. If a rule may stop the method early, the upper bound.
-        """
-        return float(getattr(self, "epochs", 1)) * (retain + forget)
-
-    def measure(self, model: nn.Module, job: Job) -> Mapping[str, Tensor]:
-        """Statistics of the model that `apply` reads from `job.statistics`; a run computes them once and caches them.
-
-        Args:
-            model: The model to be unlearned, in evaluation mode; leave it as it is.
-            job: Its meter is charged for every gradient.
-
-        Returns:
-            Tensors by name.
-        """
-        return {}
-
-    def __call__(
-        self,
-        model: nn.Module,
-        problem: Problem,
-        recipe: Recipe | None,
-        seed: int,
-        budget: int | None = None,
-        statistics: Mapping[str, Tensor] | None = None,
-    ) -> Unlearned:
-        """Unlearn the problem's forget set.
-
-        Args:
-            model: The model that was trained on the forget set; never changed.
-            problem: The problem with the forget set.
-            recipe: How such models are trained.
-            seed: Everything random in the method follows from it.
-            budget: Upper bound in per-example gradients.
-            statistics: What `measure` returned for this model; without them it is asked here, and its cost is added.
-
-        Returns:
-            The unlearned model in evaluation mode, with its cost.
-
-        Raises:
-            MissingError: The problem, the recipe or the model lacks something that the method requires.
-            RunError: Training diverged.
-            SpecError: Measuring alone exceeds the budget.
-        """
-        refuse_unmet(self.unmet(problem, recipe, model), where=type(self).__name__)
-        refuse_model(self, model, type(self).__name__)
-        self.check(problem)
-        start, meter, student = time.perf_counter(), Meter(budget), copy_for_training(model)
-        with forked(seed):
-            job = Job(problem, recipe, seed, meter, first_parameter(student).device)
-            if self.measures and statistics is None:
-                statistics = self._measured(model, job)
-            job = replace(job, statistics={n: t.to(job.device) for n, t in (statistics or {}).items()})
-            student = self.apply(student, job).eval()
-        return Unlearned(student, type(self).__name__, Cost(meter.gradients, time.perf_counter() - start))
-
-    def _measured(self, model: nn.Module, job: Job) -> Mapping[str, Tensor]:
-        """Ask `measure`. What it draws does not move what `apply` draws from the global generators."""
-        with forked():
-            statistics = self.measure(copy.deepcopy(model).eval(), job)
-        if not job.meter.affords(0):
-            raise SpecError(
-                f"its statistics took {job.meter.gradients} per-example gradients of {job.meter.limit}",
-                where=f"{type(self).__name__} (budget)",
-                remedy="raise the budget, or pass the statistics",
-            )
-        return statistics
-
-    @abstractmethod
-    def apply(self, student: nn.Module, job: Job) -> nn.Module:
-        """Unlearn: change the student, or make another model, and return it. Count every gradient in `job.meter`."""
 
 
 @dataclass(frozen=True)
@@ -363,64 +213,3 @@ class Diagnostic(Part):
     @abstractmethod
     def __call__(self, case: Case, seed: int) -> dict[str, Estimate]:
         """Estimates by the name of the quantity, in the order of display. A diagnostic never uses references."""
-
-
-def refuse_model(part: Method | Attack | Audit, model: nn.Module, where: str) -> None:
-    """Refuse a model that a part does not support.
-
-    Raises:
-        ExpungeError: The part does not support the model; the message starts with `where`.
-    """
-    try:
-        part.check_model(model)
-    except ExpungeError as error:
-        raise error.at(where) from None
-
-
-def unmet_needs(method: Method, objective: Objective, model: nn.Module, *, recipe: bool) -> list[str]:
-    """The needs of a method that this objective and this model (or one like it) do not meet."""
-    have = objective.provides | ({"recipe"} if recipe else set())
-    return [*sorted(method.required - have), *(f"the block {name}" for name in method.missing_blocks(model))]
-
-
-def refuse_objective(needs: frozenset[str], objective: Objective, where: str) -> None:
-    """Refuse a part that needs what the objective does not provide.
-
-    Raises:
-        SpecError: The message names what is missing, and what the objective provides.
-    """
-    lacking = sorted(needs - objective.provides)
-    if lacking:
-        name = type(objective).__name__
-        raise SpecError(
-            f"needs {', '.join(lacking)}, which the objective {name} does not provide",
-            where=where,
-            allowed=f"parts that need no more than {', '.join(sorted(objective.provides)) or 'a loss'}",
-            remedy="leave it out",
-        )
-
-
-def refuse_unmet(unmet: list[str], where: str) -> None:
-    """Refuse a method whose needs are not met.
-
-    Raises:
-        MissingError: A need is not met; the message names all of them.
-    """
-    if unmet:
-        lacks_block = unmet[-1].startswith("the block ")
-        remedy = "put it into the model: [[model.block]] in a spec, expunge.blocks.put in Python" if lacks_block else ""
-        raise MissingError(f"needs {', '.join(unmet)}", where=where, remedy=remedy or "choose another method")
-
-
-def require_trainable(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters to train.
-
-    Raises:
-        MissingError: All of them are frozen.
-    """
-    parameters = trainable(model)
-    if not parameters:
-        raise MissingError(
-            "every parameter is frozen", where=type(model).__name__, remedy="set requires_grad on what may change"
-        )
-    return parameters

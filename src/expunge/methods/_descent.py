@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from expunge.base.part import Count, NonNegative, Positive
 from expunge.core.case import Meter
-from expunge.core.contracts import Method, require_trainable
 from expunge.core.data import Batch
 from expunge.core.job import Job
+from expunge.core.method import Method
 from expunge.core.modules import trainable
+from expunge.core.refusals import require_trainable
 from expunge.methods._distill import divergence, logits_of, teacher_of
 from expunge.train.loop import Fit, Item, PairBatch, batches, fit, mean_batch, paired
 from expunge.train.optim import OptimizerName, make_optimizer

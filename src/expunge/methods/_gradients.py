@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from expunge.core.case import Meter
-from expunge.core.contracts import require_trainable
 from expunge.core.data import Batch
 from expunge.core.modules import evaluating
 from expunge.core.objective import Decisions, decision_losses
 from expunge.core.problem import Problem
+from expunge.core.refusals import require_trainable
 from expunge.numerics.factors import Magnitude
 from expunge.numerics.per_example import chain, chunk_size, summed_magnitudes
 from expunge.numerics.precision import wide, zeros_for

@@ -21,8 +21,8 @@ from typing import ClassVar
 
 from torch import nn
 
-from expunge.core.contracts import Method
 from expunge.core.job import Job
+from expunge.core.method import Method
 from expunge.methods._dampening import adaptive_alpha, dampen, forget_share, importances
 from expunge.methods._gradients import mean_squared_gradient
 

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from expunge.base.part import NonNegative, Positive
-from expunge.core.contracts import Method
 from expunge.core.job import Job
+from expunge.core.method import Method
 from expunge.core.modules import trainable
 from expunge.methods._gradients import mean_squared_gradient
 from expunge.methods._noise import standard_normal

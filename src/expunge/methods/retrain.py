@@ -14,8 +14,8 @@ from typing import ClassVar
 from torch import nn
 
 from expunge.base.seeds import derive
-from expunge.core.contracts import Method
 from expunge.core.job import Job
+from expunge.core.method import Method
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from torch import nn
 
 from expunge.base.errors import MissingError, SpecError
 from expunge.core.chain import Joint, joints
-from expunge.core.contracts import Method
 from expunge.core.job import Job
+from expunge.core.method import Method
 from expunge.numerics.assignment import random_order
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from expunge.base import registry
 from expunge.base.part import Part
-from expunge.core.contracts import Method
 from expunge.core.data import Data
+from expunge.core.method import Method
 
 EPOCHS = 2.0
 """Largest cost of the default set, in passes over the training set, all diagnostics together."""

@@ -18,22 +18,13 @@ from expunge.base.seeds import derive
 from expunge.base.spec import Entry, Spec
 from expunge.blocks import Placed, with_blocks
 from expunge.core import checkpoint
-from expunge.core.contracts import (
-    Architecture,
-    Attack,
-    Audit,
-    Augmentation,
-    Diagnostic,
-    Method,
-    Monitor,
-    Source,
-    Task,
-    refuse_objective,
-)
+from expunge.core.contracts import Architecture, Attack, Audit, Augmentation, Diagnostic, Monitor, Source, Task
 from expunge.core.data import Data
 from expunge.core.device import placed, resolve
+from expunge.core.method import Method
 from expunge.core.objective import Objective
 from expunge.core.problem import Problem
+from expunge.core.refusals import refuse_objective
 from expunge.evidence.table import ORIGINAL, REFERENCE
 from expunge.pipeline.default_diagnostics import planned, with_plan
 from expunge.train.function_training import FunctionTraining

@@ -14,7 +14,9 @@ from expunge.base.errors import GateFailed, MissingError, SpecError
 from expunge.base.record import Store, storage_error
 from expunge.base.spec import CACHE, Spec
 from expunge.core import checkpoint
-from expunge.core.contracts import Attack, Audit, Method, refuse_model, refuse_unmet, unmet_needs
+from expunge.core.contracts import Attack, Audit
+from expunge.core.method import Method
+from expunge.core.refusals import refuse_model, refuse_unmet, unmet_needs
 from expunge.evidence.table import Table
 from expunge.evidence.verdict import Verdict
 from expunge.pipeline.diagnosis import diagnosis

@@ -6,7 +6,7 @@ from torch import nn
 
 from expunge.base.errors import ExpungeError, MissingError
 from expunge.core.case import Unlearned
-from expunge.core.contracts import Method
+from expunge.core.method import Method
 from expunge.core.modules import shared_storage
 from expunge.core.seeding import forked
 from expunge.testing._error import ContractError, Fail, failing

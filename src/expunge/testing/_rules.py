@@ -13,8 +13,9 @@ from torch import nn
 
 from expunge.base.errors import ExpungeError
 from expunge.base.part import Part
-from expunge.core.contracts import Audit, Method
+from expunge.core.contracts import Audit
 from expunge.core.data import Data
+from expunge.core.method import Method
 from expunge.core.modules import state_digest
 from expunge.core.problem import Problem
 from expunge.core.seeding import forked

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from expunge.base.errors import SpecError
 from expunge.base.part import Count, NonNegative, Part, Positive, Share
 from expunge.core.case import Meter
-from expunge.core.contracts import require_trainable
 from expunge.core.data import Data
 from expunge.core.device import placed
 from expunge.core.recompute import checkpointed
+from expunge.core.refusals import require_trainable
 from expunge.core.seeding import forked
 from expunge.train.function_training import FunctionTraining
 from expunge.train.loop import batches, fit

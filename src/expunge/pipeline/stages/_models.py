@@ -12,7 +12,7 @@ from torch import Tensor
 
 from expunge.core import checkpoint
 from expunge.core.case import Meter, train_model
-from expunge.core.contracts import Method
+from expunge.core.method import Method
 from expunge.core.problem import Problem
 from expunge.evidence import scores as score_files
 from expunge.evidence.scores import Scores
