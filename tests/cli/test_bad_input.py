@@ -72,7 +72,7 @@ SPECS: dict[str, tuple[Table, tuple[str, ...]]] = {
     "share above one": ({"train": {"final": 1.5}}, ("train.final: ", "1.5", "<= 1")),
     "true for a count": ({"forget": {"name": "label_swap", "count": True}}, ("forget.count: ", "True", "`bool`")),
     "true for threads": ({"threads": True}, ("threads: ", "True", "a whole number")),
-    "true for a seed": ({"seeds": [0, True]}, ("seeds[1]: ", "True", "a whole number")),
+    "true for a seed": ({"seeds": [0, True]}, ("seeds[1]: ", "True", "whole numbers")),
     "negative seed": ({"seeds": [0, -1]}, ("seeds[1]: ", "-1", "at least 0")),
     "seed twice": ({"seeds": [1, 1]}, ("seeds: ", "[1, 1]", "each once")),
     "no seed": ({"seeds": []}, ("seeds: ", "at least one")),

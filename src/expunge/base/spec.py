@@ -10,18 +10,21 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
+
+import msgspec
 
 from expunge.base.errors import SpecError, unknown
+from expunge.base.part import Count, Natural
 from expunge.base.registry import add_search_path, names
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 RESERVED = ("original", "reference")
 """Model names in results; no method may have one as its label."""
 CACHE = "cache"
 """Folder beside the runs that holds the outputs of stages; no run may have this name."""
 DEVICES = "auto, cpu, cuda, cuda:<number> or mps"
-PRECISIONS = ("float32", "bf16")
+Precision = Literal["float32", "bf16"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 VERDICTS = ("dormant", "incomplete", "damaged", "over-forgotten", "erased", "inconclusive")
 
 
@@ -149,27 +152,25 @@ def parse(table: Mapping[str, Any], folder: Path) -> Spec:
     for key in ("name", "data", "model", "forget"):
         if key not in table:
             raise SpecError(f"{key!r} is missing", where="spec", remedy=f"add {_EXAMPLES[key]}")
-    if table["name"] == CACHE:
+    plain = {key: _converted(table[key], key, *kind) for key, kind in _PLAIN.items() if key in table}
+    if plain["name"] == CACHE:
         raise SpecError(f"the name {CACHE!r} is reserved", where="name", remedy="choose another")
-    model = dict(_typed(table["model"], dict, "model", "a table"))
+    model = _converted(table["model"], "model", dict[str, Any], "a table")
     weights, blocks = model.pop("weights", None), model.pop("block", [])
     methods = _entries(table, "method", extra=("budget", "after"))
     _check_chains(methods)
+    seeds = plain.pop("seeds", (0, 1, 2))
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise SpecError(f"found {list(seeds)}", where="seeds", allowed="at least one whole number, each once")
     return Spec(
-        name=_name(table["name"], "name"),
-        seeds=_seeds(table.get("seeds", [0, 1, 2])),
-        threads=_whole(table.get("threads", 1), "threads", at_least=1),
-        device=_typed(table.get("device", "auto"), str, "device", DEVICES),
-        precision=_precision(table.get("precision", "float32")),
-        checkpointing=_checkpointing(table.get("checkpointing")),
-        gallery=_typed(table.get("gallery", False), bool, "gallery", "true or false"),
+        **plain,
+        seeds=seeds,
         data=_entry(table["data"], "data"),
         objective=_entry(table["objective"], "objective") if "objective" in table else None,
         augmentation=_entries(table, "augmentation"),
         model=_entry(model, "model"),
         block=_blocks(blocks),
-        train=_typed(table.get("train", {}), dict, "train", "a table"),
-        weights=None if weights is None else str(folder / _typed(weights, str, "model.weights", "a path")),
+        weights=None if weights is None else str(folder / _converted(weights, "model.weights", str, "a path")),
         forget=_entry(table["forget"], "forget"),
         method=methods,
         attack=_entries(table, "attack"),
@@ -181,6 +182,28 @@ def parse(table: Mapping[str, Any], folder: Path) -> Spec:
     )
 
 
+_Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*\Z")]
+_LETTERS, _FLAG, _ONE = "letters, digits, '.', '_' and '-'", "true or false", "a whole number of at least 1"
+_PATHS = 'paths of modules or patterns of them: "layers.*.relu"'
+_PLAIN: dict[str, tuple[Any, str]] = {
+    "name": (_Name, _LETTERS),
+    "seeds": (tuple[Natural, ...], "whole numbers of at least 0, in a list"),
+    "threads": (Count, _ONE),
+    "device": (str, DEVICES),
+    "precision": (Precision, " or ".join(PRECISIONS)),
+    "checkpointing": (str, "auto, or a glob over paths of modules, such as 'layers.*'"),
+    "gallery": (bool, _FLAG),
+    "train": (dict[str, Any], "a table"),
+}
+"""Keys that are no parts: their types, and what is allowed in words."""
+_EXTRA: dict[str, tuple[Any, str]] = {
+    "label": (_Name, _LETTERS),
+    "budget": (Count, _ONE),
+    "required": (bool, _FLAG),
+    "after": (str, "the label of a method"),
+    "at": (str | tuple[str, ...], _PATHS),
+}
+"""The same of keys beside a part's settings."""
 _EXAMPLES = {
     "name": 'name = "my-run"',
     "data": '[data] with name = "fashion_mnist"',
@@ -190,7 +213,7 @@ _EXAMPLES = {
 
 
 def _entries(table: Mapping[str, Any], key: str, extra: tuple[str, ...] = ()) -> tuple[Entry, ...]:
-    tables = _typed(table.get(key, []), list, key, f"a list of tables, written [[{key}]]")
+    tables = _converted(table.get(key, []), key, list, f"a list of tables, written [[{key}]]")
     entries = tuple(_entry(item, f"{key}[{i}]", extra=("label", *extra)) for i, item in enumerate(tables))
     labels = [entry.label for entry in entries]
     for i, label in enumerate(labels):
@@ -204,39 +227,23 @@ def _entries(table: Mapping[str, Any], key: str, extra: tuple[str, ...] = ()) ->
 
 
 def _entry(value: Any, where: str, extra: tuple[str, ...] = ()) -> Entry:
-    table = dict(_typed(value, dict, where, "a table with a name"))
+    table = _converted(value, where, dict[str, Any], "a table with a name")
     if "name" not in table:
         raise SpecError("'name' is missing", where=where, remedy="add name = ...")
-    name = _typed(table.pop("name"), str, f"{where}.name", "a name")
-    label = _name(table.pop("label"), f"{where}.label") if "label" in extra and "label" in table else name
-    budget = required = after = None
-    if "budget" in extra and "budget" in table:
-        budget = _whole(table.pop("budget"), f"{where}.budget", at_least=1)
-    if "required" in extra and "required" in table:
-        required = _typed(table.pop("required"), bool, f"{where}.required", "true or false")
-    if "after" in extra and "after" in table:
-        after = _typed(table.pop("after"), str, f"{where}.after", "the label of a method").replace(":", ".")
-    at = _at(table, where) if "at" in extra else ()
-    return Entry(name, label.replace(":", "."), table, budget, bool(required), after, at)
+    name = _converted(table.pop("name"), f"{where}.name", str, "a name")
+    if "at" in extra and not table.get("at"):
+        raise SpecError("'at' is missing", where=where, allowed=_PATHS, remedy="say behind which modules to put it")
+    given = {key: _converted(table.pop(key), f"{where}.{key}", *_EXTRA[key]) for key in extra if key in table}
+    if "after" in given:
+        given["after"] = given["after"].replace(":", ".")
+    if isinstance(given.get("at"), str):
+        given["at"] = (given["at"],)
+    return Entry(name, given.pop("label", name).replace(":", "."), table, **given)
 
 
 def _blocks(value: Any) -> tuple[Entry, ...]:
-    tables = _typed(value, list, "model.block", "a list of tables, written [[model.block]]")
+    tables = _converted(value, "model.block", list, "a list of tables, written [[model.block]]")
     return tuple(_entry(item, f"model.block[{i}]", extra=("at",)) for i, item in enumerate(tables))
-
-
-def _at(table: dict[str, Any], where: str) -> tuple[str, ...]:
-    allowed = 'paths of modules or patterns of them: "layers.*.relu"'
-    if not table.get("at"):
-        raise SpecError(
-            "'at' is missing",
-            where=where,
-            allowed=allowed,
-            remedy="say behind which modules to put it",
-        )
-    patterns = table.pop("at")
-    patterns = [patterns] if isinstance(patterns, str) else _typed(patterns, list, f"{where}.at", allowed)
-    return tuple(_typed(pattern, str, f"{where}.at[{i}]", allowed) for i, pattern in enumerate(patterns))
 
 
 def _check_chains(methods: tuple[Entry, ...]) -> None:
@@ -265,9 +272,9 @@ def _no_method(label: str, methods: tuple[Entry, ...], where: str) -> SpecError:
 
 def _gates(table: Mapping[str, Any], methods: tuple[Entry, ...]) -> tuple[Gate, ...]:
     gates, labels = [], [entry.label for entry in methods]
-    for i, item in enumerate(_typed(table.get("gate", []), list, "gate", "a list of tables, written [[gate]]")):
+    for i, item in enumerate(_converted(table.get("gate", []), "gate", list, "a list of tables, written [[gate]]")):
         where = f"gate[{i}]"
-        for key in _typed(item, dict, where, "a table with method and verdict"):
+        for key in _converted(item, where, dict, "a table with method and verdict"):
             if key not in ("method", "verdict"):
                 raise unknown("key", key, ("method", "verdict"), where=where)
         for key, options in (("method", labels), ("verdict", VERDICTS)):
@@ -281,45 +288,17 @@ def _gates(table: Mapping[str, Any], methods: tuple[Entry, ...]) -> tuple[Gate, 
     return tuple(gates)
 
 
-def _seeds(value: Any) -> tuple[int, ...]:
-    seeds = tuple(
-        _whole(seed, f"seeds[{i}]", at_least=0) for i, seed in enumerate(_typed(value, list, "seeds", "a list"))
-    )
-    if not seeds or len(set(seeds)) != len(seeds):
-        raise SpecError(f"found {list(seeds)}", where="seeds", allowed="at least one whole number, each once")
-    return seeds
-
-
-def _name(value: Any, where: str) -> str:
-    name: str = _typed(value, str, where, "a name")
-    if not _NAME.fullmatch(name):
-        raise SpecError(f"found {name!r}", where=where, allowed="letters, digits, '.', '_' and '-'")
-    return name
-
-
-def _precision(value: Any) -> str:
-    if value not in PRECISIONS:
-        raise SpecError(f"found {value!r}", where="precision", allowed=" or ".join(PRECISIONS))
-    return str(value)
-
-
-def _checkpointing(value: Any) -> str | None:
-    allowed = "auto, or a glob over paths of modules, such as 'layers.*'"
-    return None if value is None else str(_typed(value, str, "checkpointing", allowed))
-
-
-def _whole(value: Any, where: str, *, at_least: int) -> int:
-    number: int = _typed(value, int, where, "a whole number")
-    if number < at_least:
-        raise SpecError(f"found {number}", where=where, allowed=f"a whole number of at least {at_least}")
-    return number
-
-
-def _typed(value: Any, kind: type, where: str, allowed: str) -> Any:
-    # In Python a bool is an int, but in a spec `threads = true` is a mistake.
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise SpecError(f"found {value!r}", where=where, allowed=allowed)
-    return value
+def _converted(value: Any, where: str, kind: Any, allowed: str) -> Any:
+    """The value as msgspec checks it for a type; of a list, the error names the element."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        # msgspec writes the place of an element behind the reason: at `$[1]`.
+        inside = re.search(r"`\$((?:\[\d+\])+)`$", str(error))
+        for position in re.findall(r"\d+", inside[1]) if inside else ():
+            value = value[int(position)]
+        place = where + (inside[1] if inside else "")
+        raise SpecError(f"found {value!r}", where=place, allowed=allowed) from None
 
 
 def _override(table: dict[str, Any], assignment: str) -> None:
