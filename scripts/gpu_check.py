@@ -1,6 +1,6 @@
 """Run the library on a GPU and on the CPU, and compare: the demo, the recitation example, every method once on digits.
 
-    python scripts/gpu_check.py --out /tmp/gpu --json gpu.json
+    python scripts/gpu_check.py --out gpu-check --json gpu.json
 
 Prints a table of seconds and of how far verdicts and weights agree. Exit code 3 where there is no GPU, 1 where a part
 failed on it, 0 otherwise.
