@@ -470,7 +470,7 @@ def test_unmet_needs_are_named_before_anything_is_trained(earlier: Path) -> None
         earlier.parent,
         "tokens_only",
         "from dataclasses import dataclass\n"
-        "from expunge.core.contracts import Method\n"
+        "from expunge.core.method import Method\n"
         "@dataclass(frozen=True)\n"
         "class TokensOnly(Method):\n"
         "    needs = frozenset({'tokens'})\n"

@@ -47,7 +47,7 @@ def test_a_name_that_means_no_device(name: str) -> None:
 
 def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SpecError, match=r"not on this machine; allowed: auto, cpu; .*expunge doctor"):
+    with pytest.raises(SpecError, match=r"which this machine does not have; allowed: auto, cpu; .*expunge doctor"):
         Plan(spec_of(device="cuda"))
 
 

@@ -34,7 +34,7 @@ def test_own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
 def test_lost_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     caught, not_cleared = run("lost_recipe", tmp_path, monkeypatch, capsys).strip().split("\n\n")
     assert "exceeds the margin" in caught
-    assert "nothing can be called erased" in not_cleared
+    assert "no model can be called erased" in not_cleared
 
 
 def test_hf_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,9 +53,9 @@ def test_a_training_function_of_ones_own_in_a_spec(tmp_path: Path) -> None:
     verdicts = {verdict["model"]: verdict["flags"] for verdict in found["verdicts"]}
     assert ACCUSED & set(verdicts["finetune"]) and not ACCUSED & set(verdicts["retrain"])
     again = run(table, tmp_path / "runs")
-    assert "there already" in again.err
+    assert "already done" in again.err
     (tmp_path / "my_models.py").write_text(MODELS.replace("0.005", "0.006"))
-    assert "there already" not in run(table, tmp_path / "other").err
+    assert "already done" not in run(table, tmp_path / "other").err
     wrong = run(table | {"train": {"name": "my_models:fit", "epoch": 3}}, tmp_path / "runs")
     assert wrong.code == 2 and "train" in wrong.message() and "'epochs'" in wrong.message()
 
