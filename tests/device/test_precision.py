@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from expunge.attacks.relearn import Relearn
 from expunge.audits.curvature import Curvature
 from expunge.base.errors import SpecError
-from expunge.blocks.tied_dropout import base_only
+from expunge.blocks import put
+from expunge.blocks.tied_dropout import TiedDropout, base_only
 from expunge.core.case import Case, Meter
 from expunge.core.device import computing
 from expunge.core.objective import loss
 from expunge.core.recompute import checkpointed, micro_batches
 from expunge.core.seeding import forked
+from expunge.data.digits import Digits
 from expunge.methods._gradients import mean_absolute_gradient, mean_squared_gradient, summed_gradient
 from expunge.methods.lfssd import squared_norm
 from expunge.methods.neggrad_plus import NegGradPlus
@@ -223,3 +225,18 @@ def test_a_hugging_face_model_checkpoints_itself() -> None:
     values = [loss(setting.problem.objective.decisions(m, batch)) for m in (model, again)]
     for ours, theirs in zip(gradients(values[0], model), gradients(values[1], again), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_checkpointed_modules_see_the_ids_of_the_batch_again() -> None:
+    """Example-tied masks depend on ids, which belong to the forward pass; the backward pass runs it a second time."""
+    data = Digits(train=40, test=20)()
+    inner = nn.Sequential(nn.Linear(64, 16), nn.ReLU())
+    net = nn.Sequential(nn.Flatten(), inner, nn.Linear(16, 10))
+    plain = put(net, TiedDropout(fixed=0.5, memory=0.5), "1.1").train()
+    again = checkpointed(copy.deepcopy(plain), "1")
+    batch = data.batch(torch.tensor([7, 3, 11]))
+    for model in (plain, again):
+        data.objective.loss(model, batch).backward()
+    pairs = list(zip(plain.parameters(), again.parameters(), strict=True))
+    assert all(torch.equal(a.grad, b.grad) for a, b in pairs if a.grad is not None and b.grad is not None)
+    assert any(float(a.grad.abs().sum()) > 0 for a, _ in pairs if a.grad is not None)

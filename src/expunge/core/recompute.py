@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from expunge.base.errors import SpecError
+from expunge.core.example_ids import current_ids, example_ids
 from expunge.core.modules import first_parameter
 
 if TYPE_CHECKING:
@@ -130,18 +131,22 @@ def _again(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 def _as_now(model: nn.Module) -> Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]:
-    """Contexts of a forward pass and of its repetition, which uses the present modes and rules of blocks."""
+    """Contexts of a forward pass and of its repetition, which uses the present modes, rules of blocks and ids."""
     modes = [(module, module.training) for module in model.modules()]
     rules: list[tuple[Any, Any]] = [(module, module.rule) for module in model.modules() if hasattr(module, "rule")]
-    return lambda: (nullcontext(), _again_as(modes, rules))
+    ids = current_ids()
+    return lambda: (nullcontext(), _again_as(modes, rules, ids))
 
 
 @contextmanager
-def _again_as(modes: Sequence[tuple[nn.Module, bool]], rules: Sequence[tuple[Any, Any]]) -> Iterator[None]:
+def _again_as(
+    modes: Sequence[tuple[nn.Module, bool]], rules: Sequence[tuple[Any, Any]], ids: Tensor | None
+) -> Iterator[None]:
     then = [(module, module.training) for module, _ in modes], [(layer, layer.rule) for layer, _ in rules]
     _set(modes, rules)
     try:
-        yield
+        with example_ids(ids):
+            yield
     finally:
         _set(*then)
 
