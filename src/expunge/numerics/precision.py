@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_WIDE = (torch.float32, torch.float64)
+
 
 def wide_type(dtype: torch.dtype) -> torch.dtype:
     """The type of a running sum of numbers of a type: float32, or their own type if that is wider."""
@@ -13,7 +15,10 @@ def wide_type(dtype: torch.dtype) -> torch.dtype:
 
 def wide(tensor: Tensor) -> Tensor:
     """The tensor in float32 or wider, for sums, squares and losses; integer tensors stay unchanged."""
-    return tensor.to(wide_type(tensor.dtype)) if tensor.is_floating_point() else tensor
+    # The common case first: this runs for every layer of every batch.
+    if tensor.dtype in _WIDE or not tensor.is_floating_point():
+        return tensor
+    return tensor.to(wide_type(tensor.dtype))
 
 
 def zeros_for(tensor: Tensor) -> Tensor:
