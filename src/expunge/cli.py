@@ -221,6 +221,8 @@ def verify(folder: Path, json_: bool) -> None:
         _print_json({"run": str(folder), "status": "verified", **checked})
     else:
         click.echo(f"{folder}: " + ", ".join(f"{count} {what}" for what, count in checked.items()) + " agree")
+    if "verdicts" not in checked:
+        _say("verdicts were not compared: the record was made under older rules; `expunge report` shows today's")
 
 
 @cli.command()

@@ -39,7 +39,7 @@ def manifest() -> Manifest:
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     write_manifest(tmp_path, manifest())
     assert read_manifest(tmp_path) == manifest()
-    assert json.loads((tmp_path / "manifest.json").read_text())["format"] == 2
+    assert json.loads((tmp_path / "manifest.json").read_text())["format"] == 3
     assert dict(manifest().digests()) == {"scores/a.safetensors": "00", "spec.json": "11", "results.jsonl": "22"}
     assert manifest().results == {"results.jsonl": "22"}
 

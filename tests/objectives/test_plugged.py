@@ -54,7 +54,7 @@ def test_a_spec_is_judged_by_it(plugged: None, tmp_path: Path) -> None:
     (tmp_path / "forget.txt").write_text("\n".join(map(str, range(20))))
     table = {
         "name": "angles",
-        "seeds": [0, 1, 2],
+        "seeds": [0, 1, 2, 3, 4],
         "data": {"name": "arrays", "path": "own.npz"},
         "objective": {"name": "angle"},
         "model": {"name": "mlp", "widths": [128]},

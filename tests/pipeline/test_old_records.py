@@ -47,7 +47,7 @@ def test_an_old_record_is_compared_with_one_of_today(tmp_path: Path) -> None:
     write_manifest(
         new, Manifest(**{name: getattr(held, name) for name in Manifest.__struct_fields__ if name != "format"})
     )
-    assert read_manifest(new).format == 2
+    assert read_manifest(new).format == 3
     assert finished(cli("verify", new)).code == 0
     pair = Pair.open(old, new)
     assert all(row["difference"]["value"] == 0 for row in pair.rows() if row["difference"] is not None)

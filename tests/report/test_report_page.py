@@ -102,8 +102,8 @@ def test_what_a_diagnostic_foretold_stands_beside_what_was_measured(run_folder: 
     text = Reader(page).text
     assert "depth : Deep <i>down</i>." in text and "<i>down" not in page
     # Original 100 %, retrained 10 %, the range their difference; seeds alone are not shown.
-    assert "knows <b> % 97.0 100.0 100.0 to 100.0 original" in text
-    assert "should know % 12.0 10.0 10.0 to 10.0 retrained (reference)" in text
+    assert re.search(r"knows <b> % 97\.0 100\.0 98\.\d to 101\.\d original", text)
+    assert re.search(r"should know % 12\.0 10\.0 [\d.]+ to [\d.]+ retrained \(reference\)", text)
     assert re.search(
         r"to forget % 85\.0 90\.0 [\d.]+ to [\d.]+ range: original minus retrained alone % 50\.0 lost", text
     )

@@ -59,8 +59,9 @@ def test_changed_scores_with_a_changed_digest_disagree_with_the_rows(run_folder:
     name = "scores/hidden-s1-relearn-accuracy.safetensors"
     held = scores.load(run_folder / name)
     values = np.zeros_like(held[0].values)
-    changed = scores.Scores("accuracy", "forget", values, held[0].ids, "knowledge", "share", "reference")
-    (run_folder / name).write_bytes(scores.dumps([changed]))
+    facts = (values, held[0].ids, "knowledge", "share", "reference")
+    changed = scores.Scores("accuracy", "forget", *facts, required=True)
+    (run_folder / name).write_bytes(scores.dumps([changed, *held[1:]]))
     accept_digest(run_folder, name)
     line = next(
         number

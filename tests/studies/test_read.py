@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 from scipy import stats
 
 from expunge.base.errors import SpecError
+from expunge.evidence.intervals import contrast, step_of
 from expunge.evidence.scores import Scores
 from expunge.evidence.table import Measured, Table
 from expunge.reporting.study import reproduction
@@ -53,10 +57,58 @@ def test_gaps_are_differences_of_means(one: OfSeed) -> None:
 
 def test_errors_are_those_of_paired_examples(one: OfSeed) -> None:
     difference = np.subtract(VALUES["scrub", "relearn"], VALUES["reference", "relearn"])
-    # Two imagined examples that differ by the whole step, 2, one each way: intervals.py.
-    wanted = math.hypot(difference.std(ddof=1) / math.sqrt(5), math.sqrt(2) * 2 / 7)
-    assert one.gap("scrub", attack="relearn").se == pytest.approx(wanted)
-    assert one.gap("scrub", "scrub").se > 0  # five agreements prove little
+    # Two imagined examples that differ by the whole step, 1, one each way: intervals.py.
+    wanted = math.hypot(difference.std(ddof=1) / math.sqrt(5), math.sqrt(2) / 7)
+    assert one.gap("scrub", attack="relearn").sampling == pytest.approx(wanted)
+    assert one.gap("scrub", "scrub").sampling > 0  # five agreements prove little
+
+
+def everywhere(table: Table, values: list[float]) -> Table:
+    """The table with the same answers from every model."""
+    same = [replace(m, scores=replace(m.scores, values=np.array(values, dtype=float))) for m in table.measured]
+    return replace(table, measured=same)
+
+
+def rest_of(weights: tuple[float, ...]) -> float:
+    """Variance of the mean of 5 agreeing answers, 3 of them right, that is left where weights do not add up to 0."""
+    return float(sum(weights) ** 2 * np.var([1, 1, 0, 0, 1], ddof=1) / 5)
+
+
+@pytest.mark.parametrize(
+    ("read", "weights"),
+    [
+        (lambda one: one.gap("scrub", attack="relearn"), (1, -1)),
+        (lambda one: one.gain("scrub", "relearn"), (1, -1, -1, 1)),
+        (lambda one: one.margin("scrub", "relearn", 0.1), (1, -1, -0.1, 0.1)),
+        (lambda one: one.weighted([(2.0, "original"), (-1.0, "scrub")], ("accuracy", "forget")), (2, -1)),
+    ],
+    ids=["gap", "gain", "margin", "weighted"],
+)
+def test_the_step_is_the_most_that_one_example_can_change(
+    one: OfSeed, read: Callable[[OfSeed], Gap], weights: tuple[float, ...]
+) -> None:
+    """Over every pattern of right and wrong answers of the models: the same step as in verdicts."""
+    patterns = np.array(list(itertools.product((0, 1), repeat=len(weights))))
+    largest = np.abs(patterns @ np.array(weights)).max()
+    assert step_of(weights, 1.0) == pytest.approx(largest)
+    # Five examples: the two imagined ones weigh 2 (step / 7)^2, and nothing else is left if the models agree.
+    agreeing = replace(one, table=everywhere(one.table, [1, 1, 0, 0, 1]))
+    assert read(agreeing).sampling ** 2 == pytest.approx(rest_of(weights) + 2 * (largest / 7) ** 2)
+
+
+def test_errors_are_those_of_all_seeds_of_the_run() -> None:
+    """Two seeds on the same examples: what both share lasts, and the rest averages out."""
+    generator = np.random.default_rng(0)
+    values = {
+        (m, s): (generator.random(40) < 0.5).astype(float) for m in ("original", "reference", "a") for s in (0, 1)
+    }
+    measured = [Measured(m, s, None, scores(list(v))) for (m, s), v in values.items()]
+    table = Table(measured, ["original", "reference", "a"], [0, 1], [])
+    gaps = [OfSeed(table, seed).gap("a") for seed in (0, 1)]
+    d = [values["a", s] - values["reference", s] for s in (0, 1)]
+    wanted = contrast(d, [np.arange(40)] * 2, step=1.0)
+    for gap, own in zip(gaps, d, strict=True):
+        assert gap == pytest.approx((own.mean(), wanted.sampling, wanted.lasting, 40))
 
 
 def test_what_was_not_measured_is_refused(one: OfSeed) -> None:
@@ -65,12 +117,14 @@ def test_what_was_not_measured_is_refused(one: OfSeed) -> None:
 
 
 def test_arrays_carry_names_and_errors() -> None:
-    assert with_error("c", {"a": Gap(1.0, 0.1), "b": Gap(2.0, 0.2)}) == {
+    assert with_error("c", {"a": Gap(1.0, 0.1, 0.0, 9), "b": Gap(2.0, 0.2, 0.1, 8)}) == {
         "c": [1.0, 2.0],
         "c.of": ["a", "b"],
-        "c.se": [0.1, 0.2],
+        "c.sampling": [0.1, 0.2],
+        "c.lasting": [0.0, 0.1],
+        "c.examples": 8,
     }
-    assert mean_gap([Gap(1.0, 0.1), Gap(2.0, 0.3)]) == pytest.approx((1.5, 0.2))
+    assert mean_gap([Gap(1.0, 0.1, 0.0, 9), Gap(2.0, 0.3, 0.2, 8)]) == pytest.approx((1.5, 0.2, 0.1, 8))
 
 
 def test_ranks() -> None:

@@ -59,7 +59,9 @@ class Result:
             if kind_of(stage.kind).files.get(SCORES)
             for scores in loads(self.store.read(stage.key, SCORES))
         ]
-        return Table(measured, plan.models, plan.spec.seeds, list(plan.attacks), about_one_model=True)
+        training = [label for label, attack in plan.attacks.items() if getattr(attack, "trains", False)]
+        attacks = list(plan.attacks)
+        return Table(measured, plan.models, plan.spec.seeds, attacks, about_one_model=True, training=training)
 
     @property
     def curves(self) -> Mapping[tuple[str, int, str], Curve]:

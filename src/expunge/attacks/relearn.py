@@ -14,7 +14,7 @@ import copy
 import math
 import time
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -29,13 +29,19 @@ from expunge.core.generators import generator_of
 from expunge.core.problem import Problem
 from expunge.core.refusals import require_trainable
 from expunge.core.seeding import forked
+from expunge.train.evaluation import sample, skill
 from expunge.train.loop import batch_count, batches, fit
 from expunge.train.optim import OptimizerName, make_optimizer
+
+UNSEEN, LEAST_SKILL = 200, 0.1
+"""Unseen examples on which a state's skill is measured, and the share of the first state's skill that it must keep."""
 
 
 @dataclass(frozen=True)
 class Relearn(Attack):
     """Relearning by fine-tuning."""
+
+    trains: ClassVar[bool] = True
 
     k: Natural = 0
     """Number of different forget examples that the attacker has, from the exposed part, each with all its copies."""
@@ -113,14 +119,20 @@ class Relearn(Attack):
 
 
 class _Watch:
-    """Records what the model knows during the attack, and keeps the weights at the peak; of equal peaks, the first."""
+    """Records what the model knows during the attack, and keeps the weights at the peak; of equal peaks, the first.
+
+    A state that answers alike whatever the input is a peak only if every state is such a state. Otherwise a collapse to
+    the forget set's label would count as knowledge that came back.
+    """
 
     def __init__(self, student: nn.Module, problem: Problem, every: int, last: int) -> None:
         self.student, self.problem, self.every, self.last = student, problem, every, last
         self.steps: list[int] = []
         self.values: list[np.ndarray] = []
         self.best: dict[str, Tensor] = {}
-        self._peak = -math.inf
+        self._peak = (False, -math.inf)
+        self._unseen = sample(problem.test, UNSEEN, "unseen")
+        self._least = LEAST_SKILL * skill(student.eval(), problem, self._unseen)
 
     def after_step(self, step: int, _: float) -> None:
         if step % self.every == 0 or step == self.last:
@@ -128,9 +140,11 @@ class _Watch:
 
     def look(self, step: int) -> None:
         value = known(self.student.eval(), self.problem)
-        self.student.train()
         self.steps.append(step)
         self.values.append(value)
         # The state before the first step is on the curve, but the attack did not produce it.
-        if step and value.mean() > self._peak:
-            self._peak, self.best = float(value.mean()), copy.deepcopy(self.student.state_dict())
+        if step and (not self._peak[0] or value.mean() > self._peak[1]):
+            reached = (skill(self.student, self.problem, self._unseen) >= self._least, float(value.mean()))
+            if reached > self._peak:
+                self._peak, self.best = reached, copy.deepcopy(self.student.state_dict())
+        self.student.train()

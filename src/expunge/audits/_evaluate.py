@@ -1,23 +1,13 @@
-"""Scores of audits: a fixed sample of the ids, and a measure of each example."""
+"""Scores of audits: a measure of each example."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from expunge.core.generators import generator_of
 from expunge.core.problem import Problem
 from expunge.evidence.estimate import Better
 from expunge.evidence.scores import Role, Scores
 from expunge.train.evaluation import Measure, evaluate
-
-
-def sample(ids: Tensor, count: int, name: str) -> Tensor:
-    """A fixed random part of the ids, the same for every model and seed, in increasing order."""
-    if len(ids) <= count:
-        return ids
-    generator = generator_of(0, "sample", name)
-    return ids[torch.randperm(len(ids), generator=generator)[:count]].sort().values
 
 
 def per_example_scores(

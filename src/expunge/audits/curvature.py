@@ -19,7 +19,6 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor, nn
 
-from expunge.audits._evaluate import sample
 from expunge.base.part import Count, Positive
 from expunge.core.case import Case
 from expunge.core.contracts import Audit
@@ -29,7 +28,7 @@ from expunge.core.problem import Problem
 from expunge.evidence.scores import Scores
 from expunge.numerics.lanczos import lanczos
 from expunge.numerics.linops import differentiable, hessian
-from expunge.train.evaluation import batch_loss, losses
+from expunge.train.evaluation import batch_loss, losses, sample
 from expunge.train.loop import in_order
 
 

@@ -18,7 +18,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from expunge.audits._evaluate import per_example_scores, sample
+from expunge.audits._evaluate import per_example_scores
 from expunge.base.part import Count
 from expunge.core.case import Case
 from expunge.core.contracts import Audit
@@ -26,6 +26,7 @@ from expunge.core.modules import frozen_copy
 from expunge.core.objective import DECISIONS, Decisions, per_example
 from expunge.core.problem import Problem
 from expunge.evidence.scores import Scores
+from expunge.train.evaluation import sample
 from expunge.train.loop import in_order
 
 Compare = Callable[[Tensor, Tensor], Tensor]

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from expunge.audits._evaluate import sample
 from expunge.base.part import Count
 from expunge.core.case import Case
 from expunge.core.contracts import Audit
 from expunge.evidence.estimate import Better
 from expunge.evidence.scores import Scores
-from expunge.train.evaluation import losses
+from expunge.train.evaluation import losses, sample
 
 
 @dataclass(frozen=True)

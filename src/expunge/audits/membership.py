@@ -36,7 +36,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
 from torch import Tensor, nn
 
-from expunge.audits._evaluate import sample
 from expunge.base.errors import SpecError
 from expunge.base.part import Count
 from expunge.base.seeds import derive
@@ -45,7 +44,7 @@ from expunge.core.contracts import Audit
 from expunge.core.problem import Problem
 from expunge.evidence.intervals import Floats, Ints
 from expunge.evidence.scores import Role, Scores
-from expunge.train.evaluation import losses
+from expunge.train.evaluation import losses, sample
 
 Attack = Callable[[Floats, Floats], Callable[[Floats], Floats]]
 """Fits on losses of members and of non-members, `[n]` each; returns a function from losses to membership scores."""

@@ -17,13 +17,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from expunge.audits._evaluate import sample
 from expunge.base.part import Count
 from expunge.core.case import Case
 from expunge.core.contracts import Audit
 from expunge.core.problem import Problem
 from expunge.evidence.scores import Scores
-from expunge.train.evaluation import losses
+from expunge.train.evaluation import losses, sample
 
 
 @dataclass(frozen=True)

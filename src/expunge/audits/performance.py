@@ -1,8 +1,13 @@
 """The objective's metrics on the forget, retain and test set, and on the hold-out if the task has one.
 
-The objective's knowledge metric is judged on the forget set, against retrained models and not against chance; its
-utility metric on the test set. For a classifier both are accuracy. For a language model knowledge is exact recitation
-and utility is next-token accuracy. For numbers both are the explained share of the variance.
+The objective's knowledge metrics are judged on the forget set, against retrained models and not against chance; its
+utility metrics on the test set. For a classifier both are accuracy. For a language model knowledge is graded, see
+`objectives/language_modelling.py`, and what was retained is utility beside unseen text. For numbers both are the
+explained share of the variance.
+
+Each value comes with a baseline: what the model would score by answers that do not depend on the input, see
+`core/answers.py`. Verdicts subtract it, tables do not. Where examples have labels, `worst_label_accuracy` is the
+accuracy of the label on which the model is worst: a label may be lost without a visible change of the mean.
 
 If a task planted corruption and kept the true targets, `healed` is the utility metric against the true targets on all
 corrupted training examples, discovered or not. The inputs are those of training, with their trigger if they have one
@@ -11,13 +16,12 @@ corrupted training examples, discovered or not. The inputs are those of training
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor, nn
 
-from expunge.audits._evaluate import sample
 from expunge.base.part import Count
 from expunge.core.case import Case
 from expunge.core.contracts import Audit
@@ -25,7 +29,10 @@ from expunge.core.objective import Metric
 from expunge.core.problem import Problem
 from expunge.evidence.estimate import Better
 from expunge.evidence.scores import Role, Scores
-from expunge.train.evaluation import measured
+from expunge.train.evaluation import answers, baselines, by_label, measured, sample
+
+MOST_UNSEEN = 2000
+"""Unseen examples that the baseline of an answer is measured on; more would not change it visibly."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class Performance(Audit):
     """Retain examples to score, a fixed random part."""
 
     def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
-        """The value of each metric per example."""
+        """The value of each metric per example, and utility by label."""
         problem = case.problem
         splits = {
             "forget": problem.unexposed,
@@ -44,27 +51,55 @@ class Performance(Audit):
             "test": problem.test,
             "holdout": problem.holdout,
         }
-        values = {split: measured(model, problem, ids) for split, ids in splits.items() if len(ids)}
+        splits = {split: ids for split, ids in splits.items() if len(ids)}
+        values = {split: measured(model, problem, ids) for split, ids in splits.items()}
+        unseen = answers(model, problem, sample(problem.test, MOST_UNSEEN, "unseen"))
+        controls = {split: baselines(model, problem, ids, unseen) for split, ids in splits.items() if split != "retain"}
         scores = [
-            _scores(metric, split, values[split][metric.name], splits[split], problem)
+            _scores(metric, split, values[split][metric.name], splits[split], problem, controls.get(split, {}))
             for metric in problem.objective.metrics
-            for split in values
-            if metric.utility or not metric.knowledge or split in ("forget", "holdout")
+            for split in splits
+            if _is_measured(metric, split, "holdout" in splits)
         ]
-        return [*scores, *_healed(model, problem)]
+        return [*scores, *_by_label(model, problem), *_healed(model, problem)]
 
 
-def _scores(metric: Metric, split: str, values: np.ndarray, ids: Tensor, problem: Problem) -> Scores:
+def _is_measured(metric: Metric, split: str, has_holdout: bool) -> bool:
+    # Without retrained models, unseen examples are what the forget set is compared with.
+    unseen = "holdout" if has_holdout else "test"
+    return metric.utility or not metric.knowledge or split in ("forget", unseen)
+
+
+def _scores(
+    metric: Metric, split: str, values: np.ndarray, ids: Tensor, problem: Problem, controls: Mapping[str, np.ndarray]
+) -> Scores:
     role: Role = "description"
     if split == "forget" and metric.knowledge:
         role = "knowledge"
-    if split == "test" and metric.utility:
+    if metric.utility and split in metric.utility_on:
         role = "utility"
     better: Better = metric.better if split in ("retain", "test") else "reference"
-    group = None if problem.data.groups is None else problem.data.group_of(ids).numpy()
     return Scores(
-        metric.name, split, values, ids.numpy(), role, metric.unit, better, group=group, sign=metric.sign,
-        required=role == "knowledge", bound=metric.bound,
+        metric.name, split, values, ids.numpy(), role, metric.unit, better, group=_groups(problem, ids),
+        sign=metric.sign, required=role == "knowledge" and metric.required, bound=metric.bound,
+        baseline=controls.get(metric.name),
+    )  # fmt: skip
+
+
+def _groups(problem: Problem, ids: Tensor) -> np.ndarray | None:
+    return None if problem.data.groups is None else problem.data.group_of(ids).numpy()
+
+
+def _by_label(model: nn.Module, problem: Problem) -> Iterator[Scores]:
+    """The utility metric on the test set, one value per example and label that it has."""
+    parts = by_label(model, problem, problem.test)
+    if parts is None:
+        return
+    values, ids, labels = parts
+    metric = next(metric for metric in problem.objective.metrics if metric.utility)
+    yield Scores(
+        f"worst_label_{metric.name}", "test", values, ids.numpy(), "utility", metric.unit, metric.better,
+        group=_groups(problem, ids), sign=metric.sign, reduce="worst", bound=metric.bound, label=labels,
     )  # fmt: skip
 
 
@@ -75,8 +110,7 @@ def _healed(model: nn.Module, problem: Problem) -> Iterator[Scores]:
     corrected = replace(problem, data=problem.data.relabelled(ids, true[ids]))
     metric = next(metric for metric in problem.objective.metrics if metric.utility)
     values = measured(model, corrected, ids)[metric.name]
-    group = None if problem.data.groups is None else problem.data.group_of(ids).numpy()
     yield Scores(
-        "healed", "corrupted", values, ids.numpy(), "description", metric.unit, metric.better, group=group,
-        sign=metric.sign,
+        "healed", "corrupted", values, ids.numpy(), "description", metric.unit, metric.better,
+        group=_groups(problem, ids), sign=metric.sign,
     )  # fmt: skip

@@ -28,7 +28,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from expunge.audits._evaluate import per_example_scores, sample
+from expunge.audits._evaluate import per_example_scores
 from expunge.base.errors import SpecError
 from expunge.base.part import Count
 from expunge.core.case import Case
@@ -40,7 +40,7 @@ from expunge.core.problem import Problem
 from expunge.evidence.estimate import Better
 from expunge.evidence.intervals import Floats, Ints
 from expunge.evidence.scores import Role, Scores
-from expunge.train.evaluation import evaluate
+from expunge.train.evaluation import evaluate, sample
 
 WHERE = "audit.probe.layer"
 

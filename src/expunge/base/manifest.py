@@ -15,9 +15,11 @@ import msgspec
 from expunge.base.errors import RunError, SpecError
 from expunge.base.record import write_file
 
-FORMAT = 2
-FORMATS = (1, 2)
+FORMAT = 3
+FORMATS = (1, 2, 3)
 """Formats that can be read; new records have the last one."""
+RULES = 2
+"""Version of the rules by which rows and verdicts follow from scores. Records of older formats followed rules 1."""
 NAME = "manifest.json"
 SPEC, ENVIRONMENT, DIAGNOSIS = "spec.json", "env.json", "diagnosis.json"
 RERUN = "run `expunge run SPEC` again, which keeps finished stages"
@@ -60,6 +62,10 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     required: tuple[str, ...]
     """Labels of the audits that the spec requires."""
     about_one_model: bool
+    training: tuple[str, ...] | None = None
+    """Labels of the attacks that train; none in records of older formats, whose attacks all count as training."""
+    rules: int = 1
+    """Version of the rules by which rows and verdicts were made, see `RULES`."""
     versions: dict[str, dict[str, int]]
     """Version of each part by the spec's table and the part's name; empty in old records, which did not keep it."""
     stages: tuple[StageRecord, ...]

@@ -106,6 +106,9 @@ class Task(Part):
 class Attack(Part):
     """A way to recover forgotten knowledge. It may use `problem.retain` and `problem.exposed`, never `unexposed`."""
 
+    trains: ClassVar[bool] = False
+    """Whether it trains the model. Only such an attack can wake dormant knowledge, so `erased` needs one."""
+
     def check(self, problem: Problem) -> None:
         """Refuse, before anything is trained, a problem that the settings do not fit.
 

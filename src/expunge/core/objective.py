@@ -9,8 +9,9 @@ decisions say so in `needs`.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from expunge.base import registry
 from expunge.base.errors import MissingError, SpecError
 from expunge.base.part import Part
+from expunge.core.answers import AnswerRates
 from expunge.core.forward import output_of
 from expunge.evidence.estimate import Better
 
@@ -40,6 +42,14 @@ class Decisions(NamedTuple):
     example: Tensor
 
 
+class ByLabel(NamedTuple):
+    """Utility of `m` pairs of example and label: the values, the example's row in the batch, and the label, `[m]`."""
+
+    values: Tensor
+    example: Tensor
+    label: Tensor
+
+
 @dataclass(frozen=True)
 class Metric:
     """A measure with one number per example: its name, unit, direction and use."""
@@ -51,9 +61,13 @@ class Metric:
     better: Better = "higher"
     """Which direction is better on data that the model should know."""
     knowledge: bool = False
-    """Whether it is measured on the forget set and required for the verdict `erased`."""
+    """Whether it is judged on the forget set."""
+    required: bool = True
+    """Whether `erased` depends on it; only if it is knowledge."""
     utility: bool = False
-    """Whether it is judged on the test set. If so, it is also measured on the retain set."""
+    """Whether it is judged on the sets of `utility_on`. It is also measured on the retain set."""
+    utility_on: tuple[str, ...] = ("test",)
+    """Sets on which it is utility: `test`, `retain`."""
     bound: float = 0.02
     """Loss of utility, in its unit, that counts as damage."""
 
@@ -74,7 +88,7 @@ class Objective(Part):
     provides: ClassVar[frozenset[str]] = frozenset()
     """A subset of `decisions`, `classes`, `tokens` and `relabel`."""
     metrics: ClassVar[tuple[Metric, ...]]
-    """The metrics of `measure`, in the order of the tables. Attack curves show the last one with `knowledge`."""
+    """The metrics of `measure`, in the order of the tables. Attack curves show the first one with `knowledge`."""
     audits: ClassVar[tuple[str, ...]] = ("performance",)
     """Audits that always run."""
     loss_unit: ClassVar[str] = "nats"
@@ -108,6 +122,31 @@ class Objective(Part):
     @abstractmethod
     def measure(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The value of each metric per example, `[b]`, by the metric's name."""
+
+    def answers(self, model: nn.Module, batches: Iterable[Batch]) -> Any:
+        """What the model answers to unseen examples, for `baseline`; `None` if the objective has no baseline."""
+        return None
+
+    def baseline(self, model: nn.Module, batch: Batch, answers: Any) -> dict[str, Tensor]:
+        """The value of each knowledge metric that answers independent of the input would have.
+
+        Args:
+            model: The model.
+            batch: Examples, of the forget set or unseen.
+            answers: What `answers` returned for the same model.
+
+        Returns:
+            One number per example, `[b]`, by the metric's name; verdicts subtract it. A metric without a baseline is
+            left out.
+        """
+        return {}
+
+    def by_label(self, model: nn.Module, batch: Batch) -> ByLabel | None:
+        """Utility by label; `None` if examples have no labels.
+
+        Verdicts judge the worst label too, because the loss of one label hardly changes a mean over many.
+        """
+        return None
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The training loss of a batch, a scalar: the mean over decisions, or over examples if there are none."""
@@ -145,7 +184,7 @@ class Objective(Part):
     @property
     def tracked(self) -> Metric:
         """The metric of attack curves."""
-        return [metric for metric in self.metrics if metric.knowledge][-1]
+        return next(metric for metric in self.metrics if metric.knowledge)
 
     def prediction(self, model: nn.Module, batch: Batch) -> Tensor:
         """The model's output on a batch: the one that `output` names."""
@@ -175,6 +214,39 @@ class Deciding(Objective):
         """Share of each example's decisions that are right: 0 or 1 for a classifier."""
         decisions = self.decisions(model, batch)
         return {"accuracy": share_right(decisions, batch.size)}
+
+    def questions(self, batch: Batch, decisions: Decisions) -> Tensor:
+        """Which of several separate questions each decision answers, `[n]`; all 0 if there is only one question."""
+        return torch.zeros_like(decisions.targets)
+
+    def answers(self, model: nn.Module, batches: Iterable[Batch]) -> AnswerRates:
+        """How often each answer is given to unseen examples with another right answer."""
+        rates = AnswerRates()
+        for batch in batches:
+            decisions = self.decisions(model, batch)
+            rates.add(decisions, self.questions(batch, decisions))
+        return rates
+
+    def baseline(self, model: nn.Module, batch: Batch, answers: AnswerRates) -> dict[str, Tensor]:
+        """Mean rate, over an example's decisions, at which its right answers are given where they are wrong."""
+        decisions = self.decisions(model, batch)
+        rates, _ = answers.rates(decisions.targets, self.questions(batch, decisions))
+        return {"accuracy": per_example(rates, decisions.example.cpu(), batch.size, mean=True)}
+
+    def by_label(self, model: nn.Module, batch: Batch) -> ByLabel | None:
+        """Share of each example's decisions that are right, by question and right answer."""
+        decisions = self.decisions(model, batch)
+        labels = decisions.logits.shape[1]
+        width = labels * self.question_count
+        cell = decisions.example * width + self.questions(batch, decisions) * labels + decisions.targets
+        cells, inverse = cell.unique(return_inverse=True)
+        shares = per_example(correct(decisions).double(), inverse, len(cells), mean=True)
+        return ByLabel(shares, cells // width, cells % width)
+
+    @property
+    def question_count(self) -> int:
+        """Number of separate questions, see `questions`."""
+        return 1
 
 
 def inferred(inputs: object, targets: Tensor) -> Objective | None:

@@ -8,8 +8,7 @@ An array must fulfil the rule in every component. This is an intersection-union 
 components' p-values and needs no correction. The opposite of the rule needs one component only, so its p-value is
 multiplied by the number of components. The opposite of an interval has two sides and is corrected for both.
 
-If every seed measures on the same examples, more seeds do not reduce the error over examples. So the error of a mean is
-the larger of two: the error over seeds, and the mean over seeds of the error over examples. Numbers that agree exactly
+The error of a mean has two sources, seeds and examples, as in `intervals.py`. Numbers that agree exactly
 in every seed, as rank correlations may, have an error of 0. They are judged by a sign test: n of them on one side of
 the bound have p = 2^-n.
 """
@@ -29,8 +28,9 @@ from expunge.evidence.intervals import LEVEL, Contrast, Floats, combine, holm
 Outcome = Literal["reproduced", "not reproduced", "inconclusive"]
 Kind = Literal["above", "below", "within", "ordered"]
 Measured = Mapping[str, Any]
-"""Measurements of one seed. `<claim id>`: a number or an array. `<id>.se`: its standard error over examples that are
-the same in every seed (the scatter over seeds covers examples drawn anew). `<id>.of`: names of its components."""
+"""Measurements of one seed. `<claim id>`: a number or an array. `<id>.sampling`: standard error over examples of the
+mean over all seeds. `<id>.lasting`: the part of it that more seeds would not reduce; by default all of it.
+`<id>.examples`: number of distinct examples. `<id>.of`: names of the components."""
 
 
 @dataclass(frozen=True)
@@ -205,13 +205,18 @@ def _test(claim: Claim, seeds: Sequence[Measured]) -> _Tested | None:
     if not seeds:
         return None
     values = _stacked(claim, [s[claim.id] for s in seeds])
-    errors = _stacked(claim, [s.get(f"{claim.id}.se", np.zeros(values.shape[1])) for s in seeds])
+    none = np.zeros(values.shape[1])
+    sampling = _stacked(claim, [s.get(f"{claim.id}.sampling", none) for s in seeds]).mean(axis=0)
+    lasting = _stacked(claim, [s.get(f"{claim.id}.lasting", sampling) for s in seeds]).mean(axis=0)
     means = values.mean(axis=0)
     if claim.rule.kind == "ordered":
         if values.shape[1] < 2:
             raise SpecError("one number has no order", where=claim.id, allowed="an array of two or more")
-        values, errors = values[:, :-1] - values[:, 1:], np.hypot(errors[:, :-1], errors[:, 1:])
-    parts = [_component(claim, values[:, i], errors[:, i]) for i in range(values.shape[1])]
+        values = values[:, :-1] - values[:, 1:]
+        sampling, lasting = (np.hypot(errors[:-1], errors[1:]) for errors in (sampling, lasting))
+    examples = float(seeds[0].get(f"{claim.id}.examples", math.inf))
+    contrasts = [combine(values[:, i], sampling[i], lasting[i], examples) for i in range(values.shape[1])]
+    parts = [_component(claim, values[:, i], contrast) for i, contrast in enumerate(contrasts)]
     deciding = max(parts, key=lambda p: (p.holds, -p.slack))
     contrary = min(parts, key=lambda p: (p.fails, p.slack))
     fails = min(1.0, len(parts) * contrary.fails)
@@ -225,13 +230,11 @@ def _parts(claim: Claim, means: Floats, first: Measured) -> dict[str, float]:
     return {str(name): float(mean) for name, mean in zip(names, means, strict=True)}
 
 
-def _component(claim: Claim, values: Floats, errors: Floats) -> _Component:
+def _component(claim: Claim, values: Floats, mean: Contrast) -> _Component:
     rule, seeds = claim.rule, len(values)
     numbers = tuple(map(float, values))
     if not np.isfinite(values).all():
         return _Component(Contrast(math.nan, math.nan, seeds - 1), numbers, 1.0, 1.0, -math.inf)
-    shared = float(errors.mean())
-    mean = combine(values, shared, shared)
     least = 0.5**seeds if mean.se == 0 and not claim.exact else 0.0
     # Every number meets a bound at infinity, and none lies beyond it, so such a bound needs no test.
     above = [mean.p_above(rule.low)] if math.isfinite(rule.low) else []

@@ -19,7 +19,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from expunge.base.errors import SpecError
-from expunge.evidence.intervals import LEVEL, Contrast, Floats, combine, contrast, lasting_error, sampling_error
+from expunge.evidence.intervals import (
+    LEVEL,
+    Contrast,
+    Floats,
+    alone,
+    combine,
+    contrast,
+    distinct,
+    lasting_error,
+    sampling_error,
+    step_of,
+)
 from expunge.evidence.quantity import Quantity
 
 SHARE = 0.1
@@ -113,16 +124,18 @@ def over_method(quantity: Quantity, attack: str | None, weights: Weights, share:
             where=quantity.metric,
             allowed="one reference per seed, on the examples of its original",
         )
-    mixed = [_mix(quantity, attack, _add(weights, share), index) for index in range(seeds)]
-    return contrast(mixed, [quantity.ids_of("unlearned", index) for index in range(seeds)], step=quantity.step)
+    full = _add(weights, share)
+    mixed = [_mix(quantity, attack, full, index) for index in range(seeds)]
+    step = step_of(full.values(), quantity.step)
+    return contrast(mixed, [quantity.ids_of("unlearned", index) for index in range(seeds)], step=step)
 
 
 def over_model(quantity: Quantity, attack: str | None, weights: Weights, share: float) -> Contrast:
     """The claim about one model: could it be one more draw from the retrained models?
 
-    The interval is a prediction interval, mean -/+ t s sqrt(1 + 1/n), with s the standard deviation of n references.
-    More references make their mean more precise, but not the one model that is judged. The margin enters as a number
-    without error.
+    The interval is a prediction interval: the error between models is s sqrt(1 + 1/n), with s the standard deviation of
+    n references, and the error over examples is joined with it as for seeds. More references make their mean more
+    precise, but not the one model that is judged. The margin enters as a number without error.
 
     Raises:
         SpecError: There is more than one unlearned model.
@@ -139,11 +152,21 @@ def over_model(quantity: Quantity, attack: str | None, weights: Weights, share: 
     if not math.isfinite(mean):
         return Contrast(math.nan, math.nan, count - 1)
     terms = [(1 / count, values, quantity.ids_of("reference", index)) for index, values in enumerate(references)]
-    sampling = sampling_error([(1.0, judged, quantity.ids_of("unlearned", 0)), *terms], quantity.step)
+    step = step_of(weights.values(), quantity.step)
+    sampling = sampling_error([(1.0, judged, quantity.ids_of("unlearned", 0)), *terms], step)
     lasting = lasting_error(terms, sampling)
     spread = float(np.std(means, ddof=1)) if count > 1 else math.nan
-    se = float(np.maximum(spread * math.sqrt(1 + 1 / count), sampling))
-    return Contrast(mean, se, count - 1, spread, sampling, lasting, drawn=True)
+    examples = distinct([quantity.ids_of("unlearned", 0), *(ids for _, _, ids in terms)])
+    return Contrast(
+        mean,
+        spread * math.sqrt(1 + 1 / count),
+        count - 1,
+        spread,
+        sampling,
+        lasting,
+        max(examples - 1, 1),
+        drawn=True,
+    )
 
 
 def over_held_out(quantity: Quantity, attack: str | None, weights: Weights, share: float) -> Contrast:
@@ -159,15 +182,18 @@ def over_held_out(quantity: Quantity, attack: str | None, weights: Weights, shar
         [(_mix(quantity, attack, part, index), quantity.ids_of(name, index)) for index in range(seeds)]
         for name, part in zip(names, parts, strict=True)
     ]
-    halves = [contrast([v for v, _ in sample], [i for _, i in sample], step=quantity.step) for sample in samples]
+    halves = [
+        contrast([v for v, _ in sample], [i for _, i in sample], step=step_of(part.values(), quantity.step))
+        for sample, part in zip(samples, parts, strict=True)
+    ]
     sampling = math.sqrt(sum(half.sampling**2 for half in halves))
     if not all(math.isfinite(half.mean) for half in halves):
         return Contrast(math.nan, math.nan, seeds - 1)
+    fewest = min(np.unique(ids).size for sample in samples for _, ids in sample)
     if seeds > 1:
         means = np.array([[values.mean() for values, _ in sample] for sample in samples])
-        return combine(means.sum(axis=0), sampling, math.sqrt(sum(half.lasting**2 for half in halves)))
-    fewest = min(np.unique(ids).size for sample in samples for _, ids in sample)
-    return Contrast(sum(half.mean for half in halves), sampling, fewest - 1, sampling=sampling)
+        return combine(means.sum(axis=0), sampling, math.sqrt(sum(half.lasting**2 for half in halves)), fewest)
+    return alone(sum(half.mean for half in halves), sampling, fewest)
 
 
 def _add(weights: Weights, share: float) -> Weights:

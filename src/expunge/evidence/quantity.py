@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, get_args
 
@@ -11,10 +11,10 @@ import numpy as np
 
 from expunge.base.errors import SpecError, unknown
 from expunge.evidence.intervals import Floats, Ints
-from expunge.evidence.scores import Scores
+from expunge.evidence.scores import FEWEST_OF_LABEL, Scores
 
-Judged = Literal["knowledge", "utility"]
-"""The roles that enter verdicts; predictors and descriptions do not."""
+Judged = Literal["knowledge", "utility", "skill"]
+"""The roles that enter verdicts; predictors and descriptions do not. `skill` is utility beyond its baseline."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +42,11 @@ class Quantity:
     """Ids of the held-out examples, if these replace the reference; otherwise `ids` hold for the reference too."""
     bound: float = 0.02
     """Utility only: the largest loss that is not damage, in the quantity's unit."""
+    unit: str = "share"
+    change: float | None = None
+    """The most that one example can change; by default `step` reads it from the values."""
+    labels: list[Ints] | None = None
+    """Utility by label: the label of each value per seed, `[n_s]`; a single array holds for all seeds."""
 
     def __post_init__(self) -> None:
         if self.role not in get_args(Judged):
@@ -97,13 +102,34 @@ class Quantity:
         Values that repeat are counts, and equal counts say little about the next example. Continuous values that agree
         to the last bit are treated in the same way, because two models that were trained separately never agree so.
         """
-        pairs = [(self.reference, self.unlearned), *self.attacked.values()]
-        pools = [np.concatenate([*left, *right]) for left, right in pairs]
-        if all(2 * np.unique(pool).size > pool.size for pool in pools):
-            return 0.0
-        pooled = np.concatenate([*self.original, *pools])
-        finite = pooled[np.isfinite(pooled)]
-        return float(np.ptp(finite)) if finite.size else 0.0
+        if self.change is not None:
+            return self.change
+        return _largest_change(self.original, [(self.reference, self.unlearned), *self.attacked.values()])
+
+    def by_label(self) -> dict[int, Quantity]:
+        """One quantity for each label that has at least `FEWEST_OF_LABEL` examples in every seed."""
+        if self.labels is None:
+            return {}
+        counts = [dict(zip(*np.unique(labels, return_counts=True), strict=True)) for labels in self.labels]
+        judged = [label for label in counts[0] if min(count.get(label, 0) for count in counts) >= FEWEST_OF_LABEL]
+        return {int(label): self._of_label(label) for label in judged}
+
+    def _of_label(self, label: int) -> Quantity:
+        masks = [labels == label for labels in self.labels or []]
+
+        def part(arrays: list[Floats]) -> list[Floats]:
+            return [array[masks[index % len(masks)]] for index, array in enumerate(arrays)]
+
+        return replace(
+            self,
+            ids=[ids[mask] for ids, mask in zip(self.ids, masks, strict=True)],
+            original=part(self.original),
+            reference=part(self.reference),
+            unlearned=part(self.unlearned),
+            attacked={attack: (part(left), part(right)) for attack, (left, right) in self.attacked.items()},
+            change=self.step,
+            labels=None,
+        )
 
     @classmethod
     def from_scores(
@@ -114,8 +140,11 @@ class Quantity:
         attacked: Mapping[str, tuple[Sequence[Scores], Sequence[Scores]]] | None = None,
         *,
         required: bool = False,
+        skill: bool = False,
     ) -> Quantity:
         """The quantity made of the scores of one metric, one entry per seed; values are sorted by id.
+
+        Knowledge and skill are values beyond their baseline; utility is the values themselves.
 
         Args:
             original: Per seed.
@@ -123,6 +152,7 @@ class Quantity:
             unlearned: Per seed.
             attacked: Label of an attack -> scores of the reference and of the unlearned model after it.
             required: Whether `erased` depends on it.
+            skill: Whether to return the skill that belongs to a utility.
 
         Returns:
             The quantity, oriented by the sign of the scores.
@@ -131,17 +161,26 @@ class Quantity:
             SpecError: Two models of one seed were scored on different examples or with different metrics.
         """
         base, pairs = list(original), attacked or {}
+        beyond = skill or base[0].role == "knowledge"
+
+        def ordered(entries: Sequence[Scores], beyond: bool = beyond) -> list[Floats]:
+            return _ordered(entries, base, beyond)
+
+        raw = [(ordered(a, False), ordered(b, False)) for a, b in [(reference, unlearned), *pairs.values()]]
         return cls(
             metric=base[0].metric,
             split=base[0].split,
-            role=base[0].role,  # type: ignore[arg-type]  # checked in __post_init__, with the place in the message
+            role="skill" if skill else base[0].role,  # type: ignore[arg-type]  # checked in __post_init__
             required=required,
             ids=[_draws(entry) for entry in base],
-            original=_ordered(base, base),
-            reference=_ordered(reference, base),
-            unlearned=_ordered(unlearned, base),
-            attacked={label: (_ordered(left, base), _ordered(right, base)) for label, (left, right) in pairs.items()},
+            original=ordered(base),
+            reference=ordered(reference),
+            unlearned=ordered(unlearned),
+            attacked={label: (ordered(left), ordered(right)) for label, (left, right) in pairs.items()},
             bound=base[0].bound,
+            unit=base[0].unit,
+            change=_largest_change(ordered(base, False), raw),
+            labels=None if base[0].label is None else [_labels(entry) for entry in base],
         )
 
     @classmethod
@@ -170,6 +209,9 @@ class Quantity:
             SpecError: Two entries of one seed were scored on different examples or with different metrics.
         """
         base, unseen, pairs = list(original), list(held_out), attacked or {}
+        raw = [
+            (_ordered(a, unseen, False), _ordered(b, base, False)) for a, b in [(unseen, unlearned), *pairs.values()]
+        ]
         return cls(
             metric=base[0].metric,
             split=base[0].split,
@@ -181,37 +223,66 @@ class Quantity:
             unlearned=_ordered(unlearned, base),
             attacked={label: (_ordered(left, unseen), _ordered(right, base)) for label, (left, right) in pairs.items()},
             reference_ids=[_draws(entry) for entry in unseen],
+            unit=base[0].unit,
+            change=_largest_change(_ordered(base, base, False), raw),
         )
 
 
+def _largest_change(original: list[Floats], pairs: Sequence[tuple[list[Floats], list[Floats]]]) -> float:
+    """The range of values that repeat; 0 if most values occur once."""
+    pools = [np.concatenate([*left, *right]) for left, right in pairs]
+    if all(2 * np.unique(pool).size > pool.size for pool in pools):
+        return 0.0
+    pooled = np.concatenate([*original, *pools])
+    finite = pooled[np.isfinite(pooled)]
+    return float(np.ptp(finite)) if finite.size else 0.0
+
+
+def _order(entry: Scores) -> Ints:
+    return np.argsort(entry.ids, kind="stable") if entry.label is None else np.lexsort((entry.label, entry.ids))
+
+
+def _labels(entry: Scores) -> Ints:
+    return np.zeros(0, dtype=np.int64) if entry.label is None else entry.label[_order(entry)]
+
+
 def _draws(entry: Scores) -> Ints:
-    if entry.reduce != "mean":
-        return np.zeros(1, dtype=np.int64)
-    return entry.draws[np.argsort(entry.ids, kind="stable")]
+    return entry.draws[_order(entry)] if _per_example(entry) else np.zeros(1, dtype=np.int64)
 
 
-def _ordered(entries: Sequence[Scores], base: Sequence[Scores]) -> list[Floats]:
+def _per_example(entry: Scores) -> bool:
+    return entry.reduce in ("mean", "worst")
+
+
+def _ordered(entries: Sequence[Scores], base: Sequence[Scores], beyond: bool = True) -> list[Floats]:
     if len(base) == 1:  # one model's examples, on which every reference was scored
-        return [_aligned(entry, base[0]) for entry in entries]
+        return [_aligned(entry, base[0], beyond) for entry in entries]
     if len(entries) != len(base):
         raise SpecError(
             f"found {len(entries)} seeds", where=base[0].metric, allowed=f"{len(base)}, as for the original"
         )
-    return [_aligned(entry, own) for entry, own in zip(entries, base, strict=True)]
+    return [_aligned(entry, own, beyond) for entry, own in zip(entries, base, strict=True)]
 
 
-def _aligned(entry: Scores, base: Scores) -> Floats:
-    if (entry.metric, entry.sign, entry.reduce, entry.role) != (base.metric, base.sign, base.reduce, base.role):
-        raise SpecError(
-            f"scores of {entry.key} are mixed with those of {base.key}", where=base.metric, allowed="one metric"
-        )
-    if entry.reduce != "mean":
+def _aligned(entry: Scores, base: Scores, beyond: bool) -> Floats:
+    """A model's values in the order of the ids, oriented, with or without their baseline."""
+    for name in ("metric", "sign", "reduce", "role", "required", "bound"):
+        if getattr(entry, name) != getattr(base, name):
+            raise SpecError(
+                f"scores of {entry.key} have {name} {getattr(entry, name)!r}, those of {base.key} "
+                f"{getattr(base, name)!r}",
+                where=base.metric,
+                allowed="one metric, with the same facts for every model",
+            )
+    if not _per_example(entry):
         return np.array([entry.sign * entry.reduced()])
-    order = np.argsort(entry.ids, kind="stable")
-    if not np.array_equal(entry.ids[order], np.sort(base.ids)):
+    order, own = _order(entry), _order(base)
+    same_labels = np.array_equal(_labels(entry), _labels(base))
+    if not np.array_equal(entry.ids[order], base.ids[own]) or not same_labels:
         raise SpecError(
             "two models of one seed were scored on different examples",
             where=base.metric,
             remedy="score every model on the same part of the data",
         )
-    return entry.sign * entry.values[order]
+    values = entry.values if entry.baseline is None or not beyond else entry.values - entry.baseline
+    return entry.sign * values[order]

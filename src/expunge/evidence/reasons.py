@@ -6,7 +6,10 @@ import math
 from collections.abc import Sequence
 
 from expunge.evidence.comparison import Row
+from expunge.evidence.guards import AttackGuard
 from expunge.evidence.intervals import LEVEL, MOST_SEEDS, Contrast, t_quantile
+from expunge.evidence.quantity import Quantity
+from expunge.evidence.utility import UtilityRow
 
 Need = tuple[Contrast, float, float]
 """A contrast, the half-width that it must fall below, and the one-sided level of that half-width."""
@@ -17,6 +20,7 @@ NO_RETRAINING = (
     "Held-out examples replace retrained models, so no model can be called erased. A forget set that was not drawn at "
     "random may differ from held-out examples even without training."
 )
+SEE_DEGREES = "An audit that sees degrees in each example can accuse with fewer: add an [[audit]], `u_lira` or `loss`."
 NOT_A_GUARANTEE = "This is an empirical pass of these audits and attacks, not a guarantee."
 
 
@@ -30,10 +34,18 @@ def interval(contrast: Contrast) -> str:
     return f"{number(contrast.mean)} [{number(contrast.low)}, {number(contrast.high)}]"
 
 
-def label(row: Row) -> str:
+def name_of(quantity: Quantity) -> str:
+    """Names the audit's metric and its split."""
+    return f"{quantity.metric} on {quantity.split}"
+
+
+def label(row: Row | UtilityRow) -> str:
     """Names the audit, its split and its attack."""
-    when = "before any attack" if row.attack is None else f"after {row.attack}"
-    return f"{row.quantity.metric} on {row.quantity.split} {when}"
+    return f"{name_of(row.quantity)} {_when(row.attack)}"
+
+
+def _when(attack: str | None) -> str:
+    return "before any attack" if attack is None else f"after {attack}"
 
 
 def dormant(row: Row) -> str:
@@ -52,9 +64,47 @@ def over_forgotten(row: Row) -> str:
     return f"{label(row)}: residual {interval(row.residual)} lies below minus the margin {number(-row.margin)}."
 
 
-def damaged(name: str, difference: Contrast, bound: float, against: str) -> str:
+def damaged(row: UtilityRow, against: str) -> str:
     """Why a model is damaged."""
-    return f"{name}: unlearned minus {against} is {interval(difference)}, wholly below {number(bound)}."
+    return f"{_difference(row, against)}, wholly below {number(-row.quantity.bound)}."
+
+
+def _difference(row: UtilityRow, against: str) -> str:
+    of = "" if row.label is None else f", label {row.label}"
+    return f"{label(row)}{of}: unlearned minus {against} is {interval(row.difference)}"
+
+
+def void(guard: AttackGuard) -> str:
+    """Why an attack accuses nobody and clears nobody."""
+    harm = "" if guard.harm is None else interval(guard.harm)
+    return (
+        f"{guard.attack} destroyed models that never knew the forget set: their {guard.metric} changed by "
+        f"{harm}, wholly below {number(guard.limit)}. What it shows counts neither for nor against the "
+        "model. Weaken the attack, for example its learning_rate."
+    )
+
+
+def unclear(guard: AttackGuard) -> str:
+    """Why an attack does not clear a model."""
+    if guard.harm is None:
+        return f"No utility was measured after {guard.attack}, so the attack may have destroyed every model."
+    return (
+        f"{guard.attack} may have destroyed models that never knew the forget set: their {guard.metric} changed by "
+        f"{interval(guard.harm)}, which does not exclude {number(guard.limit)}. Weaken the attack, or use more seeds."
+    )
+
+
+def idle(guard: AttackGuard) -> str:
+    """Why an attack that did nothing does not clear a model."""
+    return f"{guard.attack} changed no answer of any model, so it looked for nothing. Strengthen the attack."
+
+
+def no_skill(attack: str | None, skill: Contrast) -> str:
+    """Why knowledge is not judged."""
+    return (
+        f"{_when(attack).capitalize()} the model answers almost alike whatever the input: its skill minus a tenth of "
+        f"that of retrained models is {interval(skill)}. Its answers on the forget set are no sign of knowledge."
+    )
 
 
 def erased(rows: Sequence[Row]) -> list[str]:
@@ -65,16 +115,21 @@ def erased(rows: Sequence[Row]) -> list[str]:
     ] + [NOT_A_GUARANTEE]
 
 
-def undecided_utility(name: str, difference: Contrast, bound: float, against: str, units: str, family: int) -> str:
-    """Why utility is neither damaged nor kept; `family` counts the utility audits that Holm corrects for."""
+def undecided_utility(row: UtilityRow, against: str, units: str, family: int) -> str:
+    """Why utility is neither damaged nor kept; `family` is Holm's largest factor."""
+    difference = row.difference
     if not math.isfinite(difference.mean):
-        return f"{name}: the values are not finite."
-    away = difference.mean - bound
-    need = (difference, away, LEVEL) if away > 0 else (difference, -away, LEVEL / family)
-    return (
-        f"{name}: unlearned minus {against} is {interval(difference)}, not wholly on one side of {number(bound)}; "
-        f"{_decides([need], None, units)}."
-    )
+        return f"{label(row)}: the values are not finite."
+    need = (row.spare, abs(row.spare.mean), LEVEL if row.spare.mean > 0 else LEVEL / (family * row.tests))
+    decides = _ending(_decides([need], None, units))
+    if row.label is None:
+        return f"{_difference(row, against)}, not wholly above {number(-row.quantity.bound)}; {decides}"
+    kept = f"unlearned minus half of {against} is {interval(row.spare)}, not wholly above 0"
+    return f"{_difference(row, against)}; {kept}; {decides}"
+
+
+def _ending(advice: str) -> str:
+    return advice if advice.endswith(".") else f"{advice}."
 
 
 def undecided(row: Row, units: str, family: int) -> str:
@@ -83,7 +138,7 @@ def undecided(row: Row, units: str, family: int) -> str:
     Args:
         row: A row that is neither equivalent nor accused.
         units: What more of would be run, `seeds` or `references`.
-        family: Number of rows that Holm's correction of an accusation counts.
+        family: Holm's largest factor for an accusation.
 
     Returns:
         One sentence.
@@ -93,7 +148,8 @@ def undecided(row: Row, units: str, family: int) -> str:
     if row.range.mean <= 0:
         return f"{label(row)}: there was nothing to forget; {smallest_gap(row)}."
     decides = _decides(needs(row, family), row, units)
-    return f"{label(row)}: residual {interval(row.residual)}{_alone(row, family)}; {smallest_gap(row)}; {decides}."
+    residual = f"residual {interval(row.residual)}{_alone(row, family)}"
+    return f"{label(row)}: {residual}; {smallest_gap(row)}; {_ending(decides)}"
 
 
 def _alone(row: Row, family: int) -> str:
@@ -102,7 +158,7 @@ def _alone(row: Row, family: int) -> str:
     if not (row.seen and (above or below)):
         return ""
     side = "above the margin" if above else "below minus the margin"
-    return f" lies {side}, but not clearly enough for one of {family} tests (Holm's correction over audits and attacks)"
+    return f" lies {side}, but not clearly enough for one of {family} tests (Holm's correction over all accusations)"
 
 
 def smallest_gap(row: Row) -> str:
@@ -113,6 +169,12 @@ def smallest_gap(row: Row) -> str:
     if not row.seen:
         return f"{clause}, and the range {interval(row.range)} is not above 0"
     return f"{clause}, the margin is {number(row.margin)}"
+
+
+def passing(rows: Sequence[Row]) -> list[str]:
+    """One sentence about the rows that are no reason for the verdict; none if there are no such rows."""
+    listed = "; ".join(f"{label(row)} ({smallest_gap(row)})" for row in rows)
+    return [f"What passes: {listed}."] if listed else []
 
 
 def needs(row: Row, family: int) -> list[Need]:
@@ -143,16 +205,17 @@ def _decides(wanted: Sequence[Need], row: Row | None, units: str) -> str:
 
 def _more_examples(wanted: Sequence[Need], row: Row | None, units: str) -> str:
     if row is None:
-        return f"the number of test examples, not of {units}, is the limit"
+        return f"the number of test examples, not of {units}, is the limit: give the case more of them"
     limit = f"the number of forget examples, {row.quantity.examples}, not of {units}, is the limit"
+    limit += f". {SEE_DEGREES}"
     if any(distance <= 0 for _, distance, _ in wanted):
         return limit
     # Errors over examples decrease with the square root of their number.
-    ratios = [t_quantile(contrast.df, level) * contrast.sampling / distance for contrast, distance, level in wanted]
+    ratios = [t_quantile(c.examples_df, level) * c.sampling / distance for c, distance, level in wanted]
     needed = row.quantity.examples * max(ratios) ** 2
     if needed > MOST_EXAMPLES:
-        return f"{limit}, and the value lies so close to the bound that even {MOST_EXAMPLES:,} would not decide"
-    return f"{limit}: about {_rounded_up(needed)} would decide"
+        return f"{limit} The value lies so close to the bound that even {MOST_EXAMPLES:,} examples would not decide."
+    return f"{limit} If several requests can be joined, about {_rounded_up(needed)} examples would decide."
 
 
 def _rounded_up(x: float) -> int:

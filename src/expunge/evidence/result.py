@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from expunge.evidence.comparison import Row
 from expunge.evidence.intervals import Contrast
 from expunge.evidence.quantity import Quantity
+from expunge.evidence.utility import UtilityRow
 
 
 @dataclass(frozen=True)
@@ -36,20 +38,28 @@ class AuditResult:
     gain_high: float | None = None
     p: dict[str, float] = field(default_factory=dict)
     """Flag -> p-value of that accusation, adjusted by Holm; 1 if there was nothing to forget."""
+    proves: bool = True
+    """Whether the row counts: not after an attack that destroyed the references, or for a model without skill."""
+    label: int | None = None
+    """Utility by label: the label that lost most."""
 
 
-def knowledge_result(row: Row, p: dict[str, float]) -> AuditResult:
+def knowledge_result(row: Row, p: dict[str, float], *, proves: bool) -> AuditResult:
     """The result of a knowledge audit, with adjusted p-values by flag."""
     contrasts = {"residual": row.residual, "range": row.range}
     if row.gain is not None:
         contrasts["gain"] = row.gain
-    return _result(row.quantity, row.attack, contrasts, row.margin, row.power, row.equivalent, p)
+    result = _result(row.quantity, row.attack, contrasts, row.margin, row.power, row.equivalent, p)
+    return replace(result, proves=proves)
 
 
-def utility_result(quantity: Quantity, difference: Contrast, bound: float, p: dict[str, float]) -> AuditResult:
+def utility_result(row: UtilityRow, p: dict[str, float]) -> AuditResult:
     """The result of a utility audit; it is equivalent if the loss is smaller than allowed."""
-    power, kept = difference.half_width < -bound, difference.low > bound
-    return _result(quantity, None, {"residual": difference}, -bound, power, kept, p)
+    allowed = row.spare.mean - row.difference.mean
+    power = row.spare.half_width < allowed
+    contrasts = {"residual": row.difference}
+    result = _result(row.quantity, row.attack, contrasts, allowed, power, row.kept, p)
+    return replace(result, label=row.label)
 
 
 def _result(
@@ -61,7 +71,7 @@ def _result(
     equivalent: bool,
     p: dict[str, float],
 ) -> AuditResult:
-    ends: dict[str, float] = {}
+    ends: dict[str, Any] = {}
     for name, contrast in contrasts.items():
         prefix = "" if name == "residual" else f"{name}_"
         ends |= {name: contrast.mean, f"{prefix}low": contrast.low, f"{prefix}high": contrast.high}

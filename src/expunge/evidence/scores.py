@@ -14,16 +14,19 @@ from safetensors import SafetensorError
 from safetensors import numpy as safe
 
 from expunge.base.errors import RunError, SpecError, unknown
-from expunge.evidence.estimate import Better, Estimate, over_examples
-from expunge.evidence.intervals import Floats, Ints
+from expunge.evidence.estimate import Better, Estimate, is_binary, over_examples, over_seeds
+from expunge.evidence.intervals import Floats, Ints, contrast
 
 Role = Literal["knowledge", "utility", "predictor", "description"]
 """Only `knowledge` and `utility` enter verdicts."""
-Reduce = Literal["mean", "barrier", "single"]
+Reduce = Literal["mean", "barrier", "single", "worst"]
 """How values become one number."""
 
-FORMAT, READABLE = 2, (1, 2)
+FEWEST_OF_LABEL = 10
+"""A label with fewer examples has no mean that could be judged."""
+FORMAT, READABLE = 3, (1, 2, 3)
 _FACTS = ("metric", "split", "role", "unit", "better", "sign", "reduce", "required", "bound")
+_OPTIONAL: dict[str, type] = {"group": np.int64, "baseline": np.float64, "label": np.int64}
 _REQUIRED_IN_FORMAT_1 = ("accuracy", "recitation")
 """Knowledge metrics that `erased` depends on in format 1, whose scores have no `required`."""
 
@@ -50,11 +53,16 @@ class Scores:
     sign: int = 1
     """+1 if a higher value means knows more, or is more useful; -1 if it means less, as for a loss."""
     reduce: Reduce = "mean"
-    """`barrier` is the largest height of a path above the chord between its ends."""
+    """`barrier`: the largest height of a path above the chord of its ends. `worst`: the lowest mean of a label."""
     required: bool = False
     """Knowledge only: whether `erased` depends on it, whatever the spec says."""
     bound: float = 0.02
     """Utility only: the largest loss that is not damage, in the unit of the values."""
+    baseline: Floats | None = None
+    """Value that the same model would have on each example by answers that do not depend on the input, `[n]`. Verdicts
+    subtract it."""
+    label: Ints | None = None
+    """Label that each value belongs to, `[n]`; only for `worst`."""
 
     def __post_init__(self) -> None:
         for name, kind in (("role", Role), ("better", Better), ("reduce", Reduce)):
@@ -64,8 +72,11 @@ class Scores:
             raise SpecError(f"found {self.sign!r}", where=f"{self.metric}.sign", allowed="1, -1")
         self._freeze("values", np.float64)
         self._freeze("ids", np.int64)
-        if self.group is not None:
-            self._freeze("group", np.int64)
+        for name, dtype in _OPTIONAL.items():
+            if getattr(self, name) is not None:
+                self._freeze(name, dtype)
+        if (self.label is None) == (self.reduce == "worst"):
+            raise SpecError(f"found labels with {self.reduce!r}", where=f"{self.metric}.label", allowed="with 'worst'")
         if self.values.size == 0 or (self.reduce == "single" and self.values.size != 1):
             raise SpecError(
                 f"found {self.values.size} values",
@@ -94,12 +105,23 @@ class Scores:
         """Id of the independent draw of each value, `[n]`: its group if there are groups, otherwise its example."""
         return self.ids if self.group is None else self.group
 
+    def labels(self) -> list[int]:
+        """Labels with at least `FEWEST_OF_LABEL` examples; if there are none, all labels."""
+        if self.label is None:
+            return []
+        labels, counts = np.unique(self.label, return_counts=True)
+        enough = labels[counts >= FEWEST_OF_LABEL]
+        return [int(label) for label in (enough if enough.size else labels)]
+
     def reduced(self) -> float:
         """The values reduced to one number, in their own orientation."""
         with np.errstate(invalid="ignore"):  # a diverged model may have infinite losses; NaN is then the answer
             if self.reduce == "barrier":
                 chord = np.linspace(self.values[0], self.values[-1], self.values.size)
                 return float(np.max(self.values - chord))
+            if self.reduce == "worst":
+                means = [self.sign * self.values[self.label == label].mean() for label in self.labels()]
+                return float(self.sign * min(means))
             return float(np.mean(self.values))
 
     def estimate(self) -> Estimate:
@@ -113,13 +135,30 @@ class Scores:
         return Estimate(self.reduced(), math.nan, math.nan, self.values.size, self.unit, self.better)
 
 
+def over_runs(scores: Sequence[Scores]) -> Estimate:
+    """The mean over seeds with its 90 % interval, from the scatter of seeds and the sampling of examples.
+
+    Seeds that agree to the last digit still have the error of their examples, as in verdicts.
+
+    Args:
+        scores: One metric of one model, one entry per seed.
+    """
+    first = scores[0]
+    if len(scores) < 2 or first.reduce != "mean":
+        return over_seeds([entry.reduced() for entry in scores], first.unit, first.better)
+    values = np.concatenate([entry.values for entry in scores])
+    step = float(np.ptp(values)) or 1.0 if is_binary(values) else 0.0
+    mean = contrast([entry.values for entry in scores], [entry.draws for entry in scores], step=step)
+    return Estimate(mean.mean, mean.low, mean.high, len(scores), first.unit, first.better)
+
+
 def dumps(scores: Sequence[Scores]) -> bytes:
     """Scores as a safetensors file; the same scores give the same bytes."""
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     for index, entry in enumerate(scores):
         arrays |= {f"{index:06d}/values": entry.values, f"{index:06d}/ids": entry.ids}
-        if entry.group is not None:
-            arrays[f"{index:06d}/group"] = entry.group
+        optional = {name: getattr(entry, name) for name in _OPTIONAL}
+        arrays |= {f"{index:06d}/{name}": array for name, array in optional.items() if array is not None}
     facts = [{name: getattr(entry, name) for name in _FACTS} for entry in scores]
     # A single metadata entry, because safetensors does not guarantee the order of several.
     header = json.dumps({"format": FORMAT, "scores": facts}, sort_keys=True, ensure_ascii=True)
@@ -146,6 +185,8 @@ def loads(data: bytes) -> list[Scores]:
                 values=arrays[f"{index:06d}/values"],
                 ids=arrays[f"{index:06d}/ids"],
                 group=arrays.get(f"{index:06d}/group"),
+                baseline=arrays.get(f"{index:06d}/baseline"),
+                label=arrays.get(f"{index:06d}/label"),
             )
             for index, facts in enumerate(header["scores"])
         ]

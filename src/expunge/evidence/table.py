@@ -13,9 +13,9 @@ import numpy as np
 from expunge.base.errors import RunError, SpecError
 from expunge.base.manifest import Manifest
 from expunge.base.record import spelled
-from expunge.evidence.estimate import Estimate, over_seeds
+from expunge.evidence.estimate import Estimate
 from expunge.evidence.quantity import Quantity
-from expunge.evidence.scores import Scores, load
+from expunge.evidence.scores import Scores, load, over_runs
 from expunge.evidence.tow import tow_rows
 from expunge.evidence.verdict import Verdict, judge_method, judge_model, judge_without_reference
 
@@ -46,6 +46,7 @@ class Table:
         attacks: The attacks' labels.
         required: Metrics that the spec requires, besides those whose scores have `required`.
         about_one_model: Whether one original and one unlearned model are compared with many references.
+        training: Labels of the attacks that train; by default all attacks.
 
     Raises:
         SpecError: Two audits measured the same metric on the same split of one model.
@@ -57,6 +58,7 @@ class Table:
     attacks: Sequence[str]
     required: Sequence[str] = ()
     about_one_model: bool = False
+    training: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         index: dict[tuple[Any, ...], Scores] = {}
@@ -86,20 +88,19 @@ class Table:
         return rows + tow_rows(rows)
 
     def _rows_of(self, model: str, attack: str | None, key: Key) -> list[dict[str, Any]]:
-        rows, values, gaps = [], [], []
-        last: Estimate | None = None
+        rows, measured, gaps = [], [], []
         for seed in self.seeds:
             scores = self.get(model, seed, attack, key)
             if scores is None:
                 continue
-            last, gap = scores.estimate(), self._gap(scores.reduced(), model, seed, attack, key)
-            values.append(last.value)
+            estimate, gap = scores.estimate(), self._gap(scores.reduced(), model, seed, attack, key)
+            measured.append(scores)
             gaps.append(gap)
-            rows.append(_row(model, seed, attack, key, last, gap))
-        if last is not None:
+            rows.append(_row(model, seed, attack, key, estimate, gap))
+        if measured:
             known = [gap for gap in gaps if gap is not None]
             gap = float(np.mean(known)) if known else None
-            rows.append(_row(model, None, attack, key, over_seeds(values, last.unit, last.better), gap))
+            rows.append(_row(model, None, attack, key, over_runs(measured), gap))
         return rows
 
     def _gap(self, value: float, model: str, seed: int, attack: str | None, key: Key) -> float | None:
@@ -114,21 +115,22 @@ class Table:
         judge = judge_model if self.about_one_model else judge_method
         if not any(m.model == REFERENCE for m in self.measured):
             judge = judge_without_reference
-        return [judge(model, self.quantities(model)) for model in self.models if model not in (ORIGINAL, REFERENCE)]
+        methods = [model for model in self.models if model not in (ORIGINAL, REFERENCE)]
+        return [judge(model, self.quantities(model), self.training) for model in methods]
 
     def quantities(self, model: str) -> list[Quantity]:
-        """The knowledge and utility quantities that decide the verdict about a model."""
-        roles = {m.scores.key: m.scores.role for m in self.measured}
-        judged = {key: role for key, role in roles.items() if role in ("knowledge", "utility")}
-        return [self._quantity(model, key, role) for key, role in judged.items()]
+        """The quantities that decide the verdict about a model: knowledge, utility, and skill."""
+        judged = {m.scores.key: m.scores for m in self.measured if m.scores.role in ("knowledge", "utility")}
+        quantities = [self._quantity(model, key, scores.role) for key, scores in judged.items()]
+        skilled = [key for key, scores in judged.items() if scores.role == "utility" and scores.baseline is not None]
+        return quantities + [self._quantity(model, key, "skill") for key in skilled]
 
     def _quantity(self, model: str, key: Key, role: str) -> Quantity:
         def scores(name: str, attack: str | None = None) -> list[Scores]:
             entries = [self.get(name, seed, attack, key) for seed in self.seeds]
             return [entry for entry in entries if entry is not None]
 
-        # Utility is judged before attacks only: if an attack harms the model, that is not the method's fault.
-        attacks = [a for a in self.attacks if scores(model, a)] if role == "knowledge" else []
+        attacks = [attack for attack in self.attacks if scores(model, attack)]
         required = scores(ORIGINAL)[0].required or key[0] in self.required
         if role == "knowledge" and not scores(REFERENCE):
             return Quantity.against_held_out(
@@ -138,12 +140,14 @@ class Table:
                 {attack: (self._held_out(model, attack, key), scores(model, attack)) for attack in attacks},
                 required=required,
             )
+        reference = REFERENCE if scores(REFERENCE) else ORIGINAL
         return Quantity.from_scores(
             scores(ORIGINAL),
-            scores(REFERENCE) or scores(ORIGINAL),
+            scores(reference),
             scores(model),
-            {attack: (scores(REFERENCE, attack), scores(model, attack)) for attack in attacks},
+            {a: (scores(reference, a) or scores(reference), scores(model, a)) for a in attacks},
             required=required,
+            skill=role == "skill",
         )
 
     def _held_out(self, model: str, attack: str | None, key: Key) -> list[Scores]:
@@ -201,6 +205,7 @@ def read_table(root: Path, manifest: Manifest) -> Table:
         manifest.attacks,
         list(dict.fromkeys(required)),
         manifest.about_one_model,
+        manifest.training,
     )
 
 

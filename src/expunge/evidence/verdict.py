@@ -4,28 +4,35 @@ Flags; the first that applies becomes the headline:
 
     dormant         after an attack, residual and gain both exceed the margin
     incomplete      the residual exceeds the margin, before or after an attack
-    damaged         utility, unlearned minus retrained, lies wholly below -0.02
+    damaged         utility, unlearned minus retrained, lies wholly below minus its bound, over all examples or for one
+                    label
     over-forgotten  the residual lies below minus the margin: the model does worse on the examples than on unseen ones
     erased          every required audit has power and is equivalent before and after attack, and utility is kept
     inconclusive    otherwise
 
-The first four flags are accusations. An accusation needs one audit or attack (an OR), so its p-values are corrected by
-Holm within each flag. `erased` needs all required audits (an AND) and no correction. A model that is accused is never
-`erased`, even if the accusing audit is not required.
+The first four flags are accusations, see `accusations.py`. `erased` needs all required audits (an AND) and no
+correction. A model that is accused is never `erased`, even if the accusing audit is not required. `guards.py` says
+which rows prove nothing because an attack or the unlearning destroyed the model. `required.py` says which audits
+`erased` depends on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from expunge.base.errors import SpecError
 from expunge.evidence import reasons
-from expunge.evidence.comparison import BEFORE, Design, Row, over_held_out, over_method, over_model, rows_of
-from expunge.evidence.intervals import LEVEL, Contrast, holm
+from expunge.evidence.accusations import KNOWLEDGE_FLAGS, Accusations, accusations
+from expunge.evidence.comparison import Design, Row, over_held_out, over_method, over_model, rows_of
+from expunge.evidence.guards import AttackGuard, guard_of, without_skill
+from expunge.evidence.intervals import Contrast
 from expunge.evidence.quantity import Quantity
+from expunge.evidence.required import Required, required_of
 from expunge.evidence.result import AuditResult, knowledge_result, utility_result
+from expunge.evidence.utility import UtilityRow, utility_rows
 
 __all__ = ["AuditResult", "Quantity", "Verdict", "judge_method", "judge_model", "judge_without_reference"]
 
@@ -59,7 +66,12 @@ class _Evidence:
     model: str
     claim: Claim
     rows: list[Row]
-    utility: list[tuple[Quantity, Contrast]]
+    utility: list[UtilityRow]
+    required: Required
+    guards: dict[str, AttackGuard]
+    """By attack."""
+    no_skill: dict[str | None, Contrast]
+    """Attacks after which the model has no skill, `None` for before any attack."""
     shortage: str = ""
     """The reason why no flag may be decided, or the empty string."""
 
@@ -71,48 +83,58 @@ class _Evidence:
     def against(self) -> str:
         return "original" if self.claim == "no reference" else "retrained"
 
-    @property
-    def attacks(self) -> list[str]:
-        return list(dict.fromkeys(row.attack for row in self.rows if row.attack is not None))
+    def silent(self, row: Row) -> bool:
+        """Whether a guard forbids to accuse by a row."""
+        return row.attack in self.no_skill or (row.attack is not None and self.guards[row.attack].state == "void")
+
+    @cached_property
+    def accused(self) -> Accusations:
+        return accusations(self.rows, [self.silent(row) for row in self.rows], self.utility)
 
 
-def judge_method(model: str, quantities: Sequence[Quantity]) -> Verdict:
+def judge_method(model: str, quantities: Sequence[Quantity], training: Collection[str] | None = None) -> Verdict:
     """The verdict about a method: the seeds are the sample; original and reference of a seed share initial weights.
 
     Args:
         model: The method's label.
-        quantities: Knowledge and utility, one entry per seed; at least 3 seeds, or the verdict is `inconclusive`.
+        quantities: Knowledge, utility and skill, one entry per seed; at least 3 seeds, or the verdict is
+            `inconclusive`.
+        training: Labels of the attacks that train; by default all attacks.
 
     Returns:
         The verdict.
     """
     seeds = min((len(quantity.unlearned) for quantity in quantities), default=FEWEST)
     shortage = f"A claim about a method needs at least {FEWEST} seeds, found {seeds}." if seeds < FEWEST else ""
-    return _judge(model, "method", quantities, over_method, shortage)
+    return _judge(model, "method", quantities, over_method, shortage, training)
 
 
-def judge_model(model: str, quantities: Sequence[Quantity]) -> Verdict:
+def judge_model(model: str, quantities: Sequence[Quantity], training: Collection[str] | None = None) -> Verdict:
     """The verdict about a single unlearned model, compared with retrained models.
 
     Args:
         model: The model's label.
         quantities: One original and one unlearned model each; at least 3 references, or the verdict is `inconclusive`.
+        training: Labels of the attacks that train; by default all attacks.
 
     Returns:
         The verdict.
     """
     count = min((len(quantity.reference) for quantity in quantities), default=FEWEST)
     shortage = f"A claim about one model needs at least {FEWEST} references, found {count}." if count < FEWEST else ""
-    return _judge(model, "model", quantities, over_model, shortage)
+    return _judge(model, "model", quantities, over_model, shortage, training)
 
 
-def judge_without_reference(model: str, quantities: Sequence[Quantity]) -> Verdict:
+def judge_without_reference(
+    model: str, quantities: Sequence[Quantity], training: Collection[str] | None = None
+) -> Verdict:
     """The verdict without retrained models: it can only be an accusation or `inconclusive`.
 
     Args:
         model: The model's label.
         quantities: Knowledge with held-out values as the reference, and their ids as `reference_ids`. Utility, which is
             compared with the original; its reference is ignored.
+        training: Labels of the attacks that train; by default all attacks.
 
     Returns:
         The verdict.
@@ -122,113 +144,145 @@ def judge_without_reference(model: str, quantities: Sequence[Quantity]) -> Verdi
     """
     prepared = []
     for quantity in quantities:
-        if quantity.role == "utility":
-            quantity = replace(quantity, reference=quantity.original, reference_ids=None, attacked={})
+        if quantity.role != "knowledge":
+            attacked = {attack: (quantity.original, after) for attack, (_, after) in quantity.attacked.items()}
+            quantity = replace(quantity, reference=quantity.original, reference_ids=None, attacked=attacked)
         elif quantity.reference_ids is None:
             raise SpecError(
                 "held-out values have no ids", where=quantity.metric, remedy="give their ids as `reference_ids`"
             )
         prepared.append(quantity)
-    return _judge(model, "no reference", prepared, over_held_out, "")
+    return _judge(model, "no reference", prepared, over_held_out, "", training)
 
 
-def _judge(model: str, claim: Claim, quantities: Sequence[Quantity], design: Design, shortage: str) -> Verdict:
-    rows = [row for quantity in quantities if quantity.role == "knowledge" for row in rows_of(quantity, design)]
-    utility = [(entry, design(entry, None, BEFORE, 0.0)) for entry in quantities if entry.role == "utility"]
-    evidence = _Evidence(model, claim, rows, utility, shortage)
-    adjusted = _accusations(evidence)
-    by_flag = {} if shortage else _sentences(evidence, adjusted)
+def _judge(
+    model: str,
+    claim: Claim,
+    quantities: Sequence[Quantity],
+    design: Design,
+    shortage: str,
+    training: Collection[str] | None,
+) -> Verdict:
+    knowledge = [quantity for quantity in quantities if quantity.role == "knowledge"]
+    by_quantity = [rows_of(quantity, design) for quantity in knowledge]
+    attacks = list(dict.fromkeys(attack for quantity in knowledge for attack in quantity.attacked))
+    utility = [row for entry in quantities if entry.role == "utility" for row in utility_rows(entry, design)]
+    lost = {attack: without_skill(attack, quantities, design) for attack in (None, *attacks)}
+    evidence = _Evidence(
+        model,
+        claim,
+        [row for rows in by_quantity for row in rows],
+        # Without references, an attack may harm the model more than it could harm a retrained one.
+        [row for row in utility if row.attack is None or claim != "no reference"],
+        required_of([rows[0] for rows in by_quantity]),
+        {a: _guard(a, quantities, training, claim) for a in attacks},
+        {attack: skill for attack, skill in lost.items() if skill is not None},
+        shortage,
+    )
+    return _verdict(evidence)
+
+
+def _guard(attack: str, quantities: Sequence[Quantity], training: Collection[str] | None, claim: Claim) -> AttackGuard:
+    trains = training is None or attack in training
+    return guard_of(attack, quantities, trains=trains, references=claim != "no reference")
+
+
+def _verdict(evidence: _Evidence) -> Verdict:
+    by_flag = {} if evidence.shortage else _accused(evidence)
     if not by_flag:
         lacking = _lacking(evidence)
-        by_flag = {"inconclusive": lacking} if lacking else {"erased": reasons.erased(_required(rows))}
+        passed = [row for row in evidence.rows if _decides(evidence, row)]
+        by_flag = {"inconclusive": lacking} if lacking else {"erased": reasons.erased(passed)}
+        by_flag = {flag: sentences + evidence.required.notes for flag, sentences in by_flag.items()}
     flags = [flag for flag in FLAGS if flag in by_flag]
-    sentences = [sentence for flag in flags for sentence in by_flag[flag]]
-    return Verdict(model, flags[0], flags, sentences, _results(evidence, adjusted), claim)
+    sentences = [sentence for flag in flags for sentence in by_flag[flag]] + _guarded(evidence)
+    return Verdict(evidence.model, flags[0], flags, sentences, _results(evidence), evidence.claim)
 
 
-def _accusations(evidence: _Evidence) -> dict[str, list[float]]:
-    """Adjusted p-values by flag, in the order of the rows; for `damaged` in the order of utility."""
-
-    def family(p: Callable[[Row], float]) -> list[float]:
-        # Rows without range stay in the family with p = 1. Otherwise the data would decide the size of the family.
-        return holm([p(row) if row.seen else 1.0 for row in evidence.rows])
-
-    def dormant(row: Row) -> float:
-        return 1.0 if row.gain_over is None else max(row.over.p_above(0), row.gain_over.p_above(0))
-
-    return {
-        "dormant": family(dormant),
-        "incomplete": family(lambda row: row.over.p_above(0)),
-        "damaged": holm([difference.p_below(-quantity.bound) for quantity, difference in evidence.utility]),
-        "over-forgotten": family(lambda row: row.under.p_below(0)),
+def _accused(evidence: _Evidence) -> dict[str, list[str]]:
+    sentence_of = {
+        "dormant": reasons.dormant,
+        "incomplete": reasons.incomplete,
+        "over-forgotten": reasons.over_forgotten,
     }
-
-
-def _sentences(evidence: _Evidence, adjusted: dict[str, list[float]]) -> dict[str, list[str]]:
-    reason = {"dormant": reasons.dormant, "incomplete": reasons.incomplete, "over-forgotten": reasons.over_forgotten}
     by_flag = {
-        flag: [sentence(row) for row, p in zip(evidence.rows, adjusted[flag], strict=True) if p <= LEVEL]
-        for flag, sentence in reason.items()
+        flag: [sentence_of[flag](evidence.rows[index]) for index in evidence.accused.rows(flag)]
+        for flag in KNOWLEDGE_FLAGS
     }
-    by_flag["damaged"] = [
-        reasons.damaged(_name(quantity), difference, -quantity.bound, evidence.against)
-        for (quantity, difference), p in zip(evidence.utility, adjusted["damaged"], strict=True)
-        if p <= LEVEL
-    ]
+    damaged = [evidence.utility[index] for index in evidence.accused.rows("damaged")]
+    by_flag["damaged"] = [reasons.damaged(row, evidence.against) for row in damaged]
     return {flag: sentences for flag, sentences in by_flag.items() if sentences}
+
+
+def _guarded(evidence: _Evidence) -> list[str]:
+    """What the guards found: void attacks, and models without skill."""
+    sentences = [reasons.void(guard) for guard in evidence.guards.values() if guard.state == "void"]
+    return sentences + [reasons.no_skill(attack, skill) for attack, skill in evidence.no_skill.items()]
+
+
+def _decides(evidence: _Evidence, row: Row) -> bool:
+    """Whether `erased` depends on a row: a required audit, before any attack or after a valid one."""
+    return row.quantity in evidence.required.quantities and (
+        row.attack is None or evidence.guards[row.attack].state != "void"
+    )
 
 
 def _lacking(evidence: _Evidence) -> list[str]:
     """What the run lacks for `erased`; empty if it lacks nothing."""
-    required, lacking = _required(evidence.rows), [evidence.shortage] if evidence.shortage else []
+    lacking = [evidence.shortage] if evidence.shortage else []
     if evidence.claim == "no reference":
         lacking.append(reasons.NO_RETRAINING)
-    if not required:
+    deciding = [row for row in evidence.rows if _decides(evidence, row)]
+    if not deciding:
         lacking.append("No required knowledge audit, such as forget accuracy, was run.")
-    if not evidence.attacks:
-        lacking.append("No attack was run, so dormant knowledge was not looked for.")
-    lacking += _not_repeated(evidence)
-    lacking += [
-        reasons.undecided(row, evidence.units, len(evidence.rows))
-        for row in required or evidence.rows
-        if not row.passes
-    ]
+    lacking += _attacks_lacking(evidence) + _not_repeated(evidence)
+    failing = [row for row in deciding or evidence.rows if not row.passes]
+    lacking += [reasons.undecided(row, evidence.units, evidence.accused.family) for row in failing]
     if not evidence.utility:
         lacking.append("No utility audit was run, so damage was not looked for.")
-    for quantity, difference in evidence.utility:
-        if not difference.low > -quantity.bound:
-            facts = (-quantity.bound, evidence.against, evidence.units, len(evidence.utility))
-            lacking.append(reasons.undecided_utility(_name(quantity), difference, *facts))
-    if lacking:
-        lacking += [
-            f"{reasons.label(row)}: {reasons.smallest_gap(row)}." for row in required or evidence.rows if row.passes
-        ]
+    lacking += [
+        reasons.undecided_utility(row, evidence.against, evidence.units, evidence.accused.utility_family)
+        for row in evidence.utility
+        if not row.kept and not _void(evidence, row.attack)
+    ]
+    if evidence.no_skill:
+        lacking.append("The model has no skill left, so its knowledge cannot be judged.")
+    return lacking + (reasons.passing([row for row in deciding if row.passes]) if lacking else [])
+
+
+def _void(evidence: _Evidence, attack: str | None) -> bool:
+    return attack is not None and attack in evidence.guards and evidence.guards[attack].state == "void"
+
+
+def _attacks_lacking(evidence: _Evidence) -> list[str]:
+    guards = list(evidence.guards.values())
+    if not guards:
+        return ["No attack was run, so dormant knowledge was not looked for."]
+    lacking = [reasons.unclear(guard) for guard in guards if guard.state == "unclear"]
+    if not any(guard.clears and guard.trains for guard in guards):
+        lacking += [reasons.idle(guard) for guard in guards if guard.state == "idle"]
+        lacking.append(
+            "No attack that trains left the references intact, so dormant knowledge was not looked for: add `relearn`."
+        )
     return lacking
 
 
 def _not_repeated(evidence: _Evidence) -> list[str]:
     sentences = []
-    for quantity in {id(row.quantity): row.quantity for row in _required(evidence.rows)}.values():
-        missing = [attack for attack in evidence.attacks if attack not in quantity.attacked]
+    for quantity in evidence.required.quantities:
+        missing = [attack for attack in evidence.guards if attack not in quantity.attacked]
         if missing:
-            sentences.append(f"{_name(quantity)} is required but was not repeated after {', '.join(missing)}.")
+            name = f"{quantity.metric} on {quantity.split}"
+            sentences.append(f"{name} is required but was not repeated after {', '.join(missing)}.")
     return sentences
 
 
-def _required(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if row.quantity.required]
-
-
-def _name(quantity: Quantity) -> str:
-    return f"{quantity.metric} on {quantity.split}"
-
-
-def _results(evidence: _Evidence, adjusted: dict[str, list[float]]) -> list[AuditResult]:
-    results = []
-    for index, row in enumerate(evidence.rows):
-        p = {flag: adjusted[flag][index] for flag in ("dormant", "incomplete", "over-forgotten")}
-        results.append(knowledge_result(row, p))
-    for index, (quantity, difference) in enumerate(evidence.utility):
-        p = {"damaged": adjusted["damaged"][index]}
-        results.append(utility_result(quantity, difference, -quantity.bound, p))
-    return results
+def _results(evidence: _Evidence) -> list[AuditResult]:
+    knowledge = [
+        knowledge_result(row, p, proves=not evidence.silent(row))
+        for row, p in zip(evidence.rows, evidence.accused.knowledge, strict=True)
+    ]
+    utility = [
+        utility_result(row, {"damaged": p}) for row, p in zip(evidence.utility, evidence.accused.utility, strict=True)
+    ]
+    return knowledge + utility

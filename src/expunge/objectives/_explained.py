@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -53,6 +54,20 @@ class Explained(Objective):
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean squared error of each example, `[b]` in float64, in squared target units."""
         return self.errors(model, batch).double().square().mean(1)
+
+    def answers(self, model: nn.Module, batches: Iterable[Batch]) -> Tensor:
+        """The mean output over unseen examples, `[k]`."""
+        count, total = 0, torch.zeros(())
+        for batch in batches:
+            output = self.prediction(model, batch).reshape(batch.size, -1).cpu()
+            total = total + output.sum(0, dtype=torch.complex128 if output.is_complex() else torch.float64)
+            count += batch.size
+        return total / count
+
+    def baseline(self, model: nn.Module, batch: Batch, answers: Tensor) -> dict[str, Tensor]:
+        """The explained share if every output were the mean output."""
+        gap = torch.abs(self.wanted(batch).cpu() - answers).double()
+        return {R_SQUARED: 1 - gap.square().mean(1) / (self.variance or 1.0)}
 
     def errors(self, model: nn.Module, batch: Batch) -> Tensor:
         """Distance of each component from its target, `[b, k]`.

@@ -1,4 +1,10 @@
-"""The next token at every position that is not ignored: cross-entropy, next-token accuracy, exact recitation."""
+"""The next token at every position that is not ignored: cross-entropy, and four measures of what is known of a text.
+
+Knowledge is graded, because one wrong token is not forgetting. `accuracy` is the share of right next tokens;
+`answer_probability` the geometric mean of the right tokens' probabilities, the inverse of perplexity; `recited_prefix`
+the share of a text before the first wrong token; `recitation` is 1 if all tokens are right. `erased` depends on
+`accuracy` and `recitation`. What was retained counts as utility, beside unseen text.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +16,7 @@ from torch import Tensor, nn
 
 from expunge.base.errors import SpecError
 from expunge.base.part import Count
+from expunge.core.answers import AnswerRates
 from expunge.core.data import Batch, Data
 from expunge.core.objective import (
     DECISIONS,
@@ -19,7 +26,10 @@ from expunge.core.objective import (
     Deciding,
     Decisions,
     Metric,
+    correct,
     knows,
+    mean_losses,
+    per_example,
     share_right,
     wrong_width,
 )
@@ -30,12 +40,17 @@ from expunge.objectives._targets import drawn_wrong, labels_up_to, require_decid
 class LanguageModelling(Deciding):
     """Targets are the next token at each position `[n, t]`, outputs are logits `[b, t, v]`.
 
-    Accuracy is the share of right next tokens. Recitation is 1 if all of an example's tokens are right. Under teacher
-    forcing this equals exact greedy completion of the prompt.
+    Under teacher forcing, recitation equals exact greedy completion of the prompt. The recited prefix is what greedy
+    completion has right before its first wrong token.
     """
 
     provides: ClassVar[frozenset[str]] = frozenset({DECISIONS, TOKENS, RELABEL})
-    metrics: ClassVar[tuple[Metric, ...]] = (Metric("accuracy", utility=True), Metric("recitation", knowledge=True))
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("accuracy", knowledge=True, utility=True, utility_on=("test", "retain")),
+        Metric("answer_probability", knowledge=True, required=False),
+        Metric("recited_prefix", knowledge=True, required=False),
+        Metric("recitation", knowledge=True, utility=True, utility_on=("retain",)),
+    )
 
     vocabulary: Count | None = None
     """Number of tokens; by default the number of labels of the data."""
@@ -75,12 +90,30 @@ class LanguageModelling(Deciding):
         return Decisions(logits[decided], targets[decided], decided.nonzero()[:, 0])
 
     def measure(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Share of right tokens, and whether all are right, per example."""
+        """Share of right tokens, their geometric mean probability, the recited prefix, and recitation, per example."""
         decisions = self.decisions(model, batch)
         return {
             "accuracy": share_right(decisions, batch.size),
+            "answer_probability": (-mean_losses(decisions, batch.size)).exp(),
+            "recited_prefix": leading(correct(decisions).double(), decisions.example, batch.size),
             "recitation": knows(decisions, batch.size).double(),
         }
+
+    def baseline(self, model: nn.Module, batch: Batch, answers: AnswerRates) -> dict[str, Tensor]:
+        """What tokens that do not depend on the context would have: the rates at which they are given where wrong."""
+        decisions = self.decisions(model, batch)
+        rates, probability = answers.rates(decisions.targets, self.questions(batch, decisions))
+        example, size = decisions.example.cpu(), batch.size
+        return {
+            "accuracy": per_example(rates, example, size, mean=True),
+            "answer_probability": per_example(probability.log(), example, size, mean=True).exp(),
+            "recited_prefix": leading(rates, example, size),
+            "recitation": per_example(rates.log(), example, size).exp(),
+        }
+
+    def by_label(self, model: nn.Module, batch: Batch) -> None:
+        """`None`: tokens are no labels of examples."""
+        return
 
     def relabel(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Each decided token replaced by a uniformly drawn wrong one."""
@@ -91,3 +124,21 @@ class LanguageModelling(Deciding):
         """Features at decided positions, from `[b, t, ...]`."""
         decided = (batch.targets != self.ignore).to(features.device)
         return features[decided] if features.ndim >= 3 and features.shape[:2] == decided.shape else None
+
+
+def leading(right: Tensor, example: Tensor, size: int) -> Tensor:
+    """Expected share of each example's decisions before its first wrong one.
+
+    Args:
+        right: Probability that each decision is right, or 0 and 1, `[n]`; decisions of an example in their order.
+        example: Row of each decision's example, `[n]`, in increasing order.
+        size: Number of examples.
+
+    Returns:
+        `[size]` float64.
+    """
+    counts = torch.bincount(example, minlength=size)
+    padded = torch.zeros(size, int(counts.max()), dtype=torch.float64, device=right.device)
+    place = torch.arange(len(example), device=right.device) - (counts.cumsum(0) - counts)[example]
+    padded[example, place] = right.double()
+    return padded.cumprod(1).sum(1) / counts

@@ -58,6 +58,15 @@ class Multilabel(Deciding):
         pairs = torch.stack([torch.zeros_like(logits), logits], dim=-1)
         return Decisions(pairs[decided], targets[decided], decided.nonzero()[:, 0])
 
+    def questions(self, batch: Batch, decisions: Decisions) -> Tensor:
+        """The label that each decision is about."""
+        return (batch.targets != self.ignore).nonzero()[:, 1].to(decisions.targets.device)
+
+    @property
+    def question_count(self) -> int:
+        """The number of labels."""
+        return self.outputs
+
     def relabel(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Every known label replaced by its opposite, which is its only wrong value."""
         targets = torch.where(batch.targets == self.ignore, batch.targets, 1 - batch.targets)

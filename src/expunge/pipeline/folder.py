@@ -16,7 +16,16 @@ from typing import Any
 from msgspec.structs import replace
 
 from expunge.base.errors import SpecError
-from expunge.base.manifest import DIAGNOSIS, ENVIRONMENT, SPEC, FileRecord, Manifest, StageRecord, write_manifest
+from expunge.base.manifest import (
+    DIAGNOSIS,
+    ENVIRONMENT,
+    RULES,
+    SPEC,
+    FileRecord,
+    Manifest,
+    StageRecord,
+    write_manifest,
+)
 from expunge.base.memory import MemoryStore
 from expunge.base.record import (
     Store,
@@ -119,6 +128,8 @@ class RunFolder:
             attacks=tuple(plan.attacks),
             required=tuple(entry.label for entry in plan.spec.audit if entry.required),
             about_one_model=plan.about_one_model,
+            training=tuple(label for label, attack in plan.attacks.items() if getattr(attack, "trains", False)),
+            rules=RULES,
             versions=plan.versions(),
             stages=stages,
         )

@@ -83,9 +83,9 @@ def columns_of(table: Table) -> Columns:
 
 
 def knowledge_key(table: Table) -> tuple[str, str]:
-    """Metric and split of the knowledge that every verdict requires: the last such metric that was measured."""
+    """Metric and split of the knowledge that every verdict requires: the first such metric that was measured."""
     required = [m.scores.key for m in table.measured if m.scores.required]
-    return required[-1] if required else ("accuracy", "forget")
+    return required[0] if required else ("accuracy", "forget")
 
 
 def utility_metric(table: Table) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.base.errors import RunError
-from expunge.base.manifest import ENVIRONMENT, RERUN, Manifest, read_json, read_manifest
+from expunge.base.manifest import ENVIRONMENT, RERUN, RULES, Manifest, read_json, read_manifest
 from expunge.base.record import file_digest, rows_to_text
 from expunge.evidence.table import Table, read_table, verdicts_text
 
@@ -24,7 +24,8 @@ def verify(folder: Path) -> dict[str, int]:
         folder: The run's folder, `runs/<name>`.
 
     Returns:
-        The numbers of digests, rows and verdicts that were checked; all of them agree.
+        The numbers of digests, rows and verdicts that were checked; all of them agree. Verdicts of a record that was
+        made under older rules are not checked.
 
     Raises:
         SpecError: The folder holds no run, or one that has not finished.
@@ -37,9 +38,13 @@ def verify(folder: Path) -> dict[str, int]:
         digests += 1
     table = read_run(folder, manifest)
     rows, verdicts = rows_to_text(table.rows()), verdicts_text(table)
+    checked = {"digests": digests, "rows": rows.count("\n")}
+    if manifest.rules != RULES:
+        _check_values(folder, rows)
+        return checked
     _check_rows(folder, rows)
     _check_verdicts(folder, verdicts)
-    return {"digests": digests, "rows": rows.count("\n"), "verdicts": len(json.loads(verdicts))}
+    return {**checked, "verdicts": len(json.loads(verdicts))}
 
 
 def read_run(folder: Path, manifest: Manifest) -> Table:
@@ -72,6 +77,24 @@ def _check_rows(folder: Path, recomputed: str) -> None:
     if len(stored) != len(expected):
         allowed = f"the {len(expected)} that the scores give"
         raise RunError(f"found {len(stored)} rows", where=str(path), allowed=allowed)
+
+
+def _check_values(folder: Path, recomputed: str) -> None:
+    """Check rows that were made under older rules: values and gaps must agree, intervals need not."""
+    path = folder / "results.jsonl"
+    stored, expected = (
+        [_value(line) for line in text.splitlines()] for text in (path.read_text(encoding="utf-8"), recomputed)
+    )
+    for number, (old, new) in enumerate(zip(stored, expected, strict=False), start=1):
+        if old != new:
+            raise RunError(f"found {old}", where=f"{path}:{number}", allowed=str(new), remedy=_hint(folder))
+    if len(stored) != len(expected):
+        allowed = f"the {len(expected)} that the scores give"
+        raise RunError(f"found {len(stored)} rows", where=str(path), allowed=allowed)
+
+
+def _value(line: str) -> dict[str, Any]:
+    return {key: value for key, value in json.loads(line).items() if key not in ("low", "high")}
 
 
 def _check_verdicts(folder: Path, recomputed: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ from scipy import stats
 
 from expunge.base.errors import SpecError
 from expunge.evidence.estimate import is_binary
-from expunge.evidence.intervals import Floats, contrast
+from expunge.evidence.intervals import Floats, contrast, distinct, step_of
 from expunge.evidence.scores import Scores
 from expunge.evidence.table import ORIGINAL, REFERENCE, Table
 
@@ -23,10 +23,15 @@ END: Key = ("known_at_end", "forget")
 
 
 class Gap(NamedTuple):
-    """A difference between two models on the same examples, with its standard error over the examples."""
+    """One seed's difference between models on the same examples, with the errors over examples of all seeds' mean."""
 
     value: float
-    se: float
+    sampling: float
+    """Standard error over examples of the mean over the run's seeds."""
+    lasting: float
+    """The part of it that more seeds would not reduce."""
+    examples: int
+    """Number of distinct examples."""
 
 
 @dataclass(frozen=True)
@@ -79,33 +84,44 @@ class OfSeed:
 
     def end(self, model: str, attack: str) -> Gap:
         """The forget set's known share at the end of an attack, not at its peak, minus that before it."""
-        last, first = self.scores(model, END, attack), self.scores(model, FORGET, None)
-        return _contrast([(1.0, last), (-1.0, first)])
+        return self._contrast([(1.0, model, END, attack), (-1.0, model, FORGET, None)])
 
     def weighted(self, terms: Sequence[tuple[float, str]], key: Key) -> Gap:
         """A weighted sum of models' values before any attack, example by example."""
         return self._paired([(weight, model, None) for weight, model in terms], key)
 
     def _paired(self, terms: Sequence[tuple[float, str, str | None]], key: Key) -> Gap:
-        return _contrast([(weight, self.scores(model, key, attack)) for weight, model, attack in terms])
+        return self._contrast([(weight, model, key, attack) for weight, model, attack in terms])
+
+    def _contrast(self, terms: Sequence[tuple[float, str, Key, str | None]]) -> Gap:
+        seeds = [replace(self, seed=seed) for seed in self.table.seeds]
+        per_seed = [[seed.scores(model, key, attack) for _, model, key, attack in terms] for seed in seeds]
+        weights = [weight for weight, *_ in terms]
+        mixed = [_mixed(weights, scores) for scores in per_seed]
+        binary = all(is_binary(entry.values) for scores in per_seed for entry in scores)
+        step = step_of(weights, 1.0 if binary else 0.0)
+        estimate = contrast(mixed, [scores[0].draws for scores in per_seed], step=step)
+        own = float(mixed[list(self.table.seeds).index(self.seed)].mean())
+        return Gap(own, estimate.sampling, estimate.lasting, distinct([scores[0].draws for scores in per_seed]))
 
 
-def _contrast(terms: Sequence[tuple[float, Scores]]) -> Gap:
-    first = terms[0][1]
-    if not all(np.array_equal(scores.ids, first.ids) for _, scores in terms):
+def _mixed(weights: Sequence[float], scores: Sequence[Scores]) -> Floats:
+    first = scores[0]
+    if not all(np.array_equal(entry.ids, first.ids) for entry in scores):
         raise SpecError("models were scored on different examples", where=f"{first.metric} on {first.split}")
-    mixed: Floats = np.sum([weight * scores.values for weight, scores in terms], axis=0)
-    # For binary values, the largest change that one example can cause.
-    step = sum(abs(weight) for weight, _ in terms) if all(is_binary(scores.values) for _, scores in terms) else 0.0
-    estimate = contrast([mixed], [first.draws], step=step)
-    return Gap(estimate.mean, estimate.sampling)
+    pairs = zip(weights, scores, strict=True)
+    return np.asarray(np.sum([weight * entry.values for weight, entry in pairs], axis=0), dtype=np.float64)
 
 
 def with_error(name: str, gaps: Mapping[str, Gap] | Gap) -> dict[str, Any]:
-    """A claim's number with its standard error; or its array, with the names of the components."""
+    """A claim's number with its errors over examples; or its array, with the names of the components."""
     if isinstance(gaps, Gap):
-        return {name: gaps.value, f"{name}.se": gaps.se}
-    return array(name, {of: gap.value for of, gap in gaps.items()}) | {f"{name}.se": [g.se for g in gaps.values()]}
+        return {name: gaps.value, **{f"{name}.{part}": getattr(gaps, part) for part in Gap._fields[1:]}}
+    errors: dict[str, Any] = {
+        f"{name}.{part}": [getattr(gap, part) for gap in gaps.values()] for part in ("sampling", "lasting")
+    }
+    errors[f"{name}.examples"] = min(gap.examples for gap in gaps.values())
+    return array(name, {of: gap.value for of, gap in gaps.items()}) | errors
 
 
 def array(name: str, values: Mapping[str, float]) -> dict[str, Any]:
@@ -115,7 +131,8 @@ def array(name: str, values: Mapping[str, float]) -> dict[str, Any]:
 
 def mean_gap(gaps: Sequence[Gap]) -> Gap:
     """The mean of gaps on the same examples; the mean of their errors bounds its error, whatever their correlation."""
-    return Gap(float(np.mean([gap.value for gap in gaps])), float(np.mean([gap.se for gap in gaps])))
+    value, sampling, lasting = (float(np.mean([gap[part] for gap in gaps])) for part in range(3))
+    return Gap(value, sampling, lasting, min(gap.examples for gap in gaps))
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float:

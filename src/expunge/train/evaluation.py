@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from expunge.core.data import Batch, Data
+from expunge.core.generators import generator_of
 from expunge.core.modules import evaluating, first_parameter
 from expunge.core.objective import Decisions, Objective, knows
 from expunge.train.loop import in_order
@@ -74,9 +76,63 @@ def outputs(model: nn.Module, problem: Judged, ids: Tensor) -> np.ndarray:
 
 
 def measured(model: nn.Module, problem: Judged, ids: Tensor) -> dict[str, np.ndarray]:
-    """The objective's metrics of each example, by name, `[n]` float64 each, from one forward pass."""
+    """The objective's metrics of each example, by name, `[n]` float64 each."""
+    return _by_name(model, problem, ids, problem.objective.measure)
+
+
+def answers(model: nn.Module, problem: Judged, ids: Tensor) -> Any:
+    """What the model answers to unseen examples, for `baselines`: see `Objective.answers`."""
     with evaluating(model), torch.no_grad():
-        batches = [problem.objective.measure(model, batch) for batch in in_order(problem.data, ids)]
+        return problem.objective.answers(model, in_order(problem.data, ids))
+
+
+def baselines(model: nn.Module, problem: Judged, ids: Tensor, unseen: Any) -> dict[str, np.ndarray]:
+    """What answers independent of the input would score, by metric, `[n]` float64 each: see `Objective.baseline`."""
+    return _by_name(model, problem, ids, lambda model, batch: problem.objective.baseline(model, batch, unseen))
+
+
+def by_label(model: nn.Module, problem: Judged, ids: Tensor) -> tuple[np.ndarray, Tensor, np.ndarray] | None:
+    """Utility by label, see `Objective.by_label`.
+
+    Returns:
+        Values `[m]` float64, the id of each value's example `[m]`, and its label `[m]`; `None` without labels.
+    """
+    with evaluating(model), torch.no_grad():
+        batches = [(batch.ids, problem.objective.by_label(model, batch)) for batch in in_order(problem.data, ids)]
+    parts = [
+        (part.values.cpu(), own[part.example.cpu()], part.label.cpu()) for own, part in batches if part is not None
+    ]
+    if not parts:
+        return None
+    values, examples, labels = (torch.cat(column) for column in zip(*parts, strict=True))
+    return values.double().numpy(), examples, labels.numpy()
+
+
+def skill(model: nn.Module, problem: Judged, ids: Tensor) -> float:
+    """Mean utility beyond its baseline on unseen examples: close to 0 for answers that do not depend on the input.
+
+    An objective without a baseline gives infinity, because its models cannot be told from such answers.
+    """
+    metric = next(metric for metric in problem.objective.metrics if metric.utility)
+    controls = baselines(model, problem, ids, answers(model, problem, ids))
+    if metric.name not in controls:
+        return math.inf
+    return metric.sign * float(np.mean(measured(model, problem, ids)[metric.name] - controls[metric.name]))
+
+
+def sample(ids: Tensor, count: int, name: str) -> Tensor:
+    """A fixed random part of the ids, the same for every model and seed, in increasing order."""
+    if len(ids) <= count:
+        return ids
+    generator = generator_of(0, "sample", name)
+    return ids[torch.randperm(len(ids), generator=generator)[:count]].sort().values
+
+
+def _by_name(
+    model: nn.Module, problem: Judged, ids: Tensor, values: Callable[[nn.Module, Batch], dict[str, Tensor]]
+) -> dict[str, np.ndarray]:
+    with evaluating(model), torch.no_grad():
+        batches = [values(model, batch) for batch in in_order(problem.data, ids)]
     return {name: torch.cat([batch[name].cpu() for batch in batches]).double().numpy() for name in batches[0]}
 
 

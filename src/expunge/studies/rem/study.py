@@ -239,7 +239,7 @@ def product_gap(run: OfSeed, model: str, other: str) -> Gap:
     """The difference of two products; its error is that over test images, which all seeds share."""
     ours, theirs = (healing(run, m) for m in (model, other))
     tested = run.weighted([(ours, model), (-theirs, other)], TEST)
-    return Gap(product(run, model) - product(run, other), tested.se)
+    return tested._replace(value=product(run, model) - product(run, other))
 
 
 PARTS = (("healed", healing), ("utility", lambda run, model: run.value(model, TEST)), ("product", product))
