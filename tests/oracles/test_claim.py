@@ -10,7 +10,7 @@ from scipy import stats
 
 from expunge.base.errors import SpecError
 from expunge.evidence.claim import Claim, Rule, above, below, decide, ordered, within
-from expunge.evidence.intervals import contrast
+from expunge.evidence.contrast import contrast
 
 WHY = "for the test"
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from expunge.base.errors import RunError, SpecError
+from expunge.evidence.contrast import Contrast, contrast, sampling_error
 from expunge.evidence.estimate import Estimate, over_seeds
-from expunge.evidence.intervals import Contrast, contrast, holm, sampling_error, student, t_quantile, wilson
+from expunge.evidence.intervals import holm, student, t_quantile, wilson
 from expunge.evidence.quantity import Quantity
 from expunge.evidence.scores import Scores, dumps, load, loads
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from expunge.evidence.intervals import contrast
+from expunge.evidence.contrast import contrast
 from expunge.evidence.quantity import Quantity
 from expunge.evidence.verdict import Verdict, judge_method, judge_model, judge_without_reference
 

@@ -29,7 +29,7 @@ def test_each_model_has_a_line_and_each_method_its_verdict(run_folder: Path) -> 
     lines = text.splitlines()
     assert lines[0].split() == ["model", "forget", "after", "relearn", "retain", "test", "L2", "verdict"]
     rows = {line.split()[0]: line.split() for line in lines[2:6]}
-    # Three seeds agree on every one of 200 examples: the interval is that of 200 agreements, see `intervals.py`.
+    # Three seeds agree on every one of 200 examples: the interval is that of 200 agreements, see `contrast.py`.
     agreeing = f"±{100 * 1.6525 * math.sqrt(2) / 202:.1f}"
     assert rows["original"][1:3] == ["100.0", agreeing]
     assert (rows["hidden"][1], rows["hidden"][3]) == ("20.0", "90.0")

@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 from expunge.base.errors import SpecError
-from expunge.evidence.intervals import contrast, step_of
+from expunge.evidence.contrast import contrast, step_of
 from expunge.evidence.scores import Scores
 from expunge.evidence.table import Measured, Table
 from expunge.reporting.study import reproduction
@@ -57,7 +57,7 @@ def test_gaps_are_differences_of_means(one: OfSeed) -> None:
 
 def test_errors_are_those_of_paired_examples(one: OfSeed) -> None:
     difference = np.subtract(VALUES["scrub", "relearn"], VALUES["reference", "relearn"])
-    # Two imagined examples that differ by the whole step, 1, one each way: intervals.py.
+    # Two imagined examples that differ by the whole step, 1, one each way: contrast.py.
     wanted = math.hypot(difference.std(ddof=1) / math.sqrt(5), math.sqrt(2) / 7)
     assert one.gap("scrub", attack="relearn").sampling == pytest.approx(wanted)
     assert one.gap("scrub", "scrub").sampling > 0  # five agreements prove little

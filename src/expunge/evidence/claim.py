@@ -8,7 +8,7 @@ An array must fulfil the rule in every component. This is an intersection-union 
 components' p-values and needs no correction. The opposite of the rule needs one component only, so its p-value is
 multiplied by the number of components. The opposite of an interval has two sides and is corrected for both.
 
-The error of a mean has two sources, seeds and examples, as in `intervals.py`. Numbers that agree exactly
+The error of a mean has two sources, seeds and examples, as in `contrast.py`. Numbers that agree exactly
 in every seed, as rank correlations may, have an error of 0. They are judged by a sign test: n of them on one side of
 the bound have p = 2^-n.
 """
@@ -23,7 +23,8 @@ from typing import Any, Literal
 import numpy as np
 
 from expunge.base.errors import SpecError
-from expunge.evidence.intervals import LEVEL, Contrast, Floats, combine, holm
+from expunge.evidence.contrast import Contrast, combine
+from expunge.evidence.intervals import LEVEL, Floats, holm
 
 Outcome = Literal["reproduced", "not reproduced", "inconclusive"]
 Kind = Literal["above", "below", "within", "ordered"]

@@ -19,10 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from expunge.base.errors import SpecError
-from expunge.evidence.intervals import (
-    LEVEL,
+from expunge.evidence.contrast import (
     Contrast,
-    Floats,
     alone,
     combine,
     contrast,
@@ -31,6 +29,7 @@ from expunge.evidence.intervals import (
     sampling_error,
     step_of,
 )
+from expunge.evidence.intervals import LEVEL, Floats
 from expunge.evidence.quantity import Quantity
 
 SHARE = 0.1

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from expunge.base.errors import unknown
-from expunge.evidence.intervals import Floats, Ints, sampling_error, student, t_quantile, wilson
+from expunge.evidence.contrast import sampling_error
+from expunge.evidence.intervals import Floats, Ints, student, t_quantile, wilson
 
 Better = Literal["higher", "lower", "reference"]
 """Which direction is good; `reference` means that a value close to the retrained model's is good."""

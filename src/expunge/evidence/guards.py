@@ -19,7 +19,8 @@ from typing import Literal
 import numpy as np
 
 from expunge.evidence.comparison import SHARE, Design, Weights
-from expunge.evidence.intervals import LEVEL, Contrast, alone, contrast, step_of
+from expunge.evidence.contrast import Contrast, alone, contrast, step_of
+from expunge.evidence.intervals import LEVEL
 from expunge.evidence.quantity import Quantity
 from expunge.evidence.utility import overall
 

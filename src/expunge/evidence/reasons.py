@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 
 from expunge.evidence.comparison import Row
+from expunge.evidence.contrast import MOST_SEEDS, Contrast
 from expunge.evidence.guards import AttackGuard
-from expunge.evidence.intervals import LEVEL, MOST_SEEDS, Contrast, t_quantile
+from expunge.evidence.intervals import LEVEL, t_quantile
 from expunge.evidence.quantity import Quantity
 from expunge.evidence.utility import UtilityRow
 

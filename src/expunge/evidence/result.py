@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from expunge.evidence.comparison import Row
-from expunge.evidence.intervals import Contrast
+from expunge.evidence.contrast import Contrast
 from expunge.evidence.quantity import Quantity
 from expunge.evidence.utility import UtilityRow
 

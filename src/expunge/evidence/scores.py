@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 from safetensors import numpy as safe
 
 from expunge.base.errors import RunError, SpecError, unknown
+from expunge.evidence.contrast import contrast
 from expunge.evidence.estimate import Better, Estimate, is_binary, over_examples, over_seeds
-from expunge.evidence.intervals import Floats, Ints, contrast
+from expunge.evidence.intervals import Floats, Ints
 
 Role = Literal["knowledge", "utility", "predictor", "description"]
 """Only `knowledge` and `utility` enter verdicts."""

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from expunge.evidence.comparison import AFTER, BEFORE, Design
-from expunge.evidence.intervals import LEVEL, Contrast
+from expunge.evidence.contrast import Contrast
+from expunge.evidence.intervals import LEVEL
 from expunge.evidence.quantity import Quantity
 
 HALF = 0.5

@@ -27,8 +27,8 @@ from expunge.base.errors import SpecError
 from expunge.evidence import reasons
 from expunge.evidence.accusations import KNOWLEDGE_FLAGS, Accusations, accusations
 from expunge.evidence.comparison import Design, Row, over_held_out, over_method, over_model, rows_of
+from expunge.evidence.contrast import Contrast
 from expunge.evidence.guards import AttackGuard, guard_of, without_skill
-from expunge.evidence.intervals import Contrast
 from expunge.evidence.quantity import Quantity
 from expunge.evidence.required import Required, required_of
 from expunge.evidence.result import AuditResult, knowledge_result, utility_result

@@ -11,8 +11,9 @@ import numpy as np
 from scipy import stats
 
 from expunge.base.errors import SpecError
+from expunge.evidence.contrast import contrast, distinct, step_of
 from expunge.evidence.estimate import is_binary
-from expunge.evidence.intervals import Floats, contrast, distinct, step_of
+from expunge.evidence.intervals import Floats
 from expunge.evidence.scores import Scores
 from expunge.evidence.table import ORIGINAL, REFERENCE, Table
 
