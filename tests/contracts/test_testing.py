@@ -650,7 +650,8 @@ class AuditOfChosen(Performance):
         first = round(float(next(model.parameters()).detach().double().abs().sum()) * 1e6) % 2
         one = slice(first, first + 2)
         groups = case.problem.data.group_of(torch.from_numpy(found[0].ids[one].copy())).numpy()
-        return changed(found, values=found[0].values[one], ids=found[0].ids[one], group=groups)
+        base = None if found[0].baseline is None else found[0].baseline[one]
+        return changed(found, values=found[0].values[one], ids=found[0].ids[one], group=groups, baseline=base)
 
 
 class AuditOfNothing(Performance):

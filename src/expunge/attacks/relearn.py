@@ -79,7 +79,9 @@ class Relearn(Attack):
         with forked(seed):
             watch.look(0)
             self._train(student, problem, ids, seed, meter, watch)
-        curve = Curve(np.array(watch.steps), np.stack(watch.values), problem.unexposed.numpy())
+        curve = Curve(
+            np.array(watch.steps), np.stack(watch.values), problem.unexposed.numpy(), np.array(watch.collapsed)
+        )
         student.load_state_dict(watch.best)
         return Attacked(student.eval(), curve, Cost(meter.gradients, time.perf_counter() - start))
 
@@ -129,6 +131,7 @@ class _Watch:
         self.student, self.problem, self.every, self.last = student, problem, every, last
         self.steps: list[int] = []
         self.values: list[np.ndarray] = []
+        self.collapsed: list[bool] = []
         self.best: dict[str, Tensor] = {}
         self._peak = (False, -math.inf)
         self._unseen = sample(problem.test, UNSEEN, "unseen")
@@ -140,11 +143,13 @@ class _Watch:
 
     def look(self, step: int) -> None:
         value = known(self.student.eval(), self.problem)
+        # The state before the first step is on the curve, but the attack did not produce it. A state that knows less
+        # than a peak with skill cannot replace it.
+        rivals = step > 0 and not (self._peak[0] and value.mean() <= self._peak[1])
+        skilled = not rivals or skill(self.student, self.problem, self._unseen) >= self._least
         self.steps.append(step)
         self.values.append(value)
-        # The state before the first step is on the curve, but the attack did not produce it.
-        if step and (not self._peak[0] or value.mean() > self._peak[1]):
-            reached = (skill(self.student, self.problem, self._unseen) >= self._least, float(value.mean()))
-            if reached > self._peak:
-                self._peak, self.best = reached, copy.deepcopy(self.student.state_dict())
+        self.collapsed.append(not skilled)
+        if rivals and (skilled, float(value.mean())) > self._peak:
+            self._peak, self.best = (skilled, float(value.mean())), copy.deepcopy(self.student.state_dict())
         self.student.train()

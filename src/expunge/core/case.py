@@ -83,11 +83,19 @@ class Curve:
     steps: np.ndarray
     values: np.ndarray
     ids: np.ndarray
+    collapsed: np.ndarray | None = None
+    """Points at which the model answers alike whatever the input, `[p]` bool; by default none."""
 
     @property
     def peak(self) -> int:
-        """Index of the point, after the first, with the largest mean value; the earliest among equals."""
-        return 1 + int(self.values[1:].mean(1).argmax())
+        """Index of the point, after the first, with the largest mean value; the earliest among equals.
+
+        A collapsed point is the peak only if all points are collapsed.
+        """
+        means = self.values[1:].mean(1)
+        if self.collapsed is not None and not self.collapsed[1:].all():
+            means = np.where(self.collapsed[1:], -np.inf, means)
+        return 1 + int(means.argmax())
 
 
 @dataclass(frozen=True)
