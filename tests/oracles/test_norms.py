@@ -298,6 +298,16 @@ def test_the_functions_are_replaced_only_inside_and_no_other_number_changes() ->
     assert (F.batch_norm, F.instance_norm) == before
 
 
+def test_functions_that_the_user_has_replaced_stay_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    def own(x: Tensor, *rest: object) -> Tensor:
+        return 2 * x
+
+    monkeypatch.setattr(F, "batch_norm", own)
+    with sound_norms():
+        assert torch.equal(F.batch_norm(torch.ones(1, 2), None, None), torch.full((1, 2), 2.0))
+    assert F.batch_norm is own
+
+
 def test_threads_do_not_leave_the_functions_replaced() -> None:
     before = F.batch_norm, F.instance_norm
 

@@ -41,8 +41,8 @@ def is_comparing() -> bool:
 
 def gradients(parameters: Mapping[str, nn.Parameter], numbers: Tensor) -> dict[str, Tensor]:
     """The gradient of a sum of numbers by each parameter, by name; zero for one that the numbers do not depend on."""
-    found = torch.autograd.grad(numbers.sum(), list(parameters.values()), allow_unused=True, materialize_grads=True)
-    dense = [gradient.to_dense() if gradient.is_sparse else gradient for gradient in found]
+    slopes = torch.autograd.grad(numbers.sum(), list(parameters.values()), allow_unused=True, materialize_grads=True)
+    dense = [slope.to_dense() if slope.is_sparse else slope for slope in slopes]
     return dict(zip(parameters, dense, strict=True))
 
 

@@ -25,8 +25,7 @@ from torch.nn import functional as F
 
 Norm = Callable[..., Tensor]
 
-_BATCH_NORM: Norm = F.batch_norm
-_INSTANCE_NORM: Norm = F.instance_norm
+_originals: tuple[Norm, Norm] = F.batch_norm, F.instance_norm
 _open: list[None] = []
 """One entry for each open context; a list, because its changes are atomic and cost less than a lock."""
 
@@ -39,25 +38,28 @@ class sound_norms(ContextDecorator):
     """
 
     def __enter__(self) -> None:
+        global _originals
         _open.append(None)
+        if F.batch_norm is not _batch_norm:
+            _originals = F.batch_norm, F.instance_norm
         F.batch_norm, F.instance_norm = _batch_norm, _instance_norm
 
     def __exit__(self, *_: object) -> None:
         _open.pop()
         if not _open:
-            F.batch_norm, F.instance_norm = _BATCH_NORM, _INSTANCE_NORM
+            F.batch_norm, F.instance_norm = _originals
         if _open:  # another thread has entered meanwhile
             F.batch_norm, F.instance_norm = _batch_norm, _instance_norm
 
 
 @functools.wraps(F.batch_norm)
 def _batch_norm(input: Tensor, *args: object, **kwargs: object) -> Tensor:
-    return _sound(_BATCH_NORM, _ambiguous(input), input, *args, **kwargs)
+    return _sound(_originals[0], _ambiguous(input), input, *args, **kwargs)
 
 
 @functools.wraps(F.instance_norm)
 def _instance_norm(input: Tensor, *args: object, **kwargs: object) -> Tensor:
-    return _sound(_INSTANCE_NORM, True, input, *args, **kwargs)
+    return _sound(_originals[1], True, input, *args, **kwargs)
 
 
 def _sound(norm: Norm, needed: bool, input: Tensor, *args: object, **kwargs: object) -> Tensor:

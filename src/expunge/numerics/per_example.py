@@ -5,7 +5,8 @@ own. This is several times as fast on one core (`benchmarks/importance.py`), for
 CNN, and equal up to rounding.
 
 It is exact only if every layer runs once, in turn, and no example changes the result of another. Only an
-`nn.Sequential` of known layers guarantees that, so `chain` is strict. All other models take one pass per example.
+`nn.Sequential` of known layers guarantees that, so `chain` is strict. All other models take one pass per example. What
+a chain does not show, such as a hook of a weight or another `forward`, the caller must compare with autograd.
 """
 
 from __future__ import annotations
