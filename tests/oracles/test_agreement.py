@@ -195,6 +195,30 @@ MIXING: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def _positions_first(x: Tensor) -> Tensor:
+    return x.view(len(x), 7, 1).transpose(0, 1).reshape(-1, 1)
+
+
+class Reordered(nn.Module):
+    """Positions in the first place, all examples in one dimension, and dimensions that vanish for one example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.each, self.last = nn.Linear(5, 7), nn.Linear(1, 1), nn.Linear(7, 3)
+        self.around = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.each(_positions_first(self.first(x)).tanh()).view(7, len(x)).mT
+        return self.last(self.around(hidden.squeeze()).view(len(x), 7).sin())
+
+
+def test_an_order_of_its_own_is_no_wrong_gradient() -> None:
+    torch.manual_seed(0)
+    problem, model = classes(), Reordered().double()
+    squared = mean_squared_gradient(model, problem, problem.retain, Meter())
+    torch.testing.assert_close(flat(squared), alone(model, problem, problem.retain).square().mean(0), **EXACT)
+
+
 @pytest.mark.parametrize("name", [*MIXING, "one example only"])
 def test_examples_that_depend_on_each_other_go_one_by_one(name: str) -> None:
     torch.manual_seed(0)

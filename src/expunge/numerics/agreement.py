@@ -121,23 +121,25 @@ def _run(model: nn.Module, numbers: Numbers, copies: int) -> _Run:
 
 
 def _differing(alone: Mapping[str, Tensor], pair: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, float]:
-    """Deviations of the gradients for one example from those for the first of two copies."""
-    first, every_second = {}, {}
+    """Deviations of the gradients for one example from those for one of two copies."""
+    ours, truth = {}, {}
     for number, gradient in alone.items():
-        both = pair.get(number, gradient)
-        doubled = [d for d in range(gradient.ndim) if both.shape[d] != gradient.shape[d]]
+        both = pair.get(number)
+        if both is None or both.ndim != gradient.ndim:
+            continue
+        doubled = [d for d, (one, two) in enumerate(zip(gradient.shape, both.shape, strict=True)) if one != two]
         if not doubled:  # the same for all examples, as positions are
-            first[number] = every_second[number] = both if both is gradient else both / 2
-        elif len(doubled) == 1 and both.shape[doubled[0]] == 2 * gradient.shape[doubled[0]]:
-            dim, size = doubled[0], gradient.shape[doubled[0]]
-            first[number], every_second[number] = (
-                both.narrow(dim, 0, size),
-                both.unflatten(dim, (size, 2)).select(dim + 1, 0),
-            )
-    comparable = {number: alone[number] for number in first}
-    wrong = deviations(comparable, first, dtype)
-    # Sequences with the positions first, flattened, have the copies in turn.
-    return {number: gap for number, gap in deviations(comparable, every_second, dtype).items() if number in wrong}
+            ours[number], truth[number] = gradient, both / 2
+        elif gradient.shape[doubled[0]] == 1 and both.numel() == 2 * gradient.numel():
+            ours[number], truth[number] = gradient, both.narrow(doubled[0], 0, 1)
+        elif both.numel() == 2 * gradient.numel():
+            # Examples and positions in one dimension, in an order that only the model knows.
+            ours[number], truth[number] = _sorted(gradient), _sorted(both)[::2]
+    return deviations(ours, truth, dtype)
+
+
+def _sorted(tensor: Tensor) -> Tensor:
+    return tensor.abs().flatten().sort().values
 
 
 def _squared(tensor: Tensor) -> Tensor:
