@@ -13,6 +13,7 @@ from expunge.core.device import Precision, forward_pass, precision
 from expunge.core.example_ids import example_ids
 from expunge.core.modules import first_parameter
 from expunge.core.recompute import in_micro_batches
+from expunge.numerics.norms import sound_norms
 from expunge.numerics.precision import wide
 
 if TYPE_CHECKING:
@@ -43,13 +44,13 @@ def output_of(model: nn.Module, batch: Batch, output: str | int | None = None) -
 def _pass(model: nn.Module, output: str | int | None, precision: Precision, batch: Batch) -> Tensor:
     place = first_parameter(model)
     inputs = moved(batch.inputs, place)
-    with forward_pass(place.device, precision), example_ids(batch.ids):
-        if isinstance(inputs, Mapping):
-            returned = model(**inputs)
-        elif isinstance(inputs, tuple):
-            returned = model(*inputs)
-        else:
+    with forward_pass(place.device, precision), example_ids(batch.ids), sound_norms():
+        if isinstance(inputs, Tensor):
             returned = model(inputs)
+        elif isinstance(inputs, Mapping):
+            returned = model(**inputs)
+        else:
+            returned = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
     chosen = chosen_output(returned, output, model)
     # Losses in bfloat16 would have only two or three digits.
     return wide(chosen)
@@ -68,6 +69,8 @@ def moved(inputs: Any, place: Tensor) -> Any:
 
 def chosen_output(returned: Any, output: str | int | None, model: nn.Module) -> Tensor:
     """The one of a model's outputs that holds its predictions, a tensor."""
+    if output is None and isinstance(returned, Tensor):
+        return returned
     if output is None:
         # Hugging Face models return an object with the attribute `logits`, which is also a mapping.
         output = "logits" if hasattr(returned, "logits") or _has_key(returned, "logits") else None

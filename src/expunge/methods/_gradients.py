@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from expunge.core.case import Meter
-from expunge.core.data import Batch
 from expunge.core.modules import evaluating
 from expunge.core.objective import Decisions, decision_losses
 from expunge.core.problem import Problem
 from expunge.core.refusals import require_trainable
+from expunge.methods._checked import checked_chain
 from expunge.numerics.factors import Magnitude
-from expunge.numerics.per_example import chain, chunk_size, summed_magnitudes
+from expunge.numerics.norms import sound_norms
+from expunge.numerics.per_example import chunk_size, following, summed_magnitudes
 from expunge.numerics.precision import wide, zeros_for
-from expunge.objectives.classification import Classification
 from expunge.train.loop import in_order
 
 Number = Callable[[Decisions, int], Tensor]
@@ -92,7 +92,7 @@ def summed_gradient(
     if len(ids) == 0:
         return None
     total = [zeros_for(parameter) for parameter in parameters]
-    with evaluating(model):
+    with evaluating(model), sound_norms():
         for batch in in_order(problem.data, ids, batch_size):
             losses = decision_losses(problem.objective.decisions(model, batch))
             for entry, gradient in zip(total, _gradient(losses.sum(), parameters), strict=True):
@@ -112,21 +112,19 @@ def _mean_magnitude(
     if len(ids) == 0:
         return None
     total = [zeros_for(parameter) for parameter in parameters]
-    # Another objective may call the model in a different way.
-    layers = chain(model) if type(problem.objective) is Classification else None
-    with evaluating(model):
-        for batch in in_order(problem.data, ids, 1 if layers is None else chunk_size(problem.data.inputs)):
-
-            def value(batch: Batch = batch) -> Tensor:
-                return number(problem.objective.decisions(model, batch), batch.size)
-
-            if layers is None:
-                sums = [magnitude(wide(gradient)) for gradient in _gradient(value(), parameters)]
-            else:
-                sums = summed_magnitudes(layers, value, magnitude)
-            for entry, part in zip(total, sums, strict=True):
-                entry.add_(part)
-            meter.charge(batch.size)
+    with evaluating(model), sound_norms():
+        layers = checked_chain(model, problem, ids)
+        size = 1 if layers is None else chunk_size(problem.data.inputs)
+        with following(layers or {}) as calls:
+            for batch in in_order(problem.data, ids, size):
+                value = number(problem.objective.decisions(model, batch), batch.size)
+                if layers is None:
+                    sums = [magnitude(wide(gradient)) for gradient in _gradient(value, parameters)]
+                else:
+                    sums = summed_magnitudes(calls, value, magnitude)
+                for entry, part in zip(total, sums, strict=True):
+                    entry.add_(part)
+                meter.charge(batch.size)
     return [entry / len(ids) for entry in total]
 
 

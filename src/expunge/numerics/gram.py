@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -27,8 +27,10 @@ from expunge.numerics._capture import Losses, captured, example_losses, summed
 from expunge.numerics._failures import explained
 from expunge.numerics._modules import require_fixed, require_parameters
 from expunge.numerics._overlap import gradients, overlap
+from expunge.numerics.agreement import deviations, require_sound
 from expunge.numerics.batches import parts, rows, take
 from expunge.numerics.factors import Factors
+from expunge.numerics.norms import sound_norms
 
 KEPT = 2**24
 """Largest number of entries of one-by-one gradients to keep between blocks; above, they are recomputed per pair."""
@@ -51,6 +53,7 @@ class Gram:
         return [name for name, way in self.ways.items() if way == ONE_BY_ONE]
 
 
+@sound_norms()
 def gram(
     losses: Losses,
     model: nn.Module,
@@ -165,15 +168,20 @@ class _Examples:
         block = self.factors(part)
         # A parameter that no layer used in this block may be used by another example.
         wrong = {name for name in self.names if name not in block}
-        for index in losses.topk(min(2, len(losses))).indices.tolist():
+        largest = losses.topk(min(2, len(losses))).indices.tolist()
+        for index in largest:
             truth = dict(zip(self.names, self._alone(index, list(self.names)), strict=True))
-            noise = 100 * torch.finfo(losses.dtype).eps * sum(float(g.square().sum()) for g in truth.values()) ** 0.5
-            for name, gradient in truth.items():
-                uses = [use.part(slice(index, index + 1)) for use in block.get(name, [])]
-                allowed = torch.finfo(losses.dtype).eps ** 0.4 * gradient.norm() + noise
-                if uses and (gradients(uses, slice(None), gradient.shape) - gradient.reshape(1, -1)).norm() > allowed:
-                    wrong.add(name)
+            uses = {name: [use.part(slice(index, index + 1)) for use in block[name]] for name in block}
+            ours = {name: gradients(own, slice(None), self.names[name].shape) for name, own in uses.items()}
+            wrong |= deviations(ours, truth, losses.dtype).keys()
+        for index in largest if wrong else ():
+            require_sound(self.model, partial(self._copies, index), losses.dtype)
         return [name for name in self.names if name in wrong]
+
+    def _copies(self, index: int, count: int) -> Tensor:
+        """The losses of some copies of an example, `[count]`."""
+        with torch.enable_grad():
+            return example_losses(self.model, self.losses, take(self.examples, torch.tensor([index] * count)))
 
     def _alone(self, index: int, names: Sequence[str]) -> list[Tensor]:
         wanted = [self.names[name] for name in names]

@@ -29,6 +29,7 @@ from expunge.base.errors import RunError, SpecError
 from expunge.numerics._failures import explain, require_uncut
 from expunge.numerics._modules import differentiable, require_fixed, require_parameters
 from expunge.numerics.batches import rows
+from expunge.numerics.norms import sound_norms
 
 __all__ = ["CurvatureOperator", "bends", "differentiable", "gauss_newton", "hessian"]
 
@@ -94,7 +95,7 @@ class CurvatureOperator:
         pieces = vector.detach().to(self.like).split([parameter.numel() for parameter in self.parameters])
         parts = [piece.view_as(parameter) for piece, parameter in zip(pieces, self.parameters, strict=True)]
         total, weight = self.like, 0.0
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), sound_norms():
             for index, batch in enumerate(self.batches):
                 share = self.weight(batch)
                 total.add_(self._of_batch(batch, parts, index), alpha=share)
@@ -201,7 +202,7 @@ def bends(
     Returns:
         The gradient `[p]`, and `v^T H v` of every row, `[m]` in double precision.
     """
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), sound_norms():
         value = _scalar(loss(model, batch))
         slopes = torch.autograd.grad(value, parameters, create_graph=True, allow_unused=True, materialize_grads=True)
         gradient = torch.cat([slope.flatten() for slope in slopes])

@@ -14,6 +14,7 @@ from expunge.base.errors import RunError
 from expunge.core.case import Meter
 from expunge.core.data import Batch, Data
 from expunge.core.recompute import micro_batches
+from expunge.numerics.norms import sound_norms
 
 
 class Sized(Protocol):
@@ -92,7 +93,7 @@ def fit(
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * schedule(step)
         optimizer.zero_grad(set_to_none=True)
-        with micro_batches(accumulate):
+        with micro_batches(accumulate), sound_norms():
             loss = loss_fn(item)
         loss.backward()
         if clip is not None:
