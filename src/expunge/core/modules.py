@@ -64,6 +64,34 @@ def shared_storage(a: nn.Module, b: nn.Module) -> list[str]:
     return [name for name, t in _tensors(a).items() if t.numel() and t.untyped_storage().data_ptr() in taken]
 
 
+def counterparts(original: nn.Module, module: nn.Module) -> dict[str, Tensor]:
+    """The original's tensors that correspond to what can move in a module: see `movable`.
+
+    Args:
+        original: A model of the same architecture.
+        module: Gives the names; the flags `requires_grad` are its own.
+
+    Raises:
+        SpecError: The original has another architecture; the message names the first difference.
+    """
+    theirs, ours = _tensors(original), movable(module)
+    other = [name for name, tensor in ours.items() if name not in theirs or theirs[name].shape != tensor.shape]
+    if other:
+        raise SpecError(
+            f"{other[0]!r} does not have the same shape in the original model",
+            where=f"model ({type(module).__name__})",
+            allowed="a model of the original's architecture",
+            remedy="let the method start from the original",
+        )
+    return {name: theirs[name].detach() for name in ours}
+
+
+def movable(module: nn.Module) -> dict[str, Tensor]:
+    """Trainable parameters and floating-point buffers; a tied tensor has its first name."""
+    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    return parameters | {name: b for name, b in module.named_buffers() if b.is_floating_point()}
+
+
 def require_distinct(teacher: nn.Module, student: nn.Module) -> None:
     """Refuse a teacher that shares storage with its student.
 

@@ -226,7 +226,8 @@ class RetainingDescent(PairedDescent):
 
     retain: Literal["ce", "kl"] = "ce"
     """The retain term: `ce`, cross-entropy with the labels, or `kl`, KL(original || model), in nats, the mean over
-    decisions. For `kl` the original is frozen and in evaluation mode; its forward passes do not count as gradients."""
+    decisions. For `kl` the case's original, also after another method, is frozen and in evaluation mode; its forward
+    passes do not count as gradients."""
 
     @property
     def required(self) -> frozenset[str]:
@@ -237,8 +238,8 @@ class RetainingDescent(PairedDescent):
         """The retain term as a function of a retain batch.
 
         Args:
-            student: The model to train; at this moment it is still the original.
-            job: Its problem gives the objective.
+            student: The model to train.
+            job: Its problem gives the objective; it holds the original.
             teacher: A frozen copy of the original, if the method has one already; by default `kl` makes one.
 
         Returns:
@@ -247,7 +248,7 @@ class RetainingDescent(PairedDescent):
         objective = job.problem.objective
         if self.retain == "ce":
             return lambda batch: objective.loss(student, batch)
-        original = teacher or teacher_of(student)
+        original = teacher_of(job.original) if teacher is None else teacher
 
         def distance(batch: Batch) -> Tensor:
             return divergence(logits_of(objective, original, batch), objective.decisions(student, batch).logits)

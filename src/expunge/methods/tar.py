@@ -7,8 +7,9 @@ gradient (first order: the dependence of the copy on the model is ignored). The 
 
     alpha * (CE(retain) + MSE(h(x_R), h0(x_R))) + gamma * mean over copies and steps of -entropy(forget),
 
-h being hidden states, averaged over layers, and h0 those of the method's input model. The entropy is that of the
-prediction, in nats, a mean over decisions: it is *maximised*, and does not use labels of the forget set.
+h being hidden states, averaged over layers, and h0 those of the method's input model, as in 2505.22310's code: after
+another method that one's model, not the original. The entropy is that of the prediction, in nats, a mean over
+decisions: it is *maximised*, and does not use labels of the forget set.
 
 The papers require a model in which the forget set is suppressed already. Name a method that does this with `after` in a
 spec (`expunge.unlearn(..., after=...)`). The method also runs on an original, but then it preserves the hidden states
