@@ -26,6 +26,7 @@ from expunge.core.modules import first_parameter
 from expunge.core.objective import CLASSES, TOKENS, Objective, inferred
 from expunge.core.problem import Problem
 from expunge.core.seeding import forked
+from expunge.numerics.real import is_continuous
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def _pool(
     ids = dict(zip(parts, torch.tensor_split(torch.arange(len(targets)), ends[:-1]), strict=True))
     train = torch.cat([ids["forget"], ids["retain"]])
     chosen = objective or inferred(inputs, targets)
-    targets = targets if targets.is_floating_point() else targets.long()
+    targets = targets if is_continuous(targets) else targets.long()
     first = torch.arange(2)
     labels = () if chosen is None else _labels(model, Batch(inputs[first], targets[:2], first), chosen)
     return Data(inputs, targets, train, ids["test"], labels, objective=chosen).judged_by(None), ids

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.base.errors import SpecError
+from expunge.numerics.real import as_real, is_continuous
 
 
 def trainable(module: nn.Module) -> list[nn.Parameter]:
@@ -19,8 +20,11 @@ def trainable(module: nn.Module) -> list[nn.Parameter]:
 
 
 def first_parameter(module: nn.Module) -> Tensor:
-    """The first floating-point parameter, which shows the module's device and dtype; an empty tensor without any."""
-    return next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
+    """The first real or complex parameter, as real numbers: it shows the module's device and its real dtype.
+
+    An empty tensor without any.
+    """
+    return next((as_real(p.detach()) for p in module.parameters() if is_continuous(p)), torch.empty(0))
 
 
 @contextmanager
@@ -87,9 +91,9 @@ def counterparts(original: nn.Module, module: nn.Module) -> dict[str, Tensor]:
 
 
 def movable(module: nn.Module) -> dict[str, Tensor]:
-    """Trainable parameters and floating-point buffers; a tied tensor has its first name."""
+    """Trainable parameters, and real and complex buffers; a tied tensor has its first name."""
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    return parameters | {name: b for name, b in module.named_buffers() if b.is_floating_point()}
+    return parameters | {name: b for name, b in module.named_buffers() if is_continuous(b)}
 
 
 def require_distinct(teacher: nn.Module, student: nn.Module) -> None:

@@ -33,6 +33,7 @@ from expunge.core.job import Job
 from expunge.methods._descent import RetainingDescent
 from expunge.methods._gradients import summed_gradient
 from expunge.methods.random_relabel import relabel_loss
+from expunge.numerics.real import as_real
 from expunge.train.loop import PairBatch
 
 
@@ -61,12 +62,12 @@ class SalUn(RetainingDescent):
         if gradient is None:
             return student
         movable = largest([entry.abs() for entry in gradient], self.share)
-        start = [parameter.detach().clone() for parameter in steps.parameters]
+        values = [as_real(parameter.detach()) for parameter in steps.parameters]
+        start = [entry.clone() for entry in values]
 
         def restore(step: int, value: float) -> None:
-            with torch.no_grad():
-                for parameter, moves, before in zip(steps.parameters, movable, start, strict=True):
-                    parameter.copy_(torch.where(moves, parameter, before))
+            for entry, moves, before in zip(values, movable, start, strict=True):
+                entry.copy_(torch.where(moves, entry, before))
 
         steps.run(self.pair_loss(student, job), self.pairs(job), restore)
         return student

@@ -29,6 +29,7 @@ from expunge.core.job import Job
 from expunge.core.modules import counterparts
 from expunge.methods._descent import Descent
 from expunge.numerics.precision import wide
+from expunge.numerics.real import as_real, real_size
 
 EPSILON = 1e-8
 """Added under the root, in squared units of the weights."""
@@ -58,6 +59,10 @@ class WeightDistanceReg(Descent):
 
 
 def distance(parameters: Sequence[Tensor], start: Sequence[Tensor]) -> Tensor:
-    """Root of the mean squared difference over all entries together, plus `EPSILON` under the root; a scalar."""
-    squares = [wide(parameter - origin).square().sum() for parameter, origin in zip(parameters, start, strict=True)]
-    return (torch.stack(squares).sum() / sum(origin.numel() for origin in start) + EPSILON).sqrt()
+    """Root of the mean squared difference over all entries together, plus `EPSILON` under the root; a scalar.
+
+    A complex entry counts as two.
+    """
+    differences = (parameter - origin for parameter, origin in zip(parameters, start, strict=True))
+    squares = [as_real(wide(difference)).square().sum() for difference in differences]
+    return (torch.stack(squares).sum() / sum(map(real_size, start)) + EPSILON).sqrt()
