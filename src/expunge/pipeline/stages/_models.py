@@ -42,7 +42,7 @@ def written_by_training(files: Mapping[str, str | None], plan: Parts) -> Mapping
 def unlearned(worker: Worker, stage: Stage) -> Output:
     """Apply the stage's method to its input `model`."""
     problem, plan = worker.problem(stage), worker.plan
-    start, original = worker.models((stage.input("model"), stage.input("original")), problem)
+    start, original = worker.model_and_original(stage)
     method, budget = plan.methods[stage.model], plan.spec.chain(stage.model)[-1].budget
     recipe, seed = plan.recipe(problem.data), plan.seeds.unlearn(stage)
     given: dict[str, Any] = {**worker.statistics(stage), **original_of(method, original)}
@@ -54,7 +54,7 @@ def attacked(worker: Worker, stage: Stage) -> Output:
     """Apply the stage's attack to its input `model`: weights, the attack's curve, and scores at the curve's end."""
     problem, label = worker.problem(stage), stage.attack
     assert label is not None
-    model, original = worker.models((stage.input("model"), stage.input("original")), problem)
+    model, original = worker.model_and_original(stage)
     attack, seed = worker.plan.attacks[label], worker.plan.seeds.attack(stage)
     done = attack(model, worker.case(stage, original), seed, **worker.statistics(stage))
     curve = {"steps": torch.from_numpy(done.curve.steps), "values": torch.from_numpy(done.curve.values)}

@@ -39,7 +39,7 @@ class MeasureStage(StageKind):
             tensors = plan.task.measure(plan.data, plan.recipe(plan.data), seed)
         else:
             problem, part = worker.problem(stage), plan.part(stage.part_kind, stage.part)
-            model, original = worker.models((stage.input("model"), stage.input("original")), problem)
+            model, original = worker.model_and_original(stage)
             with forked(seed):
                 device = first_parameter(model).device
                 job = Job(problem, plan.recipe(problem.data), seed, meter, device, original)
