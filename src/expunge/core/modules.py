@@ -24,7 +24,7 @@ def first_parameter(module: nn.Module) -> Tensor:
 
     An empty tensor without any.
     """
-    return next((as_real(p.detach()) for p in module.parameters() if is_continuous(p)), torch.empty(0))
+    return next((as_real(p) for p in module.parameters() if is_continuous(p)), torch.empty(0))
 
 
 @contextmanager

@@ -168,11 +168,8 @@ class _Examples:
         wrong = {name for name in self.names if name not in block}
         for index in losses.topk(min(2, len(losses))).indices.tolist():
             truth = dict(zip(self.names, self._alone(index, list(self.names)), strict=True))
-            noise = (
-                100
-                * torch.finfo(losses.dtype).eps
-                * sum(float(as_real(g).square().sum()) for g in truth.values()) ** 0.5
-            )
+            length = sum(float(as_real(g).square().sum()) for g in truth.values()) ** 0.5
+            noise = 100 * torch.finfo(losses.dtype).eps * length
             for name, gradient in truth.items():
                 uses = [use.part(slice(index, index + 1)) for use in block.get(name, [])]
                 allowed = torch.finfo(losses.dtype).eps ** 0.4 * gradient.norm() + noise
