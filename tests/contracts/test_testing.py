@@ -76,6 +76,13 @@ class ChangesInput(Step):
         return super().__call__(model, *rest)
 
 
+class ChangesOriginal(Step):
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
+        with torch.no_grad():
+            next(job.original.parameters()).mul_(1.5)
+        return super().apply(student, job)
+
+
 class ChangesInputBuffer(Step):
     def __call__(self, model: nn.Module, problem: Problem, *rest: Any) -> Unlearned:
         # As a teacher made of the input and left in training mode would: batch norm learns.
@@ -355,7 +362,7 @@ class RunsWithoutItsBlock(Step):
     blocks: ClassVar[tuple[type[nn.Module], ...]] = (TiedLayer,)
 
     def __call__(self, model: nn.Module, problem: Problem, recipe: Any, seed: int, *_: Any) -> Unlearned:
-        job = Job(problem, recipe, seed, Meter(), torch.device("cpu"))
+        job = Job(problem, recipe, seed, Meter(), torch.device("cpu"), model)
         return Unlearned(self.apply(copy_for_training(model), job).eval(), "", Cost(0, 0.0))
 
 
@@ -367,6 +374,7 @@ WRONG_METHODS = {
     RunsWithoutItsBlock: "blocks",
     WorksOnNoBlockHere: "blocks",
     ChangesInput: "the input model is unchanged",
+    ChangesOriginal: "the input model is unchanged",
     ChangesInputBuffer: "the input model is unchanged",
     ChangesInputMode: "the input model is unchanged",
     LeavesGradients: "the input model is unchanged",

@@ -129,7 +129,7 @@ def test_shadows_are_chained_too(tmp_path: Path) -> None:
     shadows = [stage for stage in plan.stages if stage.kind == "shadow" and stage.model == "both"]
     before = [[by_key[key] for key in stage.needs] for stage in shadows]
     assert [[(s.kind, s.model, s.part) for s in found] for found in before] == [
-        [("shadow", "random_relabel", str(i))] for i in range(2)
+        [("shadow", "random_relabel", str(i)), ("shadow", "original", str(i))] for i in range(2)
     ]
     seen: set[str] = set()
     for stage in plan.stages:

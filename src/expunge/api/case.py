@@ -21,10 +21,12 @@ from expunge.core.collect import Collected, ItemInputs, collect, collect_lazily,
 from expunge.core.data import Batch, Data
 from expunge.core.device import placed
 from expunge.core.lazy import LazyInputs
+from expunge.core.method import original_of
 from expunge.core.modules import first_parameter
 from expunge.core.objective import CLASSES, TOKENS, Objective, inferred
 from expunge.core.problem import Problem
 from expunge.core.seeding import forked
+from expunge.numerics.real import is_continuous
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def unlearn(
         case: The model and the data to forget.
         method: A registered method, or `module:function`.
         after: Result of another method on this case, from which this method starts. By default it starts from the
-            original model.
+            original model. A method that measures from the original, or distils from it, still uses `case.original`.
         budget: Upper bound on the per-example gradients of this method alone.
         **settings: The method's settings.
 
@@ -149,7 +151,8 @@ def unlearn(
     registry.load("method", method, where="method")
     part: Any = registry.build("method", method, settings, where=method)
     start, label = (case.original, method) if after is None else (after.model, f"{after.method}_{method}")
-    done: Unlearned = part(start, case.problem, case.recipe, derive(case.seed, "unlearn", label), budget)
+    seed, original = derive(case.seed, "unlearn", label), original_of(part, case.original)
+    done: Unlearned = part(start, case.problem, case.recipe, seed, budget, **original)
     if after is None:
         return Unlearned(done.model, label, done.cost, part, budget)
     return Unlearned(done.model, label, after.cost + done.cost, part, budget, after)
@@ -167,7 +170,7 @@ def _pool(
     ids = dict(zip(parts, torch.tensor_split(torch.arange(len(targets)), ends[:-1]), strict=True))
     train = torch.cat([ids["forget"], ids["retain"]])
     chosen = objective or inferred(inputs, targets)
-    targets = targets if targets.is_floating_point() else targets.long()
+    targets = targets if is_continuous(targets) else targets.long()
     first = torch.arange(2)
     labels = () if chosen is None else _labels(model, Batch(inputs[first], targets[:2], first), chosen)
     return Data(inputs, targets, train, ids["test"], labels, objective=chosen).judged_by(None), ids

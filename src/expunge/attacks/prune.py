@@ -1,8 +1,9 @@
 """Set the smallest weights to zero, and test whether forgotten knowledge comes back.
 
 Global magnitude pruning: over all matrices, convolutions and embeddings together, the given share of weights with the
-smallest absolute values becomes 0. Biases and the scales of norms are kept. If a method hides knowledge by small
-changes of small weights, pruning undoes these changes first.
+smallest absolute values becomes 0. Biases and the scales of norms are kept. The two parts of a complex weight are two
+weights, and either may be pruned alone. If a method hides knowledge by small changes of small weights, pruning undoes
+these changes first.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from expunge.attacks._unexposed import edited
 from expunge.base.part import Share
 from expunge.core.case import Attacked, Case
 from expunge.core.contracts import Attack
+from expunge.numerics.real import as_real, is_continuous
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,11 @@ def prune(model: nn.Module, share: float) -> None:
         model: Its parameters with two dimensions or more are pruned; tied ones count once.
         share: Share of all these weights together.
     """
-    weights = [p for p in model.parameters() if p.ndim > 1 and p.is_floating_point()]
+    weights = [as_real(p.detach()) for p in model.parameters() if p.ndim > 1 and is_continuous(p)]
     if not weights:
         return
-    sizes = torch.cat([weight.detach().abs().flatten() for weight in weights])
+    sizes = torch.cat([weight.abs().flatten() for weight in weights])
     keep = torch.ones_like(sizes)
     keep[torch.argsort(sizes, stable=True)[: round(share * len(sizes))]] = 0
-    with torch.no_grad():
-        for weight, mask in zip(weights, keep.split([w.numel() for w in weights]), strict=True):
-            weight.mul_(mask.view_as(weight))
+    for weight, mask in zip(weights, keep.split([w.numel() for w in weights]), strict=True):
+        weight.mul_(mask.view_as(weight))

@@ -5,8 +5,8 @@ language models). Per tensor, symmetric, to the nearest of 2^bits - 1 values:
 
     w  <-  s round(w / s),    s = max |w| / (2^(bits - 1) - 1)
 
-Matrices, convolutions and embeddings are rounded; biases and the scales of norms are not, as in practice. Values remain
-floating point, so every audit can run.
+Matrices, convolutions and embeddings are rounded; biases and the scales of norms are not, as in practice. Real and
+imaginary parts of complex weights are rounded on one grid. Values remain floating point, so every audit can run.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from expunge.attacks._unexposed import edited
 from expunge.core.case import Attacked, Case
 from expunge.core.contracts import Attack
+from expunge.numerics.real import as_real, is_continuous
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,10 @@ class Quantise(Attack):
         """A copy with rounded weights."""
 
         def edit(student: nn.Module) -> None:
-            with torch.no_grad():
-                for weight in student.parameters():
-                    if weight.ndim > 1 and weight.is_floating_point():
-                        weight.copy_(rounded(weight, self.bits))
+            for weight in student.parameters():
+                if weight.ndim > 1 and is_continuous(weight):
+                    values = as_real(weight.detach())
+                    values.copy_(rounded(values, self.bits))
 
         return edited(model, case, edit)
 
@@ -48,7 +49,7 @@ def rounded(weight: Tensor, bits: int) -> Tensor:
     """Each weight's nearest point on a symmetric grid from -max |w| to max |w|; a tie goes to the even point.
 
     Args:
-        weight: A tensor of any shape.
+        weight: A real tensor of any shape.
         bits: The grid has 2^bits - 1 points, including 0.
 
     Returns:

@@ -17,8 +17,21 @@ _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 def dump(module: nn.Module) -> bytes:
-    """All parameters and buffers as a safetensors file; tied tensors are written once."""
-    return save_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in _unique(module).items()})
+    """All parameters and buffers as a safetensors file; tied tensors are written once.
+
+    Raises:
+        SpecError: The format has no such type: of complex numbers it has complex64 only.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _unique(module).items()}
+    for name, tensor in tensors.items():
+        if tensor.is_complex() and tensor.dtype != torch.complex64:
+            raise SpecError(
+                f"{name!r} is {tensor.dtype}, which safetensors files cannot hold",
+                where=f"model ({type(module).__name__})",
+                allowed="complex64",
+                remedy="make the weights complex64",
+            )
+    return save_bytes(tensors)
 
 
 def restore(module: nn.Module, content: bytes, where: str) -> nn.Module:
@@ -80,6 +93,12 @@ def _check(module: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
         f"{name} has shape {list(tensors[name].shape)}, the model's has {list(tensor.shape)}"
         for name, tensor in state.items()
         if name in tensors and tensors[name].shape != tensor.shape
+    ]
+    # To copy complex numbers into real ones would drop their imaginary parts.
+    misfits += [
+        f"{name} is {tensors[name].dtype}, the model's is {tensor.dtype}"
+        for name, tensor in state.items()
+        if name in tensors and tensors[name].is_complex() != tensor.is_complex()
     ]
     if misfits:
         more = f" and {len(misfits) - 1} more misfits" if len(misfits) > 1 else ""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from expunge.base.errors import SpecError
@@ -57,13 +58,15 @@ def _pass(model: nn.Module, output: str | int | None, precision: Precision, batc
 
 
 def moved(inputs: Any, place: Tensor) -> Any:
-    """Inputs on the device of `place`, floating-point inputs in its type; tuples and mappings keep their form."""
+    """Inputs on the device of `place`, real and complex ones in its precision; tuples and mappings keep their form."""
     if isinstance(inputs, Mapping):
         return {name: moved(value, place) for name, value in inputs.items()}
     if isinstance(inputs, tuple):
         return tuple(moved(value, place) for value in inputs)
     if inputs.device != place.device:
         inputs = inputs.to(place.device, non_blocking=inputs.device.type == "cpu" and inputs.is_pinned())
+    if inputs.is_complex():
+        return inputs.to(torch.promote_types(place.dtype, torch.complex64))
     return inputs.to(place.dtype) if inputs.is_floating_point() else inputs
 
 

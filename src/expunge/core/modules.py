@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.base.errors import SpecError
+from expunge.numerics.real import as_real, is_continuous
 
 
 def trainable(module: nn.Module) -> list[nn.Parameter]:
@@ -19,8 +20,11 @@ def trainable(module: nn.Module) -> list[nn.Parameter]:
 
 
 def first_parameter(module: nn.Module) -> Tensor:
-    """The first floating-point parameter, which shows the module's device and dtype; an empty tensor without any."""
-    return next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
+    """The first real or complex parameter, as real numbers: it shows the module's device and its real dtype.
+
+    An empty tensor without any.
+    """
+    return next((as_real(p) for p in module.parameters() if is_continuous(p)), torch.empty(0))
 
 
 @contextmanager
@@ -62,6 +66,34 @@ def shared_storage(a: nn.Module, b: nn.Module) -> list[str]:
     """
     taken = {t.untyped_storage().data_ptr() for t in _tensors(b).values() if t.numel()}
     return [name for name, t in _tensors(a).items() if t.numel() and t.untyped_storage().data_ptr() in taken]
+
+
+def counterparts(original: nn.Module, module: nn.Module) -> dict[str, Tensor]:
+    """The original's tensors that correspond to what can move in a module: see `movable`.
+
+    Args:
+        original: A model of the same architecture.
+        module: Gives the names; the flags `requires_grad` are its own.
+
+    Raises:
+        SpecError: The original has another architecture; the message names the first difference.
+    """
+    theirs, ours = _tensors(original), movable(module)
+    other = [name for name, tensor in ours.items() if name not in theirs or theirs[name].shape != tensor.shape]
+    if other:
+        raise SpecError(
+            f"{other[0]!r} does not have the same shape in the original model",
+            where=f"model ({type(module).__name__})",
+            allowed="a model of the original's architecture",
+            remedy="let the method start from the original",
+        )
+    return {name: theirs[name].detach() for name in ours}
+
+
+def movable(module: nn.Module) -> dict[str, Tensor]:
+    """Trainable parameters, and real and complex buffers; a tied tensor has its first name."""
+    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    return parameters | {name: b for name, b in module.named_buffers() if is_continuous(b)}
 
 
 def require_distinct(teacher: nn.Module, student: nn.Module) -> None:

@@ -202,6 +202,22 @@ class Deciding(Objective):
     def decisions(self, model: nn.Module, batch: Batch) -> Decisions:
         """The model's decisions on a batch, with gradients if enabled."""
 
+    def prediction(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The model's logits on a batch.
+
+        Raises:
+            SpecError: They are complex.
+        """
+        logits = super().prediction(model, batch)
+        if logits.is_complex():
+            raise SpecError(
+                f"its outputs are {logits.dtype}",
+                where=f"model ({type(model).__name__})",
+                allowed="real logits; weights and hidden layers may be complex",
+                remedy="return .abs() or .real of the outputs",
+            )
+        return logits
+
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean cross-entropy over decisions, in nats."""
         return loss(self.decisions(model, batch))

@@ -23,6 +23,7 @@ from expunge.core.method import Method
 from expunge.core.modules import trainable
 from expunge.core.refusals import require_trainable
 from expunge.methods._distill import divergence, logits_of, teacher_of
+from expunge.numerics.real import as_real
 from expunge.train.loop import Fit, Item, PairBatch, batches, fit, mean_batch, paired
 from expunge.train.optim import OptimizerName, make_optimizer
 
@@ -142,18 +143,22 @@ class Descent(Method):
 
 
 def perturb_once(student: nn.Module, job: Job, change: Callable[[Tensor, torch.Generator], None]) -> None:
-    """Change every trainable weight in place, tied weights once, with one generator for all."""
+    """Change every trainable weight in place, tied weights once, with one generator for all.
+
+    A complex parameter is changed as its real and imaginary parts, `[..., 2]`.
+    """
     generator = job.generator("noise")
     with torch.no_grad():
         for parameter in trainable(student):
-            change(parameter, generator)
+            change(as_real(parameter), generator)
 
 
 @dataclass(frozen=True)
 class PerturbedDescent(Descent):
     """Base of the methods that change every trainable weight once and then repair on the retain set.
 
-    Scales of norms and biases count as weights. A tied weight is changed once, and frozen weights are not changed.
+    Scales of norms and biases count as weights. A tied weight is changed once, and frozen weights are not changed. The
+    two parts of a complex weight are two weights.
     """
 
     def apply(self, student: nn.Module, job: Job) -> nn.Module:
@@ -163,7 +168,7 @@ class PerturbedDescent(Descent):
 
     @abstractmethod
     def perturb(self, parameter: Tensor, generator: torch.Generator) -> None:
-        """Change one parameter in place."""
+        """Change one parameter in place; it is real."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +231,8 @@ class RetainingDescent(PairedDescent):
 
     retain: Literal["ce", "kl"] = "ce"
     """The retain term: `ce`, cross-entropy with the labels, or `kl`, KL(original || model), in nats, the mean over
-    decisions. For `kl` the original is frozen and in evaluation mode; its forward passes do not count as gradients."""
+    decisions. For `kl` the case's original, also after another method, is frozen and in evaluation mode; its forward
+    passes do not count as gradients."""
 
     @property
     def required(self) -> frozenset[str]:
@@ -237,8 +243,8 @@ class RetainingDescent(PairedDescent):
         """The retain term as a function of a retain batch.
 
         Args:
-            student: The model to train; at this moment it is still the original.
-            job: Its problem gives the objective.
+            student: The model to train.
+            job: Its problem gives the objective; it holds the original.
             teacher: A frozen copy of the original, if the method has one already; by default `kl` makes one.
 
         Returns:
@@ -247,7 +253,7 @@ class RetainingDescent(PairedDescent):
         objective = job.problem.objective
         if self.retain == "ce":
             return lambda batch: objective.loss(student, batch)
-        original = teacher or teacher_of(student)
+        original = teacher_of(job.original) if teacher is None else teacher
 
         def distance(batch: Batch) -> Tensor:
             return divergence(logits_of(objective, original, batch), objective.decisions(student, batch).logits)

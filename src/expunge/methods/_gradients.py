@@ -2,6 +2,7 @@
 
 The model is in evaluation mode, because an example's gradient must not depend on the rest of its batch (batch norm) or
 on chance (dropout). All functions count one gradient per example, and use only as many examples as the budget allows.
+The results are real: for a complex parameter `[..., 2]`, by its real and its imaginary parts.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from expunge.numerics.factors import Magnitude
 from expunge.numerics.norms import sound_norms
 from expunge.numerics.per_example import chunk_size, following, summed_magnitudes
 from expunge.numerics.precision import wide, zeros_for
+from expunge.numerics.real import as_real
 from expunge.train.loop import in_order
 
 Number = Callable[[Decisions, int], Tensor]
@@ -44,7 +46,7 @@ def mean_squared_gradient(
             information. By default the labels are those of the data, which gives the empirical Fisher information.
 
     Returns:
-        A tensor per trainable parameter, or `None` if the budget allows no example.
+        A real tensor per trainable parameter, or `None` if the budget allows no example.
     """
 
     def surprise(decisions: Decisions, size: int) -> Tensor:
@@ -68,7 +70,7 @@ def mean_absolute_gradient(
         number: The number per example that is differentiated.
 
     Returns:
-        A tensor per trainable parameter, or `None` if the budget allows no example.
+        A real tensor per trainable parameter, or `None` if the budget allows no example.
     """
     return _mean_magnitude(model, problem, ids, meter, number, torch.abs)
 
@@ -86,12 +88,12 @@ def summed_gradient(
         batch_size: Examples at a time.
 
     Returns:
-        A tensor per trainable parameter, or `None` if the budget allows no example.
+        A real tensor per trainable parameter, or `None` if the budget allows no example.
     """
     ids, parameters = _affordable(ids, meter), require_trainable(model)
     if len(ids) == 0:
         return None
-    total = [zeros_for(parameter) for parameter in parameters]
+    total = [zeros_for(as_real(parameter.detach())) for parameter in parameters]
     with evaluating(model), sound_norms():
         for batch in in_order(problem.data, ids, batch_size):
             losses = decision_losses(problem.objective.decisions(model, batch))
@@ -111,7 +113,7 @@ def _mean_magnitude(
     ids, parameters = _affordable(ids, meter), require_trainable(model)
     if len(ids) == 0:
         return None
-    total = [zeros_for(parameter) for parameter in parameters]
+    total = [zeros_for(as_real(parameter.detach())) for parameter in parameters]
     with evaluating(model), sound_norms():
         layers = checked_chain(model, problem, ids)
         size = 1 if layers is None else chunk_size(problem.data.inputs)
@@ -130,7 +132,8 @@ def _mean_magnitude(
 
 def _gradient(value: Tensor, parameters: list[nn.Parameter]) -> tuple[Tensor, ...]:
     # A parameter without influence on the output has gradient zero.
-    return torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
+    gradients = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
+    return tuple(map(as_real, gradients))
 
 
 def _drawn(decisions: Decisions, generator: torch.Generator) -> Decisions:

@@ -4,7 +4,8 @@ Minimises c_r * hold * MSE(h(x_R), h0(x_R)) + c_u * relu(cos(h(x_F), h0(x_F))), 
 original's hidden states. At step s of S, from 0, c_r = alpha * (s + 1) / S and c_u = alpha * (1 - (s + 1) / S): the
 last step has the retain term only. MSE is the mean over all entries. The cosine is taken for each decision's feature
 vector, of an image or of a token. (With the whole batch flattened into one vector, single examples could stay
-unchanged.) No label is used.
+unchanged.) No label is used. After another method, too, the original is the case's: the states to turn away from are
+those of the model that knows the forget set.
 
 With hold = 1 this is the loss in the code of 2505.22310, which reads two hidden states of a ResNet-18, numbers 4 and 7.
 There the original is in training mode, so that batch norm treats both models alike at the start. Here the original is
@@ -72,7 +73,7 @@ class CircuitBreakers(PairedDescent):
             SpecError: A layer does not exist, has no features per decision, or depends on no trainable weight.
             MissingError: No layers are named, and no hidden state of the model depends on trainable weights.
         """
-        problem, teacher = job.problem, teacher_of(student)
+        problem, teacher = job.problem, teacher_of(job.original)
         layers = self.chosen(student, problem)
         read, total = Features(problem, layers, WHERE), self.epochs * batch_count(len(problem.retain), self.batch_size)
         steps = itertools.count(1)

@@ -28,6 +28,7 @@ from expunge.core.method import Method
 from expunge.core.modules import trainable
 from expunge.methods._gradients import mean_squared_gradient
 from expunge.methods._noise import standard_normal
+from expunge.numerics.real import as_real
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ class FisherForgetting(Method):
             return student
         with torch.no_grad():
             for parameter, information in zip(trainable(student), fisher, strict=True):
-                spread = deviation(information, self.alpha, self.power, self.cap)
-                parameter.add_(spread * standard_normal(parameter, noise))
+                spread, values = deviation(information, self.alpha, self.power, self.cap), as_real(parameter)
+                values.add_(spread * standard_normal(values, noise))
         return student
 
 

@@ -1,13 +1,14 @@
-"""Add noise to every weight, then distil briefly from the original, without its right answers on the forget set.
+"""Add noise to every weight, then distil from the model without noise, but not its right answers on the forget set.
 
 theta <- theta + N(0, sigma^2) once, which removes knowledge; distillation then restores the rest. Minimises
 
-    gamma * CE(retain) + alpha * T^2 KL(original / T || model / T)(retain) + weight * KL(q || model)(forget)
+    gamma * CE(retain) + alpha * T^2 KL(teacher / T || model / T)(retain) + weight * KL(q || model)(forget)
 
-with q the original's prediction given that the answer is not the right one (DELETE, 2503.23751), at a rate that falls
-along a cosine. The original's predictions contain more information per example than labels, so two passes over the
-retain set repair as much as ten with labels only. The last term removes what the noise left of the forget set. The
-retain term has both CE and KL, each with its weight; the original is in evaluation mode.
+with q the teacher's prediction given that the answer is not the right one (DELETE, 2503.23751), at a rate that falls
+along a cosine. The teacher is the method's input model before the noise: the original, or after another method that
+one's model, as in UNDO. Its predictions contain more information per example than labels, so two passes over the retain
+set repair as much as ten with labels only. The last term removes what the noise left of the forget set. The retain term
+has both CE and KL, each with its weight; the teacher is in evaluation mode.
 
 It combines published parts: weight distortion (2505.22310) moves the model out of reach of relearning, and
 distilling into a partly noised copy makes unlearning robust (UNDO, 2506.06278, on language models; it distils from a

@@ -1,5 +1,8 @@
 """Negative preference optimisation: push the forget set's likelihood below the original's (Zhang et al., 2404.05868).
 
+The reference model, p_ref, is the case's original, also after another method: in the paper it is the model before any
+unlearning, and the gradient vanishes on examples that have fallen far below it.
+
 Minimises -(2/beta) E log sigma(-beta log(p / p_ref)) on the forget set plus alpha * CE on the retain set (`retain`: or
 KL(original || model) there; the paper has NPO with either term and with none, which is alpha = 0). p is the
 likelihood of a whole example: the *sum* of its decisions' log-probabilities, not logits (on raw logits it would
@@ -45,7 +48,7 @@ class NPO(RetainingDescent):
 
     def pair_loss(self, student: nn.Module, job: Job) -> Callable[[PairBatch], Tensor]:
         """NPO on forget plus the weighted retain term."""
-        objective, teacher = job.problem.objective, teacher_of(student)
+        objective, teacher = job.problem.objective, teacher_of(job.original)
         retain_loss = self.retain_loss(student, job, teacher)
 
         def step(pair: PairBatch) -> Tensor:

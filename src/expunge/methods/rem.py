@@ -5,9 +5,9 @@ channels of its own. A model without tied dropout gets its memory now: new chann
 (`blocks/widen.py`) with zero outgoing weights. The published code does not add channels: it switches on half of the
 channels, which were left out of training and have their initial weights.
 
-Let CE be an example's cross-entropy (the sum over its decisions), CE_ref that of the input model with the example's
-memory on, D_base = CE(base alone) - CE_ref and D_full = CE(base and own memory) - CE_ref. All examples of the forget
-set have the same memory channels. Each epoch has up to three parts:
+Let CE be an example's cross-entropy (the sum over its decisions), CE_ref that of the method's input model (after
+another method that one's) with the example's memory on, D_base = CE(base alone) - CE_ref and D_full = CE(base and own
+memory) - CE_ref. All examples of the forget set have the same memory channels. Each epoch has up to three parts:
 
     flush     while the base knows more of the forget set than a share near chance (`chances`), at most `flushes` times:
               one pass over the forget set minimising -(2/beta) mean log sigma(beta D_base)

@@ -1,5 +1,8 @@
 """Move away from a teacher on the forget set and towards it on the retain set (SCRUB, Kurmanji et al., 2302.09880).
 
+The teacher is the case's original, also after another method: in the paper it is the trained model, which knows all
+examples. (To move away from a model that has forgotten would teach again.)
+
 With D(x) = T^2 KL(original(x) / T || model(x) / T): each of the first `forget_epochs` epochs starts with a pass that
 maximises D(forget); every epoch has a pass that minimises alpha * D(retain) + gamma * CE(retain). Both use one
 optimiser. KL is the sum over classes, as in the paper; the code of 2505.22310 also takes the mean over classes, which
@@ -71,7 +74,7 @@ class SCRUB(Descent):
 
     def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Alternate; then rewind if `rewind` is set."""
-        problem, teacher, saved = job.problem, teacher_of(student), list[dict[str, Tensor]]()
+        problem, teacher, saved = job.problem, teacher_of(job.original), list[dict[str, Tensor]]()
 
         def move_away(batch: Batch) -> Tensor:
             return -self._divergence(problem.objective.decisions(student, batch), teacher, problem, batch)

@@ -7,8 +7,9 @@ gradient (first order: the dependence of the copy on the model is ignored). The 
 
     alpha * (CE(retain) + MSE(h(x_R), h0(x_R))) + gamma * mean over copies and steps of -entropy(forget),
 
-h being hidden states, averaged over layers, and h0 those of the method's input model. The entropy is that of the
-prediction, in nats, a mean over decisions: it is *maximised*, and does not use labels of the forget set.
+h being hidden states, averaged over layers, and h0 those of the method's input model, as in 2505.22310's code: after
+another method that one's model, not the original. The entropy is that of the prediction, in nats, a mean over
+decisions: it is *maximised*, and does not use labels of the forget set.
 
 The papers require a model in which the forget set is suppressed already. Name a method that does this with `after` in a
 spec (`expunge.unlearn(..., after=...)`). The method also runs on an original, but then it preserves the hidden states
@@ -54,6 +55,7 @@ from expunge.core.problem import Problem
 from expunge.core.refusals import require_trainable
 from expunge.methods._distill import teacher_of
 from expunge.numerics.precision import zeros_for
+from expunge.numerics.real import as_real
 from expunge.train.loop import endless, fit, mean_batch
 from expunge.train.optim import OptimizerName, make_optimizer
 
@@ -125,7 +127,7 @@ class TAR(Method):
         def step(batches: Round) -> Tensor:
             tampered = tampered_gradient(student, problem, batches.forget, self.inner_learning_rate)
             # The value of this scalar has no meaning; its gradient is the tampered gradient.
-            against = sum((g * p).sum() for g, p in zip(tampered, parameters, strict=True))
+            against = sum((g * as_real(p)).sum() for g, p in zip(tampered, parameters, strict=True))
             return self.alpha * retain_loss(student, start, read, batches.retain) + self.gamma * against
 
         optimizer = make_optimizer(self.optimizer, parameters, self.learning_rate, self.weight_decay)
@@ -157,13 +159,13 @@ def tampered_gradient(
         learning_rate: Size of the adversaries' Adam steps on cross-entropy.
 
     Returns:
-        A tensor per trainable parameter.
+        A real tensor per trainable parameter.
 
     Raises:
         SpecError: A copy shares storage with the model, because the model overrides how it is copied.
         RunError: An adversary diverged.
     """
-    total = [zeros_for(parameter) for parameter in require_trainable(model)]
+    total = [zeros_for(as_real(parameter.detach())) for parameter in require_trainable(model)]
     for batches in forget:
         adversary = copy_for_training(model)
         require_distinct(adversary, model)
@@ -178,7 +180,7 @@ def tampered_gradient(
                 raise _diverged(step, learning_rate)
             gradients = torch.autograd.grad(certainty, parameters, allow_unused=True, materialize_grads=True)
             for entry, gradient in zip(total, gradients, strict=True):
-                entry.add_(gradient)
+                entry.add_(as_real(gradient))
     return [entry / sum(map(len, forget)) for entry in total]
 
 

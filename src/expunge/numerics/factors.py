@@ -166,10 +166,12 @@ class LayerRule(NamedTuple):
 
 
 def rule_of(layer: nn.Module) -> LayerRule | None:
-    """The rule for a layer with its settings; `None` if there is none.
+    """The rule for a layer with its settings; `None` if there is none, as for complex weights.
 
     A subclass of a known class has its rule only if it has the same `forward`.
     """
+    if any(parameter.is_complex() for parameter in layer.parameters(recurse=False)):
+        return None
     for kind in type(layer).__mro__:
         # Classes of optional dependencies are listed by name, so nothing imports them.
         rule = RULES.get(kind) or RULES.get(f"{kind.__module__}.{kind.__qualname__}")

@@ -78,9 +78,8 @@ class Layout:
             models[REFERENCE] = self.stage("reference", REFERENCE, seed, None, "reference", self._watched, {})
         yield from models.values()
         for entry in () if only_reference else self.parts.spec.chained:
-            *statistics, unlearned = self._unlearning(
-                "unlearn", entry, models[entry.after or ORIGINAL], entry.label, {}
-            )
+            start = models[entry.after or ORIGINAL]
+            *statistics, unlearned = self._unlearning("unlearn", entry, start, original, entry.label, {})
             yield from statistics
             models[entry.label] = replace(unlearned, start=entry.after)
             yield models[entry.label]
@@ -96,20 +95,27 @@ class Layout:
         for label, model in ((label, model) for label, model in models.items() if label in self.parts.models):
             yield from self._audits(label, model, original, None, shadows)
             for attack in self.parts.attacks if label != ORIGINAL else ():
-                *statistics, attacked = self._attacking("attack", attack, model, attack, {})
+                *statistics, attacked = self._attacking("attack", attack, model, original, attack, {})
                 yield from (*statistics, attacked)
                 yield from self._audits(label, attacked, original, attack, _numbered(attacked_stages[attack]))
 
-    def _unlearning(self, kind: str, entry: Entry, start: Stage, part: str, facts: dict[str, Any]) -> list[Stage]:
-        """The stage with the method's statistics of its start model, if it has any; then the method's own stage."""
+    def _unlearning(
+        self, kind: str, entry: Entry, start: Stage, original: Stage, part: str, facts: dict[str, Any]
+    ) -> list[Stage]:
+        """The stage with the method's statistics of its start model, if it has any; then the method's own stage.
+
+        The original is an input of its own: a method after another one starts from that one's model.
+        """
         method = self.parts.methods[entry.label]
         facts = facts | self._training | {"part": method.fingerprint(), "budget": entry.budget}
-        statistics, inputs = self._statistics("method", entry.label, start)
+        statistics, inputs = self._statistics("method", entry.label, start, original)
         return [*statistics, self.stage(kind, entry.label, start.seed, None, part, facts, inputs)]
 
-    def _attacking(self, kind: str, attack: str, model: Stage, part: str, facts: dict[str, Any]) -> list[Stage]:
+    def _attacking(
+        self, kind: str, attack: str, model: Stage, original: Stage, part: str, facts: dict[str, Any]
+    ) -> list[Stage]:
         facts = facts | {"part": self.parts.attacks[attack].fingerprint()}
-        statistics, inputs = self._statistics("attack", attack, model)
+        statistics, inputs = self._statistics("attack", attack, model, original)
         return [*statistics, self.stage(kind, model.model, model.seed, attack, part, facts, inputs)]
 
     def _shadows(self, seed: int | None) -> list[Stage]:
@@ -124,7 +130,10 @@ class Layout:
             stages += shadows[model]
         for entry in self.parts.spec.chained:
             starts = shadows[entry.after or ORIGINAL]
-            unlearned = [self._unlearning("shadow", entry, s, s.part, {"index": int(s.part)}) for s in starts]
+            unlearned = [
+                self._unlearning("shadow", entry, start, original, start.part, {"index": int(start.part)})
+                for start, original in zip(starts, shadows[ORIGINAL], strict=True)
+            ]
             shadows[entry.label] = [last for *_, last in unlearned]
             stages += [stage for group in unlearned for stage in group]
         return stages
@@ -135,8 +144,8 @@ class Layout:
         return [
             stage
             for of_model in shadows.values()
-            for shadow in of_model[:count]
-            for stage in self._attacking("shadow", attack, shadow, shadow.part, {"index": int(shadow.part)})
+            for shadow, original in zip(of_model[:count], shadows[ORIGINAL], strict=False)
+            for stage in self._attacking("shadow", attack, shadow, original, shadow.part, {"index": int(shadow.part)})
         ]
 
     def _audits(
@@ -150,9 +159,8 @@ class Layout:
         for name, audit in self.parts.audits.items():
             if attack is not None and not audit.after_attack:
                 continue
-            statistics, inputs = self._statistics("audit", name, model)
+            statistics, inputs = self._statistics("audit", name, model, original)
             yield from statistics
-            inputs |= {"original": original.key}
             for role, stages in around.items() if audit.shadow_pairs else ():
                 inputs[role] = tuple(stage.key for stage in stages[: audit.shadow_pairs])
             yield self.stage("audit", label, model.seed, attack, name, {"part": audit.fingerprint()}, inputs)
@@ -162,13 +170,15 @@ class Layout:
         for label, diagnostic in self.parts.diagnostics.items():
             if first or diagnostic.repeats(self.parts.data):
                 facts = {"part": diagnostic.fingerprint(), **self._training}
-                statistics, inputs = self._statistics("diagnostic", label, original)
+                statistics, inputs = self._statistics("diagnostic", label, original, original)
                 yield from statistics
                 yield self.stage("diagnostic", ORIGINAL, original.seed, None, label, facts, inputs)
 
-    def _statistics(self, kind: str, label: str, model: Stage) -> tuple[list[Stage], dict[str, str | tuple[str, ...]]]:
+    def _statistics(
+        self, kind: str, label: str, model: Stage, original: Stage
+    ) -> tuple[list[Stage], dict[str, str | tuple[str, ...]]]:
         """The stage with a part's statistics of a model, if it has any, and the inputs of the part's own stage."""
-        inputs: dict[str, str | tuple[str, ...]] = {"model": model.key}
+        inputs: dict[str, str | tuple[str, ...]] = {"model": model.key, "original": original.key}
         part = self.parts.part(kind, label)
         if not getattr(part, "measures", False):
             return [], inputs

@@ -79,6 +79,12 @@ class Worker:
         content, where = self.store.read(key, WEIGHTS), self.store.place(key, WEIGHTS)
         return checkpoint.restore(self.plan.fresh(self.plan.by_key[key], problem.data), content, where).eval()
 
+    def model_and_original(self, stage: Stage) -> tuple[nn.Module, nn.Module]:
+        """The stage's model and the original of its case, loaded once if they are the same."""
+        problem, key, original = self.problem(stage), stage.input("model"), stage.input("original")
+        model = self.model(key, problem)
+        return model, model if key == original else self.model(original, problem)
+
     def models(self, keys: Iterable[str], problem: Problem) -> list[nn.Module]:
         """The stored models with these keys."""
         return [self.model(key, problem) for key in keys]
