@@ -6,6 +6,9 @@ scored. With k = 0 the attack uses no forget example at all, and a retrained mod
 One attack is one point of a sweep: a spec lists several `[[attack]]` with a `label` each, and a verdict uses all of
 them together. `source` says what data the attacker has besides the k examples: the retain set, unseen data (the test
 set, which then no longer measures utility), or nothing (`forget`).
+
+Batch norm is in training mode, as in the code of 2505.22310. With one example and no other data it has no batch to
+normalise over, so it uses its running statistics and does not change them. Norms in frozen parts never change theirs.
 """
 
 from __future__ import annotations
@@ -13,8 +16,9 @@ from __future__ import annotations
 import copy
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -26,6 +30,7 @@ from expunge.base.part import Count, Natural, Positive
 from expunge.core.case import Attacked, Case, Cost, Curve, Meter, copy_for_training
 from expunge.core.contracts import Attack
 from expunge.core.generators import generator_of
+from expunge.core.norms import fixed_statistics
 from expunge.core.problem import Problem
 from expunge.core.refusals import require_trainable
 from expunge.core.seeding import forked
@@ -36,6 +41,8 @@ from expunge.train.optim import OptimizerName, make_optimizer
 @dataclass(frozen=True)
 class Relearn(Attack):
     """Relearning by fine-tuning."""
+
+    version: ClassVar[int] = 2
 
     k: Natural = 0
     """Number of different forget examples that the attacker has, from the exposed part, each with all its copies."""
@@ -101,15 +108,16 @@ class Relearn(Attack):
     def _train(self, student: nn.Module, problem: Problem, ids: Tensor, seed: int, meter: Meter, watch: _Watch) -> None:
         parameters = require_trainable(student)
         generator = generator_of(seed, "batches")
-        fit(
-            parameters,
-            lambda batch: problem.objective.loss(student, batch),
-            batches(problem.data, ids, self.batch_size, self.epochs, generator),
-            make_optimizer(self.optimizer, parameters, self.learning_rate),
-            meter=meter,
-            on_step=watch.after_step,
-            accumulate=self.accumulate,
-        )
+        with fixed_statistics(student) if len(ids) == 1 else nullcontext():
+            fit(
+                parameters,
+                lambda batch: problem.objective.loss(student, batch),
+                batches(problem.data, ids, self.batch_size, self.epochs, generator),
+                make_optimizer(self.optimizer, parameters, self.learning_rate),
+                meter=meter,
+                on_step=watch.after_step,
+                accumulate=self.accumulate,
+            )
 
 
 class _Watch:
@@ -127,8 +135,7 @@ class _Watch:
             self.look(step)
 
     def look(self, step: int) -> None:
-        value = known(self.student.eval(), self.problem)
-        self.student.train()
+        value = known(self.student, self.problem)
         self.steps.append(step)
         self.values.append(value)
         # The state before the first step is on the curve, but the attack did not produce it.
