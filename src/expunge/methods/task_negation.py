@@ -3,7 +3,8 @@
 theta <- theta_0 - strength * (theta_ft - theta_0), theta_ft being the original fine-tuned on the forget set only. A
 model that memorised the forget set has almost no gradient there, so the vector is small or mostly noise: tune
 `strength` first. The paper tunes it on validation data, up to 1. Its code changes every floating-point entry of the
-state, also running statistics of batch norm; here buffers keep the original's values.
+state, also running statistics of batch norm. Here batch norm uses the original's running statistics while the copy is
+fine-tuned, and buffers keep the original's values.
 
 Cost: one gradient per forget example and pass.
 """
