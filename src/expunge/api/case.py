@@ -25,6 +25,7 @@ from expunge.core.method import original_of
 from expunge.core.modules import first_parameter
 from expunge.core.objective import CLASSES, TOKENS, Objective, inferred
 from expunge.core.problem import Problem
+from expunge.core.refusals import refuse_mixing
 from expunge.core.seeding import forked
 from expunge.numerics.real import is_continuous
 
@@ -109,7 +110,8 @@ def case(
         The case.
 
     Raises:
-        SpecError: The data do not fit the model or each other; the message says where.
+        SpecError: The data do not fit the model or each other, or the model's answer on an example depends on the rest
+            of its batch; the message says where.
     """
     sources = {"forget": forget, "retain": retain, "test": test} | ({"holdout": holdout} if holdout is not None else {})
     read = collect if in_memory else collect_lazily
@@ -121,6 +123,7 @@ def case(
     problem = Problem(data, **ids)  # type: ignore[arg-type]  # four tensors of ids
     with torch.no_grad():
         problem.objective.measure(copy.deepcopy(model).eval(), data.batch(ids["forget"][:2]))
+    refuse_mixing(model, problem.objective, data, torch.stack([ids[name][0] for name in ("forget", "retain", "test")]))
     return Case(seed, problem, model, trainer)
 
 

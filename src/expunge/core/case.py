@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from expunge.base.errors import MissingError
 from expunge.core.data import Data
+from expunge.core.norms import training_mode
 from expunge.core.problem import Problem
 from expunge.core.seeding import forked
 
@@ -156,5 +157,5 @@ def train_model(recipe: Recipe, data: Data, ids: Tensor, seed: int, meter: Meter
 
 
 def copy_for_training(model: nn.Module) -> nn.Module:
-    """An independent copy in training mode; frozen parameters stay frozen, and tied parameters stay tied."""
-    return copy.deepcopy(model).train()
+    """An independent copy in training mode (see `training_mode`); parameters stay frozen and tied."""
+    return training_mode(copy.deepcopy(model))

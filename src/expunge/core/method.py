@@ -16,6 +16,7 @@ from expunge.base.part import Part
 from expunge.core.case import Cost, Meter, Recipe, Unlearned, copy_for_training
 from expunge.core.job import Job
 from expunge.core.modules import first_parameter
+from expunge.core.norms import unlearning
 from expunge.core.problem import Problem
 from expunge.core.refusals import refuse_model, refuse_unmet, unmet_needs
 from expunge.core.seeding import forked
@@ -147,7 +148,8 @@ class Method(Part):
             if self.measures and statistics is None:
                 statistics = self._measured(model, job)
             job = replace(job, statistics={n: t.to(job.device) for n, t in (statistics or {}).items()})
-            student = self.apply(student, job).eval()
+            with unlearning(problem.forget):
+                student = self.apply(student, job).eval()
         return Unlearned(student, type(self).__name__, Cost(meter.gradients, time.perf_counter() - start))
 
     def _measured(self, model: nn.Module, job: Job) -> Mapping[str, Tensor]:

@@ -39,19 +39,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-@contextmanager
-def fixed_statistics(model: nn.Module) -> Iterator[None]:
-    """Inside, batch norm uses its running statistics and does not update them; afterwards it has its earlier mode."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
-    for norm in norms:
-        norm.training = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.training = True
-
-
 def frozen_copy(module: nn.Module) -> nn.Module:
     """A teacher: an independent copy in evaluation mode, whose parameters are all frozen."""
     teacher = copy.deepcopy(module).eval()

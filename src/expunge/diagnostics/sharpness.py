@@ -78,7 +78,7 @@ class Sharpness(Diagnostic):
 
         Raises:
             SpecError: No parameter of the model takes a gradient, or the budget affords no two examples.
-            RunError: A loss is not finite, or a module has no second derivative; names it.
+            RunError: A loss is not finite, or a module has no second derivative or a wrong one; names it.
         """
         generator = generator_of(seed, "sharpness")
         afforded = int(self.epochs * len(case.problem.train) / (HVP * (self.limit + self.eigenvalues) + 1))

@@ -6,11 +6,10 @@ between phases, and stops when the result of a phase says that the budget is exh
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +20,11 @@ from expunge.core.data import Batch
 from expunge.core.job import Job
 from expunge.core.method import Method
 from expunge.core.modules import trainable
+from expunge.core.norms import in_training
 from expunge.core.refusals import require_trainable
 from expunge.methods._distill import divergence, logits_of, teacher_of
 from expunge.numerics.real import as_real
-from expunge.train.loop import Fit, Item, PairBatch, batches, fit, mean_batch, paired
+from expunge.train.loop import Fit, Item, PairBatch, batch_count, batches, fit, mean_batch, paired
 from expunge.train.optim import OptimizerName, make_optimizer
 
 
@@ -58,6 +58,8 @@ class Steps:
 @dataclass(frozen=True)
 class Descent(Method):
     """Base of the methods that take gradient steps, starting from their input model."""
+
+    version: ClassVar[int] = 2
 
     epochs: Count = 10
     """Passes over the retain set."""
@@ -173,12 +175,21 @@ class PerturbedDescent(Descent):
 
 @dataclass(frozen=True)
 class ForgetDescent(Descent):
-    """Base of the methods that use the forget set only."""
+    """Base of the methods that use the forget set only.
+
+    Norms use their running statistics and keep them: see `core.norms`.
+    """
 
     epochs: Count = 10
     """Passes over the forget set."""
     batch_size: Count = 64
     """Forget examples per step."""
+
+    def steps(self, student: nn.Module, meter: Meter) -> Steps:
+        """Make the steps, on a student whose norms are in evaluation mode from now on."""
+        for norm in in_training(student):
+            norm.training = False
+        return super().steps(student, meter)
 
     def expected_gradients(self, retain: int, forget: int) -> float:
         """One per forget example and pass."""
@@ -200,7 +211,7 @@ class PairedDescent(Descent):
 
     def expected_gradients(self, retain: int, forget: int) -> float:
         """One per retain example and epoch, and one per example of the forget batch with each retain batch."""
-        steps = math.ceil(retain / self.batch_size)
+        steps = batch_count(retain, self.batch_size)
         return self.epochs * (retain + steps * mean_batch(forget, self.forget_batch_size))
 
     def apply(self, student: nn.Module, job: Job) -> nn.Module:

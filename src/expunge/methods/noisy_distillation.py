@@ -16,7 +16,7 @@ model that was unlearned first, at 60 to 80 % of retraining's cost). Its setting
 with a small convolutional net, by attacks on seeds that no study reports; sigma suits the size of that net's weights.
 
 Cost: one gradient per retain example and epoch, and one per example of the forget batch with each retain batch. The
-forget set is cycled in batches of at most `forget_batch_size`; the last batch of a pass holds the rest. The teacher is
+forget set is cycled in batches of `forget_batch_size`; the last batch of a pass holds the rest. The teacher is
 a forward pass.
 """
 

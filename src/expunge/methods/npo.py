@@ -5,12 +5,12 @@ unlearning, and the gradient vanishes on examples that have fallen far below it.
 
 Minimises -(2/beta) E log sigma(-beta log(p / p_ref)) on the forget set plus alpha * CE on the retain set (`retain`: or
 KL(original || model) there; the paper has NPO with either term and with none, which is alpha = 0). p is the
-likelihood of a whole example: the *sum* of its decisions' log-probabilities, not logits (on raw logits it would
-be something else) and not a mean over tokens.
+likelihood of a whole example: the *sum* of its decisions' log-probabilities, not their mean over tokens. The original
+is in evaluation mode.
 
-Cost: one gradient per retain example and epoch, and one per example of the forget batch beside each retain batch. The
-forget set is cycled in batches of at most `forget_batch_size`, of which the last of a pass is what is left. The
-teacher is a forward pass.
+Cost: one gradient per retain example and epoch, and one per example of the forget batch with each retain batch. The
+forget set is cycled in batches of `forget_batch_size`; the last batch of a pass holds the rest. The teacher is
+a forward pass.
 """
 
 from __future__ import annotations

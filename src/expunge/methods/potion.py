@@ -1,10 +1,11 @@
 """Dampen more and more weights until the discovered part of a poison is forgotten (Potion, Schoepf et al., 2406.09173).
 
 As ASSD, theta <- theta * I_D / I_F if I_F / I_D is above its percentile 100 - ln(1 + 100 s), but I is the mean over
-examples of |d ||f(x)|| / d theta|, with f(x) the logits (for a text those of all its decisions). It uses no label, and
-outliers have less weight in the norm than in its square. The share s starts at `start` * |F| / |D| and grows by
-`growth`. Each try starts from the input model's weights. The search ends when few enough forget examples are known, or
-after `tries`; the last try is the result. Undiscovered forget examples are part of D, and should be forgotten too.
+examples of |d ||f(x)|| / d theta|, with f(x) the logits (for a text those of all its decisions). I_F is over the forget
+set (F), I_D over forget and retain set together (D); undiscovered poison is in the retain set, and should be forgotten
+too. The method uses no label, and outliers have less weight in the norm than in its square. The share s starts at
+`start` * |F| / |D| and grows by `growth`. Each try starts from the weights of the method's input model. The search ends
+when few enough forget examples are known, or after `tries`; the last try is the result.
 
 Stopping rule. The authors' code stops at rho = 0.2 times the original accuracy; that of 2505.17730 at this or 0.2, in
 effect 0.2. This is twice chance for ten classes, but chance itself for five, and below chance for two. The rule here
@@ -14,7 +15,8 @@ language model "known" means recited completely. The original is the case's: aft
 compared with what there was to forget, while importances and tries belong to the input model.
 
 The authors' own repository starts at |F| / |D| / 25 and tries 500 times; 2505.17730 starts as here and tries 50 times,
-so s grows to 107 times its start. Both take absolute values of gradients of batch means, in which the gradients of
+so s grows to 107 times its start. Both take the retain set alone for D, so their quotients are larger, and infinite
+ones are left out of the percentile. Both take absolute values of gradients of batch means, in which the gradients of
 single examples cancel.
 
 Cost: one separate gradient per forget example and per retain example, for any number of tries: looks at the forget set

@@ -64,7 +64,8 @@ from expunge.blocks.tied_dropout import (
 from expunge.blocks.widen import cannot_widen
 from expunge.core.data import Batch
 from expunge.core.job import Job
-from expunge.core.modules import evaluating, first_parameter, fixed_statistics
+from expunge.core.modules import evaluating, first_parameter
+from expunge.core.norms import fixed_statistics
 from expunge.core.objective import decision_losses, per_example
 from expunge.core.problem import Problem
 from expunge.methods._descent import Descent

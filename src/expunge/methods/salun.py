@@ -7,15 +7,17 @@ and the default; `retain` = `kl` replaces it by KL(original || model).
 
 All other weights are reset to their values in the input model after each step. Zero gradients would not be enough:
 every optimiser here decays a weight whose gradient is zero, and momentum moves a weight that had a gradient before.
-(Buffers, such as running statistics of batch norm, are not weights and do change.)
+Running statistics of batch norm are not weights and do change, by retain batches.
 
 Published code differs. Until early 2026 it masked gradients only, so masked weights drifted by decay and momentum. It
 alternates whole epochs of forget batches and of retain batches; the paper adds the two losses, as here. Its random
-labels can be the right one. Its mask script takes optimiser steps while it sums the gradient. The SalUn in the
-repository of REM is another method: cross-entropy on retain with a penalty on the gradient with respect to the input.
+labels can be the right one. Its mask script adds up the gradients of each batch's *mean* loss, so an example of a
+smaller last batch counts more; here each example counts the same. Both compute this gradient in evaluation mode. The
+SalUn in the repository of REM is another method: cross-entropy on retain with a penalty on the gradient with respect to
+the input.
 
 Cost: one gradient per forget example for the mask; then, as for random relabelling, one per retain example and epoch,
-and one per example of the forget batch with each retain batch. The forget set is cycled in batches of at most
+and one per example of the forget batch with each retain batch. The forget set is cycled in batches of
 `forget_batch_size`; the last batch of a pass holds the rest.
 """
 

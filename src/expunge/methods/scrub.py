@@ -10,9 +10,10 @@ divides it by their number and changes the meaning of alpha. Its alternating SCR
 (`forget_epochs` equal to `epochs`), with alpha = gamma = T = 1 and a teacher in training mode, so that batch norm uses
 the batch's statistics.
 
-SCRUB's own notebooks have the teacher in evaluation mode, and ascent in the first `msteps` epochs, as here (the copy of
-the loop in its `scrub.py` counts epochs from 0, which is one more). Their step size falls in steps; here it is
-constant. The SCRUB in the repository of REM ascends cross-entropy on the forget set as well, which the paper does not.
+SCRUB's own notebooks have the teacher in evaluation mode, and ascent in the first `msteps` epochs, as here. Their step
+size falls in steps; here it is constant. Their forget batches also move the running statistics of batch norm; here only
+retain batches do. The SCRUB in the repository of REM ascends cross-entropy on the forget set as well, which the paper
+does not.
 
 With `rewind` (SCRUB+R) the model is saved after each epoch. At the end, the epoch is chosen whose forget error is
 closest to a reference: the *final* model's error on unseen examples with the distribution of the forget set. These are

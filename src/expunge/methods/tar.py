@@ -17,6 +17,7 @@ of a model that knows the forget set.
 
 Every inner step of every copy has its own forget batch, on which the entropy is computed too. If all copies had the
 same batches, copies without dropout would be identical. Copies and their optimisers are dropped after each outer step.
+Copies are in training mode; batch norm normalises by the forget batch, and by running statistics if it has one example.
 
 The code of 2505.22310 draws one forget batch for each copy and uses it in all its inner steps. It has 4 copies of 16
 steps over 25 epochs at a hundredth of the inner rate; the defaults here are scaled down. Its h0 is computed in training
@@ -80,6 +81,7 @@ class TAR(Method):
     """Keep entropy on forget high while an adversary relearns it; for a model that another method has unlearned."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"decisions"})
+    version: ClassVar[int] = 2
     cite: ClassVar[str] = "tamirisa2025tar"
     paper: ClassVar[str] = "TAR, 2025"
     effort: ClassVar[str] = "very high, nested steps"

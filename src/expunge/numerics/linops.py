@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from expunge.base.errors import RunError, SpecError
-from expunge.numerics._failures import explain, require_uncut
+from expunge.numerics._failures import explain, require_exact, require_uncut
 from expunge.numerics._modules import differentiable, require_fixed, require_parameters
 from expunge.numerics.batches import rows
 from expunge.numerics.norms import sound_norms
@@ -89,7 +89,8 @@ class CurvatureOperator:
         Raises:
             SpecError: The vector has another shape; there is no example; the loss is not a scalar, or depends on no
                 parameter; batch norm or dropout is in training mode.
-            RunError: The loss is not finite, or has no second derivative; names the batch, or the module.
+            RunError: The loss is not finite, or has no second derivative or, through weight norm, a wrong one; names
+                the batch, or the module.
         """
         if vector.shape != (self.size,):
             raise SpecError(f"has shape {list(vector.shape)}", where="vector", allowed=f"[{self.size}]")
@@ -205,6 +206,7 @@ def bends(
     """
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), sound_norms():
         value = _scalar(loss(model, batch))
+        require_exact(value)
         slopes = torch.autograd.grad(value, parameters, create_graph=True, allow_unused=True, materialize_grads=True)
         gradient = flat(slopes)
         curvatures = []
@@ -221,6 +223,7 @@ def bends(
 def _twice(loss: Tensor, parameters: Sequence[Tensor], parts: Parts, *, keep: bool = False) -> tuple[Tensor, ...]:
     """H v of a scalar."""
     # With this factor, every intermediate gradient has a graph, so an incomplete one can be detected.
+    require_exact(loss)
     factor = torch.ones_like(loss, requires_grad=True)
     slopes = torch.autograd.grad(factor * loss, parameters, create_graph=True, allow_unused=True)
     used, along = _used(slopes, parts)

@@ -16,7 +16,7 @@ from expunge.base.spec import CACHE, Spec
 from expunge.core import checkpoint
 from expunge.core.contracts import Attack, Audit
 from expunge.core.method import Method
-from expunge.core.refusals import refuse_model, refuse_unmet, unmet_needs
+from expunge.core.refusals import refuse_mixing, refuse_model, refuse_unmet, unmet_needs
 from expunge.evidence.table import Table
 from expunge.evidence.verdict import Verdict
 from expunge.pipeline.diagnosis import diagnosis
@@ -152,6 +152,8 @@ def _check(plan: Plan) -> None:
         checkpoint.restore(fresh, checkpoint.dump(model), "model")
     with torch.no_grad():
         plan.data.objective.measure(model.eval(), plan.data.batch(plan.data.train[:2]))
+    several = torch.stack([plan.data.train[0], plan.data.train[-1], plan.data.test[0]])
+    refuse_mixing(model, plan.data.objective, plan.data, several)
     for kind, parts in (("method", plan.methods), ("attack", plan.attacks), ("audit", plan.audits)):
         for label, part in parts.items():
             # Plain functions have no checks.

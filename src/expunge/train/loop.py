@@ -111,17 +111,25 @@ def fit(
 
 
 def batches(data: Data, ids: Tensor, batch_size: int, epochs: int, generator: torch.Generator) -> Iterator[Batch]:
-    """Shuffled batches with the data's augmentations, a new order each epoch; the last of an epoch may be smaller.
-
-    A last batch of one example is left out unless it is the only batch: batch norm cannot train on it.
-    """
+    """Shuffled batches with the data's augmentations, a new order each epoch, cut as `chunks` says."""
     for _ in range(epochs):
         order = ids[torch.randperm(len(ids), generator=generator)]
-        yield from data.stream(order.split(batch_size)[: batch_count(len(ids), batch_size)], generator)
+        yield from data.stream(chunks(order, batch_size), generator)
+
+
+def chunks(order: Tensor, batch_size: int, dim: int = 0) -> Sequence[Tensor]:
+    """Cut the order of one epoch into batches, of which the last may be smaller.
+
+    If one example is left over, the last batch has it in addition. A batch of its own would give this example the
+    weight of a whole batch, and batch norm cannot train on it.
+    """
+    count = batch_count(order.shape[dim], batch_size)
+    whole = max(count - 1, 0) * batch_size
+    return order.split([batch_size] * (count - 1) + [order.shape[dim] - whole], dim) if count else ()
 
 
 def batch_count(examples: int, batch_size: int) -> int:
-    """Number of batches per epoch that `batches` makes of this number of examples."""
+    """Number of batches per epoch that `chunks` makes of this number of examples."""
     full, rest = divmod(examples, batch_size)
     return full + (rest > 1 or examples == 1 < batch_size)
 
@@ -148,8 +156,8 @@ def endless(data: Data, ids: Tensor, batch_size: int, generator: torch.Generator
 
 
 def mean_batch(examples: int, batch_size: int) -> float:
-    """Mean number of examples per batch of a set; the last batch of each pass may be smaller."""
-    return examples / max(math.ceil(examples / batch_size), 1)
+    """Mean number of examples per batch of a set."""
+    return examples / max(batch_count(examples, batch_size), 1)
 
 
 def in_order(data: Data, ids: Tensor, batch_size: int = 512) -> Iterator[Batch]:
