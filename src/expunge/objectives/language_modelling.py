@@ -65,6 +65,10 @@ class LanguageModelling(Deciding):
         """The size of the vocabulary."""
         return self.vocabulary or 0
 
+    def output_size(self, targets: Tensor) -> int:
+        """A logit per token of the vocabulary at each position."""
+        return max(targets[:1].numel() * self.outputs, 1)
+
     def decisions(self, model: nn.Module, batch: Batch) -> Decisions:
         """Logits `[b, t, v]` against targets `[b, t]`, flattened to the positions that are decisions."""
         logits = self.prediction(model, batch)
