@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from expunge.core.modules import first_parameter
 from expunge.core.objective import CLASSES, TOKENS, Objective, inferred
 from expunge.core.problem import Problem
 from expunge.core.seeding import forked
+from expunge.core.texts import refuse_shifted, require_text_model
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ def case(
     read = collect if in_memory else collect_lazily
     parts = {name: read(source, where=name) for name, source in sources.items()}
     objective = named(objective) if isinstance(objective, str) else objective
+    _require_module(model)
     data, ids = _pool(model, parts, objective, workers)
     items = items_of(list(parts.values()))
     trainer = FunctionRecipe(*recipe, items, first_parameter(model).device) if isinstance(recipe, tuple) else recipe
@@ -120,6 +123,22 @@ def case(
     with torch.no_grad():
         problem.objective.measure(copy.deepcopy(model).eval(), data.batch(ids["forget"][:2]))
     return Case(seed, problem, model, trainer)
+
+
+def _require_module(model: Any) -> None:
+    """Refuse a path, weights or a class in the place of a module."""
+    if isinstance(model, nn.Module):
+        return
+    finding, remedy = f"found {type(model).__name__}", "pass the torch module itself"
+    if isinstance(model, str | PathLike):
+        finding, remedy = f"found {str(model)!r}", f"load it: AutoModelForCausalLM.from_pretrained({str(model)!r})"
+    elif isinstance(model, Mapping):
+        remedy = "load these weights into a module: model.load_state_dict(...)"
+    elif isinstance(model, type):
+        finding, remedy = f"found the class {model.__name__}", "pass an object of it, with its trained weights"
+    elif isinstance(getattr(model, "model", None), nn.Module):
+        remedy = f"pass the .model of the {type(model).__name__}"
+    raise SpecError(finding, where="model", allowed="a torch.nn.Module", remedy=remedy)
 
 
 def unlearn(
@@ -168,6 +187,10 @@ def _pool(
     train = torch.cat([ids["forget"], ids["retain"]])
     chosen = objective or inferred(inputs, targets)
     targets = targets if targets.is_floating_point() else targets.long()
+    if chosen is not None and TOKENS in chosen.provides:
+        for name, part in parts.items():
+            refuse_shifted(part.inputs, part.targets, where=name)
+        require_text_model(model, chosen, inputs, targets)
     first = torch.arange(2)
     labels = () if chosen is None else _labels(model, Batch(inputs[first], targets[:2], first), chosen)
     return Data(inputs, targets, train, ids["test"], labels, objective=chosen).judged_by(None), ids

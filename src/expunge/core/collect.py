@@ -36,7 +36,8 @@ def collect(source: Any, *, where: str) -> Collected:
             type. A map-style data set of `(x, y)` or of dicts. An iterable of batches of the same (a `DataLoader`, a
             list); a list holds batches if its targets have one dimension more than those of single items.
             Dicts hold an input under one of `INPUTS` and a target under one of `TARGETS`. Token ids without labels are
-            their own labels. Labels of tokens are shifted to the next token here.
+            their own labels. Labels of tokens are shifted to the next token here. One dict of columns `[n, ...]`, as a
+            tokenizer returns, is a data set of `n` items.
         where: Name of the argument, for messages.
 
     Returns:
@@ -51,6 +52,7 @@ def collect(source: Any, *, where: str) -> Collected:
         and all(isinstance(s, Tensor | np.ndarray) for s in source)
     ):
         return _collected(_tensor(source[0]), _tensor(source[1]), where)
+    source = _items_of_columns(source, where) if isinstance(source, Mapping) else source
     if hasattr(source, "__getitem__") and hasattr(source, "__len__") and not _is_batches(source, where):
         pairs = [_pair(source[i], where, i) for i in range(len(source))]
         inputs, targets = (_join(torch.stack, [pair[side] for pair in pairs], where) for side in (0, 1))
@@ -94,6 +96,7 @@ def collect_lazily(source: Any, *, where: str) -> Collected:
     Raises:
         SpecError: It is no map-style data set, or an item has no input or no target.
     """
+    source = _items_of_columns(source, where) if isinstance(source, Mapping) else source
     if not hasattr(source, "__getitem__") or not hasattr(source, "__len__"):
         raise SpecError(
             f"found {type(source).__name__}",
@@ -134,6 +137,34 @@ def _is_batches(source: Any, where: str) -> bool:
     inputs, targets = _pair(source[0], where, 0)
     aligned = inputs.ndim > 1 and targets.ndim > 0 and len(inputs) == len(targets)
     return targets.ndim == 2 or (aligned and targets.ndim == 1 and targets.shape != inputs.shape)
+
+
+def _items_of_columns(columns: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """The items of one dict of columns, in the user's own format."""
+    if not any(name in columns for name in INPUTS):
+        keys = ", ".join(map(str, list(columns)[:6]))
+        remedy = "pass one of its values, such as data['train']" if columns else "give at least one item"
+        raise SpecError(f"found a dict with the keys {keys}", where=where, allowed=f"columns such as {', '.join(INPUTS)}",
+                        remedy=remedy)  # fmt: skip
+    tensors = {}
+    for name, column in columns.items():
+        try:
+            tensors[name] = torch.as_tensor(column)
+        except (TypeError, ValueError, RuntimeError):
+            raise SpecError(
+                f"column {name!r} is no array: its rows differ in length, or are no numbers",
+                where=where,
+                allowed="columns of one shape [n, ...]",
+                remedy="pad the texts, as a tokenizer does with padding=True and return_tensors='pt', or drop the column",
+            ) from None
+    if any(name in tensors and tensors[name].ndim < 2 for name in INPUTS):
+        shape = next(list(tensors[name].shape) for name in INPUTS if name in tensors)
+        raise SpecError(f"found one item, of shape {shape}", where=where, allowed="columns [n, ...]",
+                        remedy="put it into a list")  # fmt: skip
+    lengths = {name: len(tensor) if tensor.ndim else 0 for name, tensor in tensors.items()}
+    if len(set(lengths.values())) > 1:
+        raise SpecError(f"columns have lengths {lengths}", where=where, allowed="columns of one length")
+    return _rows(tensors)
 
 
 def _rows(batch: Mapping[str, Any]) -> list[dict[str, Any]]:

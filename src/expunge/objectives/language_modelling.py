@@ -23,6 +23,7 @@ from expunge.core.objective import (
     share_right,
     wrong_width,
 )
+from expunge.core.texts import refuse_shifted
 from expunge.objectives._targets import drawn_wrong, labels_up_to, require_decided, require_labels, require_whole
 
 
@@ -38,7 +39,7 @@ class LanguageModelling(Deciding):
     metrics: ClassVar[tuple[Metric, ...]] = (Metric("accuracy", utility=True), Metric("recitation", knowledge=True))
 
     vocabulary: Count | None = None
-    """Number of tokens; by default the number of labels of the data."""
+    """Number of tokens; by default the number of labels of the data, and without labels the largest target plus 1."""
     ignore: int = IGNORE
     """Target of a position that is not a decision."""
 
@@ -52,13 +53,22 @@ class LanguageModelling(Deciding):
                 where="data.targets",
                 allowed="one target per token, [n, t]",
             )
+        if self.vocabulary and data.labels and self.vocabulary != len(data.labels):
+            raise SpecError(
+                f"vocabulary is {self.vocabulary}, the data have {len(data.labels)} labels",
+                where="objective.vocabulary",
+                allowed="the number of labels",
+                remedy="leave out `vocabulary`, or give the data as many labels",
+            )
         require_whole(data.targets, "tokens")
         require_decided(data.targets, self.ignore)
         require_labels(data.targets, len(data.labels), self.ignore)
+        for ids in (data.train, data.test) if isinstance(data.inputs, Tensor) else ():
+            refuse_shifted(data.inputs[ids], data.targets[ids], self.ignore)
         return replace(self, vocabulary=len(data.labels) or None)
 
     def default_labels(self, targets: Tensor) -> tuple[str, ...]:
-        return labels_up_to(targets, self.ignore)
+        return tuple(map(str, range(self.vocabulary))) if self.vocabulary else labels_up_to(targets, self.ignore)
 
     @property
     def outputs(self) -> int:

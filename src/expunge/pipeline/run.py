@@ -17,6 +17,7 @@ from expunge.core import checkpoint
 from expunge.core.contracts import Attack, Audit
 from expunge.core.method import Method
 from expunge.core.refusals import refuse_model, refuse_unmet, unmet_needs
+from expunge.core.texts import require_text_model
 from expunge.evidence.table import Table
 from expunge.evidence.verdict import Verdict
 from expunge.pipeline.diagnosis import diagnosis
@@ -150,6 +151,8 @@ def _check(plan: Plan) -> None:
     else:
         # Stages do the same: they store the weights and load them into a fresh model.
         checkpoint.restore(fresh, checkpoint.dump(model), "model")
+    if plan.data.has_tokens:
+        require_text_model(model, plan.data.objective, plan.data.inputs, plan.data.targets)
     with torch.no_grad():
         plan.data.objective.measure(model.eval(), plan.data.batch(plan.data.train[:2]))
     for kind, parts in (("method", plan.methods), ("attack", plan.attacks), ("audit", plan.audits)):
