@@ -58,6 +58,16 @@ SPECS: dict[str, tuple[Table, tuple[str, ...]]] = {
     ),
     "unknown model": ({"model": {"name": "mpl"}}, ("model.name: ", "unknown model 'mpl'", "did you mean 'mlp'?")),
     "unknown data": ({"data": {"name": "digit"}}, ("data.name: ", "did you mean 'digits'?")),
+    "data of another format": (
+        {"data": {"name": "jsonl"}},
+        ("unknown data 'jsonl'", "your own code as module:function"),
+    ),
+    "a model by its class": ({"model": {"name": "LlamaForCausalLM"}}, ("or your own code as module:function",)),
+    "a task of one's own": ({"forget": {"name": "by_author"}}, ("forget.name: ", "your own code as module:function")),
+    "an attack of one's own": (
+        {"attack": [{"name": "mine"}]},
+        ("attack[0].name: ", "your own code as module:function"),
+    ),
     "unknown task": ({"forget": {"name": "label_swaps"}}, ("forget.name: ", "did you mean 'label_swap'?")),
     "unknown attack": ({"attack": [{"name": "unlearn"}]}, ("attack[0].name: ", "did you mean 'relearn'?")),
     "unknown audit": ({"audit": [{"name": "losses"}]}, ("audit[0].name: ", "did you mean 'loss'?")),

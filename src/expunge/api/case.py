@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
+from expunge.api.model import in_single_precision, require_module
 from expunge.api.objective import objective as named
 from expunge.api.parts import expect
 from expunge.base import registry
@@ -22,11 +22,13 @@ from expunge.core.collect import Collected, ItemInputs, collect, collect_lazily,
 from expunge.core.data import Batch, Data
 from expunge.core.device import placed
 from expunge.core.lazy import LazyInputs
-from expunge.core.modules import first_parameter
+from expunge.core.modules import first_parameter, widened
 from expunge.core.objective import CLASSES, TOKENS, Objective, inferred
-from expunge.core.problem import Problem
+from expunge.core.problem import Problem, require_unretained
 from expunge.core.seeding import forked
 from expunge.core.texts import refuse_shifted, require_text_model
+from expunge.reporting.progress import Progress
+from expunge.train.chance import no_better_than_chance
 
 
 @dataclass(frozen=True)
@@ -47,15 +49,15 @@ class FunctionRecipe:
     device: torch.device | str = "cpu"
 
     def build(self, seed: int) -> nn.Module:
-        """The freshly initialised module of this seed."""
+        """The freshly initialised module of this seed, in single precision if your function makes half precision."""
         with forked(seed):
-            return placed(self.make(), self.device)
+            return widened(placed(self.make(), self.device))
 
     def fit(self, module: nn.Module, data: Data, ids: Tensor, seed: int, meter: Meter | None = None) -> nn.Module:
         """Train the module by the user's function on the chosen items; its cost in gradients is not known."""
         with forked(seed):
             self.train(module, Subset(self.items, ids.tolist()))
-        return placed(module, self.device)
+        return widened(placed(module, self.device))
 
 
 Functions = tuple[Callable[[], nn.Module], Callable[[nn.Module, Dataset[Any]], object]]
@@ -91,7 +93,8 @@ def case(
     """Build a case from your model and your data.
 
     Args:
-        model: The model that was trained on the forget set. It is never changed.
+        model: The model that was trained on the forget set. It is never changed. If its weights are in half precision,
+            the case holds a copy in single precision, because steps of training round away in half precision.
         forget: The data to forget: a data set, a pair of tensors or NumPy arrays, or batches; see `core.collect`.
         retain: The rest of the model's training data.
         test: Unseen data on which utility is measured.
@@ -115,30 +118,19 @@ def case(
     read = collect if in_memory else collect_lazily
     parts = {name: read(source, where=name) for name, source in sources.items()}
     objective = named(objective) if isinstance(objective, str) else objective
-    _require_module(model)
+    require_module(model)
+    model = in_single_precision(model)
     data, ids = _pool(model, parts, objective, workers)
     items = items_of(list(parts.values()))
     trainer = FunctionRecipe(*recipe, items, first_parameter(model).device) if isinstance(recipe, tuple) else recipe
     problem = Problem(data, **ids)  # type: ignore[arg-type]  # four tensors of ids
     with torch.no_grad():
         problem.objective.measure(copy.deepcopy(model).eval(), data.batch(ids["forget"][:2]))
+    require_unretained(problem)
+    warning = no_better_than_chance(model, problem)
+    if warning:
+        Progress().say(warning)
     return Case(seed, problem, model, trainer)
-
-
-def _require_module(model: Any) -> None:
-    """Refuse a path, weights or a class in the place of a module."""
-    if isinstance(model, nn.Module):
-        return
-    finding, remedy = f"found {type(model).__name__}", "pass the torch module itself"
-    if isinstance(model, str | PathLike):
-        finding, remedy = f"found {str(model)!r}", f"load it: AutoModelForCausalLM.from_pretrained({str(model)!r})"
-    elif isinstance(model, Mapping):
-        remedy = "load these weights into a module: model.load_state_dict(...)"
-    elif isinstance(model, type):
-        finding, remedy = f"found the class {model.__name__}", "pass an object of it, with its trained weights"
-    elif isinstance(getattr(model, "model", None), nn.Module):
-        remedy = f"pass the .model of the {type(model).__name__}"
-    raise SpecError(finding, where="model", allowed="a torch.nn.Module", remedy=remedy)
 
 
 def unlearn(

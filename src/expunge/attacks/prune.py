@@ -2,12 +2,13 @@
 
 Global magnitude pruning: over all matrices, convolutions and embeddings together, the given share of weights with the
 smallest absolute values becomes 0. Biases and the scales of norms are kept. If a method hides knowledge by small
-changes of small weights, pruning undoes these changes first.
+changes of small weights, pruning undoes these changes first. The original is pruned too, as a control.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -21,6 +22,8 @@ from expunge.core.contracts import Attack
 @dataclass(frozen=True)
 class Prune(Attack):
     """Global magnitude pruning."""
+
+    control: ClassVar[bool] = True
 
     share: Share = 0.5
     """Share of the weights that becomes 0."""

@@ -74,7 +74,7 @@ class Part(abc.ABC):  # noqa: B024 - each kind has abstract methods of its own
     cite: ClassVar[str | tuple[str, ...]] = ""
     """Keys of the sources in `references.bib`, empty if there is none. Parts of other packages give the BibTeX text."""
     paths: ClassVar[tuple[str, ...]] = ()
-    """Fields that hold file paths. Relative paths start at the spec's folder; the contents of files and folders enter the fingerprint."""
+    """Fields that hold file paths. Relative paths start at the spec's folder; contents enter the fingerprint."""
 
     def __post_init__(self) -> None:
         hints = _hints(type(self))

@@ -59,6 +59,7 @@ class FunctionPart(Part):
     # A function cannot declare facts as a class does; the pipeline uses these defaults.
     measures: ClassVar[bool] = False
     after_attack: ClassVar[bool] = True
+    control: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset()
     repeatable: ClassVar[bool] = True
     shadow_pairs: ClassVar[int] = 0

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from expunge.base.errors import MissingError
 from expunge.core.data import Data
+from expunge.core.modules import require_single_precision
 from expunge.core.problem import Problem
 from expunge.core.seeding import forked
 
@@ -148,5 +149,10 @@ def train_model(recipe: Recipe, data: Data, ids: Tensor, seed: int, meter: Meter
 
 
 def copy_for_training(model: nn.Module) -> nn.Module:
-    """An independent copy in training mode; frozen parameters stay frozen, and tied parameters stay tied."""
+    """An independent copy in training mode; frozen parameters stay frozen, and tied parameters stay tied.
+
+    Raises:
+        SpecError: The weights are in half precision, in which steps round away.
+    """
+    require_single_precision(model)
     return copy.deepcopy(model).train()

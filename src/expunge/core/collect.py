@@ -144,8 +144,8 @@ def _items_of_columns(columns: Mapping[str, Any], where: str) -> list[dict[str, 
     if not any(name in columns for name in INPUTS):
         keys = ", ".join(map(str, list(columns)[:6]))
         remedy = "pass one of its values, such as data['train']" if columns else "give at least one item"
-        raise SpecError(f"found a dict with the keys {keys}", where=where, allowed=f"columns such as {', '.join(INPUTS)}",
-                        remedy=remedy)  # fmt: skip
+        allowed = f"columns such as {', '.join(INPUTS)}"
+        raise SpecError(f"found a dict with the keys {keys}", where=where, allowed=allowed, remedy=remedy)
     tensors = {}
     for name, column in columns.items():
         try:
@@ -155,12 +155,12 @@ def _items_of_columns(columns: Mapping[str, Any], where: str) -> list[dict[str, 
                 f"column {name!r} is no array: its rows differ in length, or are no numbers",
                 where=where,
                 allowed="columns of one shape [n, ...]",
-                remedy="pad the texts, as a tokenizer does with padding=True and return_tensors='pt', or drop the column",
+                remedy="pad the texts (padding=True, return_tensors='pt' of a tokenizer), or drop the column",
             ) from None
     if any(name in tensors and tensors[name].ndim < 2 for name in INPUTS):
         shape = next(list(tensors[name].shape) for name in INPUTS if name in tensors)
-        raise SpecError(f"found one item, of shape {shape}", where=where, allowed="columns [n, ...]",
-                        remedy="put it into a list")  # fmt: skip
+        finding = f"found one item, of shape {shape}"
+        raise SpecError(finding, where=where, allowed="columns [n, ...]", remedy="put it into a list")
     lengths = {name: len(tensor) if tensor.ndim else 0 for name, tensor in tensors.items()}
     if len(set(lengths.values())) > 1:
         raise SpecError(f"columns have lengths {lengths}", where=where, allowed="columns of one length")

@@ -106,6 +106,10 @@ class Task(Part):
 class Attack(Part):
     """A way to recover forgotten knowledge. It may use `problem.retain` and `problem.exposed`, never `unexposed`."""
 
+    control: ClassVar[bool] = False
+    """Whether the original is attacked too. An attack that trains on nothing, but may destroy what any model knows, is
+    believed only if the original survives it."""
+
     def check(self, problem: Problem) -> None:
         """Refuse, before anything is trained, a problem that the settings do not fit.
 

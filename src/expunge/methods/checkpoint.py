@@ -18,7 +18,7 @@ from expunge.base.errors import SpecError
 from expunge.core import checkpoint
 from expunge.core.job import Job
 from expunge.core.method import Method
-from expunge.models.hf import load_folder, require_same_config
+from expunge.models._hf_folder import load_folder, require_same_config
 
 WHERE = "path"
 

@@ -3,8 +3,8 @@
 Minimises CE(retain) over the parameters of the last k layers, from new initial values. All other layers, and the
 running statistics of their batch norms, do not change. A layer is a module with its own trainable parameters that are
 not tied to an earlier layer; norms count as layers. Its `reset_parameters` gives the initial values, or, in a Hugging
-Face model, a new model of its configuration; frozen parameters keep their values. The published code counts only convolutions and linear layers; the norms between them keep their old
-values at the start but are trained too.
+Face model, a new model of its configuration; frozen parameters keep their values. The published code counts only
+convolutions and linear layers; the norms between them keep their old values at the start but are trained too.
 
 Cost: one gradient per retain example and epoch (without the backward pass through the frozen layers).
 """

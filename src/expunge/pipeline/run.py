@@ -16,6 +16,7 @@ from expunge.base.spec import CACHE, Spec
 from expunge.core import checkpoint
 from expunge.core.contracts import Attack, Audit
 from expunge.core.method import Method
+from expunge.core.problem import require_unretained
 from expunge.core.refusals import refuse_model, refuse_unmet, unmet_needs
 from expunge.core.texts import require_text_model
 from expunge.evidence.table import Table
@@ -27,6 +28,7 @@ from expunge.pipeline.forecast import StageForecast, forecast
 from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.schedule import run_stages
 from expunge.reporting.progress import Progress
+from expunge.train.chance import no_better_than_chance
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,10 @@ def _check(plan: Plan) -> None:
         for checked in (*plan.methods.values(), *plan.attacks.values()):
             if isinstance(checked, Method | Attack):
                 checked.check(problem)
+        require_unretained(problem)
+        warning = no_better_than_chance(model, problem) if plan.about_one_model else ""
+        if warning:
+            Progress().say(warning)
 
 
 def _check_shadows(plan: Plan) -> None:

@@ -16,7 +16,6 @@ from expunge.core.data import Batch, Data
 from expunge.core.objective import OUTPUT_VALUES
 from expunge.core.recompute import micro_batches
 
-
 EVALUATED = 512
 """Most examples per forward pass of an evaluation."""
 
