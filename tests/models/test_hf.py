@@ -214,7 +214,7 @@ def test_a_missing_folder_is_not_offered_as_a_download(tmp_path: Path, name: str
     """`models` is a folder beside the spec, so what is missing in it is a folder, too."""
     (tmp_path / "models").mkdir()
     part = HF.from_table({"path": name}, where="model", folder=tmp_path)
-    with pytest.raises(MissingError, match="there is no folder .*nowhere/?; check the path") as refused:
+    with pytest.raises(MissingError, match=r"there is no folder .*nowhere/?; check the path") as refused:
         part(IMAGES)
     assert "hf download" not in str(refused.value)
 
