@@ -11,8 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor, nn
 
-from expunge.base.errors import MissingError
+from expunge.base.errors import MissingError, SpecError
 from expunge.core.data import Data
+from expunge.core.modules import parameters_digest
 from expunge.core.problem import Problem
 from expunge.core.seeding import forked
 
@@ -141,10 +142,23 @@ class Case:
 
 
 def train_model(recipe: Recipe, data: Data, ids: Tensor, seed: int, meter: Meter | None = None) -> nn.Module:
-    """Build and train a model. Global random state does not change."""
+    """Build and train a model. Global random state does not change.
+
+    Raises:
+        SpecError: The training changed no weight.
+    """
     with forked(seed):
         module = recipe.build(seed)
-        return recipe.fit(module, data, ids, seed, meter).eval()
+        before = parameters_digest(module)
+        trained = recipe.fit(module, data, ids, seed, meter).eval()
+    if parameters_digest(trained) == before:
+        raise SpecError(
+            "training changed no weight",
+            where="train",
+            allowed="a training that changes the module that it is given, in place",
+            remedy="train the module itself, not a copy of it",
+        )
+    return trained
 
 
 def copy_for_training(model: nn.Module) -> nn.Module:

@@ -17,6 +17,7 @@ NO_RETRAINING = (
     "Held-out examples replace retrained models, so no model can be called erased. A forget set that was not drawn at "
     "random may differ from held-out examples even without training."
 )
+CHANGED_NOTHING = "this method changed nothing: every weight is that of the model that it started from."
 NOT_A_GUARANTEE = "This is an empirical pass of these audits and attacks, not a guarantee."
 
 

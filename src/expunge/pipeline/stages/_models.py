@@ -17,6 +17,7 @@ from expunge.core.problem import Problem
 from expunge.evidence import scores as score_files
 from expunge.evidence.scores import Scores
 from expunge.pipeline.parts import Parts
+from expunge.pipeline.references import refuse_unlike
 from expunge.pipeline.stage import CURVE, MONITORS, SCORES, WEIGHTS, Stage
 from expunge.pipeline.stage_kind import Output, setting
 from expunge.pipeline.worker import Worker
@@ -27,6 +28,10 @@ def trained(worker: Worker, stage: Stage, ids: Tensor, *, watched: bool = False)
     plan, data, meter = worker.plan, worker.problem(stage).data, Meter()
     recipe = plan.recipe(data, watched=watched)
     model = train_model(recipe, data, ids, plan.seeds.train(stage), meter)
+    if stage.kind == "reference" and plan.about_one_model:
+        original = plan.original(data)
+        assert original is not None
+        refuse_unlike(model, original, worker.problem(stage), stage.name)
     files = {WEIGHTS: checkpoint.dump(model)}
     if watched and plan.monitors:
         files[MONITORS] = json.dumps(recipe.records, indent=1, allow_nan=False).encode()
