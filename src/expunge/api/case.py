@@ -23,6 +23,7 @@ from expunge.core.data import Batch, Data
 from expunge.core.device import placed
 from expunge.core.first_pass import EXAMPLES, copied, first_line, first_pass, guarded, unwrapped
 from expunge.core.lazy import LazyInputs
+from expunge.core.method import Method
 from expunge.core.modules import first_parameter, weights_differ
 from expunge.core.objective import CLASSES, TOKENS, Objective, inferred
 from expunge.core.own_training import require_independent, require_same_shapes, train_in_place
@@ -215,7 +216,11 @@ def unlearn(
     start, label = (case.original, method) if after is None else (after.model, f"{after.method}_{method}")
     seed = derive(case.seed, "unlearn", label)
     with forked(seed):  # for a plain function, which seeds nothing itself
-        done: Unlearned = part(start, case.problem, case.recipe, seed, budget)
+        # The library's methods copy the model; a function of the user's may change it.
+        given = start if isinstance(part, Method) else copied(start)
+        done: Unlearned = part(given, case.problem, case.recipe, seed, budget)
+    expect(done, Unlearned, method, "expunge.core.case.Unlearned, which a method returns")
+    require_independent(done.model, {"your model": case.original}, method)
     if not weights_differ(start, done.model):
         Progress().say(f"{label}: {CHANGED_NOTHING}")
     cost = done.cost if after is None else after.cost + done.cost
@@ -292,5 +297,12 @@ def _labels(model: nn.Module, batch: Batch, objective: Objective) -> tuple[str, 
             where=f"model ({type(model).__name__})",
             allowed="logits [n, c] or [n, t, v], or an object with the attribute .logits",
             remedy="for any other model, pass objective=",
+        )
+    if CLASSES in objective.provides and logits.shape[-1] == 1:
+        raise SpecError(
+            "the model has one output, which decides between no classes",
+            where=f"model ({type(model).__name__})",
+            allowed="one logit per class",
+            remedy='for yes or no, give targets [n, 1] and objective="multilabel"',
         )
     return tuple(str(label) for label in range(logits.shape[-1]))

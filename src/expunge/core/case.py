@@ -76,6 +76,10 @@ class Unlearned:
     after: Unlearned | None = None
     """Result of the method before this one; `None` if the method started from the original."""
 
+    def __repr__(self) -> str:
+        model, cost = type(self.model).__name__, self.cost
+        return f"Unlearned({self.method}: {model}, {cost.gradients} gradients, {cost.seconds:.1f} s)"
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -128,6 +132,10 @@ class Case:
     original: nn.Module
     recipe: Recipe | None = None
     shadows: Shadows | None = None
+
+    def __repr__(self) -> str:
+        recipe = "no recipe" if self.recipe is None else type(self.recipe).__name__
+        return f"Case({type(self.original).__name__}, {self.problem!r}, {recipe}, seed {self.seed})"
 
     @cached_property
     def reference(self) -> nn.Module:

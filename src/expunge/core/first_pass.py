@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
 from expunge.base.errors import ExpungeError, SpecError
@@ -46,7 +47,7 @@ def copied(model: nn.Module) -> nn.Module:
     Raises:
         SpecError: The model cannot be copied, or elements of a tensor share memory; the message names the attribute.
     """
-    require_own_elements(model)
+    require_loadable(model)
     try:
         return copy.deepcopy(model).eval()
     except Exception as error:
@@ -76,17 +77,20 @@ def _refuse_uncopyable(model: nn.Module) -> None:
                 ) from error
 
 
-def require_own_elements(model: nn.Module) -> None:
-    """Refuse a parameter or buffer whose elements share memory, such as an expanded one: it cannot be loaded.
+def require_loadable(model: nn.Module) -> None:
+    """Refuse a parameter or buffer that cannot be loaded: its elements share memory, or it has no shape yet.
 
     Raises:
         SpecError: There is one; the message names it.
     """
     for name, tensor in tensors(model).items():
-        shared = not nn.parameter.is_lazy(tensor) and any(
-            size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
-        )
-        if shared:
+        if is_lazy(tensor):
+            raise SpecError(
+                f"{name} has no shape before the first forward pass",
+                where=f"model ({type(model).__name__})",
+                remedy="run the model once on a batch",
+            )
+        if any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
             raise SpecError(
                 f"elements of {name} share memory, as after expand()",
                 where=f"model ({type(model).__name__})",

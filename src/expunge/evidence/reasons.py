@@ -26,6 +26,13 @@ def number(x: float) -> str:
     return f"{0.0 if abs(x) < 1e-12 else x:.3g}"
 
 
+def changed_nothing(seeds: Sequence[int], of: int) -> str:
+    """The sentence about a method that changed no weight, in some of the runs or in all."""
+    if len(seeds) < of:
+        return f"In {len(seeds)} of {of} seeds ({', '.join(map(str, seeds))}), {CHANGED_NOTHING}"
+    return CHANGED_NOTHING[0].upper() + CHANGED_NOTHING[1:]
+
+
 def interval(contrast: Contrast) -> str:
     """Value and 90 % interval."""
     return f"{number(contrast.mean)} [{number(contrast.low)}, {number(contrast.high)}]"

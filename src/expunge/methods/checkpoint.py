@@ -1,6 +1,7 @@
-"""A model that was unlearned elsewhere: its weights come from a safetensors file and are attacked and judged.
+"""A model that was unlearned elsewhere: its weights come from a file and are attacked and judged.
 
-Nothing is trained. The file must hold weights of the spec's own architecture; a pickle is refused.
+Nothing is trained. The file must hold weights of the spec's own architecture: as safetensors, or a state dict that
+`torch.save` wrote. Only tensors are read from it.
 
 Cost: none here; what it cost elsewhere is not known.
 """
@@ -28,7 +29,7 @@ class Checkpoint(Method):
     repeatable: ClassVar[bool] = False
 
     path: str
-    """The safetensors file; a relative path starts at the spec file's folder."""
+    """The file, safetensors or `torch.save` of a state dict; a relative path starts at the spec file's folder."""
 
     def expected_gradients(self, retain: int, forget: int) -> float:
         """None: nothing is trained."""
@@ -38,6 +39,6 @@ class Checkpoint(Method):
         """Load the weights into the copy of the model.
 
         Raises:
-            SpecError: The file is missing, is a pickle, is truncated, or holds weights of another architecture.
+            SpecError: The file is missing, is truncated, or holds more than tensors or weights of another architecture.
         """
         return checkpoint.load(student, Path(self.path), where="method.path")

@@ -13,6 +13,7 @@ from torch import Tensor
 from expunge.core import checkpoint
 from expunge.core.case import Meter, train_model
 from expunge.core.method import Method
+from expunge.core.modules import weights_differ
 from expunge.core.problem import Problem
 from expunge.evidence import scores as score_files
 from expunge.evidence.scores import Scores
@@ -50,7 +51,9 @@ def unlearned(worker: Worker, stage: Stage) -> Output:
     method, budget = plan.methods[stage.model], plan.spec.chain(stage.model)[-1].budget
     recipe, seed = plan.recipe(problem.data), plan.seeds.unlearn(stage)
     done = method(start, problem, recipe, seed, budget, **worker.statistics(stage))
-    return Output({WEIGHTS: checkpoint.dump(done.model)}, done.cost.gradients)
+    # Loaded again, because a plain function may have changed its argument.
+    changed = weights_differ(worker.model(stage.input("model"), problem), done.model)
+    return Output({WEIGHTS: checkpoint.dump(done.model)}, done.cost.gradients, changed)
 
 
 def attacked(worker: Worker, stage: Stage) -> Output:
