@@ -13,8 +13,8 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from expunge.api.case import FunctionRecipe
 from expunge.api.plan import CasePlan
+from expunge.api.recipe import FunctionRecipe
 from expunge.base import registry
 from expunge.base.record import address, write_file
 from expunge.base.spec import Spec

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from expunge.base.errors import SpecError
 from expunge.core.data import Batch
 from expunge.core.first_pass import copied, described, guarded
-from expunge.core.forward import output_of
+from expunge.core.objective import Objective
 from expunge.reporting.progress import Progress
 
 CHANNELS = (1, 3, 4)
@@ -25,33 +25,33 @@ class Conversion(NamedTuple):
     what: str
 
 
-def conversion_for(model: nn.Module, inputs: Tensor, output: str | int | None) -> Conversion | None:
+def conversion_for(model: nn.Module, batch: Batch, objective: Objective) -> Conversion | None:
     """The first conversion after which the model takes the inputs; `None` if it takes them as they are.
 
     Args:
         model: The user's model; a copy of it runs.
-        inputs: Inputs of some examples, `[n, ...]`.
-        output: Which of several outputs holds the predictions, as in `Objective.output`.
+        batch: Some examples.
+        objective: Computes the predictions.
 
     Raises:
         SpecError: The model takes none of them.
     """
-    trial, ids = copied(model), torch.arange(len(inputs))
+    trial = copied(model)
 
-    def run(values: Tensor) -> None:
-        batch = Batch(values, ids, ids)
+    def run(inputs: Tensor) -> None:
+        changed = batch._replace(inputs=inputs)
         with torch.no_grad():
-            guarded(trial, batch, lambda: output_of(trial, batch, output))
+            guarded(trial, changed, lambda: objective.prediction(trial, changed))
 
     try:
-        run(inputs)
+        run(batch.inputs)
     except SpecError as error:
-        for conversion in _candidates(inputs):
+        for conversion in _candidates(batch.inputs):
             try:
-                run(conversion.apply(inputs))
+                run(conversion.apply(batch.inputs))
             except SpecError:
                 continue
-            Progress().say(f"inputs {described(inputs)} do not fit the model as they are: {conversion.what}")
+            Progress().say(f"inputs {described(batch.inputs)} do not fit the model as they are: {conversion.what}")
             return conversion
         raise error
     return None
