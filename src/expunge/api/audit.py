@@ -65,8 +65,8 @@ class Result:
             for stage in plan.stages
             if stage.kind == "unlearn" and self.store.facts(stage.key).get("changed") is False
         ]
-        facts = {"about_one_model": True, "unchanged": unchanged}
-        return Table(measured, plan.models, plan.spec.seeds, list(plan.attacks), **facts)
+        seeds, attacks = plan.spec.seeds, list(plan.attacks)
+        return Table(measured, plan.models, seeds, attacks, about_one_model=True, unchanged=unchanged)
 
     @property
     def curves(self) -> Mapping[tuple[str, int, str], Curve]:

@@ -39,10 +39,8 @@ def pooled(
         targets = targets.squeeze(1)  # a column of class indices
     ends = torch.tensor([len(part.targets) for part in parts.values()]).cumsum(0)
     ids = dict(zip(parts, torch.tensor_split(torch.arange(len(targets)), ends[:-1]), strict=True))
-    train, targets = (
-        torch.cat([ids["forget"], ids["retain"]]),
-        targets if targets.is_floating_point() else targets.long(),
-    )
+    train = torch.cat([ids["forget"], ids["retain"]])
+    targets = targets if targets.is_floating_point() else targets.long()
     chosen = objective or inferred(inputs, targets)
     if chosen is None:
         _refuse_one_hot(targets)

@@ -117,7 +117,7 @@ def check_recipe(recipe: Recipe, model: nn.Module) -> None:
 
 def _built(recipe: Recipe, seed: int) -> nn.Module:
     try:
-        module: Any = recipe.build(seed)
+        module = recipe.build(seed)
     except ExpungeError:
         raise
     except Exception as error:

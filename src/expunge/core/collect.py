@@ -54,7 +54,7 @@ def collect(source: Any, *, where: str) -> Collected:
     """
     source = _opened(source, where)
     if _is_pair(source):
-        return _collected(*(_array(value, what, where) for value, what in zip(source, SIDES, strict=True)), where)
+        return _collected(_array(source[0], "input", where), _array(source[1], "target", where), where)
     if _is_map_style(source) and not _is_batches(source, where):
         _say_notes(source, where)
         pairs = [pair(source[i], where, i) for i in range(len(source))]
@@ -130,9 +130,6 @@ def collect_lazily(source: Any, *, where: str) -> Collected:
 def items_of(parts: Sequence[Collected]) -> ConcatDataset[Any]:
     """The items of all parts, with consecutive ids."""
     return ConcatDataset([part.items for part in parts])
-
-
-SIDES = ("input", "target")
 
 
 def _opened(source: Any, where: str) -> Any:

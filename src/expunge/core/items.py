@@ -50,9 +50,13 @@ def pair(item: Any, where: str, index: int) -> tuple[Tensor, Tensor]:
 
 def _spare(item: Any) -> bool:
     """Whether the third and later fields are no targets: the second one is a label, or they are no numbers."""
-    numeric = [isinstance(field, Tensor | np.ndarray | Number | list) for field in item[2:]]
-    shape = np.shape(item[1]) if isinstance(item[1], Tensor | np.ndarray | Number) else None
-    return not any(numeric) or shape == () or (shape is not None and shape == np.shape(item[0])[:1])
+    if not any(isinstance(field, Tensor | np.ndarray | Number | list) for field in item[2:]):
+        return True
+    target: Any = item[1]
+    if not isinstance(target, Tensor | np.ndarray):
+        return isinstance(target, Number)
+    # One label, or, in a batch, one label per example.
+    return target.ndim == 0 or (target.ndim == 1 and len(target) == len(item[0]))
 
 
 def notes(item: Any) -> list[str]:

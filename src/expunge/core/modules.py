@@ -103,7 +103,8 @@ def state_digest(module: nn.Module) -> str:
 def parameters_digest(module: nn.Module) -> str:
     """SHA-256 over dtypes, shapes and bytes of the parameters; of the buffers if there are no parameters."""
     sha = hashlib.sha256()
-    for tensor in list(module.parameters()) or list(module.buffers()):
+    weights: list[Tensor] = [*module.parameters()] or [*module.buffers()]
+    for tensor in weights:
         if not is_lazy(tensor):
             _add(sha, tensor)
     return sha.hexdigest()

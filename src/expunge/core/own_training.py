@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -112,13 +112,13 @@ class _Watched(Subset[Any]):
         super().__init__(items, ids.tolist())
 
     @property
-    def indices(self) -> list[int]:  # type: ignore[override]
+    def indices(self) -> Sequence[int]:
         """The ids. Code that asks for them may read the items by another way, which cannot be watched."""
         self.listed = True
         return self._ids
 
     @indices.setter
-    def indices(self, ids: list[int]) -> None:
+    def indices(self, ids: Sequence[int]) -> None:
         self._ids = ids
 
     def __getitem__(self, index: Any) -> Any:
