@@ -6,9 +6,11 @@ import copy
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from expunge.base.errors import SpecError
 
@@ -25,7 +27,7 @@ def first_parameter(module: nn.Module) -> Tensor:
 
 def half_precision(module: nn.Module) -> str:
     """The first parameter or buffer in less than single precision, with its type; empty if there is none."""
-    narrow = ((n, t) for n, t in _tensors(module).items() if t.is_floating_point() and t.itemsize < 4)
+    narrow = ((n, t) for n, t in tensors(module).items() if t.is_floating_point() and t.itemsize < 4)
     return next((f"{name} is {tensor.dtype}" for name, tensor in narrow), "")
 
 
@@ -95,8 +97,13 @@ def shared_storage(a: nn.Module, b: nn.Module) -> list[str]:
     A shallow copy of a module shares all of them. A "teacher" made that way *is* the student: every divergence between
     the two is zero, and unlearning with it does nothing.
     """
-    taken = {t.untyped_storage().data_ptr() for t in _tensors(b).values() if t.numel()}
-    return [name for name, t in _tensors(a).items() if t.numel() and t.untyped_storage().data_ptr() in taken]
+    taken = {address for t in tensors(b).values() if (address := _address(t))}
+    return [name for name, t in tensors(a).items() if _address(t) in taken]
+
+
+def _address(tensor: Tensor) -> int:
+    """Address of a tensor's memory; 0 if it has none, as on the device `meta` or before the first forward pass."""
+    return 0 if is_lazy(tensor) or not tensor.numel() else tensor.untyped_storage().data_ptr()
 
 
 def require_distinct(teacher: nn.Module, student: nn.Module) -> None:
@@ -121,13 +128,44 @@ def require_distinct(teacher: nn.Module, student: nn.Module) -> None:
 def state_digest(module: nn.Module) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of every parameter and buffer, and over modes and frozen flags."""
     sha = hashlib.sha256()
-    for name, tensor in _tensors(module).items():
-        plain = tensor.detach().cpu().contiguous()
-        sha.update(f"{name}{plain.dtype}{tuple(plain.shape)}{tensor.requires_grad}".encode())
-        sha.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+    for name, tensor in tensors(module).items():
+        sha.update(f"{name}{tensor.requires_grad}".encode())
+        _add(sha, tensor)
     sha.update("".join(str(int(m.training)) for m in module.modules()).encode())
     return sha.hexdigest()
 
 
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
+def parameters_digest(module: nn.Module) -> str:
+    """SHA-256 over dtypes, shapes and bytes of the parameters; of the buffers if there are no parameters."""
+    sha = hashlib.sha256()
+    weights: list[Tensor] = [*module.parameters()] or [*module.buffers()]
+    for tensor in weights:
+        if not is_lazy(tensor):
+            _add(sha, tensor)
+    return sha.hexdigest()
+
+
+def _add(sha: Any, tensor: Tensor) -> None:
+    plain = tensor.detach().cpu().contiguous()
+    sha.update(f"{plain.dtype}{tuple(plain.shape)}".encode())
+    sha.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+
+
+def weights_differ(a: nn.Module, b: nn.Module) -> bool:
+    """Whether a parameter or a floating-point buffer differs between two modules; counters are not compared."""
+    ours, theirs = (
+        {name: t for name, t in tensors(m).items() if t.is_floating_point() or t.is_complex()} for m in (a, b)
+    )
+    # Compared by bits, so that a NaN equals itself.
+    return ours.keys() != theirs.keys() or any(_bits(t) != _bits(theirs[name]) for name, t in ours.items())
+
+
+def _bits(tensor: Tensor) -> bytes:
+    sha = hashlib.sha256()
+    _add(sha, tensor)
+    return sha.digest()
+
+
+def tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name; a tied one occurs once."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}

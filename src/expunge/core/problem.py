@@ -64,6 +64,10 @@ class Problem:
                     allowed="sets without common ids",
                 )
 
+    def __repr__(self) -> str:
+        sizes = (f"{name} {len(getattr(self, name))}" for name in ("forget", "retain", "test", "holdout"))
+        return f"Problem({', '.join(sizes)}, {self.data!r})"
+
     @cached_property
     def train(self) -> Tensor:
         """Training ids of the original model, sorted: forget and retain."""

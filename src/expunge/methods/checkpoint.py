@@ -1,7 +1,8 @@
 """A model that was unlearned elsewhere: its weights come from a file or a folder, and are attacked and judged.
 
-Nothing is trained. A safetensors file must hold weights of the spec's own architecture; a pickle is refused. A folder
-is one that Hugging Face's `save_pretrained` wrote; its configuration must be that of the spec's model.
+Nothing is trained. A file must hold weights of the spec's own architecture: as safetensors, or a state dict that
+`torch.save` wrote. Only tensors are read from it. A folder is one that Hugging Face's `save_pretrained` wrote; its
+configuration must be that of the spec's model.
 
 Cost: none here; what it cost elsewhere is not known.
 """
@@ -33,7 +34,7 @@ class Checkpoint(Method):
     repeatable: ClassVar[bool] = False
 
     path: str
-    """The safetensors file or the folder; a relative path starts at the spec file's folder."""
+    """The file, safetensors or `torch.save` of a state dict, or the folder; a relative path starts at the spec's."""
 
     def expected_gradients(self, retain: int, forget: int) -> float:
         """None: nothing is trained."""
@@ -50,7 +51,7 @@ class Checkpoint(Method):
         """Load the weights into the copy of the model.
 
         Raises:
-            SpecError: The file is missing, is a pickle, is truncated, or holds weights of another architecture.
+            SpecError: The file is missing, is truncated, or holds more than tensors or weights of another architecture.
         """
         load = load_folder if Path(self.path).is_dir() else checkpoint.load
         return load(student, Path(self.path), WHERE)

@@ -8,17 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from expunge.base.errors import GateFailed, MissingError, SpecError
 from expunge.base.record import Store, storage_error
 from expunge.base.spec import CACHE, Spec
 from expunge.core import checkpoint
 from expunge.core.contracts import Attack, Audit
+from expunge.core.copies import say_copies
+from expunge.core.first_pass import EXAMPLES, first_pass
 from expunge.core.method import Method
+from expunge.core.own_training import require_independent
 from expunge.core.problem import require_unretained
 from expunge.core.refusals import refuse_model, refuse_unmet, unmet_needs
 from expunge.core.texts import require_text_model
+from expunge.evidence.reasons import CHANGED_NOTHING
 from expunge.evidence.table import Table
 from expunge.evidence.verdict import Verdict
 from expunge.pipeline.diagnosis import diagnosis
@@ -29,6 +31,7 @@ from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.schedule import run_stages
 from expunge.reporting.progress import Progress
 from expunge.train.chance import no_better_than_chance
+from expunge.train.loop import evaluation_size
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ def run(
     def report(stage: Stage, facts: dict[str, Any]) -> None:
         if progress is not None:
             progress.finished(stage.key, stage.name, facts["seconds"])
+            if facts.get("changed") is False:
+                progress.say(f"{stage.name}: {CHANGED_NOTHING}")
         folder.event(stage.name, facts)
 
     try:
@@ -141,6 +146,8 @@ def costs(plan: Plan, store: Store) -> dict[str, dict[str, float]]:
 def _check(plan: Plan) -> None:
     """Refuse, before training, what would fail after it; checks the first seed's problem if that is cheap to make."""
     fresh = plan.recipe(plan.data).build(0)
+    if ":" in plan.spec.model.name:  # code of the user's, which may return the same module twice
+        require_independent(plan.recipe(plan.data).build(1), {"that of an earlier call": fresh}, "model")
     for label, method in plan.methods.items():
         if isinstance(method, Method):
             refuse_unmet(unmet_needs(method, plan.data.objective, fresh, recipe=True), where=f"method {label!r}")
@@ -155,8 +162,8 @@ def _check(plan: Plan) -> None:
         checkpoint.restore(fresh, checkpoint.dump(model), "model")
     if plan.data.has_tokens:
         require_text_model(model, plan.data.objective, plan.data.inputs, plan.data.targets)
-    with torch.no_grad():
-        plan.data.objective.measure(model.eval(), plan.data.batch(plan.data.train[:2]))
+    few = plan.data.train[: min(EXAMPLES, evaluation_size(plan.data))]
+    first_pass(model, plan.data.objective, plan.data.batch(few))
     for kind, parts in (("method", plan.methods), ("attack", plan.attacks), ("audit", plan.audits)):
         for label, part in parts.items():
             # Plain functions have no checks.
@@ -164,6 +171,7 @@ def _check(plan: Plan) -> None:
                 refuse_model(part, model, f"{kind} {label!r}")
     if not plan.task.measures:
         problem = plan.problem(plan.spec.seeds[0], {})
+        say_copies(problem)
         for checked in (*plan.methods.values(), *plan.attacks.values()):
             if isinstance(checked, Method | Attack):
                 checked.check(problem)

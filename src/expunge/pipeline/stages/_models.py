@@ -13,10 +13,12 @@ from torch import Tensor
 from expunge.core import checkpoint
 from expunge.core.case import Meter, train_model
 from expunge.core.method import Method
+from expunge.core.modules import weights_differ
 from expunge.core.problem import Problem
 from expunge.evidence import scores as score_files
 from expunge.evidence.scores import Scores
 from expunge.pipeline.parts import Parts
+from expunge.pipeline.references import refuse_unlike
 from expunge.pipeline.stage import CURVE, MONITORS, SCORES, WEIGHTS, Stage
 from expunge.pipeline.stage_kind import Output, setting
 from expunge.pipeline.worker import Worker
@@ -27,6 +29,10 @@ def trained(worker: Worker, stage: Stage, ids: Tensor, *, watched: bool = False)
     plan, data, meter = worker.plan, worker.problem(stage).data, Meter()
     recipe = plan.recipe(data, watched=watched)
     model = train_model(recipe, data, ids, plan.seeds.train(stage), meter)
+    if stage.kind == "reference" and plan.about_one_model:
+        original = plan.original(data)
+        assert original is not None
+        refuse_unlike(model, original, worker.problem(stage), stage.name)
     files = {WEIGHTS: checkpoint.dump(model)}
     if watched and plan.monitors:
         files[MONITORS] = json.dumps(recipe.records, indent=1, allow_nan=False).encode()
@@ -45,7 +51,9 @@ def unlearned(worker: Worker, stage: Stage) -> Output:
     method, budget = plan.methods[stage.model], plan.spec.chain(stage.model)[-1].budget
     recipe, seed = plan.recipe(problem.data), plan.seeds.unlearn(stage)
     done = method(start, problem, recipe, seed, budget, **worker.statistics(stage))
-    return Output({WEIGHTS: checkpoint.dump(done.model)}, done.cost.gradients)
+    # Loaded again, because a plain function may have changed its argument.
+    changed = weights_differ(worker.model(stage.input("model"), problem), done.model)
+    return Output({WEIGHTS: checkpoint.dump(done.model)}, done.cost.gradients, changed)
 
 
 def attacked(worker: Worker, stage: Stage) -> Output:
