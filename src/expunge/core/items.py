@@ -68,7 +68,7 @@ def notes(item: Any) -> list[str]:
 
 
 def tensor_of(value: Any, what: str, where: str, index: int | None = None) -> Tensor:
-    """A value as a tensor. A PIL image gives `[channels, height, width]` from 0 to 1; as a target class indices `[h, w]`.
+    """A value as a tensor. A PIL image gives `[channels, h, w]` from 0 to 1; as a target class indices `[h, w]`.
 
     Args:
         value: A tensor, an array, a number, a PIL image, or nested lists of numbers.
