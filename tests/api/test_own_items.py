@@ -27,6 +27,7 @@ from expunge.core.copies import copies_in
 from expunge.evidence.comparison import over_held_out, rows_of
 
 X, Y = torch.rand(60, 1, 6, 8, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 3
+IDS = range(12), range(12, 40), range(40, 60)
 PARTS = {"forget": (X[:12], Y[:12]), "retain": (X[12:40], Y[12:40]), "test": (X[40:], Y[40:])}
 
 
@@ -197,6 +198,17 @@ def test_lists_and_columns_of_labels_are_taken() -> None:
     assert expunge.case(plain, **rows).problem.data.shape == (4,)
     columns = changed(lambda x, y: (x, y[:, None]))
     assert expunge.case(conv(), **columns).problem.data.targets.shape == (60,)
+
+
+def test_masks_are_class_indices() -> None:
+    indices = [Image.fromarray((x[0] > 0.5).byte().numpy()) for x in X]
+    palettes = [mask.convert("P") for mask in indices]
+    for masks in (indices, palettes):
+        rows = {name: [(X[i], masks[i]) for i in ids] for name, ids in zip(PARTS, IDS, strict=True)}
+        case = expunge.case(nn.Conv2d(1, 2, 1), **rows, objective="segmentation")
+        assert torch.equal(case.problem.data.targets, (X[:, 0] > 0.5).long())
+    with pytest.raises(SpecError, match="which holds colours and no class indices"):
+        collect([(X[0], indices[0].convert("RGB"))], where="forget")
 
 
 class Frame:

@@ -99,8 +99,9 @@ def test_a_model_of_ones_own_is_tried_before_training(folder: Path, model: str, 
     ids=["copy", "blind", "same seed"],
 )
 def test_a_training_of_ones_own_is_checked(folder: Path, settings: dict[str, Any], words: tuple[str, ...]) -> None:
-    table = tiny(model={"name": "their_code:plain"}, train={"name": "their_code:fit", **settings}, audit=[], attack=[])
-    refused(table, folder, *words)
+    training = {"name": "their_code:fit", **settings}
+    table = arrays(folder, PIXELS, np.arange(180) % 10) | {"model": {"name": "their_code:plain"}, "train": training}
+    refused(table | {"audit": [], "attack": []}, folder, *words)
 
 
 SILENT = [

@@ -22,6 +22,7 @@ from expunge.core.seeding import forked
 
 BUILD, TRAIN = "recipe.build", "recipe.train"
 """The user's functions, for messages."""
+MODULE = "a function that returns a fresh torch.nn.Module"
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ class FunctionRecipe:
     def build(self, seed: int) -> nn.Module:
         """The freshly initialised module of this seed, in single precision if your function makes half precision."""
         with forked(seed):
-            return widened(self._own(placed(unwrapped(self.make()), self.device), BUILD))
+            module = self.make()
+            expect(module, nn.Module, BUILD, MODULE)
+            return widened(self._own(placed(unwrapped(module), self.device), BUILD))
 
     def fit(self, module: nn.Module, data: Data, ids: Tensor, seed: int, meter: Meter | None = None) -> nn.Module:
         """Train the module by the user's function on the chosen items; its cost in gradients is not known.
@@ -122,6 +125,6 @@ def _built(recipe: Recipe, seed: int) -> nn.Module:
         raise
     except Exception as error:
         finding = f"the function failed ({type(error).__name__}: {first_line(error)})"
-        raise SpecError(finding, where=BUILD, allowed="a function that returns a fresh module") from error
-    expect(module, nn.Module, BUILD, "a function that returns a fresh torch.nn.Module")
+        raise SpecError(finding, where=BUILD, allowed=MODULE) from error
+    expect(module, nn.Module, BUILD, MODULE)
     return module

@@ -17,7 +17,7 @@ what a method has hidden.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 import torch
@@ -70,8 +70,9 @@ def quantise(model: nn.Module, bits: int, group: int = 0) -> None:
 
 def _embeddings(model: nn.Module) -> list[nn.Module]:
     """All embeddings, and the output layers of Hugging Face models."""
-    heads = [m.get_output_embeddings() for m in model.modules() if hasattr(m, "get_output_embeddings")]
-    return [*(m for m in model.modules() if isinstance(m, nn.Embedding)), *(m for m in heads if m is not None)]
+    modules: list[Any] = list(model.modules())
+    heads = [module.get_output_embeddings() for module in modules if hasattr(module, "get_output_embeddings")]
+    return [*(m for m in modules if isinstance(m, nn.Embedding)), *(head for head in heads if head is not None)]
 
 
 def rounded(weight: Tensor, bits: int, group: int = 0) -> Tensor:

@@ -68,7 +68,7 @@ def notes(item: Any) -> list[str]:
 
 
 def tensor_of(value: Any, what: str, where: str, index: int | None = None) -> Tensor:
-    """A value as a tensor; a PIL image as `[channels, height, width]` from 0 to 1.
+    """A value as a tensor. A PIL image gives `[channels, h, w]` from 0 to 1; as a target class indices `[h, w]`.
 
     Args:
         value: A tensor, an array, a number, a PIL image, or nested lists of numbers.
@@ -86,6 +86,8 @@ def tensor_of(value: Any, what: str, where: str, index: int | None = None) -> Te
         raise frame_error(value, where)
     kind = type(value).__name__
     try:
+        if _is_picture(value) and what == "target":
+            return torch.as_tensor(_mask(value))
         array = _picture(value) if _is_picture(value) else np.asarray(value)
         if array.dtype.kind in "buifc":
             return torch.as_tensor(array if isinstance(value, np.ndarray) or _is_picture(value) else value)
@@ -123,6 +125,14 @@ def _picture(image: Any) -> np.ndarray[Any, Any]:
     if array.dtype != np.uint8:
         raise ValueError(f"of mode {image.mode}, whose scale is not known")
     return np.moveaxis(np.atleast_3d(array), 2, 0).astype(np.float32) / 255
+
+
+def _mask(image: Any) -> np.ndarray[Any, Any]:
+    """The class index of every pixel, `[height, width]`; of a palette the numbers, not the colours."""
+    array: np.ndarray[Any, Any] = np.asarray(image)
+    if array.ndim != 2:
+        raise ValueError(f"of mode {image.mode}, which holds colours and no class indices")
+    return array.astype(np.int64)
 
 
 def _from_mapping(item: Mapping[str, Any], where: str, index: int) -> tuple[Tensor, Tensor]:

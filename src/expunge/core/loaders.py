@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import chain, islice
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from expunge.base.errors import SpecError
@@ -47,7 +48,9 @@ def dataset_of(loader: DataLoader[Any], where: str) -> Any:
         return [dataset[i] for i in range(count)]
     if loader.collate_fn is default_collate:
         return dataset
-    return DataLoader(dataset, batch_size=loader.batch_size, collate_fn=loader.collate_fn)
+    # Without a generator of its own, a loader draws from the global one.
+    own = torch.Generator().manual_seed(0)
+    return DataLoader(dataset, batch_size=loader.batch_size, collate_fn=loader.collate_fn, generator=own)
 
 
 def _plain(loader: DataLoader[Any]) -> bool:

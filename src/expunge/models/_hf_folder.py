@@ -196,10 +196,10 @@ def content_of(folder: Path) -> str:
 def digest_of(file: Path) -> str:
     """SHA-256 of a file, cached until the file changes: every stage needs it, and weights are large."""
     facts = file.stat()
-    return _cacheddigest_of(file, facts.st_size, facts.st_mtime_ns)
+    return _cached_digest(file, facts.st_size, facts.st_mtime_ns)
 
 
 @lru_cache
-def _cacheddigest_of(file: Path, size: int, written: int) -> str:
+def _cached_digest(file: Path, size: int, written: int) -> str:
     with open(file, "rb") as content:
-        return hashlib.filedigest_of(content, "sha256").hexdigest()
+        return hashlib.file_digest(content, "sha256").hexdigest()
