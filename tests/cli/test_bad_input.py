@@ -451,7 +451,7 @@ def net(data, *, width=8):
 
 def test_an_output_of_the_wrong_width_is_refused(earlier: Path) -> None:
     module(earlier.parent, "narrow_net", NET.format(outputs=7))
-    words = ("model (Sequential): ", "[2, 7]", "[batch, 10]", "last layer must have 10 outputs")
+    words = ("model (Sequential): ", "[8, 7]", "[batch, 10]", "last layer must have 10 outputs")
     refused(tiny(name="narrow", model={"name": "narrow_net:net"}), earlier, 2, *words)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -73,7 +73,8 @@ def collect(source: Any, *, where: str) -> Collected:
         _say_notes(batches, where)
         inputs, targets = _joined(torch.cat, [pair(batch, where, i) for i, batch in enumerate(batches)], where)
         rows: Any = [row for batch in batches if isinstance(batch, Mapping) for row in _rows(batch)]
-        return Collected(inputs, targets, rows or TensorDataset(inputs, targets))
+        collected = _collected(inputs, targets, where)
+        return replace(collected, items=rows) if rows else collected
     raise SpecError(f"found {type(source).__name__}", where=where, allowed=ALLOWED)
 
 
@@ -189,7 +190,7 @@ def _is_batches(source: Any, where: str) -> bool:
         return False
     inputs, targets = pair(source[0], where, 0)
     aligned = inputs.ndim > 1 and targets.ndim > 0 and len(inputs) == len(targets)
-    return targets.ndim == 2 or (aligned and targets.ndim == 1 and targets.shape != inputs.shape)
+    return aligned and (targets.ndim == 2 or (targets.ndim == 1 and targets.shape != inputs.shape))
 
 
 def _rows(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
