@@ -35,9 +35,18 @@ def cli() -> None:
 @click.option("--out", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder for runs.")
 @click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a value of the spec; repeatable.")
 @click.option("--workers", type=click.IntRange(min=1), help="Number of parallel processes; by default one per core.")
-@click.option("--dry-run", is_flag=True, help="Print the stages, which are done, and the expected time; run nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what is left to do and the expected time; run nothing.")
+@click.option("--stages", is_flag=True, help="With --dry-run, also list every stage.")
 @as_json
-def run(spec: Path, out: Path, overrides: tuple[str, ...], workers: int | None, dry_run: bool, json_: bool) -> None:
+def run(
+    spec: Path,
+    out: Path,
+    overrides: tuple[str, ...],
+    workers: int | None,
+    dry_run: bool,
+    stages: bool,
+    json_: bool,
+) -> None:
     """Train or load, unlearn, attack, audit, judge, and write the record; run again to finish what is missing."""
     from expunge.base.spec import read
 
@@ -45,7 +54,7 @@ def run(spec: Path, out: Path, overrides: tuple[str, ...], workers: int | None, 
     if dry_run:
         from expunge.pipeline.run import default_workers
 
-        _dry_run(parsed, out, workers or default_workers(), json_)
+        _dry_run(parsed, out, workers or default_workers(), json_, stages)
         return
     _finish(parsed, out, workers, json_)
 
@@ -113,7 +122,10 @@ def unlearn(
 @click.option("--workers", type=click.IntRange(min=1), help="Number of parallel processes; by default one per core.")
 @as_json
 def audit(spec: Path, model: Path, out: Path, overrides: tuple[str, ...], workers: int | None, json_: bool) -> None:
-    """Only audit: attack and judge MODEL, weights of the spec's model that were unlearned elsewhere."""
+    """Only audit: attack and judge MODEL, the spec's model after it was unlearned elsewhere.
+
+    MODEL is a safetensors file, or a folder that Hugging Face's save_pretrained wrote.
+    """
     from expunge.base.spec import read
 
     parsed = read(spec, overrides)
@@ -332,9 +344,9 @@ def _finish(spec: Any, out: Path, workers: int | None, json_: bool) -> None:
     check_gates(spec, outcome.verdicts)
 
 
-def _dry_run(spec: Any, out: Path, workers: int, json_: bool) -> None:
+def _dry_run(spec: Any, out: Path, workers: int, json_: bool, listed: bool) -> None:
     from expunge.pipeline.run import dry_run
-    from expunge.reporting.progress import clock_text
+    from expunge.reporting.progress import forecast_text
 
     forecasts = dry_run(spec, out)
     seconds = sum(f.seconds for f in forecasts) / workers
@@ -342,14 +354,9 @@ def _dry_run(spec: Any, out: Path, workers: int, json_: bool) -> None:
         stages = [{"stage": f.stage.name, "done": f.done, "seconds": f.seconds} for f in forecasts]
         _print_json({"run": spec.name, "status": "planned", "stages": stages, "seconds": seconds, "workers": workers})
         return
-    for f in forecasts:
+    click.echo(forecast_text([(f.stage.kind, None if f.done else f.seconds) for f in forecasts], workers))
+    for f in forecasts if listed else ():
         click.echo(f"{'done' if f.done else f'{f.seconds:.1f} s':>8}  {f.stage.name}")
-    missing = sum(not f.done for f in forecasts)
-    if missing:
-        processes = f"{workers} worker{'s' if workers > 1 else ''}"
-        click.echo(f"{missing} of {len(forecasts)} stages to run, about {clock_text(seconds)} with {processes}")
-    else:
-        click.echo(f"nothing is left to do: all {len(forecasts)} stages are done")
 
 
 def _leaderboard(folders: tuple[Path, ...], json_: bool) -> None:

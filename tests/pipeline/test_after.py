@@ -172,7 +172,7 @@ def test_unlearn_runs_what_leads_to_the_method_and_nothing_else(runs: Path, tmp_
 def test_it_is_seen_wherever_the_spec_is(runs: Path, tmp_path: Path) -> None:
     table = spec(SECOND, FIRST, ALONE)
     assert Plan(parse(table, tmp_path)).resolved()["method"][0]["after"] == "random_relabel"
-    planned = finished(cli("run", write_spec(tmp_path, table), "--out", tmp_path / "runs", "--dry-run", "--workers", 1))
+    planned = finished(cli("run", write_spec(tmp_path, table), "--out", tmp_path / "runs", "--dry-run", "--stages"))
     assert "unlearn both after random_relabel" in planned.out
     page = write_report(runs / "tiny").read_text(encoding="utf-8")
     assert "after = &#34;random_relabel&#34;" in page

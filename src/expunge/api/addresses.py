@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from expunge.api.case import FunctionRecipe
+from expunge.api.recipe import FunctionRecipe
 from expunge.base.part import source_digest
 from expunge.base.record import address
 from expunge.core.case import Case

@@ -24,6 +24,7 @@ from expunge.base.spec import CACHE
 from expunge.core import checkpoint
 from expunge.core.case import Case, Cost, Curve, Unlearned
 from expunge.core.contracts import Attack, Audit
+from expunge.core.modules import weights_differ
 from expunge.core.refusals import refuse_model, refuse_objective
 from expunge.evidence.scores import loads
 from expunge.evidence.table import Measured, Table
@@ -59,9 +60,20 @@ class Result:
             if kind_of(stage.kind).files.get(SCORES)
             for scores in loads(self.store.read(stage.key, SCORES))
         ]
-        training = [label for label, attack in plan.attacks.items() if getattr(attack, "trains", False)]
-        attacks = list(plan.attacks)
-        return Table(measured, plan.models, plan.spec.seeds, attacks, about_one_model=True, training=training)
+        unchanged = [
+            (stage.model, stage.seed or 0)
+            for stage in plan.stages
+            if stage.kind == "unlearn" and self.store.facts(stage.key).get("changed") is False
+        ]
+        return Table(
+            measured,
+            plan.models,
+            plan.spec.seeds,
+            list(plan.attacks),
+            about_one_model=True,
+            training=[label for label, attack in plan.attacks.items() if getattr(attack, "trains", False)],
+            unchanged=unchanged,
+        )
 
     @property
     def curves(self) -> Mapping[tuple[str, int, str], Curve]:
@@ -94,6 +106,11 @@ class Result:
         record.describe(self.plan.resolved())
         record.write(self.plan, self.store)
         return record.root
+
+    def __repr__(self) -> str:
+        plan = self.plan
+        parts = f"attacks {', '.join(plan.attacks) or 'none'}, audits {', '.join(plan.audits)}"
+        return f"Result({plan.done.method}, {plan.references} references, {parts})"
 
     def __str__(self) -> str:
         from expunge.reporting.text import verdict_table
@@ -184,11 +201,12 @@ def _hand_over(plan: CasePlan, store: Store | MemoryStore) -> None:
     for stage in (stage for stage in plan.stages if stage.kind == "unlearn"):
         step = plan.steps[stage.model]
         before = step.after.cost if step.after else Cost(0, 0.0)
+        changed = weights_differ(step.after.model if step.after else plan.case.original, step.model)
         gradients, seconds = step.cost.gradients - before.gradients, step.cost.seconds - before.seconds
         store.put(
             stage.key,
             {WEIGHTS: checkpoint.dump(step.model)},
-            {"stage": stage.name, "gradients": gradients, "seconds": round(seconds, 3)},
+            {"stage": stage.name, "gradients": gradients, "seconds": round(seconds, 3), "changed": changed},
         )
 
 

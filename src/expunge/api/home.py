@@ -13,8 +13,8 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from expunge.api.case import FunctionRecipe
 from expunge.api.plan import CasePlan
+from expunge.api.recipe import FunctionRecipe
 from expunge.base import registry
 from expunge.base.record import address, write_file
 from expunge.base.spec import Spec
@@ -51,7 +51,8 @@ class CaseHome:
         """The plan of this case."""
         tensors = load_tensors((self.folder / "data.safetensors").read_bytes())
         inputs, targets = tensors["inputs"], tensors["targets"]
-        data = Data(inputs, targets, tensors["train"], tensors["test"], self.labels, objective=self.objective)
+        groups = tensors.get("groups")
+        data = Data(inputs, targets, tensors["train"], tensors["test"], self.labels, groups, objective=self.objective)
         make, train = (registry.load("method", name) for name in self.functions)
         recipe = FunctionRecipe(make, train, TensorDataset(inputs, targets))
         problem = Problem(data, **{name: tensors[name] for name in IDS})  # type: ignore[arg-type]  # tensors of ids
@@ -87,6 +88,7 @@ def home_of(plan: CasePlan, folder: Path) -> CaseHome | str:
     data, problem = case.problem.data, case.problem
     tensors = {"inputs": data.inputs, "targets": data.targets, "train": data.train}
     tensors |= {name: getattr(problem, name) for name in IDS}
+    tensors |= {"groups": data.groups} if data.groups is not None else {}
     root = folder / "cases" / address([plan.addresses, sorted(plan.weights.items()), plan.own_digest])
     write_file(root / "data.safetensors", save_tensors({n: t.contiguous().clone() for n, t in tensors.items()}))
     for label, model in models.items():

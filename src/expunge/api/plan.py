@@ -208,7 +208,9 @@ class CasePlan(Plan):
             "threads": self.spec.threads,
             "device": self.device.type,
             "precision": self.spec.precision,
+            "case_seed": self.case.seed,
             "data": {"name": "your data", "train": len(problem.train), "test": len(problem.test)},
+            "objective": self._resolved_objective(),
             "model": {"name": type(self.case.original).__name__},
             "forget": {"name": "your forget set", "count": len(problem.forget)},
             "method": tables(self.spec.method, self.methods),
@@ -217,9 +219,10 @@ class CasePlan(Plan):
         }
 
     def versions(self) -> dict[str, dict[str, int]]:
-        """Version of each attack and audit, by name."""
+        """Version of each method, attack and audit, by name."""
         spec = self.spec
         return {
+            "method": {entry.name: self.methods[entry.label].version for entry in spec.method},
             "attack": {entry.name: self.attacks[entry.label].version for entry in spec.attack},
             "audit": {entry.name: self.audits[entry.label].version for entry in spec.audit},
         }

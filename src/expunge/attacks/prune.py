@@ -3,12 +3,13 @@
 Global magnitude pruning: over all matrices, convolutions and embeddings together, the given share of weights with the
 smallest absolute values becomes 0. Biases and the scales of norms are kept. The two parts of a complex weight are two
 weights, and either may be pruned alone. If a method hides knowledge by small changes of small weights, pruning undoes
-these changes first.
+these changes first. The original is pruned too, as a control.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -23,6 +24,8 @@ from expunge.numerics.real import as_real, is_continuous
 @dataclass(frozen=True)
 class Prune(Attack):
     """Global magnitude pruning."""
+
+    control: ClassVar[bool] = True
 
     share: Share = 0.5
     """Share of the weights that becomes 0."""

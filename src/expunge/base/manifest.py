@@ -47,6 +47,8 @@ class StageRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     gradients: int | None
     """Per-example gradients; none if unknown."""
     seconds: float
+    changed: bool | None = None
+    """For a method: whether it changed any weight; none for other stages, and in records that do not say it."""
     files: dict[str, FileRecord]
     """By the folder that holds them: `scores`, `curves`, `models`, `examples` or `diagnosis`."""
 

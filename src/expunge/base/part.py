@@ -42,6 +42,14 @@ def source_digest(thing: Any) -> str:
     return hashlib.sha256(Path(file).read_bytes() if file else b"").hexdigest()
 
 
+def _content_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes; of a folder, of the names and bytes of its files."""
+    if path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    files = sorted(file for file in path.iterdir() if file.is_file())
+    return hashlib.sha256("".join(f"{file.name}{_content_digest(file)}" for file in files).encode()).hexdigest()
+
+
 def _plain(value: Any) -> Any:
     """A NumPy number as a Python number, so that it can be checked, hashed and written; other values unchanged."""
     return value.item() if type(value).__module__ == "numpy" and getattr(value, "shape", None) == () else value
@@ -66,7 +74,7 @@ class Part(abc.ABC):  # noqa: B024 - each kind has abstract methods of its own
     cite: ClassVar[str | tuple[str, ...]] = ""
     """Keys of the sources in `references.bib`, empty if there is none. Parts of other packages give the BibTeX text."""
     paths: ClassVar[tuple[str, ...]] = ()
-    """Fields that hold file paths. Relative paths start at the spec's folder; file contents enter the fingerprint."""
+    """Fields that hold file paths. Relative paths start at the spec's folder; contents enter the fingerprint."""
 
     def __post_init__(self) -> None:
         hints = _hints(type(self))
@@ -89,9 +97,9 @@ class Part(abc.ABC):  # noqa: B024 - each kind has abstract methods of its own
         """What enters the keys of stages that use this part."""
         settings = self.settings()
         for name in self.paths:
-            file = Path(settings[name] or "")
-            if file.is_file():
-                settings[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+            path = Path(settings[name] or "")
+            if settings[name] and path.exists():
+                settings[name] = _content_digest(path)
         identity = {"part": type(self).__qualname__, "version": self.version, "settings": settings}
         # Nobody maintains the version of a user's own part, so its source file is hashed as well.
         ours = type(self).__module__.partition(".")[0] == __package__.partition(".")[0]

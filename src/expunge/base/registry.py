@@ -59,6 +59,7 @@ class FunctionPart(Part):
     # A function cannot declare facts as a class does; the pipeline uses these defaults.
     measures: ClassVar[bool] = False
     after_attack: ClassVar[bool] = True
+    control: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset()
     repeatable: ClassVar[bool] = True
     shadow_pairs: ClassVar[int] = 0
@@ -119,7 +120,9 @@ def load(kind: str, name: str, *, where: str = "") -> Any:
         return _class_in(importlib.import_module(module), name if kind in FOLDERS else name + kind)
     if name in _entry_points(kind):
         return _entry_points(kind)[name].load()
-    raise unknown(kind, name, names(kind), where=where)
+    error = unknown(kind, name, names(kind), where=where)
+    yours = ", or your own code as module:function" if kind in FOLDERS and kind not in IN_FOLDERS else ""
+    raise SpecError(error.finding, where=where, allowed=f"{error.allowed}{yours}", remedy=error.remedy)
 
 
 def build(kind: str, name: str, settings: Mapping[str, Any], *, where: str, folder: Path | None = None) -> Part:

@@ -34,6 +34,10 @@ DECISIONS, CLASSES, TOKENS, RELABEL = "decisions", "classes", "tokens", "relabel
 targets to train on."""
 
 
+OUTPUT_VALUES = 2**24
+"""Most output values of a model that an evaluation holds at a time, unless one example has more: 64 MiB in float32."""
+
+
 class Decisions(NamedTuple):
     """`n` decisions: logits `[n, c]`, the right answer of each `[n]`, and the row of its example in the batch `[n]`."""
 
@@ -114,6 +118,14 @@ class Objective(Part):
     @abstractmethod
     def outputs(self) -> int:
         """Size of the last dimension of the model's output; known after `bound_to`."""
+
+    def output_size(self, targets: Tensor) -> int:
+        """Number of output values of the model per example, which bounds the size of evaluation batches; at least 1.
+
+        Args:
+            targets: Targets of the data, `[n, ...]`.
+        """
+        return max(targets[:1].numel(), self.outputs, 1)
 
     @abstractmethod
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -295,7 +307,13 @@ def loss(decisions: Decisions) -> Tensor:
 
 def decision_losses(decisions: Decisions) -> Tensor:
     """Cross-entropy of each decision, `[n]`, in nats."""
-    return F.cross_entropy(decisions.logits, decisions.targets, reduction="none")
+    logits, targets = decisions.logits, decisions.targets
+    if torch.is_grad_enabled() or logits.numel() <= OUTPUT_VALUES:
+        return F.cross_entropy(logits, targets, reduction="none")
+    # Log-probabilities need as much memory as the logits, so a long text is judged a few positions at a time.
+    rows = max(OUTPUT_VALUES // logits.shape[1], 1)
+    parts = zip(logits.split(rows), targets.split(rows), strict=True)
+    return torch.cat([F.cross_entropy(some, right, reduction="none") for some, right in parts])
 
 
 def per_example(values: Tensor, example: Tensor, size: int, *, mean: bool = False) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 
 from expunge.base.errors import SpecError
 from expunge.core.contracts import Source
+from expunge.core.copies import groups_of_copies, row_digests
 from expunge.core.data import Data
 
 REQUIRED = ("x", "y", "tx", "ty")
@@ -24,6 +25,7 @@ class Arrays(Source):
 
     Whole numbers `y` `[n]` are classes, and floating-point numbers are regression targets. For other targets, such as
     several labels or a mask per example, add an `[objective]` table.
+    Without `groups`, exact copies form groups.
     """
 
     paths: ClassVar[tuple[str, ...]] = ("path",)
@@ -48,6 +50,8 @@ class Arrays(Source):
         groups = _whole(_tensor(arrays["groups"], "groups"), "groups") if "groups" in arrays else None
         if groups is not None and groups.shape != (len(x),):
             raise SpecError(f"found shape {list(groups.shape)}", where="data.groups", allowed=f"[{len(x)}]")
+        if groups is None:
+            groups = groups_of_copies(row_digests(x))
         return Data(x, y, torch.arange(n), torch.arange(n, len(x)), tuple(self.labels), groups)
 
     def _read(self) -> dict[str, np.ndarray]:

@@ -82,5 +82,5 @@ def incompetent(student: nn.Module, seed: int) -> nn.Module:
     teacher = teacher_of(student)
     for theirs, ours in zip(teacher.parameters(), student.parameters(), strict=True):
         theirs.requires_grad_(ours.requires_grad)
-    reinitialise(layers(teacher), seed)
+    reinitialise(teacher, layers(teacher), seed)
     return teacher.requires_grad_(False)

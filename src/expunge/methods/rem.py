@@ -71,7 +71,7 @@ from expunge.core.problem import Problem
 from expunge.methods._descent import Descent
 from expunge.numerics.precision import wide_type
 from expunge.train.evaluation import known_share
-from expunge.train.loop import batches, in_order
+from expunge.train.loop import batches, evaluation_size, in_order
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class REM(Descent):
     def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Move the forget set into the memory, which is added if there is none, and drop the memory."""
         problem = job.problem
-        batch = problem.data.batch(problem.train[:32])
+        batch = problem.data.batch(problem.train[: min(32, evaluation_size(problem.data))])
         if tied_layers(student):
             memory = memory_weights(student, problem.objective, batch)
             self.redirect(student, job)

@@ -43,6 +43,10 @@ class Segmentation(Deciding):
         """The number of classes, which is the number of output channels."""
         return self.classes or 0
 
+    def output_size(self, targets: Tensor) -> int:
+        """A logit per class at each pixel."""
+        return max(targets[:1].numel() * self.outputs, 1)
+
     def decisions(self, model: nn.Module, batch: Batch) -> Decisions:
         """Logits `[b, c, h, w]` against masks `[b, h, w]`, flattened to the labelled pixels."""
         logits, wanted = self.prediction(model, batch), (batch.size, self.outputs, *batch.targets.shape[1:])

@@ -157,6 +157,7 @@ class RunFolder:
             part=stage.part,
             key=stage.key,
             files=files,
+            changed=store.facts(stage.key).get("changed"),
             **spent(stage, plan, store),
         )
 

@@ -94,7 +94,7 @@ class Layout:
                 yield from stages
         for label, model in ((label, model) for label, model in models.items() if label in self.parts.models):
             yield from self._audits(label, model, original, None, shadows)
-            for attack in self.parts.attacks if label != ORIGINAL else ():
+            for attack in (a for a, part in self.parts.attacks.items() if label != ORIGINAL or part.control):
                 *statistics, attacked = self._attacking("attack", attack, model, original, attack, {})
                 yield from (*statistics, attacked)
                 yield from self._audits(label, attacked, original, attack, _numbered(attacked_stages[attack]))

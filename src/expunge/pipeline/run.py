@@ -15,8 +15,14 @@ from expunge.base.record import Store, storage_error
 from expunge.base.spec import CACHE, Spec
 from expunge.core import checkpoint
 from expunge.core.contracts import Attack, Audit
+from expunge.core.copies import say_copies
+from expunge.core.first_pass import EXAMPLES, first_pass
 from expunge.core.method import Method
+from expunge.core.own_training import require_independent
+from expunge.core.problem import require_unretained
 from expunge.core.refusals import refuse_mixing, refuse_model, refuse_unmet, unmet_needs
+from expunge.core.texts import require_text_model
+from expunge.evidence.reasons import CHANGED_NOTHING
 from expunge.evidence.table import Table
 from expunge.evidence.verdict import Verdict
 from expunge.pipeline.diagnosis import diagnosis
@@ -26,6 +32,8 @@ from expunge.pipeline.forecast import StageForecast, forecast
 from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.schedule import run_stages
 from expunge.reporting.progress import Progress
+from expunge.train.chance import no_better_than_chance
+from expunge.train.loop import evaluation_size
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,8 @@ def run(
     def report(stage: Stage, facts: dict[str, Any]) -> None:
         if progress is not None:
             progress.finished(stage.key, stage.name, facts["seconds"])
+            if facts.get("changed") is False:
+                progress.say(f"{stage.name}: {CHANGED_NOTHING}")
         folder.event(stage.name, facts)
 
     try:
@@ -138,6 +148,8 @@ def costs(plan: Plan, store: Store) -> dict[str, dict[str, float]]:
 def _check(plan: Plan) -> None:
     """Refuse, before training, what would fail after it; checks the first seed's problem if that is cheap to make."""
     fresh = plan.recipe(plan.data).build(0)
+    if ":" in plan.spec.model.name:  # code of the user's, which may return the same module twice
+        require_independent(plan.recipe(plan.data).build(1), {"that of an earlier call": fresh}, "model")
     for label, method in plan.methods.items():
         if isinstance(method, Method):
             refuse_unmet(unmet_needs(method, plan.data.objective, fresh, recipe=True), where=f"method {label!r}")
@@ -150,8 +162,10 @@ def _check(plan: Plan) -> None:
     else:
         # Stages do the same: they store the weights and load them into a fresh model.
         checkpoint.restore(fresh, checkpoint.dump(model), "model")
-    with torch.no_grad():
-        plan.data.objective.measure(model.eval(), plan.data.batch(plan.data.train[:2]))
+    if plan.data.has_tokens:
+        require_text_model(model, plan.data.objective, plan.data.inputs, plan.data.targets)
+    few = plan.data.train[: min(EXAMPLES, evaluation_size(plan.data))]
+    first_pass(model, plan.data.objective, plan.data.batch(few))
     several = torch.stack([plan.data.train[0], plan.data.train[-1], plan.data.test[0]])
     refuse_mixing(model, plan.data.objective, plan.data, several)
     for kind, parts in (("method", plan.methods), ("attack", plan.attacks), ("audit", plan.audits)):
@@ -161,9 +175,14 @@ def _check(plan: Plan) -> None:
                 refuse_model(part, model, f"{kind} {label!r}")
     if not plan.task.measures:
         problem = plan.problem(plan.spec.seeds[0], {})
+        say_copies(problem)
         for checked in (*plan.methods.values(), *plan.attacks.values()):
             if isinstance(checked, Method | Attack):
                 checked.check(problem)
+        require_unretained(problem)
+        warning = no_better_than_chance(model, problem) if plan.about_one_model else ""
+        if warning:
+            Progress().say(warning)
 
 
 def _check_shadows(plan: Plan) -> None:

@@ -11,6 +11,7 @@ from expunge.base.memory import MemoryStore
 from expunge.base.record import Store
 from expunge.pipeline.executor import Computation, Executor
 from expunge.pipeline.plan import Plan, Stage
+from expunge.pipeline.references import Distinct
 from expunge.pipeline.worker import Worker
 
 Report = Callable[[Stage, dict[str, Any]], None]
@@ -39,8 +40,17 @@ def run_stages(
     home = plan.home
     missing = {stage.key: stage for stage in stages if not store.has(stage.key)}
     tasks = [Computation(key, compute, (home, store, stage), stage.needs) for key, stage in missing.items()]
+    distinct = Distinct(plan, store)
+    for stage in stages:
+        if stage.key not in missing:
+            distinct.add(stage)
+
+    def finished(stage: Stage, cost: dict[str, Any]) -> None:
+        report(stage, cost)
+        distinct.add(stage)
+
     with _known(home, Worker(plan, store)):
-        executor.run(tasks, lambda task: begun(missing[task.key]), lambda task, cost: report(missing[task.key], cost))
+        executor.run(tasks, lambda task: begun(missing[task.key]), lambda task, cost: finished(missing[task.key], cost))
 
 
 _known_worker: tuple[Any, Worker] | None = None

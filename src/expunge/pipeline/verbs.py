@@ -159,7 +159,7 @@ def _run(plan: Plan, store: Store, stages: list[Stage], progress: Progress) -> N
 
 
 def audit_of(spec: Spec, model: Path) -> Spec:
-    """A spec that judges the weights in a file instead of running methods.
+    """A spec that judges the weights in a file, or in a Hugging Face folder, instead of running methods.
 
     Raises:
         SpecError: The spec trains its own originals, and the weights in the file cannot come from any of these.
@@ -171,5 +171,7 @@ def audit_of(spec: Spec, model: Path) -> Spec:
             allowed='weights = "original.safetensors", the model before it was unlearned',
             remedy="add it; the verdict is about one model",
         )
-    entry = Entry("checkpoint", model.stem, {"path": str(model.resolve())})
-    return replace(spec, name=f"{spec.name}-{model.stem}", method=(entry,), gate=())
+    path = model.resolve()
+    label = path.name if path.is_dir() else path.stem
+    entry = Entry("checkpoint", label, {"path": str(path)})
+    return replace(spec, name=f"{spec.name}-{label}", method=(entry,), gate=())

@@ -63,6 +63,7 @@ class Worker:
         seconds = round(time.perf_counter() - start, 3)
         ran_on = {"device": device_name(self.plan.device), "precision": precision}
         facts = {"stage": stage.name, "gradients": output.gradients, "seconds": seconds, **ran_on}
+        facts |= {} if output.changed is None else {"changed": output.changed}
         self.store.put(stage.key, output.files, facts)
         return facts
 

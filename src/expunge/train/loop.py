@@ -13,8 +13,12 @@ from torch import Tensor, nn
 from expunge.base.errors import RunError
 from expunge.core.case import Meter
 from expunge.core.data import Batch, Data
+from expunge.core.objective import OUTPUT_VALUES
 from expunge.core.recompute import micro_batches
 from expunge.numerics.norms import sound_norms
+
+EVALUATED = 512
+"""Most examples per forward pass of an evaluation."""
 
 
 class Sized(Protocol):
@@ -160,9 +164,18 @@ def mean_batch(examples: int, batch_size: int) -> float:
     return examples / max(batch_count(examples, batch_size), 1)
 
 
-def in_order(data: Data, ids: Tensor, batch_size: int = 512) -> Iterator[Batch]:
-    """Batches in the order of the ids, for evaluation, without augmentation."""
-    yield from data.stream(ids.split(batch_size))
+def in_order(data: Data, ids: Tensor, batch_size: int | None = None) -> Iterator[Batch]:
+    """Batches in the order of the ids, for evaluation, without augmentation; by default of `evaluation_size`."""
+    yield from data.stream(ids.split(batch_size or evaluation_size(data)))
+
+
+def evaluation_size(data: Data) -> int:
+    """Examples per forward pass of an evaluation: 512, or fewer if their outputs would exceed `OUTPUT_VALUES`.
+
+    A text of 128 tokens has 6.3 million logits over a vocabulary of 49,152, so 2 texts run together.
+    """
+    per_example = 1 if data.objective is None else data.objective.output_size(data.targets)
+    return min(max(OUTPUT_VALUES // per_example, 1), EVALUATED)
 
 
 def _require_finite(parameters: Sequence[nn.Parameter], step: int, rate: float, last: float) -> None:

@@ -15,6 +15,7 @@ from expunge.base.part import Count, NonNegative, Part, Positive, Share
 from expunge.core.case import Meter
 from expunge.core.data import Data
 from expunge.core.device import placed
+from expunge.core.modules import require_single_precision
 from expunge.core.norms import training_mode
 from expunge.core.recompute import checkpointed
 from expunge.core.refusals import require_trainable
@@ -76,7 +77,9 @@ class Training(Part):
 
         Raises:
             RunError: The loss is not finite.
+            SpecError: The weights are in half precision, in which steps round away.
         """
+        require_single_precision(module)
         parameters = require_trainable(training_mode(module))
         generator = torch.Generator().manual_seed(seed)
         optimizer = make_optimizer(self.optimizer, parameters, self.learning_rate, self.weight_decay)
@@ -117,10 +120,15 @@ class TrainedRecipe:
     checkpointing: str | None = None
 
     def build(self, seed: int) -> nn.Module:
-        """The freshly initialised model of this seed."""
+        """The freshly initialised model of this seed.
+
+        Raises:
+            SpecError: The architecture makes weights in half precision, in which steps round away.
+        """
         # Initial weights are drawn on the CPU, so that they are the same on every device.
         with forked(seed):
             module: nn.Module = self.architecture(self.data)
+        require_single_precision(module)
         if self.checkpointing is not None:
             checkpointed(module, self.checkpointing)
         return placed(module, self.device)

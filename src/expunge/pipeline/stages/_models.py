@@ -14,10 +14,12 @@ from torch import Tensor
 from expunge.core import checkpoint
 from expunge.core.case import Meter, train_model
 from expunge.core.method import Method, original_of
+from expunge.core.modules import weights_differ
 from expunge.core.problem import Problem
 from expunge.evidence import scores as score_files
 from expunge.evidence.scores import Scores
 from expunge.pipeline.parts import Parts
+from expunge.pipeline.references import refuse_unlike
 from expunge.pipeline.stage import CURVE, MONITORS, SCORES, WEIGHTS, Stage
 from expunge.pipeline.stage_kind import Output, setting
 from expunge.pipeline.worker import Worker
@@ -28,6 +30,10 @@ def trained(worker: Worker, stage: Stage, ids: Tensor, *, watched: bool = False)
     plan, data, meter = worker.plan, worker.problem(stage).data, Meter()
     recipe = plan.recipe(data, watched=watched)
     model = train_model(recipe, data, ids, plan.seeds.train(stage), meter)
+    if stage.kind == "reference" and plan.about_one_model:
+        original = plan.original(data)
+        assert original is not None
+        refuse_unlike(model, original, worker.problem(stage), stage.name)
     files = {WEIGHTS: checkpoint.dump(model)}
     if watched and plan.monitors:
         files[MONITORS] = json.dumps(recipe.records, indent=1, allow_nan=False).encode()
@@ -47,7 +53,9 @@ def unlearned(worker: Worker, stage: Stage) -> Output:
     recipe, seed = plan.recipe(problem.data), plan.seeds.unlearn(stage)
     given: dict[str, Any] = {**worker.statistics(stage), **original_of(method, original)}
     done = method(start, problem, recipe, seed, budget, **given)
-    return Output({WEIGHTS: checkpoint.dump(done.model)}, done.cost.gradients)
+    # Loaded again, because a plain function may have changed its argument.
+    changed = weights_differ(worker.model(stage.input("model"), problem), done.model)
+    return Output({WEIGHTS: checkpoint.dump(done.model)}, done.cost.gradients, changed)
 
 
 def attacked(worker: Worker, stage: Stage) -> Output:
