@@ -12,18 +12,17 @@ weights are stored as for any other model.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
 from torch import nn
 
 from expunge.base.errors import MissingError, SpecError
+from expunge.base.inputs import input_digest
 from expunge.base.record import address
 from expunge.core.contracts import Architecture
 from expunge.core.data import Data
@@ -56,9 +55,18 @@ class HF(Architecture):
                 settings[key] = str(folder / settings[key])
         return super().from_table(settings, where=where, folder=folder)
 
+    def input_files(self) -> dict[str, dict[str, Path]]:
+        """Configuration and weights of the model and of its base.
+
+        Raises:
+            MissingError: There is no such folder.
+        """
+        named = {"path": self.path} | ({"base": self.base} if self.base else {})
+        return {field: _read(_folder(name, field)) for field, name in named.items()}
+
     def fingerprint(self) -> dict[str, Any]:
         """Digests of configuration and base, on which retrained models depend; without the model's own weights."""
-        facts = {"path": _digest(_folder(self.path, "path") / CONFIG), "transformers": _transformers().__version__}
+        facts = {"path": input_digest(_folder(self.path, "path") / CONFIG), "transformers": _transformers().__version__}
         facts |= {"base": _content(_folder(self.base, "base"))} if self.base else {}
         return {**super().fingerprint(), "settings": facts}
 
@@ -247,17 +255,9 @@ def _silence() -> Iterator[None]:
 
 
 def _content(folder: Path) -> str:
-    files = [folder / CONFIG, *sorted(folder.glob("*.safetensors"))]
-    return address({file.name: _digest(file) for file in files})
+    return address({name: input_digest(file) for name, file in _read(folder).items()})
 
 
-def _digest(file: Path) -> str:
-    """SHA-256 of a file, cached until the file changes: every stage needs it, and weights are large."""
-    facts = file.stat()
-    return _digest_of(file, facts.st_size, facts.st_mtime_ns)
-
-
-@lru_cache
-def _digest_of(file: Path, size: int, written: int) -> str:
-    with open(file, "rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+def _read(folder: Path) -> dict[str, Path]:
+    """The files of a folder that decide what the model is, by name."""
+    return {file.name: file for file in (folder / CONFIG, *sorted(folder.glob("*.safetensors")))}

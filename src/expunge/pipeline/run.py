@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from expunge.base.errors import GateFailed, MissingError, SpecError
-from expunge.base.record import Store, storage_error
 from expunge.base.spec import CACHE, Spec
+from expunge.base.store import Store
 from expunge.core import checkpoint
 from expunge.core.contracts import Attack, Audit
 from expunge.core.method import Method
@@ -20,6 +20,7 @@ from expunge.core.refusals import refuse_model, refuse_unmet, unmet_needs
 from expunge.evidence.table import Table
 from expunge.evidence.verdict import Verdict
 from expunge.pipeline.diagnosis import diagnosis
+from expunge.pipeline.earlier import refuse_other, replaced
 from expunge.pipeline.executor import executor_of
 from expunge.pipeline.folder import RunFolder, file_name, spent
 from expunge.pipeline.forecast import StageForecast, forecast
@@ -73,8 +74,11 @@ def run(
     executor = executor_of(on, workers)
     plan, store, folder = Plan(spec), Store(out / CACHE), RunFolder(out / spec.name)
     _check(plan)
-    folder.open(plan.resolved())
-    open_store(store)
+    folder.open(plan)
+    store.open()
+    word = replaced(folder.root, plan)
+    if progress is not None and word is not None:
+        progress.say(word)
     if progress is not None:
         expected = {f.stage.key: f.seconds for f in forecast(plan, store) if not f.done}
         progress.start(len(plan.stages), expected, workers)
@@ -86,10 +90,10 @@ def run(
     def report(stage: Stage, facts: dict[str, Any]) -> None:
         if progress is not None:
             progress.finished(stage.key, stage.name, facts["seconds"])
-        folder.event(stage.name, facts)
+        folder.event(stage.name, {**facts, "key": stage.key})
 
     try:
-        run_stages(plan, store, plan.stages, executor, report, begun)
+        run_stages(plan, store, plan.stages, executor, report, begun, progress.say if progress else None)
     finally:
         if progress is not None:
             progress.clear()
@@ -105,7 +109,7 @@ def dry_run(spec: Spec, out: Path) -> list[StageForecast]:
     """
     plan = Plan(spec)
     _check(plan)
-    RunFolder(out / spec.name).refuse_other(plan.resolved())
+    refuse_other(out / spec.name, plan.resolved())
     return forecast(plan, Store(out / CACHE))
 
 
@@ -209,20 +213,7 @@ def prepare(plan: Plan, store: Store) -> None:
         ExpungeError: The spec is bad, or the folder cannot be written to.
     """
     _check(plan)
-    open_store(store)
-
-
-def open_store(store: Store) -> None:
-    """Make the store's folder, and remove what interrupted runs left in it.
-
-    Raises:
-        RunError: The folder cannot be written to.
-    """
-    try:
-        store.root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise storage_error(error, store.root) from None
-    store.sweep()
+    store.open()
 
 
 def default_workers() -> int:
