@@ -54,6 +54,10 @@ class Store:
             RunError: The folder cannot be written to.
         """
         make_private(self.root)
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Remove the temporary folders that are a day old."""
         for folder in self.root.glob(".*.*"):
             if is_abandoned(folder):
                 _remove(folder)

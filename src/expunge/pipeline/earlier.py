@@ -69,7 +69,7 @@ def replaced(root: Path, plan: Plan) -> str | None:
 def _stored(path: Path) -> dict[str, Any]:
     try:
         spec = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (OSError, ValueError, RecursionError):
         spec = None
     if not isinstance(spec, dict):
         remedy = "give the spec another name, or --out another folder"
