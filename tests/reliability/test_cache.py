@@ -340,7 +340,9 @@ TWIN = (
 """A run in a container of its own: process 1, and no other process is in sight."""
 
 
-@pytest.mark.parametrize("changes", [{}, {"name": "other"}, {"method": []}], ids=["same", "other name", "other methods"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"name": "other"}, {"method": []}], ids=["same", "other name", "other methods"]
+)
 def test_two_runs_at_once_end_right(changes: Table, clean: Path, tmp_path: Path) -> None:
     out, specs = tmp_path / "runs", [tmp_path / "a", tmp_path / "b"]
     processes = []
@@ -358,3 +360,333 @@ def test_two_runs_at_once_end_right(changes: Table, clean: Path, tmp_path: Path)
     finished(run(two_seeds(), out))
     expected = contents(clean)
     assert {name: data for name, data in contents(out).items() if not name.startswith("other")} == expected
+
+
+# 22: inputs that change between planning and the end of a stage
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A spec with files of every kind: data, ids, the user's weights, and weights that were unlearned elsewhere."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    wrong_digits(folder, 12, 120, 60)
+    table = {
+        "name": "own",
+        "seeds": [0, 1],
+        "data": {"name": "arrays", "path": "own.npz"},
+        "model": {"name": "mlp", "widths": [16], "weights": "own.safetensors"},
+        "train": {"epochs": 4, "learning_rate": 0.01},
+        "forget": {"name": "indices", "path": "forget.txt"},
+        "method": [{"name": "checkpoint", "path": "theirs.safetensors"}, {"name": "finetune", "epochs": 1}],
+        "attack": [{"name": "relearn", "epochs": 1}],
+    }
+    (folder / "spec.toml").write_text(toml(table))
+    trained = parse({**table, "model": {"name": "mlp", "widths": [16]}, "method": []}, folder)
+    module = Plan(trained).recipe(Plan(trained).data).build(3)
+    for name in ("own", "theirs"):
+        (folder / f"{name}.safetensors").write_bytes(checkpoint.dump(module))
+    return folder
+
+
+def own(project: Path, *arguments: object) -> Result:
+    return cli("run", project / "spec.toml", "--out", project / "runs", "--workers", 1, *arguments)
+
+
+def other_version(path: Path) -> Path:
+    """Another valid content of an input file, beside it."""
+    other = path.with_name(f"other-{path.name}")
+    if path.suffix == ".npz":
+        arrays = dict(np.load(path))
+        np.savez(other, **{**arrays, "x": arrays["x"][::-1]})
+    elif path.suffix == ".txt":
+        other.write_text("\n".join(map(str, range(20, 32))))
+    else:
+        save_file({name: 2 * tensor for name, tensor in load_file(path).items()}, other)
+    return other
+
+
+class Elsewhere(Executor):
+    """Runs each task as a process does that starts after something has happened."""
+
+    def __init__(self, before: Callable[[], object]) -> None:
+        super().__init__()
+        object.__setattr__(self, "before", before)
+
+    def run(self, tasks: Sequence[Computation], begun: Any, finished: Any) -> None:
+        self.before()  # type: ignore[attr-defined]
+        known, schedule._known_worker = schedule._known_worker, None
+        try:
+            for task in tasks:
+                begun(task)
+                finished(task, task.call(*task.arguments))
+        finally:
+            schedule._known_worker = known
+
+
+READERS: dict[str, tuple[Any, str]] = {
+    "own.npz": (Arrays, "_read"),
+    "forget.txt": (indices, "_read"),
+    "own.safetensors": (checkpoint, "load"),
+    "theirs.safetensors": (checkpoint, "load"),
+}
+"""Input file -> what reads it."""
+
+
+@pytest.mark.parametrize("file", READERS)
+@pytest.mark.parametrize("back", [True, False], ids=["and is put back", "and stays"])
+def test_an_input_that_changes_while_a_worker_reads_it_is_not_stored(
+    file: str, back: bool, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker plans with the planned contents, and reads others."""
+    path, aside = project / file, project / f"aside-{file}"
+    other = other_version(path)
+    (place, name), swapped_once = READERS[file], Counter[str]()
+    reading = getattr(place, name)
+
+    def swapping(*arguments: Any, **keywords: Any) -> Any:
+        mine = file == "own.npz" or file in map(str, [Path(str(a)).name for a in arguments])
+        if not swapped_once["planned"] or swapped_once["done"] or not mine:
+            return reading(*arguments, **keywords)
+        swapped_once["done"] += 1
+        os.replace(path, aside), os.replace(other, path)
+        try:
+            return reading(*arguments, **keywords)
+        finally:
+            if back:
+                os.replace(path, other), os.replace(aside, path)
+
+    monkeypatch.setattr(place, name, swapping)
+    plan, store = Plan(read(project / "spec.toml")), Store(project / "runs" / "cache")
+    affected = _first_stages(plan, file)
+    elsewhere = Elsewhere(lambda: swapped_once.update(planned=1))
+    (project / "runs" / "cache").mkdir(parents=True)
+    with pytest.raises(RunError, match=r"own|forget|theirs|contents|differently"):
+        run_stages(plan, store, plan.stages, elsewhere, lambda *_: None, lambda *_: None)
+    assert swapped_once["done"] == 1
+    assert not affected & stages_done(project / "runs")
+    monkeypatch.undo()
+    if not back:
+        os.replace(aside, path)
+    finished(own(project))
+    undisturbed = project / "undisturbed"
+    finished(cli("run", project / "spec.toml", "--out", undisturbed, "--workers", 1))
+    assert contents(project / "runs") == contents(undisturbed)
+
+
+def _first_stages(plan: Plan, file: str) -> set[str]:
+    """Keys of the stages that read the file themselves."""
+    if file == "theirs.safetensors":
+        return {s.key for s in plan.stages if s.kind == "unlearn" and s.model == "checkpoint"}
+    return {s.key for s in plan.stages if s.kind == "original" or file != "own.safetensors"}
+
+
+# 23: a rerun that fails or is killed
+
+
+def spec_of(out: Path) -> Any:
+    return json.loads((out / "tiny" / "spec.json").read_text())
+
+
+RESULTS = ("manifest.json", "results.jsonl", "verdicts.json", "report.html", "diagnosis.json")
+
+
+def failing_at(monkeypatch: pytest.MonkeyPatch, name: str, error: BaseException) -> None:
+    """Fail before a file of the record is written."""
+    write = run_folder.write_file
+
+    def writing(path: Path, content: Any) -> None:
+        if path.name == name:
+            raise error
+        write(path, content)
+
+    for module in (run_folder, record):
+        monkeypatch.setattr(module, "write_file", writing)
+    from expunge.base import manifest
+
+    monkeypatch.setattr(manifest, "write_file", writing)
+
+
+@pytest.mark.parametrize(
+    "moment", ["a method diverges", "a stage is interrupted", "env.json", "results.jsonl", "manifest.json"]
+)
+def test_a_rerun_that_does_not_finish_leaves_no_results_beside_another_spec(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, table = tmp_path / "runs", tiny(seeds=[0], method=[{"name": "finetune", "epochs": 1}])
+    finished(run(table, out))
+    before = contents(out / "tiny")
+    changed = {**table, "method": [{"name": "finetune", "epochs": 2}]}
+    if moment == "a method diverges":
+        changed["method"].append({"name": "random_relabel", "learning_rate": 1e30})
+    elif moment == "a stage is interrupted":
+        put = Store.put
+        monkeypatch.setattr(Store, "put", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt()))
+        assert put
+    else:
+        failing_at(monkeypatch, moment, KeyboardInterrupt())
+    assert run(changed, out).code in (4, 130)
+    monkeypatch.undo()
+    if (out / "tiny" / "manifest.json").exists():
+        # The finished record is as it was.
+        assert contents(out / "tiny") == before and spec_of(out)["method"][0]["epochs"] == 1
+        assert finished(cli("verify", out / "tiny")).code == 0
+    else:
+        assert not [name for name in ("verdicts.json", "report.html") if (out / "tiny" / name).exists()] or (
+            moment == "manifest.json" and spec_of(out)["method"][0]["epochs"] == 2
+        )
+        assert not (out / "tiny" / "report.html").exists()
+        for verb in ("verify", "report"):
+            assert "the run has not finished" in cli(verb, out / "tiny").message()
+    if moment != "a method diverges":
+        finished(run(changed, out))
+        fresh = tmp_path / "fresh" / "runs"
+        finished(run(changed, fresh))
+        assert contents(out / "tiny") == contents(fresh / "tiny")
+
+
+def test_files_of_a_method_that_the_spec_no_longer_names_leave_the_record(tmp_path: Path) -> None:
+    out, table = tmp_path / "runs", tiny(seeds=[0])
+    finished(run(table, out))
+    (out / "tiny" / "models" / "mine.txt").write_text("a note of the user")
+    finished(run({**table, "method": []}, out))
+    left = {path.name for path in (out / "tiny").rglob("*") if "random_relabel" in path.name}
+    assert left == set() and (out / "tiny" / "models" / "mine.txt").exists()
+
+
+@pytest.mark.parametrize("file", [*READERS, "nothing"])
+def test_other_contents_of_an_input_replace_a_finished_record_with_a_word(file: str, project: Path) -> None:
+    finished(own(project))
+    rows = (project / "runs" / "own" / "results.jsonl").read_bytes()
+    place = {"own.npz": "data.path", "forget.txt": "forget.path", "own.safetensors": "model.weights"}
+    if file == "nothing":
+        os.utime(project / "own.npz")
+    else:
+        os.replace(other_version(project / file), project / file)
+    again = finished(own(project))
+    said = [line for line in again.err.splitlines() if "holds a finished run" in line]
+    if file == "nothing":
+        assert said == [] and (project / "runs" / "own" / "results.jsonl").read_bytes() == rows
+    else:
+        assert len(said) == 1 and f"other contents of {place.get(file, 'method')}" in said[0].replace(
+            " 'checkpoint'.path", ""
+        )
+        assert (project / "runs" / "own" / "results.jsonl").read_bytes() != rows
+        assert finished(cli("verify", project / "runs" / "own")).code == 0
+
+
+def test_the_spec_and_the_environment_have_digests_and_inputs_too(project: Path) -> None:
+    finished(own(project))
+    root = project / "runs" / "own"
+    digests = json.loads((root / "manifest.json").read_text())["files"]
+    assert {"spec.json", "env.json", "results.jsonl", "verdicts.json"} <= digests.keys()
+    inputs = json.loads((root / "env.json").read_text())["inputs"]
+    assert inputs == {
+        "data.path": record.file_digest(project / "own.npz"),
+        "forget.path": record.file_digest(project / "forget.txt"),
+        "method 'checkpoint'.path": record.file_digest(project / "theirs.safetensors"),
+        "model.weights": record.file_digest(project / "own.safetensors"),
+    }
+    (root / "env.json").unlink()
+    assert "env.json" in cli("verify", root).message()
+
+
+# 26: hashing once, places, permissions
+
+
+opens = Counter[str]()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _watch_opens() -> None:
+    """Count every opening of a file in this process; Python cannot remove such a hook."""
+
+    def count(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and isinstance(arguments[0], str | os.PathLike):
+            opens[os.fspath(arguments[0])] += 1
+
+    sys.addaudithook(count)
+
+
+@pytest.mark.parametrize("file", READERS)
+def test_planning_hashes_a_file_once(file: str, project: Path) -> None:
+    time.sleep(0.2)  # a file that was written this moment is hashed again, as it may change within a time stamp
+    spec = read(project / "spec.toml")
+    opens.clear()
+    stages = Plan(spec).stages
+    loads = {"own.npz": 1}.get(file, 0)
+    assert len(stages) > 15 and opens[str(project / file)] <= 1 + loads
+
+
+@pytest.fixture
+def elsewhere_named(project: Path, tmp_path: Path) -> Iterator[Callable[[str], None]]:
+    """Name the files of the project in another way."""
+
+    def rename(way: str) -> None:
+        (tmp_path / "data").mkdir(exist_ok=True)
+        text = (project / "spec.toml").read_text()
+        for file in READERS:
+            if way == "beside the project":
+                os.replace(project / file, tmp_path / "data" / file)
+            named = {"in full": project / file, "beside the project": Path("..") / "data" / file}[way]
+            text = text.replace(f'"{file}"', f'"{named}"')
+        (project / "spec.toml").write_text(text)
+
+    yield rename
+
+
+@pytest.mark.parametrize("way", ["relative", "in full", "beside the project", "an audit of weights elsewhere"])
+def test_no_place_of_this_machine_is_in_a_record_or_its_cache(
+    way: str, project: Path, tmp_path: Path, elsewhere_named: Callable[[str], None]
+) -> None:
+    out = project / "runs"
+    if way in ("in full", "beside the project"):
+        elsewhere_named(way)
+    if way.startswith("an audit"):
+        shutil.copy(project / "theirs.safetensors", tmp_path / "theirs.safetensors")
+        finished(cli("audit", project / "spec.toml", tmp_path / "theirs.safetensors", "--out", out, "--workers", 1))
+    else:
+        finished(own(project))
+    holding = [path for path in out.rglob("*") if path.is_file() and str(tmp_path).encode() in path.read_bytes()]
+    assert holding == []
+
+
+@pytest.mark.parametrize("way", ["relative", "beside the project", "in full"])
+def test_a_project_that_moves_keeps_its_cache_and_its_record(
+    way: str, project: Path, tmp_path: Path, elsewhere_named: Callable[[str], None]
+) -> None:
+    if way != "relative":
+        elsewhere_named(way)
+    finished(own(project))
+    before = contents(project / "runs")
+    moved = tmp_path / "home" / "somebody" / "moved"
+    moved.parent.mkdir(parents=True)
+    if way == "beside the project":
+        os.replace(tmp_path / "data", moved.parent / "data")
+    os.replace(project, moved)
+    spec = moved / "spec.toml"
+    spec.write_text(spec.read_text().replace(str(project), str(moved)))
+    again = finished(own(moved))
+    assert "finished run" not in again.err and "[" not in again.err.splitlines()[0]
+    assert " stages are already done" in again.err and "[ 1/" not in again.err and "[01/" not in again.err
+    assert contents(moved / "runs") == before
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o000])
+def test_only_the_owner_reads_the_cache_and_the_record(mask: int, tmp_path: Path) -> None:
+    before = os.umask(mask)
+    try:
+        finished(run(tiny(seeds=[0], method=[]), tmp_path / "runs"))
+    finally:
+        os.umask(before)
+    modes = {name: stat.S_IMODE((tmp_path / "runs" / name).stat().st_mode) for name in ("cache", "tiny")}
+    assert modes == {"cache": 0o700, "tiny": 0o700}
+
+
+def test_a_folder_that_the_user_made_keeps_its_permissions(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "cache").mkdir(parents=True, mode=0o755)
+    (tmp_path / "runs" / "cache").chmod(0o755)
+    finished(run(tiny(seeds=[0], method=[]), tmp_path / "runs"))
+    assert stat.S_IMODE((tmp_path / "runs" / "cache").stat().st_mode) == 0o755
+    entries = [path for path in (tmp_path / "runs" / "cache").iterdir() if path.stat().st_mode & stat.S_IROTH]
+    assert len(entries) == len(stages_done(tmp_path / "runs"))
