@@ -146,6 +146,9 @@ def audit(
     entries = entries_of(attacks), (*entries_of(always), *entries_of(audits))
     store, addresses = _store_of(case, folder)
     plan = CasePlan(spec_of(done, count, *entries, gallery), case, done, run_attacks, run_audits, count, addresses)
+    # What was computed from a missing output is not believed, so the original is stored before what came of it.
+    originals = [stage for stage in plan.stages if stage.kind == "original"]
+    run_stages(plan, store, originals, executor_of(None, 1), lambda *_: None, lambda _: None)
     _hand_over(plan, store)
     plan, unread = _spread(plan, store, workers), _Unread(plan, store)
     executor = executor_of(None, workers if plan.elsewhere else 1)

@@ -9,6 +9,7 @@ from typing import Any
 from expunge.base.errors import ExpungeError, SpecError
 from expunge.base.manifest import ENVIRONMENT, SPEC, read_json, read_manifest
 from expunge.base.record import canonical
+from expunge.pipeline.input_files import without_places
 from expunge.pipeline.plan import Plan
 
 FIXED = (
@@ -17,12 +18,12 @@ FIXED = (
 """Settings that two runs in the same folder must share: otherwise one table could not hold the rows of both."""
 
 
-def refuse_other(root: Path, resolved: dict[str, Any]) -> None:
+def refuse_other(root: Path, plan: Plan) -> None:
     """Refuse a folder that belongs to another run. Nothing is written.
 
     Args:
         root: The run's folder; it need not exist.
-        resolved: The resolved spec of the run that is about to start.
+        plan: The plan of the run that is about to start.
 
     Raises:
         SpecError: The folder holds a run of another spec.
@@ -30,7 +31,9 @@ def refuse_other(root: Path, resolved: dict[str, Any]) -> None:
     path = root / SPEC
     if not path.is_file():
         return
-    stored, wanted = _stored(path), json.loads(canonical(resolved))
+    # Older records name input files in full.
+    stored = without_places(_stored(path), plan.spec.folder)
+    wanted = json.loads(canonical(plan.resolved()))
     # Older records name no device: those runs used the CPU. Without an objective it was inferred, as it is now.
     stored = {"device": "cpu", "precision": "float32", "objective": wanted.get("objective"), **stored}
     differing = [key for key in FIXED if stored.get(key) != wanted.get(key)]

@@ -62,7 +62,7 @@ class RunFolder:
             SpecError: The folder holds a run of another spec. Nothing in it is changed.
             RunError: The folder cannot be written to.
         """
-        refuse_other(self.root, plan.resolved())
+        refuse_other(self.root, plan)
         make_private(self.root)
         sweep_files(self.root)
         if not (self.root / MANIFEST).is_file():
@@ -193,8 +193,8 @@ def finish(root: Path, manifest: Manifest) -> Table:
     table = read_table(root, manifest)
     write_file(root / "results.jsonl", rows_to_text(table.rows()))
     write_file(root / "verdicts.json", verdicts_text(table))
-    names = (SPEC, ENVIRONMENT, "results.jsonl", "verdicts.json")
-    names += (DIAGNOSIS,) if (root / DIAGNOSIS).is_file() else ()
+    diagnosed = [DIAGNOSIS] if (root / DIAGNOSIS).is_file() else []
+    names = [SPEC, ENVIRONMENT, "results.jsonl", "verdicts.json", *diagnosed]
     write_manifest(root, replace(manifest, files={name: file_digest(root / name) for name in names}))
     return table
 

@@ -109,7 +109,7 @@ def dry_run(spec: Spec, out: Path) -> list[StageForecast]:
     """
     plan = Plan(spec)
     _check(plan)
-    refuse_other(out / spec.name, plan.resolved())
+    refuse_other(out / spec.name, plan)
     return forecast(plan, Store(out / CACHE))
 
 
