@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
+import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,6 +49,8 @@ from expunge.pipeline.stage_kind import kind_of
 
 RESULTS = ("report.html", "results.jsonl", "verdicts.json", DIAGNOSIS)
 """Files of a finished run, besides the manifest, that an unfinished one does not have."""
+_PLAIN = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+"""The path of a file that a stage wrote; a received manifest may hold any."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,8 @@ class RunFolder:
         make_private(self.root)
         sweep_files(self.root)
         if not (self.root / MANIFEST).is_file():
+            # A run that was killed while it wrote its record may have left results.
+            self._remove_results()
             self._describe(plan)
 
     def _describe(self, plan: Plan) -> None:
@@ -124,16 +130,17 @@ class RunFolder:
         with _storage_errors(self.root):
             for name in (MANIFEST, *RESULTS):
                 (self.root / name).unlink(missing_ok=True)
+        for name in ("examples", "diagnosis"):
+            # The spec of this run may not ask for examples any more; they may be personal data.
+            shutil.rmtree(self.root / name, ignore_errors=True)
         return {file.path for stage in stages for file in stage.files.values()}
 
     def _remove(self, names: set[str]) -> None:
         """Remove files of an earlier run, if they are in a folder of the record and in no other place."""
-        for name in names:
-            folder, _, file = name.partition("/")
-            path = self.root / folder / file
-            if folder not in ("", ".", "..") and file == path.name and not (self.root / folder).is_symlink():
+        for path in (self.root / name for name in names if _PLAIN.fullmatch(name)):
+            if path.is_file() and not path.parent.is_symlink():
                 with _storage_errors(path):
-                    path.unlink(missing_ok=True)
+                    path.unlink()
 
     def _keep(self, stage: Stage, plan: Plan, store: Store | MemoryStore) -> StageRecord:
         files: dict[str, FileRecord] = {}
