@@ -31,6 +31,7 @@ from expunge.base import record, registry
 from expunge.base.errors import RunError
 from expunge.base.spec import parse, read
 from expunge.core import checkpoint
+from expunge.data import fashion_mnist
 from expunge.data.arrays import Arrays
 from expunge.pipeline import folder as run_folder
 from expunge.pipeline import schedule
@@ -712,6 +713,24 @@ def test_a_project_that_moves_keeps_its_cache_and_its_record(
     assert "finished run" not in again.err and "[" not in again.err.splitlines()[0]
     assert " stages are already done" in again.err and "[ 1/" not in again.err and "[01/" not in again.err
     assert contents(moved / "runs") == before
+
+
+@pytest.mark.parametrize("changes", ["nothing", "a file", "a name"])
+def test_the_files_of_a_folder_count_by_content_and_its_place_does_not(changes: str, tmp_path: Path) -> None:
+    """The official files of Fashion-MNIST; nothing reads them here."""
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        for name in fashion_mnist.FILES:
+            (tmp_path / place / f"{name}-ubyte.gz").write_text(name)
+    if changes == "a file":
+        flip(tmp_path / "b" / f"{fashion_mnist.FILES[2]}-ubyte.gz")
+    elif changes == "a name":
+        first, second = (tmp_path / "b" / f"{name}-ubyte.gz" for name in fashion_mnist.FILES[:2])
+        aside = tmp_path / "aside"
+        os.replace(first, aside), os.replace(second, first), os.replace(aside, second)
+    parts = (fashion_mnist.FashionMNIST(subset="full", folder=str(tmp_path / place)) for place in ("a", "b"))
+    first_print, second_print = (part.fingerprint() for part in parts)
+    assert (first_print == second_print) is (changes == "nothing")
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o002, 0o000])
