@@ -97,5 +97,6 @@ def _kind(store: Store, key: str) -> str:
         return DAMAGED
 
 
-def _size(folder: Path) -> int:
-    return sum((Path(place) / name).lstat().st_size for place, _, names in os.walk(folder) for name in names)
+def _size(place: Path) -> int:
+    files = [Path(folder) / name for folder, _, names in os.walk(place) for name in names]
+    return sum(file.lstat().st_size for file in files or [place] if not file.is_dir())

@@ -127,9 +127,9 @@ class RunFolder:
             stages = read_manifest(self.root).stages
         except ExpungeError:
             stages = ()
-        with _storage_errors(self.root):
-            for name in (MANIFEST, *RESULTS):
-                (self.root / name).unlink(missing_ok=True)
+        for path in (self.root / name for name in (MANIFEST, *RESULTS)):
+            with _storage_errors(path):
+                path.unlink(missing_ok=True)
         for name in ("examples", "diagnosis"):
             # The spec of this run may not ask for examples any more; they may be personal data.
             shutil.rmtree(self.root / name, ignore_errors=True)
