@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from expunge.base.record import Store
 from expunge.base.spec import parse
+from expunge.base.store import Store
 from expunge.pipeline.forecast import forecast, gradients
 from expunge.pipeline.plan import Plan
 from expunge.pipeline.run import run as run_spec

@@ -275,6 +275,29 @@ def compare(first: Path, second: Path, out: Path, json_: bool) -> None:
 
 
 @cli.command()
+@click.option("--out", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder for runs.")
+@click.option("--yes", is_flag=True, help="Remove the outputs that no run needs; without it nothing is removed.")
+@as_json
+def clean(out: Path, yes: bool, json_: bool) -> None:
+    """List what the cache of a folder for runs holds and what no run needs; needs no torch.
+
+    A removed output is computed again when a run needs it. Do not remove any while a run uses the folder.
+    """
+    from expunge.base.clean import held, remove
+    from expunge.reporting.cache import as_json as counted
+    from expunge.reporting.cache import as_text
+
+    outputs = held(out)
+    if yes:
+        remove(outputs)
+    counts = {"out": str(out), **counted(outputs, removed=yes)}
+    if json_:
+        _print_json(counts)
+    else:
+        click.echo(as_text(counts))
+
+
+@cli.command()
 @as_json
 def doctor(json_: bool) -> None:
     """Check what this machine can run, and say what to install for the rest."""

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from expunge.base.record import Store
 from expunge.base.seeds import derive
 from expunge.base.spec import parse
+from expunge.base.store import Store
 from expunge.core import checkpoint
 from expunge.methods.finetune import Finetune
 from expunge.pipeline.plan import Plan

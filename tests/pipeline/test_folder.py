@@ -240,25 +240,6 @@ def test_the_content_of_a_file_counts_and_its_name_does_not(tmp_path: Path) -> N
     assert set(keys("a.txt", "1 2 3")).isdisjoint(keys("a.txt", "1 2 4"))
 
 
-def test_a_stored_file_that_has_changed_is_named_and_not_used(out: Path) -> None:
-    """Files of the record are links to the stored ones where the disk allows it, so that editing one edits both."""
-    before = contents(out)
-    scores = out / "tiny" / "scores" / "random_relabel-s0-loss.safetensors"
-    content = bytearray(scores.read_bytes())
-    content[-1] ^= 1
-    scores.write_bytes(content)
-    [stored_file] = [path for path in (out / "cache").rglob("scores.safetensors") if path.samefile(scores)]
-    result = run(tiny(), out)
-    assert result.code == 4
-    for word in (str(stored_file), "has changed since it was computed", f"delete {stored_file.parent}"):
-        assert word in result.message()
-    for path in stored_file.parent.iterdir():
-        path.unlink()
-    stored_file.parent.rmdir()
-    finished(run(tiny(), out))
-    assert contents(out) == before
-
-
 def test_a_record_that_was_edited_is_written_anew(out: Path) -> None:
     before = contents(out)
     (out / "tiny" / "results.jsonl").write_text("{}\n")

@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -27,6 +28,7 @@ from expunge.core.modules import first_parameter
 from expunge.core.problem import Problem
 from expunge.core.seeding import forked
 from expunge.evidence.table import ORIGINAL
+from expunge.pipeline.input_files import InputFiles, without_places
 from expunge.pipeline.plan import Plan
 from expunge.pipeline.seeds import StageSeeds
 from expunge.pipeline.stage import Stage
@@ -136,6 +138,11 @@ class CasePlan(Plan):
         return first_parameter(self.case.original).device
 
     @cached_property
+    def inputs(self) -> InputFiles:
+        """None: data and models are in memory."""
+        return InputFiles({}, {})
+
+    @cached_property
     def monitors(self) -> Any:
         return {}
 
@@ -202,7 +209,7 @@ class CasePlan(Plan):
         def tables(entries: tuple[Entry, ...], parts: dict[str, Any]) -> list[dict[str, Any]]:
             return [_table(entry, parts[entry.label]) for entry in entries]
 
-        return {
+        settings = {
             "name": self.spec.name,
             "seeds": list(self.spec.seeds),
             "threads": self.spec.threads,
@@ -217,6 +224,8 @@ class CasePlan(Plan):
             "attack": tables(self.spec.attack, self.attacks),
             "audit": tables(self.spec.audit, self.audits),
         }
+        without: dict[str, Any] = without_places(settings, Path.cwd())
+        return without
 
     def versions(self) -> dict[str, dict[str, int]]:
         """Version of each method, attack and audit, by name."""

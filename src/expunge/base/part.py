@@ -20,6 +20,7 @@ from typing import Annotated, Any, ClassVar, Self
 import msgspec
 
 from expunge.base.errors import SpecError, unknown
+from expunge.base.inputs import input_digest
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 """A whole number of at least 1."""
@@ -42,17 +43,15 @@ def source_digest(thing: Any) -> str:
     return hashlib.sha256(Path(file).read_bytes() if file else b"").hexdigest()
 
 
-def _content_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes; of a folder, of the names and bytes of its files."""
-    if path.is_file():
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    files = sorted(file for file in path.iterdir() if file.is_file())
-    return hashlib.sha256("".join(f"{file.name}{_content_digest(file)}" for file in files).encode()).hexdigest()
-
-
 def _plain(value: Any) -> Any:
     """A NumPy number as a Python number, so that it can be checked, hashed and written; other values unchanged."""
     return value.item() if type(value).__module__ == "numpy" and getattr(value, "shape", None) == () else value
+
+
+def _files(path: Path) -> dict[str, Path]:
+    if path.is_file():
+        return {"": path}
+    return {str(file.relative_to(path)): file for file in sorted(path.rglob("*")) if file.is_file()}
 
 
 @cache
@@ -74,7 +73,8 @@ class Part(abc.ABC):  # noqa: B024 - each kind has abstract methods of its own
     cite: ClassVar[str | tuple[str, ...]] = ""
     """Keys of the sources in `references.bib`, empty if there is none. Parts of other packages give the BibTeX text."""
     paths: ClassVar[tuple[str, ...]] = ()
-    """Fields that hold file paths. Relative paths start at the spec's folder; contents enter the fingerprint."""
+    """Fields that hold paths of files or folders. Relative paths start at the spec's folder. Contents enter the
+    fingerprint, and places do not: a project that is moved keeps its stored outputs."""
 
     def __post_init__(self) -> None:
         hints = _hints(type(self))
@@ -93,13 +93,21 @@ class Part(abc.ABC):  # noqa: B024 - each kind has abstract methods of its own
         """Every field with its value, given or by default, as plain data."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
+    def input_files(self) -> dict[str, dict[str, Path]]:
+        """The files that this part reads, by field, and by name within the field's folder (empty for a single file).
+
+        Fields whose file does not exist are left out; a part reports them when it is called.
+        """
+        paths = {field: Path(value) for field in self.paths if (value := getattr(self, field))}
+        files = {field: _files(path) for field, path in paths.items()}
+        return {field: by_name for field, by_name in files.items() if by_name}
+
     def fingerprint(self) -> dict[str, Any]:
         """What enters the keys of stages that use this part."""
         settings = self.settings()
-        for name in self.paths:
-            path = Path(settings[name] or "")
-            if settings[name] and path.exists():
-                settings[name] = _content_digest(path)
+        for field, files in self.input_files().items():
+            digests = {name: input_digest(file) for name, file in files.items()}
+            settings[field] = digests.get("", digests)
         identity = {"part": type(self).__qualname__, "version": self.version, "settings": settings}
         # Nobody maintains the version of a user's own part, so its source file is hashed as well.
         ours = type(self).__module__.partition(".")[0] == __package__.partition(".")[0]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from expunge.base.errors import MissingError, SpecError
+from expunge.base.inputs import input_digest
 from expunge.base.record import address
 from expunge.core import checkpoint
 
@@ -189,17 +188,10 @@ def _silence() -> Iterator[None]:
 
 
 def content_of(folder: Path) -> str:
-    files = [folder / CONFIG, *sorted(folder.glob("*.safetensors"))]
-    return address({file.name: digest_of(file) for file in files})
+    """Content address of the folder's configuration and weights."""
+    return address({name: input_digest(file) for name, file in files_of(folder).items()})
 
 
-def digest_of(file: Path) -> str:
-    """SHA-256 of a file, cached until the file changes: every stage needs it, and weights are large."""
-    facts = file.stat()
-    return _cached_digest(file, facts.st_size, facts.st_mtime_ns)
-
-
-@lru_cache
-def _cached_digest(file: Path, size: int, written: int) -> str:
-    with open(file, "rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+def files_of(folder: Path) -> dict[str, Path]:
+    """The files of a folder that decide what the model is, by name."""
+    return {file.name: file for file in (folder / CONFIG, *sorted(folder.glob("*.safetensors")))}

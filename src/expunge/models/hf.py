@@ -20,6 +20,7 @@ from typing import Any, Self
 from torch import nn
 
 from expunge.base.errors import SpecError
+from expunge.base.inputs import input_digest
 from expunge.core.contracts import Architecture
 from expunge.core.data import Data
 from expunge.core.texts import not_causal, refuse_length
@@ -28,7 +29,7 @@ from expunge.models._hf_folder import (
     NAME,
     config_of,
     content_of,
-    digest_of,
+    files_of,
     folder_of,
     incomplete,
     loaded,
@@ -60,16 +61,25 @@ class HF(Architecture):
                 settings[key] = str(folder / settings[key])
         return super().from_table(settings, where=where, folder=folder)
 
+    def input_files(self) -> dict[str, dict[str, Path]]:
+        """Configuration and weights of the model and of its base.
+
+        Raises:
+            MissingError: There is no such folder.
+        """
+        named = {"path": self.path} | ({"base": self.base} if self.base else {})
+        return {field: files_of(folder_of(name, f"model.{field}")) for field, name in named.items()}
+
     def fingerprint(self) -> dict[str, Any]:
         """Digests of configuration and base, on which retrained models depend; without the model's own weights."""
         facts = {
-            "path": digest_of(folder_of(self.path, "model.path") / CONFIG),
+            "path": input_digest(folder_of(self.path, "model.path") / CONFIG),
             "transformers": transformers_library().__version__,
         }
         facts |= {"base": content_of(folder_of(self.base, "model.base"))} if self.base else {}
         return {**super().fingerprint(), "settings": facts}
 
-    def originaldigest_of(self) -> str:
+    def original_digest(self) -> str:
         """Content address of the folder's configuration and weights."""
         return content_of(folder_of(self.path, "model.path"))
 

@@ -13,6 +13,7 @@ from expunge.base import registry
 from expunge.base.part import Part, source_digest
 from expunge.base.record import address
 from expunge.base.spec import Entry
+from expunge.base.store import FORMAT
 from expunge.evidence.table import ORIGINAL, REFERENCE
 from expunge.pipeline.parts import Parts
 from expunge.pipeline.stage import Inputs, Stage
@@ -214,6 +215,7 @@ class Layout:
             "task_seed": None if seed is None else self.parts.task_seed(seed),
             "inputs": inputs,
             "loop": LOOP,
+            "format": FORMAT,
             "torch": torch.__version__,
             "threads": self.parts.spec.threads,
             "device": self.parts.device.type,

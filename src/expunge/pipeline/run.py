@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from expunge.base.errors import GateFailed, MissingError, SpecError
-from expunge.base.record import Store, storage_error
 from expunge.base.spec import CACHE, Spec
+from expunge.base.store import Store
 from expunge.core import checkpoint
 from expunge.core.contracts import Attack, Audit
 from expunge.core.copies import say_copies
@@ -26,6 +26,7 @@ from expunge.evidence.reasons import CHANGED_NOTHING
 from expunge.evidence.table import Table
 from expunge.evidence.verdict import Verdict
 from expunge.pipeline.diagnosis import diagnosis
+from expunge.pipeline.earlier import refuse_other, replaced
 from expunge.pipeline.executor import executor_of
 from expunge.pipeline.folder import RunFolder, file_name, spent
 from expunge.pipeline.forecast import StageForecast, forecast
@@ -81,8 +82,11 @@ def run(
     executor = executor_of(on, workers)
     plan, store, folder = Plan(spec), Store(out / CACHE), RunFolder(out / spec.name)
     _check(plan)
-    folder.open(plan.resolved())
-    open_store(store)
+    folder.open(plan)
+    store.open()
+    word = replaced(folder.root, plan)
+    if progress is not None and word is not None:
+        progress.say(word)
     if progress is not None:
         expected = {f.stage.key: f.seconds for f in forecast(plan, store) if not f.done}
         progress.start(len(plan.stages), expected, workers)
@@ -96,10 +100,10 @@ def run(
             progress.finished(stage.key, stage.name, facts["seconds"])
             if facts.get("changed") is False:
                 progress.say(f"{stage.name}: {CHANGED_NOTHING}")
-        folder.event(stage.name, facts)
+        folder.event(stage.name, {**facts, "key": stage.key})
 
     try:
-        run_stages(plan, store, plan.stages, executor, report, begun)
+        run_stages(plan, store, plan.stages, executor, report, begun, progress.say if progress else None)
     finally:
         if progress is not None:
             progress.clear()
@@ -115,7 +119,7 @@ def dry_run(spec: Spec, out: Path) -> list[StageForecast]:
     """
     plan = Plan(spec)
     _check(plan)
-    RunFolder(out / spec.name).refuse_other(plan.resolved())
+    refuse_other(out / spec.name, plan)
     return forecast(plan, Store(out / CACHE))
 
 
@@ -230,20 +234,7 @@ def prepare(plan: Plan, store: Store) -> None:
         ExpungeError: The spec is bad, or the folder cannot be written to.
     """
     _check(plan)
-    open_store(store)
-
-
-def open_store(store: Store) -> None:
-    """Make the store's folder, and remove what interrupted runs left in it.
-
-    Raises:
-        RunError: The folder cannot be written to.
-    """
-    try:
-        store.root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise storage_error(error, store.root) from None
-    store.sweep()
+    store.open()
 
 
 def default_workers() -> int:
