@@ -18,13 +18,13 @@ from msgspec.structs import replace
 from expunge.base.errors import SpecError
 from expunge.base.manifest import DIAGNOSIS, ENVIRONMENT, SPEC, FileRecord, Manifest, StageRecord, write_manifest
 from expunge.base.memory import MemoryStore
+from expunge.base.reading import append_inside, refuse_links
 from expunge.base.record import (
     Store,
     canonical,
     file_digest,
     rows_to_text,
     spelled,
-    storage_error,
     sweep_files,
     write_file,
 )
@@ -52,6 +52,7 @@ class RunFolder:
             SpecError: The folder holds a run of another spec. Nothing in it is changed.
             RunError: The folder cannot be written to.
         """
+        refuse_links(self.root)
         self.refuse_other(resolved)
         self.describe(resolved)
 
@@ -101,14 +102,11 @@ class RunFolder:
     def event(self, what: str, facts: dict[str, Any]) -> None:
         """Append a line to the log of events."""
         line = json.dumps({"at": datetime.now(UTC).isoformat(timespec="seconds"), "what": what, **facts})
-        try:
-            with open(self.root / "events.jsonl", "a", encoding="utf-8") as file:
-                file.write(line + "\n")
-        except OSError as error:
-            raise storage_error(error, self.root / "events.jsonl") from None
+        append_inside(self.root, "events.jsonl", line + "\n")
 
     def write(self, plan: Plan, store: Store | MemoryStore) -> Table:
         """Write the finished run's scores, models, rows and verdicts into the folder; the manifest comes last."""
+        refuse_links(self.root)
         # An earlier run in this folder may have written forget examples, and this spec may not ask for any.
         shutil.rmtree(self.root / "examples", ignore_errors=True)
         self._keep_diagnosis(diagnosis(plan, store))
