@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from expunge.base import registry
-from expunge.base.part import Part, source_digest
+from expunge.base.part import Part
 from expunge.base.record import address
 from expunge.base.spec import Entry
+from expunge.base.user_code import source_digest
 from expunge.evidence.table import ORIGINAL, REFERENCE
 from expunge.pipeline.parts import Parts
 from expunge.pipeline.stage import Inputs, Stage

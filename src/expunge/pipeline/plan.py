@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from expunge.base.registry import add_search_path
 from expunge.base.spec import Spec
+from expunge.base.user_code import add_search_path
 from expunge.core.data import Data
 from expunge.pipeline.layout import Layout
 from expunge.pipeline.parts import Parts
@@ -27,7 +27,8 @@ class SpecHome:
 
     def plan(self) -> Plan:
         """The plan of the spec."""
-        add_search_path(self.spec.folder)
+        if self.spec.names_code:
+            add_search_path(self.spec.folder)
         return Plan(self.spec)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,6 @@ class FunctionTraining(Part):
             seed: Already set for torch; the function may draw from the global generators.
             meter: Not charged: the cost of a function is unknown.
         """
-        function: Callable[..., object] = registry.build_function(self.target, {}, where="train").function
-        function(module.train(), Subset(Items(data), ids.tolist()), **self.keywords)
+        function = registry.build_function(self.target, self.keywords, where="train")
+        function(module.train(), Subset(Items(data), ids.tolist()))
         return module
