@@ -11,6 +11,7 @@ from safetensors.torch import save as save_bytes
 from torch import Tensor, nn
 
 from expunge.base.errors import SpecError
+from expunge.base.reading import read_given
 
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """First bytes of a file of `torch.save` (a zip or a bare pickle)."""
@@ -63,11 +64,7 @@ def load(module: nn.Module, path: Path, where: str = "") -> nn.Module:
     Raises:
         SpecError: As for `restore`, or the file cannot be read.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise SpecError(f"cannot read {path} ({error.strerror})", where=where, remedy="check the path") from None
-    return restore(module, content, where or str(path))
+    return restore(module, read_given(path, where=where), where or str(path))
 
 
 def _check(module: nn.Module, tensors: dict[str, Tensor], where: str) -> None:

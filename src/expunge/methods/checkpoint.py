@@ -13,9 +13,11 @@ from typing import ClassVar
 
 from torch import nn
 
+from expunge.base.reading import require_file
 from expunge.core import checkpoint
 from expunge.core.job import Job
 from expunge.core.method import Method
+from expunge.core.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,14 @@ class Checkpoint(Method):
     def expected_gradients(self, retain: int, forget: int) -> float:
         """None: nothing is trained."""
         return 0
+
+    def check(self, problem: Problem) -> None:
+        """Refuse, before anything is trained, a file that cannot be read.
+
+        Raises:
+            SpecError: There is no such file, or it cannot be read.
+        """
+        require_file(Path(self.path), where="method.path")
 
     def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Load the weights into the copy of the model.

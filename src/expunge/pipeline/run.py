@@ -17,6 +17,7 @@ from expunge.core import checkpoint
 from expunge.core.contracts import Attack, Audit
 from expunge.core.method import Method
 from expunge.core.refusals import refuse_model, refuse_unmet, unmet_needs
+from expunge.core.size import built, refuse_too_large
 from expunge.evidence.table import Table
 from expunge.evidence.verdict import Verdict
 from expunge.pipeline.diagnosis import diagnosis
@@ -26,6 +27,9 @@ from expunge.pipeline.forecast import StageForecast, forecast
 from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.schedule import run_stages
 from expunge.reporting.progress import Progress
+
+LONGEST_NAME = 190
+"""Bytes of a file's name without its ending; file systems allow 255, and a temporary name is longer."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,9 @@ def costs(plan: Plan, store: Store) -> dict[str, dict[str, float]]:
 
 def _check(plan: Plan) -> None:
     """Refuse, before training, what would fail after it; checks the first seed's problem if that is cheap to make."""
-    fresh = plan.recipe(plan.data).build(0)
+    if not plan.spec.names_code:  # the user's code is not run more often than needed
+        refuse_too_large(plan.architecture, plan.data, where="model")
+    fresh = built(lambda: plan.recipe(plan.data).build(0), where="model")
     for label, method in plan.methods.items():
         if isinstance(method, Method):
             refuse_unmet(unmet_needs(method, plan.data.objective, fresh, recipe=True), where=f"method {label!r}")
@@ -190,10 +196,19 @@ def _check_required(plan: Plan) -> None:
 
 
 def _check_names(plan: Plan) -> None:
-    """Refuse labels that give two outputs the same file."""
+    """Refuse labels that give two outputs the same file, or a file a name that file systems do not allow."""
     seen: dict[str, Stage] = {}
     for stage in plan.stages:
-        first = seen.setdefault(file_name(stage), stage)
+        name = file_name(stage)
+        if len(name.encode()) > LONGEST_NAME:
+            raise SpecError(
+                f"the file of {stage.name!r} would have a name of {len(name.encode())} bytes",
+                where="label",
+                allowed=f"{LONGEST_NAME} bytes",
+                remedy="give methods, attacks and audits shorter labels",
+            )
+        # Some file systems do not distinguish upper and lower case.
+        first = seen.setdefault(name.casefold(), stage)
         if first is not stage:
             raise SpecError(
                 f"{first.name!r} and {stage.name!r} would share the file {file_name(stage)}",

@@ -8,7 +8,7 @@ from typing import Any
 
 from expunge.base.errors import ExpungeError, SpecError, unknown
 from expunge.base.record import Store, write_file
-from expunge.base.spec import CACHE, Entry, Spec
+from expunge.base.spec import CACHE, Entry, Spec, label_of
 from expunge.pipeline.default_diagnostics import default_set, planned, with_plan
 from expunge.pipeline.diagnosis import diagnosis
 from expunge.pipeline.executor import executor_of
@@ -171,5 +171,6 @@ def audit_of(spec: Spec, model: Path) -> Spec:
             allowed='weights = "original.safetensors", the model before it was unlearned',
             remedy="add it; the verdict is about one model",
         )
-    entry = Entry("checkpoint", model.stem, {"path": str(model.resolve())})
-    return replace(spec, name=f"{spec.name}-{model.stem}", method=(entry,), gate=())
+    label = label_of(model.stem, where=str(model))
+    entry = Entry("checkpoint", label, {"path": str(model.resolve())})
+    return replace(spec, name=f"{spec.name}-{label}", method=(entry,), gate=())
