@@ -259,11 +259,8 @@ def compare(first: Path, second: Path, out: Path, json_: bool) -> None:
     with consistent(f"{first} or {second}"):
         pair = Pair.open(first, second)
         page = write_comparison(pair, out)
-        shown = pair.as_json() | {"page": str(page)} if json_ else comparison_table(pair)
-    if json_:
-        _print_json(shown)
-    else:
-        say(shown)
+        text = _json_text(pair.as_json() | {"page": str(page)}) if json_ else comparison_table(pair)
+    say(text)
     say(f"page  {page}", error=True)
 
 
@@ -384,4 +381,8 @@ def _shown(name: str, part: dict[str, Any]) -> str:
 
 
 def _print_json(value: Any) -> None:
-    say(json.dumps(spelled(value), indent=1, allow_nan=False))
+    say(_json_text(value))
+
+
+def _json_text(value: Any) -> str:
+    return json.dumps(spelled(value), indent=1, allow_nan=False)

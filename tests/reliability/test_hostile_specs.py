@@ -57,7 +57,7 @@ def changed(**changes: Any) -> str:
 
 MLP = {"name": "mlp", "widths": [16]}
 EXTREMES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "a seed of 5,000 digits": (f"seeds = [{'9' * 5000}]\n", ("not valid TOML", "64 bits")),
+    "a seed of 5,000 digits": (f"seeds = [{'9' * 5000}]\n", ("a whole number is too long", "64 bits")),
     "a seed of 4,000 digits": (changed(seeds=[10**4000]), ("seeds[0]", "64 bits")),
     "epochs of 31 digits": (changed(train={"epochs": 10**30}), ("train.epochs", "64 bits")),
     "a width of 31 digits": (changed(model={"name": "mlp", "widths": [10**30]}), ("model.widths[0]", "64 bits")),

@@ -180,7 +180,8 @@ def listening(path: Path, _: Path) -> None:
     here = Path.cwd()
     os.chdir(path.parent)  # the name of a socket may have about 100 letters
     try:
-        socket.socket(socket.AF_UNIX).bind(path.name)
+        with socket.socket(socket.AF_UNIX) as opened:
+            opened.bind(path.name)
     finally:
         os.chdir(here)
 

@@ -133,12 +133,25 @@ def read_manifest(folder: Path) -> Manifest:
     for label in (*manifest.models, *manifest.attacks, *(stage.part for stage in manifest.stages)):
         if one_line(label) != label:
             raise RunError(f"found the label {label!r}", where=str(path), allowed="visible characters", remedy=RERUN)
+    _check_stages(manifest, path)
     combinations = len(manifest.models) * len(manifest.seeds) * (1 + len(manifest.attacks))
     if combinations > LARGEST:
         finding = f"it names {combinations} combinations of models, seeds and attacks"
         raise RunError(finding, where=str(path), allowed=f"at most {LARGEST}", remedy=RERUN)
     stages = tuple(msgspec.structs.replace(s, kind=_FORMAT_1_NAMES.get(s.kind, s.kind)) for s in manifest.stages)
     return msgspec.structs.replace(manifest, stages=stages) if manifest.format == 1 else manifest
+
+
+def _check_stages(manifest: Manifest, path: Path) -> None:
+    """Refuse stages of other seeds or attacks than the run has, and models without a stage."""
+    seeds, attacks = {*manifest.seeds, None}, {*manifest.attacks, None}
+    for i, stage in enumerate(manifest.stages):
+        if stage.seed not in seeds or stage.attack not in attacks:
+            finding = f"found a stage of seed {stage.seed} and attack {stage.attack!r}"
+            raise RunError(finding, where=f"{path} stages[{i}]", allowed="seeds and attacks of the run", remedy=RERUN)
+    idle = [model for model in manifest.models if model not in {stage.model for stage in manifest.stages}]
+    if idle:
+        raise RunError(f"no stage is about the model {idle[0]!r}", where=str(path), allowed="its models", remedy=RERUN)
 
 
 def read_spec(folder: Path, manifest: Manifest) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 import msgspec
 
 from expunge.base.errors import SpecError, unknown
-from expunge.base.extremes import refuse_extremes
+from expunge.base.extremes import DEEPEST, refuse_extremes
 from expunge.base.part import Count, Natural
 from expunge.base.registry import names
 from expunge.base.user_code import add_search_path, names_code
@@ -169,9 +169,11 @@ def _toml(text: str, where: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SpecError(f"not valid TOML ({error})", where=where) from None
-    except (ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
-        raise SpecError(f"not valid TOML ({reason})", where=where, allowed="whole numbers of 64 bits") from None
+    except RecursionError:
+        raise SpecError("it is nested too deeply", where=where, allowed=f"{DEEPEST} levels") from None
+    except ValueError:
+        # Python refuses to read numbers of thousands of digits.
+        raise SpecError("a whole number is too long", where=where, allowed="whole numbers of 64 bits") from None
 
 
 def parse(table: Mapping[str, Any], folder: Path) -> Spec:

@@ -226,8 +226,9 @@ def failed(target: str, error: BaseException) -> SpecError:
     """The error for a function of the user's that failed: what it raised, and the last line of the user's own code."""
     steps = traceback.extract_tb(error.__traceback__)
     file = str(_file_of(None, target.partition(":")[0]))
-    step = next((step for step in reversed(steps) if step.filename == file), steps[-1])
-    finding = f"it failed in line {step.lineno} of {step.filename} ({type(error).__name__}: {error})"
+    lines = [step.lineno for step in steps if step.filename == file]
+    place = f" in line {lines[-1]} of {file}" if lines else ""
+    finding = f"it failed{place} ({type(error).__name__}: {error})"
     return SpecError(finding, where=target, remedy="call it in Python to see the whole traceback")
 
 

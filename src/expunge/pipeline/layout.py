@@ -60,6 +60,17 @@ class Layout:
         return self._made("measure", "", None, None, "measure", self._training, {})
 
     @cached_property
+    def _everywhere(self) -> dict[str, Any]:
+        """Fingerprints that enter every key; made once, because the user's code may consist of many files."""
+        return {
+            "data": self.parts.source.fingerprint(),
+            "model": self.parts.architecture.fingerprint(),
+            "task": self.parts.task.fingerprint(),
+            "augmentation": [part.fingerprint() for part in self.parts.augmentations.values()],
+            "objective": self.parts.data.objective.fingerprint(),
+        }
+
+    @cached_property
     def _training(self) -> dict[str, Any]:
         return {"training": self.parts.training.fingerprint()}
 
@@ -209,11 +220,7 @@ class Layout:
             "threads": self.parts.spec.threads,
             "device": self.parts.device.type,
             "precision": self.parts.spec.precision,
-            "data": self.parts.source.fingerprint(),
-            "model": self.parts.architecture.fingerprint(),
-            "task": self.parts.task.fingerprint(),
-            "augmentation": [part.fingerprint() for part in self.parts.augmentations.values()],
-            "objective": self.parts.data.objective.fingerprint(),
+            **self._everywhere,
         }
         return Stage(kind, model, seed, attack, part, address(content), inputs)
 

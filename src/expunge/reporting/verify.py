@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from expunge.base.errors import RunError
+from expunge.base.errors import RunError, SpecError
 from expunge.base.manifest import (
     ROWS,
     VERDICTS,
@@ -67,11 +67,20 @@ def judged(folder: Path, manifest: Manifest) -> tuple[Table, list[dict[str, Any]
             one that the scores give.
     """
     with consistent(folder):
-        table = read_table(folder, manifest)
-        rows, verdicts = rows_to_text(table.rows()), json.loads(verdicts_text(table))
+        table, rows, verdicts = _recomputed(folder, manifest)
         _check_rows(folder, manifest, rows)
         _check_verdicts(folder, manifest, verdicts)
     return table, verdicts
+
+
+def _recomputed(folder: Path, manifest: Manifest) -> tuple[Table, str, list[dict[str, Any]]]:
+    try:
+        table = read_table(folder, manifest)
+        return table, rows_to_text(table.rows()), json.loads(verdicts_text(table))
+    except SpecError as error:
+        # What would be a mistake in a spec can only be damage in a record.
+        where = f"{folder}: {error.where}".removesuffix(": ")
+        raise RunError(error.finding, where=where, allowed=error.allowed, remedy=RERUN) from None
 
 
 def _check_rows(folder: Path, manifest: Manifest, recomputed: str) -> None:
