@@ -74,6 +74,9 @@ EXTREMES: dict[str, tuple[str, tuple[str, ...]]] = {
     "a device of 5,000 digits": (changed(device=f"cuda:{'9' * 5000}"), ("device", "cuda:<number>")),
     "a width of 2**31": (changed(model={"name": "mlp", "widths": [2**31, 2**10]}), ("model", "GiB")),
     "a width of 2**62": (changed(model={"name": "mlp", "widths": [2**62]}), ("model", "cannot be built")),
+    "2,000 seeds": (changed(seeds=list(range(2000))), ("seeds", "at most")),
+    "2,000 attacks": (changed(attack=[{"name": "relearn", "label": f"a{i}"} for i in range(2000)]), ("attack", "most")),
+    "2**40 shadows": (changed(audit=[{"name": "u_lira", "shadows": 2**40}]), ("audit[0].shadows", "4096")),
     "a megabyte": ("#" * 2**20, ("too large for a spec",)),
 }
 

@@ -28,6 +28,8 @@ FOLDERS = (CACHE, "studies", "cases")
 """Folders beside the runs that hold something else; no run may have such a name."""
 LARGEST = 2**18
 """Size in bytes above which a file is not read as a spec."""
+MOST = 500
+"""Seeds, and tables of one kind: a run has a stage for every combination of them."""
 DOTS = 200
 """Dots in a line above which a file is not read as a spec."""
 LONGEST = {"name": 100, "label": 60}
@@ -206,6 +208,8 @@ def parse(table: Mapping[str, Any], folder: Path) -> Spec:
     seeds = plain.pop("seeds", (0, 1, 2))
     if not seeds or len(set(seeds)) != len(seeds):
         raise SpecError(f"found {list(seeds)}", where="seeds", allowed="at least one whole number, each once")
+    if len(seeds) > MOST:
+        raise SpecError(f"found {len(seeds)}", where="seeds", allowed=f"at most {MOST}")
     return Spec(
         **plain,
         seeds=seeds,
@@ -273,6 +277,8 @@ def label_of(name: str, *, where: str) -> str:
 
 def _entries(table: Mapping[str, Any], key: str, extra: tuple[str, ...] = ()) -> tuple[Entry, ...]:
     tables = _converted(table.get(key, []), key, list, f"a list of tables, written [[{key}]]")
+    if len(tables) > MOST:
+        raise SpecError(f"found {len(tables)} tables", where=key, allowed=f"at most {MOST}")
     entries = tuple(_entry(item, f"{key}[{i}]", extra=("label", *extra)) for i, item in enumerate(tables))
     labels = [entry.label for entry in entries]
     for i, label in enumerate(labels):
