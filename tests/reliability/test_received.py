@@ -23,7 +23,7 @@ Change = Callable[[Path], None]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with a diagnosis and a gallery, which no test changes."""
     out = tmp_path_factory.mktemp("received") / "runs"
     methods = [{"name": "random_relabel", "epochs": 1}, {"name": "finetune", "epochs": 1}]
@@ -33,24 +33,24 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def record(made: Path, tmp_path: Path) -> Path:
+def record(sample: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "in" / "tiny"
-    shutil.copytree(made, folder)
+    shutil.copytree(sample, folder)
     return folder
 
 
 READERS: dict[str, Callable[[Path, Path], Result]] = {
-    "verify": lambda folder, made: cli("verify", folder),
-    "report": lambda folder, made: cli("report", folder),
-    "leaderboard": lambda folder, made: cli("report", "--leaderboard", folder),
-    "compare": lambda folder, made: cli("compare", made, folder, "--out", folder.parent / "compare.html"),
+    "verify": lambda folder, sample: cli("verify", folder),
+    "report": lambda folder, sample: cli("report", folder),
+    "leaderboard": lambda folder, sample: cli("report", "--leaderboard", folder),
+    "compare": lambda folder, sample: cli("compare", sample, folder, "--out", folder.parent / "compare.html"),
 }
 
 
-def refused(reader: str, folder: Path, made: Path, *words: str) -> str:
+def refused(reader: str, folder: Path, sample: Path, *words: str) -> str:
     """The reader ends with one message and exit code 4."""
     with within(60):
-        result = READERS[reader](folder, made)
+        result = READERS[reader](folder, sample)
     assert "Traceback" not in result.err and result.code == 4, (result.code, result.err[-2000:], result.out[-500:])
     assert all(word in result.err for word in words), result.err
     return result.err
@@ -129,10 +129,10 @@ FORGERIES: dict[str, tuple[Change, str]] = {
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("forgery", FORGERIES)
-def test_no_reader_believes_a_written_result(forgery: str, reader: str, record: Path, made: Path) -> None:
+def test_no_reader_believes_a_written_result(forgery: str, reader: str, record: Path, sample: Path) -> None:
     change, name = FORGERIES[forgery]
     change(record)
-    refused(reader, record, made, name)
+    refused(reader, record, sample, name)
 
 
 def test_words_of_a_verdict_are_not_taken_from_the_record(record: Path) -> None:
@@ -210,10 +210,10 @@ OUTSIDE: dict[str, Change] = {
 
 
 @pytest.mark.parametrize("change", OUTSIDE)
-def test_only_regular_files_inside_the_folder_are_read(change: str, record: Path, made: Path) -> None:
+def test_only_regular_files_inside_the_folder_are_read(change: str, record: Path, sample: Path) -> None:
     OUTSIDE[change](record)
     for reader in ("verify", "report"):
-        err = refused(reader, record, made)
+        err = refused(reader, record, sample)
         assert "SHA-256 is" not in err
 
 
@@ -292,10 +292,10 @@ CONTRADICTIONS: dict[str, Change] = {
 
 
 @pytest.mark.parametrize("change", CONTRADICTIONS)
-def test_a_record_that_contradicts_itself_ends_in_one_message(change: str, record: Path, made: Path) -> None:
+def test_a_record_that_contradicts_itself_ends_in_one_message(change: str, record: Path, sample: Path) -> None:
     """All digests fit, so only the content shows that nobody ran this."""
     CONTRADICTIONS[change](record)
-    refused("report", record, made)
+    refused("report", record, sample)
 
 
 CONTROLS = {
@@ -311,11 +311,11 @@ CONTROLS = {
 
 
 @pytest.mark.parametrize("place", CONTROLS)
-def test_no_control_code_of_a_record_reaches_the_terminal(place: str, record: Path, made: Path) -> None:
+def test_no_control_code_of_a_record_reaches_the_terminal(place: str, record: Path, sample: Path) -> None:
     rewrite(record, CONTROLS[place][0], CONTROLS[place][1])
     for reader in READERS.values():
         with within(60):
-            result = reader(record, made)
+            result = reader(record, sample)
         shown = (result.out + result.err).replace("\n", "")
         assert "Traceback" not in shown
         assert shown.isprintable(), [c for c in shown if not c.isprintable()]
