@@ -151,7 +151,7 @@ def test_a_file_is_read_and_named(tmp_path: Path) -> None:
     assert state_digest(load(other, tmp_path / "w.safetensors")) == state_digest(model)
     with pytest.raises(SpecError, match=r"cannot read .*none\.safetensors \(No such file or directory\)"):
         load(other, tmp_path / "none.safetensors")
-    with pytest.raises(SpecError, match="Is a directory"):
+    with pytest.raises(SpecError, match="is a folder"):
         load(other, tmp_path)
     (tmp_path / "short").write_bytes(dump(model)[:99])
     with pytest.raises(SpecError, match="short: not a complete"):

@@ -9,8 +9,8 @@ import pytest
 
 from expunge.audits.loss import Loss
 from expunge.base.record import file_digest
-from expunge.base.registry import add_search_path
 from expunge.base.spec import parse
+from expunge.base.user_code import add_search_path
 from expunge.pipeline.folder import environment
 from expunge.pipeline.plan import Plan
 from helpers import Table, cli, contents, finished, run, snapshot, stages_done, temporaries, tiny

@@ -30,6 +30,7 @@ from expunge.core.seeding import forked
 from expunge.evidence.table import ORIGINAL
 from expunge.pipeline.input_files import InputFiles, without_places
 from expunge.pipeline.plan import Plan
+from expunge.pipeline.resolved import described
 from expunge.pipeline.seeds import StageSeeds
 from expunge.pipeline.stage import Stage
 
@@ -217,7 +218,7 @@ class CasePlan(Plan):
             "precision": self.spec.precision,
             "case_seed": self.case.seed,
             "data": {"name": "your data", "train": len(problem.train), "test": len(problem.test)},
-            "objective": self._resolved_objective(),
+            "objective": described(problem.objective),
             "model": {"name": type(self.case.original).__name__},
             "forget": {"name": "your forget set", "count": len(problem.forget)},
             "method": tables(self.spec.method, self.methods),

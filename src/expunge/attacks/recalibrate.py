@@ -48,6 +48,14 @@ class Recalibrate(Attack):
                 remedy="leave this attack out; it is a control for models with batch norm",
             )
 
+    def check(self, problem: Problem) -> None:
+        """Check that there are examples to average over.
+
+        Raises:
+            SpecError: All of them share a group with a scored forget example.
+        """
+        allowed(problem, problem.retain)
+
     def __call__(self, model: nn.Module, case: Case, seed: int) -> Attacked:
         """A copy with new statistics.
 

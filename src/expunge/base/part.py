@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import hashlib
-import inspect
 import math
 import typing
 from collections.abc import Mapping
@@ -20,7 +18,10 @@ from typing import Annotated, Any, ClassVar, Self
 import msgspec
 
 from expunge.base.errors import SpecError, unknown
+from expunge.base.extremes import refuse_extremes
 from expunge.base.inputs import input_digest
+from expunge.base.reading import refuse_unreadable
+from expunge.base.user_code import OURS, source_digest
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 """A whole number of at least 1."""
@@ -32,15 +33,6 @@ NonNegative = Annotated[float, msgspec.Meta(ge=0)]
 """A number of at least 0."""
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 """A share between 0 and 1."""
-
-
-def source_digest(thing: Any) -> str:
-    """SHA-256 of the file that defines a class or function; of no bytes if there is no such file."""
-    try:
-        file = inspect.getsourcefile(thing)
-    except TypeError:
-        file = None
-    return hashlib.sha256(Path(file).read_bytes() if file else b"").hexdigest()
 
 
 def _plain(value: Any) -> Any:
@@ -80,6 +72,7 @@ class Part(abc.ABC):  # noqa: B024 - each kind has abstract methods of its own
         hints = _hints(type(self))
         for field in dataclasses.fields(self):
             value = _plain(getattr(self, field.name))
+            refuse_extremes(value, field.name)
             try:
                 checked = msgspec.convert(value, hints[field.name])
             except msgspec.ValidationError as error:
@@ -109,8 +102,8 @@ class Part(abc.ABC):  # noqa: B024 - each kind has abstract methods of its own
             digests = {name: input_digest(file) for name, file in files.items()}
             settings[field] = digests.get("", digests)
         identity = {"part": type(self).__qualname__, "version": self.version, "settings": settings}
-        # Nobody maintains the version of a user's own part, so its source file is hashed as well.
-        ours = type(self).__module__.partition(".")[0] == __package__.partition(".")[0]
+        # Nobody maintains the version of a user's own part, so its source code is hashed as well.
+        ours = type(self).__module__.partition(".")[0] == OURS
         return identity if ours else {**identity, "module": type(self).__module__, "code": source_digest(type(self))}
 
     @classmethod
@@ -140,6 +133,7 @@ class Part(abc.ABC):  # noqa: B024 - each kind has abstract methods of its own
         for name in cls.paths:
             if folder is not None and isinstance(settings.get(name), str):
                 settings[name] = str(folder / settings[name])
+                refuse_unreadable(Path(settings[name]), where=f"{where}.{name}")
         try:
             return cls(**settings)
         except SpecError as error:

@@ -15,6 +15,7 @@ from safetensors.torch import save as save_bytes
 from torch import Tensor, nn
 
 from expunge.base.errors import SpecError
+from expunge.base.reading import read_given
 from expunge.core.first_pass import first_line, require_loadable
 from expunge.reporting.progress import Progress
 
@@ -138,11 +139,7 @@ def load(module: nn.Module, path: Path, where: str = "") -> nn.Module:
     Raises:
         SpecError: As for `restore`, or the file cannot be read.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise SpecError(f"cannot read {path} ({error.strerror})", where=where, remedy="check the path") from None
-    return restore(module, content, where or str(path), path)
+    return restore(module, read_given(path, where=where), where or str(path), path)
 
 
 def _check(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:

@@ -202,7 +202,7 @@ def read_table(root: Path, manifest: Manifest) -> Table:
             continue
         if stage.seed is None:
             raise RunError("these scores have no seed", where=str(root / file.path))
-        for scores in load(root / file.path):
+        for scores in load(root, file.path, file.sha256):
             measured.append(Measured(stage.model, stage.seed, stage.attack, scores))
             # A spec requires an audit by the audit's label, but a table requires metrics by name.
             if stage.kind == "audit" and stage.part in manifest.required and scores.role == "knowledge":

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from expunge.base.errors import SpecError
+from expunge.base.reading import require_file
 from expunge.core import checkpoint
 from expunge.core.job import Job
 from expunge.core.method import Method
@@ -41,11 +41,11 @@ class Checkpoint(Method):
         return 0
 
     def check_model(self, model: nn.Module) -> None:
-        """Refuse a path to nothing, and a folder with another configuration."""
-        if not Path(self.path).exists():
-            raise SpecError(f"there is no file or folder {self.path}", where=WHERE, remedy="check the path")
+        """Refuse a file that cannot be read, and a folder with another configuration."""
         if Path(self.path).is_dir():
             require_same_config(model, Path(self.path), WHERE)
+        else:
+            require_file(Path(self.path), where=WHERE)
 
     def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Load the weights into the copy of the model.

@@ -53,7 +53,7 @@ def replaced(root: Path, plan: Plan) -> str | None:
     Input files are compared by their contents: the same spec with other data replaces the record, too.
     """
     try:
-        manifest, environment = read_manifest(root), read_json(root / ENVIRONMENT)
+        manifest, environment = read_manifest(root), read_json(root, ENVIRONMENT)
     except ExpungeError:
         return None
     before = {(s.kind, s.model, s.seed, s.attack, s.part): s.key for s in manifest.stages}

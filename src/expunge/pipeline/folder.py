@@ -31,6 +31,7 @@ from expunge.base.manifest import (
 )
 from expunge.base.manifest import NAME as MANIFEST
 from expunge.base.memory import MemoryStore
+from expunge.base.reading import append_inside, refuse_links
 from expunge.base.record import (
     file_digest,
     locked,
@@ -67,6 +68,7 @@ class RunFolder:
             SpecError: The folder holds a run of another spec. Nothing in it is changed.
             RunError: The folder cannot be written to.
         """
+        refuse_links(self.root)
         refuse_other(self.root, plan)
         make_private(self.root)
         sweep_files(self.root)
@@ -87,11 +89,7 @@ class RunFolder:
     def event(self, what: str, facts: dict[str, Any]) -> None:
         """Append a line to the log of events."""
         line = json.dumps({"at": datetime.now(UTC).isoformat(timespec="seconds"), "what": what, **facts})
-        try:
-            with open(self.root / "events.jsonl", "a", encoding="utf-8") as file:
-                file.write(line + "\n")
-        except OSError as error:
-            raise storage_error(error, self.root / "events.jsonl") from None
+        append_inside(self.root, "events.jsonl", line + "\n")
 
     def write(self, plan: Plan, store: Store | MemoryStore) -> Table:
         """Write the finished run's spec, scores, models, rows and verdicts into the folder; the manifest comes last.
@@ -102,6 +100,7 @@ class RunFolder:
         Raises:
             RunError: The folder cannot be written to, or a stored output was damaged during the run.
         """
+        refuse_links(self.root)
         make_private(self.root)
         with locked(self.root):
             earlier = self._remove_results()

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from expunge.base import registry
-from expunge.base.part import Part, source_digest
+from expunge.base.part import Part
 from expunge.base.record import address
 from expunge.base.spec import Entry
 from expunge.base.store import FORMAT
+from expunge.base.user_code import source_digest
 from expunge.evidence.table import ORIGINAL, REFERENCE
 from expunge.pipeline.parts import Parts
 from expunge.pipeline.stage import Inputs, Stage
@@ -58,6 +59,17 @@ class Layout:
         if not self.parts.task.measures:
             return None
         return self._made("measure", "", None, None, "measure", self._training, {})
+
+    @cached_property
+    def _everywhere(self) -> dict[str, Any]:
+        """Fingerprints that enter every key; made once, because the user's code may consist of many files."""
+        return {
+            "data": self.parts.source.fingerprint(),
+            "model": self.parts.architecture.fingerprint(),
+            "task": self.parts.task.fingerprint(),
+            "augmentation": [part.fingerprint() for part in self.parts.augmentations.values()],
+            "objective": self.parts.data.objective.fingerprint(),
+        }
 
     @cached_property
     def _training(self) -> dict[str, Any]:
@@ -220,11 +232,7 @@ class Layout:
             "threads": self.parts.spec.threads,
             "device": self.parts.device.type,
             "precision": self.parts.spec.precision,
-            "data": self.parts.source.fingerprint(),
-            "model": self.parts.architecture.fingerprint(),
-            "task": self.parts.task.fingerprint(),
-            "augmentation": [part.fingerprint() for part in self.parts.augmentations.values()],
-            "objective": self.parts.data.objective.fingerprint(),
+            **self._everywhere,
         }
         return Stage(kind, model, seed, attack, part, address(content), inputs)
 

@@ -14,10 +14,12 @@ from expunge.base import registry
 from expunge.base.errors import SpecError
 from expunge.base.inputs import digest
 from expunge.base.part import Part
+from expunge.base.reading import require_file
 from expunge.base.seeds import derive
 from expunge.base.spec import Entry, Spec
 from expunge.blocks import Placed, with_blocks
 from expunge.core import checkpoint
+from expunge.core.case import Attacked, Unlearned
 from expunge.core.contracts import Architecture, Attack, Audit, Augmentation, Diagnostic, Monitor, Source, Task
 from expunge.core.data import Data
 from expunge.core.device import placed, resolve
@@ -32,6 +34,21 @@ from expunge.pipeline.resolved import resolved, resolved_objective
 from expunge.train.function_training import FunctionTraining
 from expunge.train.training import TrainedRecipe, Training
 
+RETURNS: dict[str, Any] = {
+    "data": Data,
+    "objective": Objective,
+    "augmentation": torch.Tensor,
+    "model": nn.Module,
+    "block": (nn.Module, type(None)),
+    "task": Problem,
+    "method": Unlearned,
+    "attack": Attacked,
+    "audit": (list, tuple),
+    "diagnostic": dict,
+    "monitor": object,
+}
+"""Kind of part -> what a plain function of the user's must return."""
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -45,7 +62,8 @@ class Parts:
         _ = self.device, self.methods, self.attacks, self.diagnostics, self.monitors, self.inputs, self.audits
 
     def _build(self, kind: str, entry: Entry, where: str) -> Part:
-        return registry.build(kind, entry.name, entry.settings, where=where, folder=self.spec.folder)
+        part = registry.build(kind, entry.name, entry.settings, where=where, folder=self.spec.folder)
+        return replace(part, returns=RETURNS[kind]) if isinstance(part, registry.FunctionPart) else part
 
     @cached_property
     def source(self) -> Source:
@@ -265,9 +283,5 @@ class Parts:
 
 
 def _weights_digest(path: str) -> str:
-    try:
-        return digest(Path(path))
-    except OSError as error:
-        raise SpecError(
-            f"cannot read {path} ({error.strerror})", where="model.weights", remedy="check the path"
-        ) from None
+    require_file(Path(path), where="model.weights")
+    return digest(Path(path))

@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from expunge.base.errors import RunError
-from expunge.base.registry import add_search_path
 from expunge.base.spec import Spec
+from expunge.base.user_code import add_search_path
 from expunge.core.data import Data
 from expunge.pipeline.input_files import UNCHANGED
 from expunge.pipeline.layout import Layout
@@ -36,7 +36,8 @@ class SpecHome:
         Raises:
             RunError: An input file has other contents now.
         """
-        add_search_path(self.spec.folder)
+        if self.spec.names_code:
+            add_search_path(self.spec.folder)
         plan = Plan(self.spec)
         now = plan.inputs.digests()
         other = next((place for place in {**now, **self.inputs} if now.get(place) != self.inputs.get(place)), None)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from expunge.base.errors import SpecError
 from expunge.base.memory import MemoryStore
-from expunge.base.record import Store
+from expunge.base.store import Store
 from expunge.core.generators import generator_of
 from expunge.core.problem import Problem
 from expunge.evidence.table import ORIGINAL, REFERENCE

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from expunge.base.part import Part
 from expunge.base.spec import Entry
+from expunge.core.objective import Objective
 from expunge.pipeline.input_files import without_places
 
 if TYPE_CHECKING:
@@ -59,6 +60,10 @@ def resolved(parts: Parts) -> dict[str, Any]:
 
 def resolved_objective(parts: Parts) -> dict[str, Any]:
     """The table of the objective, named in the spec or inferred from the data."""
-    named, objective = parts.spec.objective, parts.data.objective
-    name = named.name if named else type(objective).__module__.rpartition(".")[2]
-    return {"name": name, **objective.settings()}
+    named = parts.spec.objective
+    return described(parts.data.objective) | ({"name": named.name} if named else {})
+
+
+def described(objective: Objective) -> dict[str, Any]:
+    """Name and settings of an objective."""
+    return {"name": type(objective).__module__.rpartition(".")[2], **objective.settings()}

@@ -21,6 +21,7 @@ from expunge.core.method import Method
 from expunge.core.own_training import require_independent
 from expunge.core.problem import require_unretained
 from expunge.core.refusals import refuse_mixing, refuse_model, refuse_unmet, unmet_needs
+from expunge.core.size import built, refuse_too_large
 from expunge.core.texts import require_text_model
 from expunge.evidence.reasons import CHANGED_NOTHING
 from expunge.evidence.table import Table
@@ -35,6 +36,9 @@ from expunge.pipeline.schedule import run_stages
 from expunge.reporting.progress import Progress
 from expunge.train.chance import no_better_than_chance
 from expunge.train.loop import evaluation_size
+
+LONGEST_NAME = 190
+"""Bytes of a file's name without its ending; file systems allow 255, and a temporary name is longer."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,9 @@ def costs(plan: Plan, store: Store) -> dict[str, dict[str, float]]:
 
 def _check(plan: Plan) -> None:
     """Refuse, before training, what would fail after it; checks the first seed's problem if that is cheap to make."""
-    fresh = plan.recipe(plan.data).build(0)
+    if not plan.spec.names_code:  # the user's code is not run more often than needed
+        refuse_too_large(plan.architecture, plan.data, where="model")
+    fresh = built(lambda: plan.recipe(plan.data).build(0), where="model")
     if ":" in plan.spec.model.name:  # code of the user's, which may return the same module twice
         require_independent(plan.recipe(plan.data).build(1), {"that of an earlier call": fresh}, "model")
     for label, method in plan.methods.items():
@@ -215,10 +221,19 @@ def _check_required(plan: Plan) -> None:
 
 
 def _check_names(plan: Plan) -> None:
-    """Refuse labels that give two outputs the same file."""
+    """Refuse labels that give two outputs the same file, or a file a name that file systems do not allow."""
     seen: dict[str, Stage] = {}
     for stage in plan.stages:
-        first = seen.setdefault(file_name(stage), stage)
+        name = file_name(stage)
+        if len(name.encode()) > LONGEST_NAME:
+            raise SpecError(
+                f"the file of {stage.name!r} would have a name of {len(name.encode())} bytes",
+                where="label",
+                allowed=f"{LONGEST_NAME} bytes",
+                remedy="give methods, attacks and audits shorter labels",
+            )
+        # Some file systems do not distinguish upper and lower case.
+        first = seen.setdefault(name.casefold(), stage)
         if first is not stage:
             raise SpecError(
                 f"{first.name!r} and {stage.name!r} would share the file {file_name(stage)}",

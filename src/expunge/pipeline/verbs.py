@@ -8,7 +8,7 @@ from typing import Any
 
 from expunge.base.errors import ExpungeError, SpecError, unknown
 from expunge.base.record import write_file
-from expunge.base.spec import CACHE, Entry, Spec
+from expunge.base.spec import CACHE, Entry, Spec, label_of
 from expunge.base.store import Store
 from expunge.pipeline.default_diagnostics import default_set, planned, with_plan
 from expunge.pipeline.diagnosis import diagnosis
@@ -167,6 +167,6 @@ def audit_of(spec: Spec, model: Path) -> Spec:
             remedy="add it; the verdict is about one model",
         )
     path = model.resolve()
-    label = path.name if path.is_dir() else path.stem
+    label = label_of(path.name if path.is_dir() else path.stem, where=str(model))
     entry = Entry("checkpoint", label, {"path": str(path)})
     return replace(spec, name=f"{spec.name}-{label}", method=(entry,), gate=())

@@ -14,6 +14,7 @@ import numpy as np
 
 from expunge.base.errors import ExpungeError, SpecError
 from expunge.base.manifest import read_manifest
+from expunge.base.reading import read_inside
 from expunge.evidence.intervals import student
 from expunge.evidence.scores import Scores
 from expunge.evidence.table import ORIGINAL, Key
@@ -186,11 +187,11 @@ class Pair:
 def _score_format(folder: Path) -> int | None:
     """The format of a run's scores, none if it cannot be read."""
     try:
-        path = read_manifest(folder).file("scores")
-        content = (folder / path).read_bytes() if path else b""
+        file = read_manifest(folder).file("scores")
+        content = read_inside(folder, file.path) if file else b""
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         return int(json.loads(header["__metadata__"]["expunge"])["format"])
-    except (ExpungeError, OSError, ValueError, KeyError, TypeError):
+    except (ExpungeError, OSError, ValueError, KeyError, TypeError, RecursionError):
         return None  # opening the run will report the mistake
 
 

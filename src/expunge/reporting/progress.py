@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TextIO
 
+from expunge.base.terminal import write
+
 STAGES, SECONDS = 25, 60.0
 """A log repeats the remaining time after this many stages or seconds."""
 
@@ -79,8 +81,7 @@ class Progress:
         """Write a permanent line."""
         if self.live:
             self._overwrite("")
-        self.stream.write(line + "\n")
-        self.stream.flush()
+        write(self.stream, line)
 
     def _count(self) -> str:
         return f"[{self.done:{len(str(self.total))}}/{self.total}]"
@@ -106,8 +107,8 @@ class Progress:
     def _overwrite(self, line: str) -> None:
         width = shutil.get_terminal_size().columns - 1
         # Carriage return, the text, and the control sequence that erases the rest of the line.
-        self.stream.write(f"\r{line[:width]}\x1b[K")
-        self.stream.flush()
+        self.stream.write("\r")
+        write(self.stream, line[:width], end="\x1b[K")
 
 
 def forecast_text(stages: Sequence[tuple[str, float | None]], workers: int) -> str:
