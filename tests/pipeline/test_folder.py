@@ -64,7 +64,7 @@ def test_the_record_says_which_version_of_each_part_made_the_numbers(
         "model": {"mlp": 1},
         "forget": {"label_swap": 1},
     }
-    parts |= {"method": {"random_relabel": 1}, "attack": {"relearn": 1}}
+    parts |= {"method": {"random_relabel": 2}, "attack": {"relearn": 2}}
     assert json.loads((out / "tiny" / "manifest.json").read_text())["versions"] == parts | {"audit": audits}
     monkeypatch.setattr(Loss, "version", 5)
     table = tiny(audit=[{"name": "loss", "label": "nats"}])
