@@ -22,6 +22,8 @@ from expunge.base.user_code import add_search_path, names_code
 
 RESERVED = ("original", "reference")
 """Model names in results; no method may have one as its label."""
+AUDITED = "audited-"
+"""What stands before the name of a file that would be reserved."""
 CACHE = "cache"
 """Folder beside the runs that holds the outputs of stages."""
 FOLDERS = (CACHE, "studies", "cases")
@@ -263,16 +265,13 @@ _EXAMPLES = {
 }
 
 
-def label_of(name: str, *, where: str) -> str:
-    """A name as the label of a method, which becomes part of file names.
+def label_of(name: str) -> str:
+    """A file's name as the label of a model: letters that a label cannot have become `-`, and a label is not too long.
 
-    Raises:
-        SpecError: It has other letters than a label may have, is too long, or is reserved.
+    A model is never labelled as the original or the reference, because these are judged by nobody.
     """
-    if name in RESERVED:
-        raise SpecError(f"the label {name!r} is reserved", where=where, remedy="choose another")
-    label: str = _converted(name, where, *_EXTRA["label"])
-    return label
+    label = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[: LONGEST["label"] - len(AUDITED)].rstrip("-._")
+    return f"{AUDITED}{label}" if label in (*RESERVED, "") else label
 
 
 def _entries(table: Mapping[str, Any], key: str, extra: tuple[str, ...] = ()) -> tuple[Entry, ...]:

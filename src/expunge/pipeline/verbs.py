@@ -167,6 +167,6 @@ def audit_of(spec: Spec, model: Path) -> Spec:
             remedy="add it; the verdict is about one model",
         )
     path = model.resolve()
-    label = label_of(path.name if path.is_dir() else path.stem, where=str(model))
+    label = label_of(path.name if path.is_dir() else path.stem)
     entry = Entry("checkpoint", label, {"path": str(path)})
     return replace(spec, name=f"{spec.name}-{label}", method=(entry,), gate=())
