@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from expunge.base.errors import RunError
 from expunge.core.case import Meter
 from expunge.core.data import Batch, Data
-from expunge.core.objective import loss
+from expunge.core.decisions import loss
 from expunge.models.cnn import CNN
 from expunge.models.mlp import MLP
 from expunge.objectives.classification import Classification

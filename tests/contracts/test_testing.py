@@ -23,10 +23,11 @@ from expunge.blocks.tied_dropout import TiedLayer
 from expunge.core.case import Attacked, Case, Cost, Meter, Recipe, Unlearned, copy_for_training
 from expunge.core.contracts import Architecture, Augmentation, Block, Diagnostic, Source, Task
 from expunge.core.data import Data
+from expunge.core.decisions import kl, loss
 from expunge.core.job import Job
 from expunge.core.method import Method
 from expunge.core.modules import frozen_copy
-from expunge.core.objective import Objective, kl, loss
+from expunge.core.objective import Objective
 from expunge.core.problem import Problem
 from expunge.data.digits import Digits
 from expunge.evidence.scores import Scores

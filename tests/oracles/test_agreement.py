@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from expunge.base.errors import RunError
 from expunge.core.case import Meter
 from expunge.core.data import Batch, Data
-from expunge.core.objective import Decisions
+from expunge.core.decisions import Decisions
 from expunge.core.problem import Problem
 from expunge.methods import _checked
 from expunge.methods._gradients import mean_squared_gradient

@@ -13,7 +13,7 @@ from torch import nn
 from expunge.base.errors import SpecError
 from expunge.base.seeds import derive
 from expunge.core.case import Meter
-from expunge.core.objective import loss
+from expunge.core.decisions import loss
 from expunge.methods._gradients import summed_gradient
 from expunge.methods.gradient_ascent import GradientAscent
 from expunge.methods.l1_sparse import L1Sparse, l1_norm

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from expunge.core.case import Meter
 from expunge.core.data import Batch, Data
-from expunge.core.objective import Decisions, decision_losses
+from expunge.core.decisions import Decisions, decision_losses
 from expunge.core.problem import Problem
 from expunge.methods import _checked
 from expunge.methods._gradients import mean_absolute_gradient, mean_squared_gradient

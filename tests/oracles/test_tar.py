@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from expunge.base.errors import RunError, SpecError
 from expunge.base.spec import parse
+from expunge.core.decisions import loss
 from expunge.core.modules import state_digest
-from expunge.core.objective import loss
 from expunge.methods.tar import TAR, entropy, tampered_gradient
 from expunge.pipeline.forecast import gradients
 from expunge.pipeline.plan import Plan

@@ -17,7 +17,7 @@ from expunge.audits.function_distance import FunctionDistance
 from expunge.audits.performance import Performance
 from expunge.core.case import Case
 from expunge.core.data import Data
-from expunge.core.objective import OUTPUT_VALUES, Decisions, decision_losses
+from expunge.core.decisions import OUTPUT_VALUES, Decisions, decision_losses
 from expunge.core.problem import Problem
 from expunge.objectives.reconstruction import Reconstruction
 from expunge.objectives.segmentation import Segmentation

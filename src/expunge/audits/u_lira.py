@@ -43,7 +43,7 @@ from torch import Tensor, nn
 from expunge.base.errors import MissingError, SpecError
 from expunge.core.case import Case
 from expunge.core.contracts import Audit
-from expunge.core.objective import Decisions
+from expunge.core.decisions import Decisions
 from expunge.evidence.intervals import Floats
 from expunge.evidence.scores import Scores
 from expunge.train.evaluation import evaluate

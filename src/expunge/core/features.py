@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from expunge.base.errors import SpecError, unknown
 from expunge.core.data import Batch
+from expunge.core.decisions import Decisions
 from expunge.core.modules import evaluating
-from expunge.core.objective import Decisions
 from expunge.core.problem import Problem
 from expunge.core.recompute import micro_batches
 from expunge.numerics.precision import wide

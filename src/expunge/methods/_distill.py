@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from expunge.core.data import Batch
+from expunge.core.decisions import kl
 from expunge.core.modules import frozen_copy, require_distinct
-from expunge.core.objective import Objective, kl
+from expunge.core.objective import Objective
 
 
 def teacher_of(model: nn.Module) -> nn.Module:

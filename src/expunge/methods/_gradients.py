@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from expunge.core.case import Meter
+from expunge.core.decisions import Decisions, decision_losses
 from expunge.core.modules import evaluating
-from expunge.core.objective import Decisions, decision_losses
 from expunge.core.problem import Problem
 from expunge.core.refusals import require_trainable
 from expunge.methods._checked import checked_chain

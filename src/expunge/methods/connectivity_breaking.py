@@ -29,9 +29,10 @@ from torch.func import functional_call
 
 from expunge.base.part import NonNegative, Positive
 from expunge.core.data import Batch
+from expunge.core.decisions import Decisions, loss
 from expunge.core.job import Job
 from expunge.core.modules import counterparts, evaluating, movable
-from expunge.core.objective import Decisions, Objective, loss
+from expunge.core.objective import Objective
 from expunge.methods._descent import RetainingDescent
 from expunge.train.loop import PairBatch
 

@@ -29,8 +29,9 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from expunge.base.part import Count, NonNegative, Positive, Share
+from expunge.core.decisions import loss
 from expunge.core.job import Job
-from expunge.core.objective import Objective, loss
+from expunge.core.objective import Objective
 from expunge.methods._descent import PairedDescent, perturb_once
 from expunge.methods._distill import divergence, logits_of, teacher_of
 from expunge.methods._noise import add_noise

@@ -25,8 +25,9 @@ from torch.nn import functional as F
 
 from expunge.base.part import NonNegative, Positive
 from expunge.core.data import Batch
+from expunge.core.decisions import decision_losses, per_example
 from expunge.core.job import Job
-from expunge.core.objective import Objective, decision_losses, per_example
+from expunge.core.objective import Objective
 from expunge.methods._descent import RetainingDescent
 from expunge.methods._distill import teacher_of
 from expunge.train.loop import PairBatch

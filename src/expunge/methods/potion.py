@@ -35,9 +35,9 @@ import torch
 from torch import Tensor, nn
 
 from expunge.base.part import Count, Positive, Share
+from expunge.core.decisions import Decisions, per_example
 from expunge.core.job import Job
 from expunge.core.method import Method
-from expunge.core.objective import Decisions, per_example
 from expunge.core.refusals import require_trainable
 from expunge.methods._dampening import adaptive_alpha, dampen, forget_share, importances
 from expunge.methods._gradients import mean_absolute_gradient

@@ -63,10 +63,10 @@ from expunge.blocks.tied_dropout import (
 )
 from expunge.blocks.widen import cannot_widen
 from expunge.core.data import Batch
+from expunge.core.decisions import decision_losses, per_example
 from expunge.core.job import Job
 from expunge.core.modules import evaluating, first_parameter
 from expunge.core.norms import fixed_statistics
-from expunge.core.objective import decision_losses, per_example
 from expunge.core.problem import Problem
 from expunge.methods._descent import Descent
 from expunge.numerics.precision import wide_type

@@ -37,8 +37,8 @@ from torch import Tensor, nn
 
 from expunge.base.part import Count, NonNegative, Positive
 from expunge.core.data import Batch
+from expunge.core.decisions import Decisions, loss
 from expunge.core.job import Job
-from expunge.core.objective import Decisions, loss
 from expunge.core.problem import Problem
 from expunge.methods._descent import Descent
 from expunge.methods._distill import divergence, logits_of, teacher_of

@@ -47,11 +47,11 @@ from expunge.base.errors import RunError
 from expunge.base.part import Count, NonNegative, Positive
 from expunge.core.case import copy_for_training
 from expunge.core.data import Batch
+from expunge.core.decisions import loss
 from expunge.core.features import Features, FeatureSite, half_way_and_last, require_layers
 from expunge.core.job import Job
 from expunge.core.method import Method
 from expunge.core.modules import require_distinct
-from expunge.core.objective import loss
 from expunge.core.problem import Problem
 from expunge.core.refusals import require_trainable
 from expunge.methods._distill import teacher_of

@@ -18,21 +18,8 @@ from expunge.base.errors import SpecError
 from expunge.base.part import Count
 from expunge.core.answers import AnswerRates
 from expunge.core.data import Batch, Data
-from expunge.core.objective import (
-    DECISIONS,
-    IGNORE,
-    RELABEL,
-    TOKENS,
-    Deciding,
-    Decisions,
-    Metric,
-    correct,
-    knows,
-    mean_losses,
-    per_example,
-    share_right,
-    wrong_width,
-)
+from expunge.core.decisions import Decisions, correct, knows, mean_losses, per_example, share_right
+from expunge.core.objective import DECISIONS, IGNORE, RELABEL, TOKENS, Deciding, Metric, wrong_width
 from expunge.core.texts import refuse_shifted
 from expunge.objectives._targets import drawn_wrong, labels_up_to, require_decided, require_labels, require_whole
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from expunge.core.data import IGNORE, Batch, Data
+from expunge.core.decisions import correct, knows
 from expunge.core.generators import generator_of
 from expunge.core.modules import evaluating
-from expunge.core.objective import correct, knows
 from expunge.core.problem import Problem
 from expunge.train.loop import in_order
 

@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from expunge.core.decisions import share_right
 from expunge.core.generators import generator_of
-from expunge.core.objective import CLASSES, IGNORE, TOKENS, share_right
+from expunge.core.objective import CLASSES, IGNORE, TOKENS
 from expunge.core.problem import Problem
 from expunge.train.evaluation import evaluate
 

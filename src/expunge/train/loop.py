@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from expunge.base.errors import RunError
 from expunge.core.case import Meter
 from expunge.core.data import Batch, Data
-from expunge.core.objective import OUTPUT_VALUES
+from expunge.core.decisions import OUTPUT_VALUES
 from expunge.core.recompute import micro_batches
 from expunge.numerics.norms import sound_norms
 
