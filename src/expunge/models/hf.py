@@ -69,7 +69,7 @@ class HF(Architecture):
         facts |= {"base": content_of(folder_of(self.base, "model.base"))} if self.base else {}
         return {**super().fingerprint(), "settings": facts}
 
-    def originaldigest_of(self) -> str:
+    def original_digest(self) -> str:
         """Content address of the folder's configuration and weights."""
         return content_of(folder_of(self.path, "model.path"))
 
