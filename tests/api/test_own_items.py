@@ -253,7 +253,7 @@ class Stream(IterableDataset[Any]):
     ],
     ids=[
         "array of text", "text in items", "text in dicts", "paths", "nothing", "two inputs", "frame", "two frames",
-        "frames in items", "stream", "dict of tensors", "batches of other sizes", "whole numbers", "other channels", "sixteen bits",
+        "frames in items", "stream", "batches of other sizes", "whole numbers", "other channels", "sixteen bits",
     ],
 )  # fmt: skip
 def test_what_has_no_one_meaning_is_refused_with_a_remedy(source: Any, message: str) -> None:

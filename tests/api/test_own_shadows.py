@@ -187,7 +187,8 @@ def test_what_is_missing_is_named_before_anything_is_trained(folder: Path) -> No
 def test_a_language_model_is_refused() -> None:
     tokens = torch.randint(5, (12, 4))
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5))
-    parts = {name: (tokens[i : i + 4], tokens[i : i + 4]) for i, name in enumerate(("forget", "retain", "test"))}
+    pairs = tokens[:, :-1], tokens[:, 1:]
+    parts = {name: tuple(t[4 * i : 4 * i + 4] for t in pairs) for i, name in enumerate(("forget", "retain", "test"))}
     case = expunge.case(model, **parts)
     with pytest.raises(SpecError, match="audit 'u_lira': needs classes"):
         expunge.audit(expunge.unlearn(case, "finetune", epochs=1), case, attacks=[], audits=[U_LIRA])

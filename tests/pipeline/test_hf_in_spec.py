@@ -148,8 +148,8 @@ def rows_of(out: Path, name: str) -> list[Table]:
 def test_a_folder_of_transformers_can_be_audited_in_one_file_or_in_several(folder: Path) -> None:
     table, out = write_spec(folder, spec(seeds=[0])), folder / "runs"
     unlearned = vit(folder / "whole", 5)
-    unlearned.save_pretrained(folder / "parts", max_shard_size="8KB")
-    assert len(list((folder / "parts").glob("*.safetensors"))) > 2
+    unlearned.save_pretrained(folder / "parts", max_shard_size="4KB")
+    assert len(list((folder / "parts").glob("*.safetensors"))) > 1
     for name in ("whole", "parts"):
         finished(cli("audit", table, folder / name, "--out", out, "--workers", 1))
         stored = load_file(out / f"hf-{name}" / "models" / f"{name}-s0.safetensors")

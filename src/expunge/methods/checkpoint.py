@@ -9,6 +9,7 @@ Cost: none here; what it cost elsewhere is not known.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -19,7 +20,7 @@ from expunge.base.reading import require_file
 from expunge.core import checkpoint
 from expunge.core.job import Job
 from expunge.core.method import Method
-from expunge.models._hf_folder import load_folder, require_same_config
+from expunge.models._hf_folder import load_folder
 
 WHERE = "path"
 
@@ -41,11 +42,10 @@ class Checkpoint(Method):
         return 0
 
     def check_model(self, model: nn.Module) -> None:
-        """Refuse a file that cannot be read, and a folder with another configuration."""
-        if Path(self.path).is_dir():
-            require_same_config(model, Path(self.path), WHERE)
-        else:
+        """Refuse a file that cannot be read, and weights or a configuration of another model."""
+        if not Path(self.path).is_dir():
             require_file(Path(self.path), where=WHERE)
+        self._load(copy.deepcopy(model))
 
     def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Load the weights into the copy of the model.
@@ -53,5 +53,8 @@ class Checkpoint(Method):
         Raises:
             SpecError: The file is missing, is truncated, or holds more than tensors or weights of another architecture.
         """
+        return self._load(student)
+
+    def _load(self, module: nn.Module) -> nn.Module:
         load = load_folder if Path(self.path).is_dir() else checkpoint.load
-        return load(student, Path(self.path), WHERE)
+        return load(module, Path(self.path), WHERE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -109,7 +110,7 @@ def load_folder(module: nn.Module, folder: Path, where: str) -> nn.Module:
         SpecError: The configurations differ, or the folder does not hold exactly the module's weights as safetensors.
     """
     require_same_config(module, folder, where)
-    read, lacking, surplus = loaded(type(module), module.config, str(folder), where)
+    read, lacking, surplus = loaded(type(module), copy.deepcopy(module.config), str(folder), where)
     if lacking:
         raise incomplete(where, str(folder), lacking)
     if surplus:
