@@ -127,7 +127,7 @@ FORGERIES: dict[str, tuple[Change, str]] = {
 }
 
 
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("reader", ["report", "leaderboard", "compare"])
 @pytest.mark.parametrize("forgery", FORGERIES)
 def test_no_reader_believes_a_written_result(forgery: str, reader: str, record: Path, sample: Path) -> None:
     change, name = FORGERIES[forgery]
