@@ -100,8 +100,7 @@ LABELS: dict[str, tuple[Table, str]] = {
     "a method of 240 letters": ({"method": [{"name": "finetune", "label": "x" * 240}]}, "method[0].label"),
     "an attack of 240 letters": ({"attack": [{"name": "relearn", "label": "x" * 240}]}, "attack[0].label"),
     "an audit of 70 letters": ({"audit": [{"name": "loss", "label": "x" * 70}]}, "audit[0].label"),
-    "a function without a label": ({"method": [{"name": "json:" + "x" * 200}]}, "method[0].name"),
-    "a function with a path": ({"method": [{"name": "../json:dumps"}]}, "method[0].name"),
+    "a function without a label": ({"method": [{"name": "x" * 200 + ":act"}]}, "method[0].name"),
     "a run of 240 letters": ({"name": "x" * 240}, "name"),
     "the folder of studies": ({"name": "studies"}, "reserved"),
     "the folder of cases": ({"name": "cases"}, "reserved"),
@@ -125,6 +124,7 @@ LABELS: dict[str, tuple[Table, str]] = {
 @pytest.mark.parametrize("case", LABELS)
 def test_names_that_cannot_be_files_are_refused_before_anything_is_computed(case: str, tmp_path: Path) -> None:
     table, word = LABELS[case]
+    (tmp_path / f"{'x' * 200}.py").write_text("def act(model, problem, recipe, seed, budget):\n    return model\n")
     result = run(tiny(**table), tmp_path / "runs")
     refused(result, word)
     assert not list((tmp_path / "runs").rglob("*.safetensors"))
@@ -159,48 +159,48 @@ def with_header(descr: str, shape: str, content: bytes = b"") -> bytes:
     return buffer.getvalue()
 
 
-def marked(field: str) -> bytes:
+MARKS = {"encrypted": (6, 0x01), "strongly encrypted": (6, 0x41), "patched": (6, 0x20)}
+METHODS = {"deflate64": (8, 9), "zstandard": (8, 93)}
+
+
+def marked(mark: str) -> bytes:
     """Arrays whose entries say that they are encrypted, or compressed by a method that Python lacks."""
     data = bytearray(packed(arrays()))
-    for mark, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
-        place = data.find(mark)
+    at, value = (MARKS | METHODS)[mark]
+    for head, shift in ((b"PK\x03\x04", 0), (b"PK\x01\x02", 2)):
+        place = data.find(head)
         while place >= 0:
-            if field == "encrypted":
-                data[place + at] |= 1
-            else:
-                data[place + at + 2] = {"deflate64": 9, "lzma": 14}[field]
-            place = data.find(mark, place + 4)
+            data[place + at + shift] = value | (data[place + at + shift] if mark in MARKS else 0)
+            place = data.find(head, place + 4)
     return bytes(data)
 
 
 dates = np.arange(40).astype("datetime64[D]")
 NPZ: dict[str, bytes] = {
-    "encrypted": marked("encrypted"),
-    "deflate64": marked("deflate64"),
-    "lzma": marked("lzma"),
+    **{mark: marked(mark) for mark in MARKS | METHODS},
     "a header that is no header": with_header("'<f4'", "(40, 5", b"\0" * 800),
-    "a header that is a call": with_header("__import__('os')", "(40, 5)", b"\0" * 800),
-    "a header with an unknown type": with_header("'<q9'", "(40, 5)", b"\0" * 800),
     "a shape beyond memory": with_header("'<f4'", "(1099511627776, 64)", b"\0" * 800),
-    "a shape beyond 64 bits": with_header("'<f4'", "(9223372036854775807, 9223372036854775807)", b"\0" * 800),
-    "a negative shape": with_header("'<f4'", "(-40, -5)", b"\0" * 800),
-    "a shape of words": with_header("'<f4'", "('a',)", b"\0" * 800),
     "dates as labels": packed(arrays(y=dates)),
     "dates as inputs": packed(arrays(x=np.stack([dates] * 5, 1))),
+    "a label of 1e7": packed(arrays(y=np.r_[10_000_000, np.arange(39) % 3])),
+    "a label of 2**21": packed(arrays(y=np.r_[2**21, np.arange(39) % 3])),
+    "a label of 3e6 of a test example": packed(arrays(ty=np.r_[3_000_000, np.arange(19) % 3])),
+    "a label of 2e6 in bytes": packed(arrays(y=np.r_[2_000_000, np.arange(39) % 3].astype(">u4"))),
+}
+REFUSED_BEFORE: dict[str, bytes] = {
+    "a header that is a call": with_header("__import__('os')", "(40, 5)", b"\0" * 800),
+    "a header with an unknown type": with_header("'<q9'", "(40, 5)", b"\0" * 800),
+    "a shape beyond 64 bits": with_header("'<f4'", "(9223372036854775807, 9223372036854775807)", b"\0" * 800),
+    "a negative shape": with_header("'<f4'", "(-40, -5)", b"\0" * 800),
     "complex inputs": packed(arrays(x=np.zeros((40, 5), np.complex64))),
     "texts as labels": packed(arrays(y=np.array(["a"] * 40))),
     "a structured array": packed(arrays(x=np.zeros(40, [("a", "f4")]))),
-    "a label of 1e7": packed(arrays(y=np.r_[10_000_000, np.arange(39) % 3])),
     "a label of 2e40": packed(arrays(y=np.r_[2e40, np.arange(39) % 3])),
     "a label of 2**63": packed(arrays(y=np.r_[np.uint64(2**63), np.arange(39, dtype=np.uint64) % 3])),
-    "a negative label": packed(arrays(y=np.r_[-1, np.arange(39) % 3])),
     "inputs beyond float32": packed(arrays(x=np.full((40, 5), 1e300))),
     "no inputs": packed(arrays(x=np.zeros((0, 5), np.float32), y=np.zeros(0, int))),
     "scalars": packed({name: np.array(1.0) for name in arrays()}),
-    "one group": packed(arrays(groups=np.zeros(60, int))),
-    "one group of all training examples": packed(arrays(groups=np.r_[np.zeros(40, int), np.arange(1, 21)])),
     "groups of another length": packed(arrays(groups=np.zeros(40, int))),
-    "groups beyond 64 bits": packed(arrays(groups=np.full(60, np.nan))),
 }
 
 
@@ -209,11 +209,29 @@ def own(**changes: Any) -> Table:
     return tiny(**({"name": "own", "data": data, "forget": forget, "seeds": [0], "train": {"epochs": 1}} | changes))
 
 
-@pytest.mark.parametrize("case", NPZ)
+@pytest.mark.parametrize("case", NPZ | REFUSED_BEFORE)
 def test_arrays_of_any_content_end_in_a_message(case: str, tmp_path: Path) -> None:
-    (tmp_path / "own.npz").write_bytes(NPZ[case])
+    (tmp_path / "own.npz").write_bytes((NPZ | REFUSED_BEFORE)[case])
     (tmp_path / "forget.json").write_text("[0, 1, 2]")
     refused(planned(spec(own()), tmp_path), ": ")
+
+
+WITH_TEST, ALL, TRAIN = [0, 0, 0, *range(1, 38), *[0] * 20], [0] * 60, [0] * 40 + [*range(1, 21)]
+GROUPS: dict[str, tuple[list[int], list[Table]]] = {
+    "one group": (ALL, [{"name": "relearn"}]),
+    "one group of all training examples": (TRAIN, [{"name": "relearn"}]),
+    "one group of the forget set and the test set": (WITH_TEST, [{"name": "relearn", "source": "test"}]),
+    "one group, and a second attack": (TRAIN, [{"name": "quantise"}, {"name": "relearn", "label": "again"}]),
+    "one group with a negative number": ([-7] * 60, [{"name": "relearn"}]),
+}
+
+
+@pytest.mark.parametrize("case", GROUPS)
+def test_an_attack_without_training_data_is_refused_before_anything_is_computed(case: str, tmp_path: Path) -> None:
+    groups, attacks = GROUPS[case]
+    (tmp_path / "own.npz").write_bytes(packed(arrays(groups=np.array(groups))))
+    (tmp_path / "forget.json").write_text("[0, 1, 2]")
+    refused(planned(spec(own(attack=attacks)), tmp_path), "data.groups", "leave the attack out")
 
 
 @pytest.mark.parametrize("dtype", [">f4", "<f2", ">f8", "longdouble", ">i4", "?", "<u2", ">u8"])
@@ -238,8 +256,11 @@ PLACES: dict[str, tuple[Table, str]] = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("obstacle", OBSTACLES)
+REFUSED = [(obstacle, place) for obstacle in OBSTACLES if obstacle != "a pipe" for place in ("data", "weights")]
+"""These the tests of bad input have already."""
+
+
+@pytest.mark.parametrize(("obstacle", "place"), [(o, p) for o in OBSTACLES for p in PLACES if (o, p) not in REFUSED])
 def test_what_is_no_file_is_refused(obstacle: str, place: str, tmp_path: Path) -> None:
     OBSTACLES[obstacle](tmp_path / "there")
     (tmp_path / "ids.txt").write_text("0\n1\n")
@@ -263,46 +284,19 @@ FUNCTIONS: dict[str, Table] = {
     "a task that returns nothing": {"forget": {"name": "builtins:print"}},
     "a function that ends the program": {"forget": {"name": "sys:exit"}},
     "a module that ends the program": {"model": {"name": "ends_of_test:build"}},
-    "a module that is no Python": {"model": {"name": "broken_of_test:build"}},
-    "no module": {"model": {"name": ":build"}},
-    "no function": {"model": {"name": "json:"}},
-    "a relative module": {"model": {"name": ".json:dumps"}},
 }
 
 
 @pytest.mark.parametrize("case", FUNCTIONS)
 def test_a_function_that_is_no_part_is_named(case: str, tmp_path: Path) -> None:
     (tmp_path / "ends_of_test.py").write_text("raise SystemExit(0)\n")
-    (tmp_path / "broken_of_test.py").write_text("def build(:\n")
     refused(planned(changed(**FUNCTIONS[case]), tmp_path))
 
 
 FIXED = "from expunge.cli import main\nmain()\n"
 
 
-@pytest.mark.parametrize(
-    ("environment", "name"),
-    [
-        ({"PYTHONIOENCODING": "ascii"}, "ä.toml"),
-        ({"PYTHONIOENCODING": "ascii:strict"}, "\udcff.toml"),
-        ({"PYTHONIOENCODING": "utf-8:strict"}, "\udcff.toml"),
-        ({"PYTHONIOENCODING": "latin-1:strict"}, "\u4e2d.toml"),
-    ],
-)
-def test_a_message_that_the_terminal_cannot_show_keeps_its_exit_code(
-    environment: dict[str, str], name: str, tmp_path: Path
-) -> None:
-    argument = os.fsencode(name)
-    done = subprocess.run(
-        [sys.executable, "-c", FIXED, "run", argument],
-        capture_output=True,
-        env={**os.environ, **environment},
-        timeout=60,
-    )
-    assert done.returncode == 2 and b"cannot read the spec" in done.stderr and b"Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize("redirect", ["2>&-", "2>/dev/full", "2>/dev/null 1>&-"])
+@pytest.mark.parametrize("redirect", ["2>/dev/full", "2>/dev/full 1>/dev/full", "2>/dev/full 1>&-"])
 def test_a_message_that_cannot_be_written_keeps_its_exit_code(redirect: str, tmp_path: Path) -> None:
     command = f"{sys.executable} -c '{FIXED}' run nowhere.toml {redirect}"
     assert subprocess.run(["sh", "-c", command], timeout=60).returncode == 2
@@ -320,7 +314,7 @@ def test_mutated_specs_are_planned_or_refused(tmp_path: Path) -> None:
     bases = [tiny(), own(), tiny(diagnostic=[{"name": "memorization"}], gate=[{"method": "x", "verdict": "erased"}])]
 
     def results() -> Iterator[tuple[int, Result]]:
-        for number in range(120):
+        for number in range(300):
             rng = random.Random(number)
             table = bases[number % len(bases)]
             text = spec(mutated(table, rng))

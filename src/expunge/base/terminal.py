@@ -11,6 +11,8 @@ from typing import TextIO
 from expunge.base.errors import RunError
 
 _KEPT = "\n\t"
+_HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Unicode categories: controls, formats, surrogates, separators of lines and paragraphs."""
 
 
 def plain(text: str) -> str:
@@ -20,7 +22,7 @@ def plain(text: str) -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(c if c in _KEPT or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else _escaped(c) for c in text)
+    return "".join(c if c in _KEPT or unicodedata.category(c) not in _HIDDEN else _escaped(c) for c in text)
 
 
 def _escaped(character: str) -> str:
