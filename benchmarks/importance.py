@@ -60,7 +60,7 @@ def ways(name: str, model: nn.Module, problem: Problem, repeats: int) -> None:
 
 def batches(name: str, model: nn.Module, problem: Problem, repeats: int) -> None:
     """The published way, at several batch sizes."""
-    found = importances(model, Job(problem, None, 0, Meter(), torch.device("cpu")), mean_squared_gradient)
+    found = importances(model, Job(problem, None, 0, Meter(), torch.device("cpu"), model), mean_squared_gradient)
     assert found is not None
     forget, whole = _flat(found.forget), _flat(found.whole)
     chosen = forget > ALPHA * whole

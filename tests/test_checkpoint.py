@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -90,9 +91,9 @@ def pickles() -> dict[str, bytes]:
 
 @pytest.mark.parametrize("kind", pickles())
 def test_a_pickle_is_named_and_never_run(kind: str) -> None:
-    with pytest.raises(SpecError, match="this is a pickle") as caught:
+    with pytest.raises(SpecError, match="this pickle is damaged or holds more than tensors") as caught:
         restore(net(), pickles()[kind], "weights.pt")
-    assert "weights.pt" in str(caught.value) and "safetensors.torch.save_file" in str(caught.value)
+    assert "weights.pt" in str(caught.value) and "torch.save(model.state_dict(), path)" in str(caught.value)
 
 
 @pytest.mark.parametrize("protocol", [0, 1])
@@ -150,8 +151,71 @@ def test_a_file_is_read_and_named(tmp_path: Path) -> None:
     assert state_digest(load(other, tmp_path / "w.safetensors")) == state_digest(model)
     with pytest.raises(SpecError, match=r"cannot read .*none\.safetensors \(No such file or directory\)"):
         load(other, tmp_path / "none.safetensors")
-    with pytest.raises(SpecError, match="Is a directory"):
+    with pytest.raises(SpecError, match="is a folder"):
         load(other, tmp_path)
     (tmp_path / "short").write_bytes(dump(model)[:99])
     with pytest.raises(SpecError, match="short: not a complete"):
         load(other, tmp_path / "short")
+
+
+# --- Files of torch.save ---------------------------------------------------------------------------------------------
+
+
+def saved(content: object, **settings: bool) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer, **settings)
+    return buffer.getvalue()
+
+
+def prefixed(prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + name: tensor for name, tensor in net(seed=3).state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (lambda: saved(net(seed=3).state_dict()), ""),
+        (lambda: saved(net(seed=3).state_dict(), _use_new_zipfile_serialization=False), ""),
+        (lambda: saved({"epoch": 3, "model_state_dict": net(seed=3).state_dict(), "loss": 0.5}), ""),
+        (lambda: saved({"state_dict": prefixed("model.")}), "the prefix 'model.' is removed"),
+        (lambda: saved(nn.DataParallel(net(seed=3)).state_dict()), "the prefix 'module.' is removed"),
+        (lambda: saved(prefixed("module._orig_mod.")), "the prefix 'module._orig_mod.' is removed"),
+        (lambda: save_bytes(prefixed("_orig_mod.")), "the prefix '_orig_mod.' is removed"),
+        (lambda: saved(net(seed=3).double().state_dict()), "stored as float64 and used as float32"),
+        (lambda: dump(net(seed=3).half()), "stored as float16 and used as float32"),
+        (lambda: saved(net(seed=3).bfloat16().state_dict()), "stored as bfloat16 and used as float32"),
+    ],
+    ids=[
+        "state dict", "old format", "training checkpoint", "Lightning", "parallel", "parallel and compiled", "compiled",
+        "double", "half", "bfloat16",
+    ],
+)  # fmt: skip
+def test_state_dicts_are_read_and_what_is_changed_is_said(
+    content: Callable[[], bytes], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "weights.pt"
+    path.write_bytes(content())
+    for _ in range(2):
+        loaded = load(net(), path, "model.weights")
+    for ours, theirs in zip(loaded.parameters(), net(seed=3).parameters(), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-2)
+    error = capsys.readouterr().err
+    assert said in error and error.count(str(path)) == bool(said), "it is said once, and only where there is something"
+
+
+@pytest.mark.parametrize(
+    ("content", "finding"),
+    [
+        (lambda: saved(net()), "holds more than tensors"),
+        (lambda: saved([torch.zeros(2)]), "holds a list, and no state dict"),
+        (lambda: saved({"epoch": 3}), "holds a dict, and no state dict"),
+        (lambda: saved(torch.zeros(2)), "holds a Tensor, and no state dict"),
+        (lambda: saved(net(width=5).state_dict()), "weights of another architecture"),
+        (lambda: saved(net().state_dict())[:-40], "damaged or holds more"),
+        (lambda: saved(prefixed("module.") | {"extra": torch.zeros(1)}), "weights of another architecture"),
+    ],
+    ids=["module", "list", "no tensors", "one tensor", "other width", "truncated", "half a prefix"],
+)
+def test_other_files_of_torch_save_are_refused(content: Callable[[], bytes], finding: str) -> None:
+    with pytest.raises(SpecError, match=finding):
+        restore(net(), content(), "model.weights")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from expunge.core.objective import Decisions, decision_losses, per_example
+from expunge.core.decisions import Decisions, decision_losses, per_example
 from expunge.numerics.linops import differentiable
 from expunge.testing._settings import PLAIN, REGULARISED, TOKENS, Setting, every_setting
 from expunge.train import evaluation

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import pytest
 
-from expunge.base.record import Store
 from expunge.base.spec import parse
+from expunge.base.store import Store
 from expunge.pipeline.forecast import forecast, gradients
 from expunge.pipeline.plan import Plan
 from expunge.pipeline.run import run as run_spec
@@ -151,6 +152,24 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
     result = finished(cli("run", str(spec), "--out", str(tmp_path / "runs"), "--dry-run"))
     assert "stages to run, about" in result.out
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["whole", "half done", "many seeds", "with workers"])
+def test_a_dry_run_answers_first_and_lists_stages_on_request(tmp_path: Path, name: str) -> None:
+    table, runs = tiny(seeds=list(range(8 if name == "many seeds" else 2))), tmp_path / "runs"
+    if name == "half done":
+        finished(run(tiny(seeds=[0]), runs))
+        table["name"] = "more"
+    workers = 3 if name == "with workers" else 1
+    dry = ("run", str(write_spec(tmp_path, table)), "--out", str(runs), "--dry-run", "--workers", str(workers))
+    first, *rest = finished(cli(*dry)).out.splitlines()
+    answer = re.fullmatch(r"(\d+) of (\d+) stages to run, about .* with \d workers?", first)
+    assert answer is not None, first
+    left, stages = int(answer[1]), int(answer[2])
+    assert len(rest) < 10 and sum(int(line.split()[0]) for line in rest) == left <= stages
+    listed = finished(cli(*dry, "--stages")).out.splitlines()
+    assert listed[0] == first and len(listed) == 1 + len(rest) + stages
+    assert (left < stages) == (name == "half done")
 
 
 def test_dry_run_says_where_nothing_is_left_and_refuses_what_a_run_would(tmp_path: Path) -> None:

@@ -10,15 +10,28 @@ expunge.report(result, "report.html")
 
 from typing import TYPE_CHECKING, Any
 
+from expunge.base.errors import ExpungeError
+
 if TYPE_CHECKING:
     from expunge.api import Diagnosis, Result, audit, case, diagnose, objective, recipe, report, unlearn
 
-__all__ = ["Diagnosis", "Result", "audit", "case", "diagnose", "objective", "recipe", "report", "unlearn"]
+__all__ = [
+    "Diagnosis",
+    "ExpungeError",
+    "Result",
+    "audit",
+    "case",
+    "diagnose",
+    "objective",
+    "recipe",
+    "report",
+    "unlearn",
+]
 
 
 def __getattr__(name: str) -> Any:
     # Loaded when first used: `expunge --help` and everything that reads old results do without torch.
-    if name in __all__:
+    if name in __all__:  # except ExpungeError, which is here already
         import expunge.api
 
         return getattr(expunge.api, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import traceback
@@ -12,7 +13,10 @@ import click
 
 from expunge.base import registry
 from expunge.base.errors import ExpungeError
+from expunge.base.reading import consistent
 from expunge.base.record import spelled
+from expunge.base.terminal import OutputClosed, say
+from expunge.base.user_code import add_search_path, names_code
 from expunge.reporting.names import complete_kind, complete_name, complete_preset, complete_study, kind_of, kinds_of
 
 KINDS = tuple(registry.FOLDERS)
@@ -35,9 +39,18 @@ def cli() -> None:
 @click.option("--out", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder for runs.")
 @click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a value of the spec; repeatable.")
 @click.option("--workers", type=click.IntRange(min=1), help="Number of parallel processes; by default one per core.")
-@click.option("--dry-run", is_flag=True, help="Print the stages, which are done, and the expected time; run nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what is left to do and the expected time; run nothing.")
+@click.option("--stages", is_flag=True, help="With --dry-run, also list every stage.")
 @as_json
-def run(spec: Path, out: Path, overrides: tuple[str, ...], workers: int | None, dry_run: bool, json_: bool) -> None:
+def run(
+    spec: Path,
+    out: Path,
+    overrides: tuple[str, ...],
+    workers: int | None,
+    dry_run: bool,
+    stages: bool,
+    json_: bool,
+) -> None:
     """Train or load, unlearn, attack, audit, judge, and write the record; run again to finish what is missing."""
     from expunge.base.spec import read
 
@@ -45,7 +58,7 @@ def run(spec: Path, out: Path, overrides: tuple[str, ...], workers: int | None, 
     if dry_run:
         from expunge.pipeline.run import default_workers
 
-        _dry_run(parsed, out, workers or default_workers(), json_)
+        _dry_run(parsed, out, workers or default_workers(), json_, stages)
         return
     _finish(parsed, out, workers, json_)
 
@@ -77,7 +90,7 @@ def diagnose(spec: Path, out: Path, overrides: tuple[str, ...], json_: bool) -> 
         _print_json({"run": parsed.name, "status": "done", "diagnostics": diagnostics, "sentences": sentences})
         return
     for d in diagnoses:
-        click.echo("\n".join(filter(None, [d["diagnostic"], estimates(rows[d["diagnostic"]]), d["sentence"]])))
+        say("\n".join(filter(None, [d["diagnostic"], estimates(rows[d["diagnostic"]]), d["sentence"]])))
 
 
 @cli.command()
@@ -102,7 +115,7 @@ def unlearn(
         _print_json(result)
     else:
         gradients = "unknown" if result["gradients"] is None else f"{result['gradients']:,}"
-        click.echo(f"{result['model']}  {gradients} gradients, {result['seconds']:.1f} s")
+        say(f"{result['model']}  {gradients} gradients, {result['seconds']:.1f} s")
 
 
 @cli.command()
@@ -113,7 +126,10 @@ def unlearn(
 @click.option("--workers", type=click.IntRange(min=1), help="Number of parallel processes; by default one per core.")
 @as_json
 def audit(spec: Path, model: Path, out: Path, overrides: tuple[str, ...], workers: int | None, json_: bool) -> None:
-    """Only audit: attack and judge MODEL, weights of the spec's model that were unlearned elsewhere."""
+    """Only audit: attack and judge MODEL, the spec's model after it was unlearned elsewhere.
+
+    MODEL is a safetensors file, or a folder that Hugging Face's save_pretrained wrote.
+    """
     from expunge.base.spec import read
 
     parsed = read(spec, overrides)
@@ -144,7 +160,8 @@ def study(name: str, preset: str, out: Path, seeds: tuple[int, ...], workers: in
     from expunge.reporting.study import read_study, study_table
     from expunge.study.run import run_study
 
-    registry.add_search_path(Path.cwd())
+    if names_code(name):
+        add_search_path(Path.cwd())
     folder = run_study(
         name, preset, out, seeds=seeds or None, workers=workers or default_workers(), progress=Progress()
     )
@@ -153,8 +170,8 @@ def study(name: str, preset: str, out: Path, seeds: tuple[int, ...], workers: in
         keys = ("study", "preset", "seeds", "seconds", "load", "commit", "claims")
         _print_json({key: result[key] for key in keys})
     else:
-        click.echo(study_table(result))
-    _say(f"record  {folder}\nreport  {folder / 'report.html'}")
+        say(study_table(result))
+    say(f"record  {folder}\nreport  {folder / 'report.html'}", error=True)
 
 
 @cli.command("list")
@@ -176,7 +193,7 @@ def list_(kind: str | None, json_: bool) -> None:
     for k, parts in by_kind.items():
         if parts:
             text = methods_table(parts) if wanted == ("method",) else listing(parts, whole=kind is not None)
-            click.echo(f"{registry.FOLDERS[k]}\n{text}")
+            say(f"{registry.FOLDERS[k]}\n{text}")
 
 
 @cli.command()
@@ -190,7 +207,7 @@ def show(name: str, json_: bool) -> None:
     if json_:
         _print_json(parts)
     else:
-        click.echo("\n\n".join(_shown(name, part) for part in parts))
+        say("\n\n".join(_shown(name, part) for part in parts))
 
 
 @cli.command()
@@ -206,7 +223,7 @@ def cite(name: str, json_: bool) -> None:
     if json_:
         _print_json({"name": name, "bibtex": entries})
     else:
-        click.echo("\n\n".join(entries) or f"{name} has no paper of its own", err=not entries)
+        say("\n\n".join(entries) or f"{name} has no paper of its own", error=not entries)
 
 
 @cli.command()
@@ -220,9 +237,12 @@ def verify(folder: Path, json_: bool) -> None:
     if json_:
         _print_json({"run": str(folder), "status": "verified", **checked})
     else:
-        click.echo(f"{folder}: " + ", ".join(f"{count} {what}" for what, count in checked.items()) + " agree")
+        say(f"{folder}: " + ", ".join(f"{count} {what}" for what, count in checked.items()) + " agree")
     if "verdicts" not in checked:
-        _say("verdicts were not compared: the record was made under older rules; `expunge report` shows today's")
+        say(
+            "verdicts were not compared: the record was made under older rules; `expunge report` shows today's",
+            error=True,
+        )
 
 
 @cli.command()
@@ -240,7 +260,7 @@ def report(folders: tuple[Path, ...], leaderboard: bool, json_: bool) -> None:
     if json_:
         _print_json(pages)
     else:
-        click.echo("\n".join(page["report"] for page in pages))
+        say("\n".join(page["report"] for page in pages))
 
 
 @cli.command()
@@ -253,13 +273,35 @@ def compare(first: Path, second: Path, out: Path, json_: bool) -> None:
     from expunge.reporting.compare import Pair, comparison_table
     from expunge.reporting.compare_page import write_comparison
 
-    pair = Pair.open(first, second)
-    page = write_comparison(pair, out)
+    with consistent(f"{first} or {second}"):
+        pair = Pair.open(first, second)
+        page = write_comparison(pair, out)
+        text = _json_text(pair.as_json() | {"page": str(page)}) if json_ else comparison_table(pair)
+    say(text)
+    say(f"page  {page}", error=True)
+
+
+@cli.command()
+@click.option("--out", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder for runs.")
+@click.option("--yes", is_flag=True, help="Remove the outputs that no run needs; without it nothing is removed.")
+@as_json
+def clean(out: Path, yes: bool, json_: bool) -> None:
+    """List what the cache of a folder for runs holds and what no run needs; needs no torch.
+
+    A removed output is computed again when a run needs it. Do not remove any while a run uses the folder.
+    """
+    from expunge.base.clean import held, remove
+    from expunge.reporting.cache import as_json as counted
+    from expunge.reporting.cache import as_text
+
+    outputs = held(out)
+    if yes:
+        remove(outputs)
+    counts = {"out": str(out), **counted(outputs, removed=yes)}
     if json_:
-        _print_json(pair.as_json() | {"page": str(page)})
+        _print_json(counts)
     else:
-        click.echo(comparison_table(pair))
-    _say(f"page  {page}")
+        click.echo(as_text(counts))
 
 
 @cli.command()
@@ -273,9 +315,9 @@ def doctor(json_: bool) -> None:
         _print_json(checks)
         return
     for line in checks["checks"]:
-        click.echo(f"{'ok     ' if line['ok'] else 'missing'}  {line['what']:24} {line['found']}")
+        say(f"{'ok     ' if line['ok'] else 'missing'}  {line['what']:24} {line['found']}")
         if not line["ok"]:
-            click.echo(f"         {line['remedy']}")
+            say(f"         {line['remedy']}")
 
 
 @cli.command()
@@ -286,7 +328,7 @@ def completion(shell: str) -> None:
 
     completion_class = get_completion_class(shell)
     assert completion_class is not None  # click.Choice allows exactly the three shells that Click knows
-    click.echo(completion_class(cli, {}, "expunge", "_EXPUNGE_COMPLETE").source())
+    say(completion_class(cli, {}, "expunge", "_EXPUNGE_COMPLETE").source())
 
 
 def main() -> None:
@@ -296,20 +338,30 @@ def main() -> None:
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        _say("interrupted; finished stages are kept, run the same command again to continue")
+        say("interrupted; finished stages are kept, run the same command again to continue", error=True)
         sys.exit(130)
     except click.ClickException as error:
-        error.show()
+        usage = io.StringIO()
+        error.show(usage)
+        say(usage.getvalue().rstrip(), error=True)
         sys.exit(2)
     except ExpungeError as error:
-        _say(f"expunge: {error}")
+        say(f"expunge: {error}", error=True)
         sys.exit(error.exit_code)
-    except SystemExit:
-        # Click exits with 1, a failed gate's code, when the reader of our output closes the pipe, as `| head` does.
+    except OutputClosed:
         sys.exit(0)
+    except SystemExit as left:
+        # Click exits with 1, a failed gate's code, when the reader of a help text closes the pipe.
+        if Path(traceback.extract_tb(left.__traceback__)[-1].filename).parent == Path(click.__file__).parent:
+            sys.exit(0)
+        say(f"expunge: a module that the spec names ended the program, with exit code {left.code!r}", error=True)
+        sys.exit(4)
+    except MemoryError:
+        say("expunge: there is not enough memory; finished stages are kept", error=True)
+        sys.exit(4)
     except Exception:
-        traceback.print_exc()
-        _say("expunge: this is a bug, in expunge or in a module that the spec names; finished stages are kept")
+        say(traceback.format_exc().rstrip(), error=True)
+        say("expunge: this is a bug, in expunge or in a part that the spec names; finished stages are kept", error=True)
         sys.exit(4)
 
 
@@ -326,15 +378,15 @@ def _finish(spec: Any, out: Path, workers: int | None, json_: bool) -> None:
     if json_:
         _print_json(outcome.as_json())
     else:
-        click.echo(verdict_table(outcome.table, outcome.verdicts))
-        _say(costs_table(outcome.costs))
-    _say(f"record  {outcome.folder}\nreport  {page}")
+        say(verdict_table(outcome.table, outcome.verdicts))
+        say(costs_table(outcome.costs), error=True)
+    say(f"record  {outcome.folder}\nreport  {page}", error=True)
     check_gates(spec, outcome.verdicts)
 
 
-def _dry_run(spec: Any, out: Path, workers: int, json_: bool) -> None:
+def _dry_run(spec: Any, out: Path, workers: int, json_: bool, listed: bool) -> None:
     from expunge.pipeline.run import dry_run
-    from expunge.reporting.progress import clock_text
+    from expunge.reporting.progress import forecast_text
 
     forecasts = dry_run(spec, out)
     seconds = sum(f.seconds for f in forecasts) / workers
@@ -342,14 +394,9 @@ def _dry_run(spec: Any, out: Path, workers: int, json_: bool) -> None:
         stages = [{"stage": f.stage.name, "done": f.done, "seconds": f.seconds} for f in forecasts]
         _print_json({"run": spec.name, "status": "planned", "stages": stages, "seconds": seconds, "workers": workers})
         return
-    for f in forecasts:
-        click.echo(f"{'done' if f.done else f'{f.seconds:.1f} s':>8}  {f.stage.name}")
-    missing = sum(not f.done for f in forecasts)
-    if missing:
-        processes = f"{workers} worker{'s' if workers > 1 else ''}"
-        click.echo(f"{missing} of {len(forecasts)} stages to run, about {clock_text(seconds)} with {processes}")
-    else:
-        click.echo(f"nothing is left to do: all {len(forecasts)} stages are done")
+    say(forecast_text([(f.stage.kind, None if f.done else f.seconds) for f in forecasts], workers))
+    for f in forecasts if listed else ():
+        say(f"{'done' if f.done else f'{f.seconds:.1f} s':>8}  {f.stage.name}")
 
 
 def _leaderboard(folders: tuple[Path, ...], json_: bool) -> None:
@@ -359,7 +406,7 @@ def _leaderboard(folders: tuple[Path, ...], json_: bool) -> None:
     if json_:
         _print_json(rows)
     else:
-        click.echo(markdown(rows))
+        say(markdown(rows))
 
 
 def _shown(name: str, part: dict[str, Any]) -> str:
@@ -369,8 +416,8 @@ def _shown(name: str, part: dict[str, Any]) -> str:
 
 
 def _print_json(value: Any) -> None:
-    click.echo(json.dumps(spelled(value), indent=1, allow_nan=False))
+    say(_json_text(value))
 
 
-def _say(line: str) -> None:
-    click.echo(line, err=True)
+def _json_text(value: Any) -> str:
+    return json.dumps(spelled(value), indent=1, allow_nan=False)

@@ -85,7 +85,7 @@ def test_the_numbers_are_those_of_a_spec(folder: Path) -> None:
     finished(run(table, folder / "runs"))
 
     def values(model: str) -> tuple[list[float], list[float]]:
-        theirs = load(folder / "runs" / "mine" / "scores" / f"{model}-s0-u_lira.safetensors")
+        theirs = load(folder / "runs" / "mine", f"scores/{model}-s0-u_lira.safetensors")
         ours = [m.scores for m in result.table.measured if (m.model, m.scores.metric) == (model, "u_lira_4")]
         return tuple(scores.values.tolist() for [scores] in (ours, theirs))  # type: ignore[return-value]
 

@@ -25,7 +25,7 @@ def manifest() -> Manifest:
         files={"scores": FileRecord("scores/a.safetensors", "00")},
     )
     return Manifest(
-        models=("original", "reference"),
+        models=("original",),
         seeds=(0,),
         attacks=(),
         required=("accuracy",),

@@ -13,23 +13,13 @@ import pytest
 from expunge.base import record
 from expunge.base.errors import ExpungeError, GateFailed, MissingError, RunError, SpecError, nearest, unknown
 from expunge.base.record import (
-    Store,
     address,
-    canonical,
-    link_or_copy,
+    copy_file,
     rows_to_text,
     spelled,
     storage_error,
     write_file,
 )
-
-KEY = "0" * 32
-FACTS = {"stage": "a", "seconds": 1.5, "gradients": 3}
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "cache")
 
 
 def names(folder: Path) -> set[str]:
@@ -79,84 +69,17 @@ def test_a_file_in_the_way_of_a_folder_is_named_and_kept(tmp_path: Path, below: 
     assert names(tmp_path) == {"way"} and (tmp_path / "way").read_text() == "mine"
 
 
-@pytest.mark.parametrize("links", [True, False])
-def test_a_stored_file_is_linked_or_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EXDEV, "another file system")
-
+@pytest.mark.parametrize("before", [None, b"old", b"new", "link"])
+def test_a_copy_shares_nothing_with_its_source(tmp_path: Path, before: bytes | str | None) -> None:
     source, target = tmp_path / "source", tmp_path / "folder" / "target"
     source.write_bytes(b"new")
-    if not links:
-        monkeypatch.setattr(os, "link", refuse)
-    for before in (None, b"old", b"new"):
-        if before is not None:
-            target.unlink()
-            target.write_bytes(before)
-        link_or_copy(source, target)
-        link_or_copy(source, target)
-        assert target.read_bytes() == b"new" and source.samefile(target) is links
-        assert names(tmp_path) == {"source", "folder", "folder/target"}
-
-
-# The store
-
-
-def test_a_stage_is_there_with_its_files_and_facts(store: Store) -> None:
-    assert not store.has(KEY)
-    store.put(KEY, {"a.bin": b"abc"}, FACTS)
-    assert store.has(KEY) and store.path(KEY, "a.bin").read_bytes() == b"abc"
-    assert store.facts(KEY).items() >= FACTS.items()
-    assert store.digest(KEY, "a.bin") == record.file_digest(store.path(KEY, "a.bin"))
-    assert names(store.root) == {KEY, f"{KEY}/a.bin", f"{KEY}/stage.json"}
-
-
-def test_a_stage_that_is_there_is_never_written_over(store: Store) -> None:
-    store.put(KEY, {"a.bin": b"first"}, FACTS)
-    store.put(KEY, {"a.bin": b"second"}, FACTS)
-    assert store.path(KEY, "a.bin").read_bytes() == b"first"
-    assert names(store.root) == {KEY, f"{KEY}/a.bin", f"{KEY}/stage.json"}
-
-
-def test_two_runs_that_finish_a_stage_at_once_are_both_content(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = os.replace
-
-    def late(source: Path, target: Path) -> None:
-        # Another process is quicker between the look and the renaming of the folder.
-        if Path(target) == store.root / KEY:
-            target.mkdir()
-            (target / "stage.json").write_text(canonical(FACTS))
-        real(source, target)
-
-    monkeypatch.setattr(os, "replace", late)
-    store.put(KEY, {"a.bin": b"abc"}, FACTS)
-    assert store.has(KEY) and names(store.root) == {KEY, f"{KEY}/stage.json"}
-
-
-@pytest.mark.parametrize("moment", range(5))
-def test_a_stage_that_cannot_be_written_is_not_there(
-    store: Store, monkeypatch: pytest.MonkeyPatch, moment: int
-) -> None:
-    real, calls = os.replace, iter(range(100))
-
-    def fail(source: Path, target: Path) -> None:
-        if next(calls) == moment:
-            raise OSError(errno.ENOSPC, "full")
-        real(source, target)
-
-    monkeypatch.setattr(os, "replace", fail)
-    files = {"a.bin": b"a", "b.bin": b"b", "c.bin": b"c"}
-    with pytest.raises(RunError, match=r"the disk is full.*free some space"):
-        store.put(KEY, files, FACTS)
-    assert not store.has(KEY) and names(store.root) == set()
-    store.put(KEY, files, FACTS)
-    assert store.has(KEY)
-
-
-def test_a_changed_file_is_not_what_the_stage_wrote(store: Store) -> None:
-    store.put(KEY, {"a.bin": b"abc"}, FACTS)
-    store.path(KEY, "a.bin").write_bytes(b"abd")
-    with pytest.raises(RunError, match=f"{KEY}/a.bin: .*changed.*delete .*{KEY} and run again"):
-        store.digest(KEY, "a.bin")
+    if before is not None:
+        target.parent.mkdir()
+        target.hardlink_to(source) if before == "link" else target.write_bytes(before)  # type: ignore[arg-type]
+    assert copy_file(source, target) == record.file_digest(source)
+    assert target.read_bytes() == b"new" and target.stat().st_nlink == 1 and not source.samefile(target)
+    target.write_bytes(b"edited")
+    assert source.read_bytes() == b"new" and names(tmp_path) == {"source", "folder", "folder/target"}
 
 
 # Text

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from expunge.base import registry
+from expunge.base import registry, user_code
 from expunge.base.errors import SpecError
 from expunge.base.part import Count, Part, Positive
 from expunge.methods.finetune import Finetune
@@ -44,7 +44,7 @@ def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with a module of the user's, as the one beside a spec file."""
     (tmp_path / "own_module.py").write_text(MODULE)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    registry.add_search_path(tmp_path)
+    user_code.add_search_path(tmp_path)
     yield tmp_path
     sys.modules.pop("own_module", None)
 

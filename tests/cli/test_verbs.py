@@ -110,6 +110,9 @@ def test_compare_of_what_cannot_be_compared_is_refused(out: Path, tmp_path: Path
     shutil.copytree(out / "tiny", other)
     spec = json.loads((other / "spec.json").read_text())
     (other / "spec.json").write_text(json.dumps(spec | {"forget": {"name": "label_swap", "count": 13}}))
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["files"]["spec.json"] = file_digest(other / "spec.json")
+    (other / "manifest.json").write_text(json.dumps(manifest))
     result = cli("compare", str(out / "tiny"), str(other), "--out", str(tmp_path / "c.html"))
     assert result.code == 2 and "forget.count differ: 12 and 13" in result.err
     assert not (tmp_path / "c.html").exists()

@@ -18,7 +18,8 @@ from expunge.base.errors import MissingError, SpecError
 from expunge.core.case import Case
 from expunge.core.contracts import Diagnostic
 from expunge.core.data import Batch, Data
-from expunge.core.objective import Decisions, Metric, decision_losses
+from expunge.core.decisions import Decisions, decision_losses
+from expunge.core.objective import Metric
 from expunge.evidence.estimate import Estimate, over_examples
 from expunge.objectives.classification import Classification
 from expunge.objectives.multilabel import Multilabel

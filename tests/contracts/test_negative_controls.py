@@ -17,10 +17,10 @@ from torch import nn
 from expunge import testing
 from expunge.base.errors import SpecError
 from expunge.base.spec import parse
+from expunge.core.decisions import kl
 from expunge.core.job import Job
 from expunge.core.method import Method
 from expunge.core.modules import frozen_copy, require_distinct, shared_storage
-from expunge.core.objective import kl
 from expunge.evidence.verdict import Verdict
 from expunge.pipeline.run import RunResult, run
 

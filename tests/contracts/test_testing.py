@@ -23,10 +23,11 @@ from expunge.blocks.tied_dropout import TiedLayer
 from expunge.core.case import Attacked, Case, Cost, Meter, Recipe, Unlearned, copy_for_training
 from expunge.core.contracts import Architecture, Augmentation, Block, Diagnostic, Source, Task
 from expunge.core.data import Data
+from expunge.core.decisions import kl, loss
 from expunge.core.job import Job
 from expunge.core.method import Method
 from expunge.core.modules import frozen_copy
-from expunge.core.objective import Objective, kl, loss
+from expunge.core.objective import Objective
 from expunge.core.problem import Problem
 from expunge.data.digits import Digits
 from expunge.evidence.scores import Scores
@@ -74,6 +75,13 @@ class ChangesInput(Step):
         with torch.no_grad():
             next(model.parameters()).mul_(1.5)
         return super().__call__(model, *rest)
+
+
+class ChangesOriginal(Step):
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
+        with torch.no_grad():
+            next(job.original.parameters()).mul_(1.5)
+        return super().apply(student, job)
 
 
 class ChangesInputBuffer(Step):
@@ -355,7 +363,7 @@ class RunsWithoutItsBlock(Step):
     blocks: ClassVar[tuple[type[nn.Module], ...]] = (TiedLayer,)
 
     def __call__(self, model: nn.Module, problem: Problem, recipe: Any, seed: int, *_: Any) -> Unlearned:
-        job = Job(problem, recipe, seed, Meter(), torch.device("cpu"))
+        job = Job(problem, recipe, seed, Meter(), torch.device("cpu"), model)
         return Unlearned(self.apply(copy_for_training(model), job).eval(), "", Cost(0, 0.0))
 
 
@@ -367,6 +375,7 @@ WRONG_METHODS = {
     RunsWithoutItsBlock: "blocks",
     WorksOnNoBlockHere: "blocks",
     ChangesInput: "the input model is unchanged",
+    ChangesOriginal: "the input model is unchanged",
     ChangesInputBuffer: "the input model is unchanged",
     ChangesInputMode: "the input model is unchanged",
     LeavesGradients: "the input model is unchanged",
@@ -650,7 +659,8 @@ class AuditOfChosen(Performance):
         first = round(float(next(model.parameters()).detach().double().abs().sum()) * 1e6) % 2
         one = slice(first, first + 2)
         groups = case.problem.data.group_of(torch.from_numpy(found[0].ids[one].copy())).numpy()
-        return changed(found, values=found[0].values[one], ids=found[0].ids[one], group=groups)
+        base = None if found[0].baseline is None else found[0].baseline[one]
+        return changed(found, values=found[0].values[one], ids=found[0].ids[one], group=groups, baseline=base)
 
 
 class AuditOfNothing(Performance):

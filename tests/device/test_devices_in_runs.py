@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from expunge.base.errors import SpecError
-from expunge.base.registry import add_search_path
 from expunge.base.spec import Spec, parse
+from expunge.base.user_code import add_search_path
 from expunge.core import device as devices
 from expunge.core.modules import first_parameter
 from expunge.pipeline.plan import Plan

@@ -236,10 +236,15 @@ def test_a_case_from_tensors_on_the_device() -> None:
         return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
 
     def train(module: nn.Module, dataset: Any) -> None:
+        optimizer = torch.optim.SGD(module.parameters(), 0.1)
         for inputs, target in dataset:
+            optimizer.zero_grad()
             nn.functional.cross_entropy(module(inputs.to(FAKE)[None]), target.to(FAKE)[None]).backward()
+            optimizer.step()
 
-    case = expunge.case(build().to(FAKE), recipe=expunge.recipe(build, train), **parts)
+    original = build().to(FAKE)
+    train(original, zip(images[:30], targets[:30], strict=True))
+    case = expunge.case(original, recipe=expunge.recipe(build, train), **parts)
     assert first_parameter(case.reference).device == FAKE
     done = expunge.unlearn(case, "finetune", epochs=1)
     assert first_parameter(done.model).device == FAKE

@@ -15,8 +15,8 @@ from expunge.base.errors import SpecError
 from expunge.blocks import put
 from expunge.blocks.tied_dropout import TiedDropout, base_only
 from expunge.core.case import Case, Meter
+from expunge.core.decisions import loss
 from expunge.core.device import computing
-from expunge.core.objective import loss
 from expunge.core.recompute import checkpointed, micro_batches
 from expunge.core.seeding import forked
 from expunge.data.digits import Digits

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from expunge.core.data import Data
 from expunge.core.modules import state_digest
 from expunge.data.digits import Digits
 from expunge.models.hf import HF
+from expunge.objectives.language_modelling import LanguageModelling
 
 transformers = pytest.importorskip("transformers")
 
@@ -136,6 +139,54 @@ def test_texts_of_another_size_are_refused(tmp_path: Path) -> None:
         HF(path=str(llama(tmp_path / "b", max_position_embeddings=4)))(texts())
 
 
+def padded(folder: Path, size: int = 24) -> HF:
+    return HF(path=str(llama(folder, vocab_size=size)))
+
+
+def test_a_padded_vocabulary_is_refused_with_what_to_name(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"vocab_size is 24, .* 20 labels; .*vocabulary = 24; or .*`labels`"):
+        padded(tmp_path).original(texts())
+
+
+def bare_texts(**changes: Any) -> Data:
+    given = texts()
+    return Data(given.inputs, given.targets, given.train, given.test, **changes)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        lambda: bare_texts(objective=LanguageModelling(vocabulary=24)),
+        lambda: bare_texts().judged_by(LanguageModelling(vocabulary=24)),
+        lambda: bare_texts(labels=tuple(map(str, range(24)))),
+        lambda: replace(bare_texts(objective=LanguageModelling(vocabulary=24)), groups=torch.arange(12)),
+    ],
+)
+def test_with_what_the_refusal_names_a_padded_vocabulary_is_taken(tmp_path: Path, data: Callable[[], Data]) -> None:
+    made = data()
+    model = padded(tmp_path).original(made)
+    assert model is not None
+    values = made.objective.measure(model.eval(), made.batch(made.train))
+    assert len(made.labels) == 24 and values["accuracy"].shape == (8,)
+
+
+def test_a_vocabulary_beside_other_labels_is_refused() -> None:
+    with pytest.raises(SpecError, match="vocabulary is 24, the data have 20 labels"):
+        texts().judged_by(LanguageModelling(vocabulary=24))
+
+
+def t5(folder: Path) -> None:
+    sizes = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
+    config = transformers.T5Config(vocab_size=20, **sizes)
+    transformers.T5ForConditionalGeneration(config).save_pretrained(folder)
+
+
+def test_an_encoder_decoder_is_refused_by_name(tmp_path: Path) -> None:
+    t5(tmp_path)
+    with pytest.raises(SpecError, match=r"model: t5 has an encoder and a decoder; allowed: a causal.*ForCausalLM"):
+        HF(path=str(tmp_path)).original(texts())
+
+
 def test_half_precision_is_widened(tmp_path: Path) -> None:
     folder = vit(tmp_path / "half")
     transformers.ViTForImageClassification.from_pretrained(folder).half().save_pretrained(folder)
@@ -156,6 +207,16 @@ def test_nothing_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         HF(path=str(tmp_path / "nowhere"))(IMAGES)
     with pytest.raises(SpecError, match=r"holds no config\.json"):
         HF(path=str(tmp_path))(IMAGES)
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "../nowhere", "models/nowhere", "a/b/nowhere", "nowhere/", "~/nowhere"])
+def test_a_missing_folder_is_not_offered_as_a_download(tmp_path: Path, name: str) -> None:
+    """`models` is a folder beside the spec, so what is missing in it is a folder, too."""
+    (tmp_path / "models").mkdir()
+    part = HF.from_table({"path": name}, where="model", folder=tmp_path)
+    with pytest.raises(MissingError, match=r"there is no folder .*nowhere/?; check the path") as refused:
+        part(IMAGES)
+    assert "hf download" not in str(refused.value)
 
 
 def test_without_transformers_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 import expunge
 from expunge.base.errors import MissingError, SpecError
 from expunge.core.data import Data
-from expunge.core.objective import Objective, correct
+from expunge.core.decisions import correct
+from expunge.core.objective import Objective
 
 IDS = torch.arange(6)
 TRAIN, TEST = IDS[:4], IDS[4:]

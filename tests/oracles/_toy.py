@@ -40,9 +40,9 @@ def tokens() -> Problem:
     return Problem(data, torch.arange(4), torch.arange(4, 14), data.test, holdout=torch.arange(18, 20))
 
 
-def job(problem: Problem, seed: int = 0) -> Job:
+def job(problem: Problem, original: nn.Module, seed: int = 0) -> Job:
     """A call of a method without recipe and budget."""
-    return Job(problem, None, seed, Meter(), torch.device("cpu"))
+    return Job(problem, None, seed, Meter(), torch.device("cpu"), original)
 
 
 def linear(seed: int = 0) -> nn.Sequential:

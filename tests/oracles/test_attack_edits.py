@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from expunge.attacks.prune import Prune, prune
-from expunge.attacks.quantise import Quantise, rounded
+from expunge.attacks.quantise import Quantise, quantise, rounded
 from expunge.attacks.recalibrate import Recalibrate
 from expunge.base.errors import MissingError, SpecError
 from expunge.base.seeds import derive
@@ -52,12 +53,69 @@ def test_quantising_again_changes_nothing_and_errors_stay_below_half_a_step(bits
     generator = torch.Generator().manual_seed(bits)
     # Many, since a grid that is computed in single precision moves by its last bit for some largest weights only.
     for weight in torch.randn(50, 64, 33, generator=generator):
-        once = rounded(weight, bits)
+        once = rounded(weight.flatten(), bits)
         assert torch.equal(rounded(once, bits), once)
+        grouped = rounded(weight, bits, 7)
+        assert torch.equal(rounded(grouped, bits, 7), grouped)
     step = float(weight.abs().max()) / (2 ** (bits - 1) - 1)
     # Half a step, and a part in a million for rounding to single precision.
-    assert float((once - weight).abs().max()) <= step / 2 * (1 + 1e-6)
+    assert float((once - weight.flatten()).abs().max()) <= step / 2 * (1 + 1e-6)
     assert len(once.unique()) <= 2**bits - 1
+
+
+def test_a_group_of_a_row_has_its_own_step() -> None:
+    """Each group alone, as one row, gives the same; a convolution's row is one output channel."""
+    weight = torch.randn(3, 2, 5, generator=torch.Generator().manual_seed(0))
+    weight[0, 0, 0] = 100  # an outlier coarsens its own group only
+    for group, ends in ((4, (4, 8, 10)), (0, (10,)), (64, (10,))):
+        for row, once in zip(weight.flatten(1), rounded(weight, 4, group).flatten(1), strict=True):
+            start = 0
+            for end in ends:
+                assert torch.equal(once[start:end], rounded(row[start:end], 4))
+                start = end
+
+
+class Tied(nn.Module):
+    """A language model whose output layer is its embedding, with a layer between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.middle, self.head = nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 9, bias=False)
+        self.head.weight = self.tokens.weight
+
+
+def gpt2() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=20, n_positions=8, n_embd=8, n_layer=1, n_head=1, tie_word_embeddings=False
+    )
+    return transformers.GPT2LMHeadModel(config)
+
+
+@pytest.mark.parametrize(
+    ("model", "changed"),
+    [
+        (Tied, ["middle.weight"]),
+        (lambda: nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9)), ["1.weight"]),
+        (lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)), ["0.weight"]),
+        (gpt2, [f"transformer.h.0.{at}.weight" for at in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")]),
+    ],
+)
+def test_embeddings_and_what_is_tied_to_them_are_not_rounded(
+    model: Callable[[], nn.Module], changed: list[str]
+) -> None:
+    given = model()
+    before = {name: p.detach().clone() for name, p in given.named_parameters()}
+    quantise(given, 4, 3)
+    assert [name for name, p in given.named_parameters() if not torch.equal(before[name], p)] == changed
+
+
+def test_a_row_of_a_transposed_layer_is_an_output() -> None:
+    given = gpt2()
+    layer = given.get_submodule("transformer.h.0.mlp.c_fc")
+    weight = layer.weight.detach().clone()  # [inputs, outputs]
+    quantise(given, 4)
+    assert all(torch.equal(layer.weight[:, i], rounded(weight[:, i], 4)) for i in range(weight.shape[1]))
 
 
 def test_quantisation_leaves_biases_and_norms_and_more_bits_move_less() -> None:

@@ -73,7 +73,7 @@ def test_both_terms_and_their_schedule(
 ) -> None:
     method = CircuitBreakers(alpha=0.8, hold=0.6, epochs=4, layers=named, **AT_ONCE)
     student = copy.deepcopy(model)
-    step = method.pair_loss(student, job(problem))
+    step = method.pair_loss(student, job(problem, student))
     # Only now does the student move: a teacher that shares its memory would move along.
     student.load_state_dict(moved(model).state_dict())
     pair = PairBatch(problem.data.batch(problem.retain), problem.data.batch(problem.forget))
@@ -130,7 +130,7 @@ def test_the_schedule_ends_with_the_last_step(batch_size: int, steps: int) -> No
     """At the original itself nothing is to be held and every cosine is 1: what is left is c_u."""
     problem, model = classes(), deep()
     method = CircuitBreakers(epochs=2, batch_size=batch_size)
-    step, pairs = method.pair_loss(model, job(problem)), list(method.pairs(job(problem)))
+    step, pairs = method.pair_loss(model, job(problem, model)), list(method.pairs(job(problem, model)))
     found = [step(pair).item() for pair in pairs]
     assert found == pytest.approx([1 - (s + 1) / steps for s in range(steps)], abs=1e-12)
 
@@ -174,7 +174,7 @@ def test_choosing_layers_leaves_the_model_as_it_was() -> None:
 
 def test_layers_that_cannot_be_used_are_named() -> None:
     def tried(model: nn.Module, *layers: str) -> None:
-        CircuitBreakers(layers=layers).apply(model, job(classes()))
+        CircuitBreakers(layers=layers).apply(model, job(classes(), model))
 
     with pytest.raises(SpecError, match=r"method\.circuit_breakers\.layers: unknown layer '7'.*allowed: 0, 1, 2"):
         tried(deep(), "7")

@@ -102,7 +102,7 @@ def test_an_output_of_zero_has_no_direction():
 
 def test_importance_to_all_data_weighs_both_sets_by_their_sizes():
     problem, model = classes(), linear()
-    found = importances(model, job(problem), mean_squared_gradient)
+    found = importances(model, job(problem, model), mean_squared_gradient)
     inputs, targets, _ = problem.data.batch(problem.train)
     torch.testing.assert_close(flat(found.whole), loss_gradients(model, inputs, targets).square().mean(0), **EXACT)
     inputs, targets, _ = problem.data.batch(problem.forget)

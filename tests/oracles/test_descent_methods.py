@@ -13,7 +13,7 @@ from torch import nn
 from expunge.base.errors import SpecError
 from expunge.base.seeds import derive
 from expunge.core.case import Meter
-from expunge.core.objective import loss
+from expunge.core.decisions import loss
 from expunge.methods._gradients import summed_gradient
 from expunge.methods.gradient_ascent import GradientAscent
 from expunge.methods.l1_sparse import L1Sparse, l1_norm
@@ -146,7 +146,7 @@ def test_task_negation_is_exact_arithmetic():
     def forget_loss(batch) -> torch.Tensor:
         return loss(problem.objective.decisions(tuned, batch))
 
-    method.descend_on_forget(tuned, job(problem, 3), forget_loss)
+    method.descend_on_forget(tuned, job(problem, model, 3), forget_loss)
     start, there = vector(model), vector(tuned)
     assert (there - start).abs().max() > 0
     # The same operations in the same order: not even rounding differs.
@@ -189,7 +189,7 @@ def test_zeroing_gradients_would_not_hold_a_weight(optimizer):
 def test_salun_moves_the_others_by_the_sum_of_both_losses():
     problem, model = classes(), net()
     method = SalUn(share=0.4, weight=0.5, **PAIRED)
-    batch = next(method.pairs(job(problem, 3))).forget
+    batch = next(method.pairs(job(problem, model, 3))).forget
     wrong = problem.objective.relabel(batch, torch.Generator().manual_seed(derive(3, "labels")))
     value = cross_entropy(problem, model, problem.retain) + 0.5 * loss(problem.objective.decisions(model, wrong))
     expected = -RATE * gradient(value, model) * mask_of(method, model, problem)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from expunge.base.errors import RunError, SpecError
 from expunge.core.case import train_model
 from expunge.core.data import Data
-from expunge.core.objective import loss
+from expunge.core.decisions import loss
 from expunge.data.digits import Digits
 from expunge.models.mlp import MLP
 from expunge.train.ensemble import Ensemble, train_ensemble

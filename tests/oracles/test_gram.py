@@ -239,9 +239,10 @@ def test_gradients_taken_one_by_one_are_kept_only_where_they_are_small(kept: int
 
     found = gram(counting, model, differentiable(model), batch, block=2)
     torch.testing.assert_close(found.matrix, explicit(model, batch), **EXACT)
-    # Two for the comparison; then each example once, or each in every pair of blocks on either side.
-    assert alone.count(1) == 2 + (6 if kept else 24)
-    assert alone.count(2) == 2 + 6
+    # Two for the comparison, two alone and as two copies; then each example once, or each in every pair of blocks on
+    # either side.
+    assert alone.count(1) == 4 + (6 if kept else 24)
+    assert alone.count(2) == 4 + 6
 
 
 def test_no_pass_holds_more_than_a_block_and_pairs_are_computed_once():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from expunge.base.seeds import derive
 from expunge.core.case import Meter
 from expunge.core.data import Data
-from expunge.core.objective import decision_losses
+from expunge.core.decisions import decision_losses
 from expunge.core.problem import Problem
 from expunge.methods._dampening import factors
 from expunge.methods._gradients import mean_squared_gradient

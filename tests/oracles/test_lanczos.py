@@ -155,7 +155,7 @@ def noisy() -> Callable[[Tensor], Tensor]:
 @pytest.mark.parametrize(
     ("operator", "options", "kind", "said"),
     [
-        (shear, {}, RunError, "not symmetric"),
+        (shear, {}, RunError, "not symmetric: a function in the model has a wrong second derivative"),
         (noisy(), {}, RunError, "another product each time"),
         (lambda v: v / 0, {}, RunError, "product 1 is not finite"),
         (lambda v: v[:2], {}, SpecError, re.escape("shape [2]; allowed: [9]")),

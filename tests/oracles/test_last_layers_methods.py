@@ -74,19 +74,20 @@ def test_reinitialising_a_batch_norm_resets_its_statistics_and_keeps_what_is_fro
     with torch.no_grad():
         model[1].weight.fill_(7.0)
         model[1].bias.fill_(7.0)
-    reinitialise([layer for layer in layers(model) if layer.name == "1"], 0)
+    reinitialise(model, [layer for layer in layers(model) if layer.name == "1"], 0)
     assert model[1].weight.tolist() == [1.0] * 6 and model[1].bias.tolist() == [7.0] * 6
     assert model[1].running_mean.tolist() == [0.0] * 6
 
 
 def test_reinitialising_touches_no_global_randomness():
     state = torch.get_rng_state()
-    reinitialise(layers(normed()), 0)
+    model = normed()
+    reinitialise(model, layers(model), 0)
     torch.manual_seed(0)
     before = torch.get_rng_state()
     model = nn.Linear(2, 2)
     drawn = torch.get_rng_state()
-    reinitialise(layers(model), 9)
+    reinitialise(model, layers(model), 9)
     assert torch.equal(torch.get_rng_state(), drawn) and not torch.equal(before, drawn)
     torch.set_rng_state(state)
 

@@ -274,6 +274,55 @@ def test_what_is_wrong_in_the_forward_pass_is_passed_on():
         found(found.like)
 
 
+class Reweighted(nn.Module):
+    """A layer that calls weight norm itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.v, self.g = nn.Parameter(torch.randn(3, 3).double()), nn.Parameter(torch.ones(3, 1).double())
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs @ torch._weight_norm(self.v, self.g, 0).T
+
+
+WEIGHT = r"0\.parametrizations\.weight\.0 \(_WeightNorm\)"
+NORMED = {
+    "parametrization": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)), WEIGHT),
+    "hook": (lambda: nn.utils.weight_norm(nn.Linear(3, 3)), r"0 \(Linear\)"),
+    "other dimension": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(3, 3), dim=1), WEIGHT),
+    "called": (Reweighted, r"0 \(Reweighted\)"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("name", NORMED)
+def test_weight_norm_is_refused_because_its_second_derivative_is_wrong(name: str):
+    make, where = NORMED[name]
+    torch.manual_seed(0)
+    model = nn.Sequential(make(), nn.Tanh(), nn.Linear(3, 3)).double()
+    batch = (torch.randn(5, 3).double(), torch.arange(5) % 3)
+    parameters = differentiable(model)
+    found = hessian(mean_loss, model, parameters, [batch])
+    with pytest.raises(
+        RunError, match=rf"^{where}.*weight_norm has a wrong second derivative.*remove_parametrizations"
+    ):
+        found(found.like)
+    with pytest.raises(RuntimeError, match="weight_norm has a wrong second derivative"):
+        bends(mean_loss, model, parameters, batch, vectors(found.size))
+    # First derivatives are right: the Gauss-Newton matrix needs no others.
+    curvature = gauss_newton(lambda m, b: m(b[0]), lambda z, b: F.cross_entropy(z, b[1]), model, parameters, [batch])
+    one, other = vectors(curvature.size)
+    torch.testing.assert_close(one @ curvature(other), other @ curvature(one))
+
+
+def test_norms_of_weights_with_a_right_second_derivative_are_not_refused():
+    model = nn.Sequential(nn.utils.parametrizations.orthogonal(nn.Linear(3, 3)), nn.Tanh(), nn.Linear(3, 3)).double()
+    batch = (torch.randn(5, 3).double(), torch.arange(5) % 3)
+    found = hessian(mean_loss, model, differentiable(model), [batch])
+    one, other = vectors(found.size)
+    torch.testing.assert_close(one @ found(other), other @ found(one))
+
+
 def batch_norm(**options: Any) -> nn.Module:
     return nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.BatchNorm1d(3, **options))).double()
 

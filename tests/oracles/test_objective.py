@@ -12,16 +12,8 @@ from torch import Tensor, nn
 
 from expunge.base.errors import SpecError
 from expunge.core.data import IGNORE, Batch, Data
+from expunge.core.decisions import Decisions, correct, decision_losses, kl, knows, loss, per_example
 from expunge.core.example_ids import current_ids, example_ids
-from expunge.core.objective import (
-    Decisions,
-    correct,
-    decision_losses,
-    kl,
-    knows,
-    loss,
-    per_example,
-)
 from expunge.methods.npo import npo_loss
 from expunge.models.gpt import GPT
 from expunge.objectives.classification import Classification

@@ -15,8 +15,8 @@ from expunge.audits.path import Path, interpolate
 from expunge.base.errors import SpecError
 from expunge.core.case import Case
 from expunge.core.data import Batch, Data
+from expunge.core.decisions import Decisions, mean_losses
 from expunge.core.modules import state_digest
-from expunge.core.objective import Decisions, mean_losses
 from expunge.core.problem import Problem
 from expunge.evidence.scores import Scores
 from expunge.models.gpt import GPT

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from expunge.core.case import Meter
 from expunge.core.data import Batch, Data
-from expunge.core.objective import Decisions, decision_losses
+from expunge.core.decisions import Decisions, decision_losses
 from expunge.core.problem import Problem
-from expunge.methods import _gradients
+from expunge.methods import _checked
 from expunge.methods._gradients import mean_absolute_gradient, mean_squared_gradient
 from expunge.models.cnn import CNN
 from expunge.models.mlp import MLP
@@ -100,12 +100,13 @@ def test_a_chain_takes_fewer_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     problem, model, passes = images(), seeded(CHAINS["mlp"]), []
     model.register_module("counter", Counter(passes))
     assert chain(model) is None
+    # Before the first pass of each kind, the check of the model.
     mean_squared_gradient(model, problem, problem.retain, Meter())
-    assert passes == [1] * 40
+    assert passes == [1, 2, 1, 2, *[1] * 40]
     passes.clear()
     monkeypatch.setattr(per_example, "PLAIN", {*per_example.PLAIN, Counter})
     mean_squared_gradient(model, problem, problem.retain, Meter())
-    assert passes == [32, 8]
+    assert passes == [3, 1, 1, 1, 32, 8]
 
 
 class Counter(nn.Module):
@@ -247,7 +248,7 @@ def test_both_ways_take_what_the_budget_affords(monkeypatch: pytest.MonkeyPatch)
     problem, model = images(), seeded(CHAINS["mlp"])
     chunked, meter = Meter(limit=37), Meter(limit=37)
     first = mean_squared_gradient(model, problem, problem.retain, chunked)
-    monkeypatch.setattr(_gradients, "chain", lambda model: None)
+    monkeypatch.setattr(_checked, "chain", lambda model: None)
     second = mean_squared_gradient(model, problem, problem.retain, meter)
     assert chunked.gradients == meter.gradients == 37
     for a, b in zip(first, second, strict=True):

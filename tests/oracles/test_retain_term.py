@@ -63,7 +63,7 @@ def test_kl_to_the_original_takes_the_place_of_cross_entropy(
     student = copy.deepcopy(model)
     for term in ("ce", "kl"):
         student.load_state_dict(model.state_dict())
-        step = kind(retain=term, **settings).pair_loss(student, job(problem))
+        step = kind(retain=term, **settings).pair_loss(student, job(problem, student))
         # Only now does the student move: a teacher that shares its memory would move along.
         student.load_state_dict(moved(model).state_dict())
         values.append(step(pair))

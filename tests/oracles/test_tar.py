@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from expunge.base.errors import RunError, SpecError
 from expunge.base.spec import parse
+from expunge.core.decisions import loss
 from expunge.core.modules import state_digest
-from expunge.core.objective import loss
 from expunge.methods.tar import TAR, entropy, tampered_gradient
 from expunge.pipeline.forecast import gradients
 from expunge.pipeline.plan import Plan
@@ -141,7 +141,7 @@ def test_the_student_is_trained_in_place_and_sees_no_batch_of_an_adversary():
     problem = classes()
     student = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Tanh(), nn.Linear(7, 3)).double()
     before = vector(student)
-    assert TAR(outer_steps=3, **WHOLE).apply(student, job(problem)) is student
+    assert TAR(outer_steps=3, **WHOLE).apply(student, job(problem, student)) is student
     assert not torch.equal(vector(student), before)
     # One pass over retain for each outer step, and none besides.
     assert student[1].num_batches_tracked == 3
@@ -172,7 +172,7 @@ def test_the_budget_ends_before_an_outer_step_that_it_does_not_afford():
 
 
 def test_copies_see_batches_of_their_own():
-    rounds = list(TAR(outer_steps=3, forget_batch_size=2, copies=2, inner_steps=3)._rounds(job(classes())))
+    rounds = list(TAR(outer_steps=3, forget_batch_size=2, copies=2, inner_steps=3)._rounds(job(classes(), net())))
     ids = [[batch.ids.tolist() for batch in several] for seen in rounds for several in seen.forget]
     # A pass over six examples is three batches: each copy sees all of them, in an order of its own.
     assert all(sorted(chain.from_iterable(several)) == list(range(6)) for several in ids)

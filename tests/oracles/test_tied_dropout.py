@@ -26,8 +26,8 @@ from expunge.blocks.tied_dropout import (
 )
 from expunge.core.case import train_model
 from expunge.core.data import Batch, Data
+from expunge.core.decisions import loss
 from expunge.core.example_ids import example_ids
-from expunge.core.objective import loss
 from expunge.models.cnn import CNN
 from expunge.models.mlp import MLP
 from expunge.models.resnet9 import ResNet9

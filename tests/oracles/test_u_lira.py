@@ -12,7 +12,7 @@ from scipy import stats
 from expunge.audits.u_lira import ULira, ranks, scaled_confidence
 from expunge.base.errors import MissingError, SpecError
 from expunge.core.case import Case
-from expunge.core.objective import Decisions
+from expunge.core.decisions import Decisions
 
 N = 4000
 MANY = 400

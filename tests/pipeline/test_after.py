@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from expunge.base.record import Store
 from expunge.base.seeds import derive
 from expunge.base.spec import parse
+from expunge.base.store import Store
 from expunge.core import checkpoint
 from expunge.methods.finetune import Finetune
 from expunge.pipeline.plan import Plan
@@ -129,7 +129,7 @@ def test_shadows_are_chained_too(tmp_path: Path) -> None:
     shadows = [stage for stage in plan.stages if stage.kind == "shadow" and stage.model == "both"]
     before = [[by_key[key] for key in stage.needs] for stage in shadows]
     assert [[(s.kind, s.model, s.part) for s in found] for found in before] == [
-        [("shadow", "random_relabel", str(i))] for i in range(2)
+        [("shadow", "random_relabel", str(i)), ("shadow", "original", str(i))] for i in range(2)
     ]
     seen: set[str] = set()
     for stage in plan.stages:
@@ -172,7 +172,7 @@ def test_unlearn_runs_what_leads_to_the_method_and_nothing_else(runs: Path, tmp_
 def test_it_is_seen_wherever_the_spec_is(runs: Path, tmp_path: Path) -> None:
     table = spec(SECOND, FIRST, ALONE)
     assert Plan(parse(table, tmp_path)).resolved()["method"][0]["after"] == "random_relabel"
-    planned = finished(cli("run", write_spec(tmp_path, table), "--out", tmp_path / "runs", "--dry-run", "--workers", 1))
+    planned = finished(cli("run", write_spec(tmp_path, table), "--out", tmp_path / "runs", "--dry-run", "--stages"))
     assert "unlearn both after random_relabel" in planned.out
     page = write_report(runs / "tiny").read_text(encoding="utf-8")
     assert "after = &#34;random_relabel&#34;" in page

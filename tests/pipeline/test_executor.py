@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from expunge.base.errors import RunError, SpecError
-from expunge.base.record import Store, rows_to_text
+from expunge.base.record import rows_to_text
 from expunge.base.spec import parse
+from expunge.base.store import Store
 from expunge.pipeline.executor import Computation, Executor, executor_of
 from expunge.pipeline.plan import Plan
 from expunge.pipeline.run import run as run_spec

@@ -9,8 +9,8 @@ import pytest
 
 from expunge.audits.loss import Loss
 from expunge.base.record import file_digest
-from expunge.base.registry import add_search_path
 from expunge.base.spec import parse
+from expunge.base.user_code import add_search_path
 from expunge.pipeline.folder import environment
 from expunge.pipeline.plan import Plan
 from helpers import Table, cli, contents, finished, run, snapshot, stages_done, temporaries, tiny
@@ -64,7 +64,7 @@ def test_the_record_says_which_version_of_each_part_made_the_numbers(
         "model": {"mlp": 1},
         "forget": {"label_swap": 1},
     }
-    parts |= {"method": {"random_relabel": 1}, "attack": {"relearn": 1}}
+    parts |= {"method": {"random_relabel": 2}, "attack": {"relearn": 2}}
     assert json.loads((out / "tiny" / "manifest.json").read_text())["versions"] == parts | {"audit": audits}
     monkeypatch.setattr(Loss, "version", 5)
     table = tiny(audit=[{"name": "loss", "label": "nats"}])
@@ -238,25 +238,6 @@ def test_the_content_of_a_file_counts_and_its_name_does_not(tmp_path: Path) -> N
 
     assert keys("a.txt", "1 2 3") == keys("b.txt", "1 2 3")
     assert set(keys("a.txt", "1 2 3")).isdisjoint(keys("a.txt", "1 2 4"))
-
-
-def test_a_stored_file_that_has_changed_is_named_and_not_used(out: Path) -> None:
-    """Files of the record are links to the stored ones where the disk allows it, so that editing one edits both."""
-    before = contents(out)
-    scores = out / "tiny" / "scores" / "random_relabel-s0-loss.safetensors"
-    content = bytearray(scores.read_bytes())
-    content[-1] ^= 1
-    scores.write_bytes(content)
-    [stored_file] = [path for path in (out / "cache").rglob("scores.safetensors") if path.samefile(scores)]
-    result = run(tiny(), out)
-    assert result.code == 4
-    for word in (str(stored_file), "has changed since it was computed", f"delete {stored_file.parent}"):
-        assert word in result.message()
-    for path in stored_file.parent.iterdir():
-        path.unlink()
-    stored_file.parent.rmdir()
-    finished(run(tiny(), out))
-    assert contents(out) == before
 
 
 def test_a_record_that_was_edited_is_written_anew(out: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_model
 from sklearn.datasets import load_digits
 
 from helpers import Table, cli, finished, run, snapshot, stages_done, write_spec
@@ -134,6 +135,83 @@ def test_unlearned_weights_can_be_audited(folder: Path) -> None:
     assert load_file(weights).keys() == given.keys()
     finished(cli("audit", table, weights, "--out", out, "--workers", 1))
     assert (out / "hf-done" / "verdicts.json").is_file()
+
+
+def rows_of(out: Path, name: str) -> list[Table]:
+    """The results without the model's label and what depends on it."""
+    lines = (out / name / "results.jsonl").read_text().splitlines()
+    return [
+        {**row, "model": row["model"].replace("whole", "-").replace("parts", "-")} for row in map(json.loads, lines)
+    ]
+
+
+def test_a_folder_of_transformers_can_be_audited_in_one_file_or_in_several(folder: Path) -> None:
+    table, out = write_spec(folder, spec(seeds=[0])), folder / "runs"
+    unlearned = vit(folder / "whole", 5)
+    unlearned.save_pretrained(folder / "parts", max_shard_size="8KB")
+    assert len(list((folder / "parts").glob("*.safetensors"))) > 2
+    for name in ("whole", "parts"):
+        finished(cli("audit", table, folder / name, "--out", out, "--workers", 1))
+        stored = load_file(out / f"hf-{name}" / "models" / f"{name}-s0.safetensors")
+        assert all(torch.equal(stored[key], tensor) for key, tensor in unlearned.state_dict().items())
+    assert rows_of(out, "hf-whole") == rows_of(out, "hf-parts")
+    before = stages_done(out)
+    vit(folder / "whole", 6)  # other weights under the same name are another model
+    finished(cli("audit", table, folder / "whole", "--out", folder / "again", "--workers", 1))
+    assert rows_of(folder / "again", "hf-whole") != rows_of(out, "hf-parts")
+    assert stages_done(out) == before
+
+
+def deeper(path: Path) -> None:
+    shape = {"image_size": 8, "patch_size": 4, "num_channels": 1, "num_labels": 10}
+    config = transformers.ViTConfig(**shape, **{**SIZE, "num_hidden_layers": 2})
+    transformers.ViTForImageClassification(config).save_pretrained(path)
+
+
+def headless(path: Path) -> None:
+    vit(path, 0).vit.save_pretrained(path)
+
+
+def pickled(path: Path) -> None:
+    vit(path, 0)
+    (path / "model.safetensors").rename(path / "pytorch_model.bin")
+
+
+def adapter(path: Path) -> None:
+    path.mkdir()
+    (path / "adapter_config.json").write_text("{}")
+
+
+UNFIT = {
+    "another depth": (deeper, "num_hidden_layers = 2, the spec's model has 1"),
+    "another family": (lambda path: llama(path, 0), "the spec's model has"),
+    "no head": (headless, "lacks classifier"),
+    "a pickle": (pickled, "no weights as safetensors"),
+    "an adapter": (adapter, "holds no config.json; .*merge the adapter first"),
+    "an empty folder": (
+        lambda path: path.mkdir(),
+        "holds no config.json; allowed: a folder that save_pretrained wrote",
+    ),
+    "nothing": (lambda path: None, "there is no file or folder"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_a_folder_of_another_model_is_not_audited(folder: Path, tmp_path: Path, name: str) -> None:
+    make, words = UNFIT[name]
+    make(tmp_path / "other")
+    result = cli("audit", write_spec(folder, spec(seeds=[0])), tmp_path / "other", "--out", folder / "runs")
+    assert result.code == 2 and re.search(words, result.message()), result.err
+
+
+def test_a_folder_needs_a_spec_with_a_model_of_transformers(folder: Path) -> None:
+    (folder / "plain.py").write_text(
+        "from torch import nn\ndef build(data):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    save_model(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)), str(folder / "plain.safetensors"))
+    table = spec(seeds=[0], model={"name": "plain:build", "weights": str(folder / "plain.safetensors")})
+    result = cli("audit", write_spec(folder, table), folder / "mine", "--out", folder / "runs")
+    assert result.code == 2 and "Sequential is not a model of transformers" in result.message()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from expunge.base.manifest import Manifest, read_manifest, write_manifest
+from expunge.base.record import file_digest
 from expunge.reporting.compare import Pair
 from expunge.reporting.record import Run
 from helpers import cli, finished
@@ -44,9 +45,9 @@ def test_an_old_record_is_compared_with_one_of_today(tmp_path: Path) -> None:
     shutil.copytree(old, new)
     held = read_manifest(new)
     assert held.format == 1
-    write_manifest(
-        new, Manifest(**{name: getattr(held, name) for name in Manifest.__struct_fields__ if name != "format"})
-    )
+    facts = {name: getattr(held, name) for name in Manifest.__struct_fields__ if name != "format"}
+    files = held.files | {name: file_digest(new / name) for name in ("spec.json", "env.json")}
+    write_manifest(new, Manifest(**(facts | {"files": files})))
     assert read_manifest(new).format == 3
     assert finished(cli("verify", new)).code == 0
     pair = Pair.open(old, new)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from expunge.base.spec import RESERVED, read
+from expunge.pipeline.verbs import audit_of
 from expunge.reporting.record import Run
 from expunge.reporting.tables import cost_table
 from helpers import cli, finished, tiny, toml
@@ -60,6 +63,21 @@ def test_a_method_that_the_spec_lacks_is_named(folder: Path) -> None:
     assert "did you mean 'random_relabel'?" in result.message()
 
 
+@pytest.mark.parametrize("stem", ["reference", "original", "my model (2)", "x" * 200, "..", "Ünlearned"])
+def test_a_model_is_judged_whatever_its_file_is_called(folder: Path, stem: str) -> None:
+    """The label `reference` once made an audit end with exit code 0 and no verdict."""
+    spec = read(folder / "own.toml")
+    [entry] = audit_of(spec, folder / f"{stem}.safetensors").method
+    assert entry.label not in RESERVED and re.fullmatch(r"[A-Za-z0-9][\w.-]{0,59}", entry.label, re.ASCII)
+
+
+def test_an_audit_of_a_file_called_reference_ends_with_a_verdict(folder: Path) -> None:
+    named = folder / "reference.safetensors"
+    named.write_bytes((folder / "mine.safetensors").read_bytes())
+    judged = json.loads(finished(cli("audit", folder / "own.toml", named, "--out", folder / "runs", "--json")).out)
+    assert [verdict["model"] for verdict in judged["verdicts"]] == ["audited-reference"]
+
+
 def test_audit_needs_the_original(folder: Path) -> None:
     result = cli("audit", folder / "first.toml", folder / "mine.safetensors", "--out", folder / "runs")
     assert result.code == 2
@@ -70,7 +88,7 @@ def test_audit_needs_the_original(folder: Path) -> None:
 def test_a_bad_model_file_is_refused(folder: Path, tmp_path: Path, damage: str) -> None:
     path = tmp_path / "bad.safetensors"
     if damage == "pickle":
-        torch.save({"a": torch.zeros(1)}, path)
+        torch.save(torch.nn.Linear(2, 2), path)
     elif damage == "other":
         save_file({"a": torch.zeros(1)}, path)
     result = cli("audit", folder / "own.toml", path, "--out", tmp_path / "runs", "--workers", "1")

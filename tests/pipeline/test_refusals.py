@@ -26,7 +26,7 @@ def test_recalibrating_a_model_without_batch_norm_is_refused_in_planning(
 
 def test_with_batch_norm_it_is_planned(tmp_path: Path) -> None:
     spec = write_spec(tmp_path, tiny(attack=RECALIBRATE, model=NORMED))
-    assert "recalibrate" in finished(cli("run", spec, "--out", tmp_path / "runs", "--dry-run")).out
+    assert "recalibrate" in finished(cli("run", spec, "--out", tmp_path / "runs", "--dry-run", "--stages")).out
 
 
 @pytest.mark.parametrize(("name", "remedy"), [("u_lira", "after_attack = true"), ("path", "leave out required")])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from expunge.base.record import Store
+from expunge.base.store import Store
 from helpers import Table, contents, finished, run, snapshot, stages_done, temporaries, tiny, write_spec
 
 COMMAND = (sys.executable, "-c", "from expunge.cli import main; main()")
@@ -25,6 +25,11 @@ def longer(**changes: object) -> Table:
     """Enough stages that a random moment falls between two of them."""
     methods = [{"name": "random_relabel", "epochs": 2}, {"name": "retrain"}]
     return tiny(seeds=[0, 1, 2], method=methods, audit=[{"name": "loss"}, {"name": "distance"}], **changes)
+
+
+def whole(out: Path) -> dict[str, bytes]:
+    """The contents of all files that have their final name."""
+    return {name: data for name, data in contents(out).items() if "/." not in f"/{name}"}
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +114,12 @@ def _session(pid: int) -> int | None:
     return None if state == "Z" else int(session)
 
 
+def aged(out: Path, seconds: float) -> None:
+    """Make temporary files and folders look as if they were last written so long ago."""
+    for path in temporaries(out):
+        os.utime(path, (time.time() - seconds,) * 2)
+
+
 def test_the_same_bytes_whatever_the_number_of_workers(tmp_path: Path) -> None:
     alone, together = tmp_path / "1" / "runs", tmp_path / "2" / "runs"
     finished(run(tiny(), alone))
@@ -140,14 +151,16 @@ def test_killed_ten_times_and_run_again(undisturbed: Path, tmp_path: Path) -> No
         done = kept
         # Whatever has its final name is whole.
         expected = contents(undisturbed)
-        found = {name: data for name, data in contents(out).items() if "/." not in f"/{name}"}
+        found = whole(out)
         assert found.items() <= expected.items()
     assert len(done) < len(stages_done(undisturbed)), "every moment came too late"
     code, messages = Process.start(out, longer()).end()
     assert code == 0, messages
     assert f"{len(done)} of " in messages
-    assert contents(out) == contents(undisturbed)
-    assert temporaries(out) == []
+    assert whole(out) == contents(undisturbed)
+    aged(out, 25 * 3600)
+    finished(run(longer(), out))
+    assert contents(out) == contents(undisturbed) and temporaries(out) == []
 
 
 def test_ctrl_c_in_the_middle(undisturbed: Path, tmp_path: Path) -> None:
@@ -164,8 +177,7 @@ def test_ctrl_c_in_the_middle(undisturbed: Path, tmp_path: Path) -> None:
     assert {name: after.get(name) for name in before if "/." not in f"/{name}"} == {
         name: entry for name, entry in before.items() if "/." not in f"/{name}"
     }
-    assert contents(out) == contents(undisturbed)
-    assert temporaries(out) == []
+    assert whole(out) == contents(undisturbed)
 
 
 def test_ctrl_c_while_workers_start(tmp_path: Path) -> None:
@@ -194,20 +206,23 @@ def test_ctrl_c_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "7 of 30 stages are already done" in finished(run(tiny(), out)).err
 
 
-def test_what_the_dead_left_is_swept_and_what_the_living_write_is_not(tmp_path: Path) -> None:
+def test_what_the_dead_left_is_swept_a_day_later_and_what_is_being_written_is_not(tmp_path: Path) -> None:
+    """No process id says whether another host is writing, so even a file with the id of a dead process stays."""
     out = tmp_path / "runs"
     finished(run(tiny(), out))
     before = set(out.rglob("*"))
     found = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    dead, alive, reused = found.stdout.strip(), os.getppid(), os.getpid()
-    for pid in (dead, alive, reused):
-        folder = out / "cache" / f".abc.{pid}"
+    for token in (found.stdout.strip(), str(os.getpid()), "0123456789abcdef"):
+        folder = out / "cache" / f".abc.{token}"
         folder.mkdir()
-        (folder / f".scores.safetensors.{pid}.tmp").write_text("half")
-        (out / "tiny" / "scores" / f".a.safetensors.{pid}.tmp").write_text("half")
+        (folder / f".scores.safetensors.{token}.tmp").write_text("half")
+        (out / "tiny" / "scores" / f".a.safetensors.{token}.tmp").write_text("half")
+    left = set(out.rglob("*")) - before
     finished(run(tiny(), out))
-    assert {path.relative_to(out).as_posix() for path in set(out.rglob("*")) - before} == {
-        f"cache/.abc.{alive}",
-        f"cache/.abc.{alive}/.scores.safetensors.{alive}.tmp",
-        f"tiny/scores/.a.safetensors.{alive}.tmp",
-    }
+    assert set(out.rglob("*")) - before == left
+    aged(out, 23 * 3600)
+    finished(run(tiny(), out))
+    assert set(out.rglob("*")) - before == left
+    aged(out, 25 * 3600)
+    finished(run(tiny(), out))
+    assert set(out.rglob("*")) == before

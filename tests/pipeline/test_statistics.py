@@ -91,7 +91,7 @@ def test_two_methods_share_one_stage(install: Any, tmp_path: Path) -> None:
     original, *methods = [stage for stage in plan.stages if stage.kind in ("original", "unlearn")]
     assert len(methods) == 2
     assert {stage.inputs["statistics"] for stage in methods} == {statistics.key}
-    assert statistics.inputs == {"model": original.key}
+    assert statistics.inputs == {"model": original.key, "original": original.key}
 
     finished(run(table, out))
     weights = {m: load_file(out / "tiny" / "models" / f"{m}-s0.safetensors") for m in ("original", "shrink", "grow")}

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from safetensors.numpy import save
 
-from expunge.base.manifest import RULES, Manifest, write_manifest
+from expunge.base.manifest import RULES, Manifest, read_manifest, write_manifest
 from expunge.base.record import file_digest, rows_to_text
 from expunge.evidence.scores import Scores, dumps
 from expunge.evidence.table import read_table, verdicts_text
@@ -134,3 +134,24 @@ class Writer:
             "audit": [{"name": "path", "points": 5, "required": False}],
             "gate": [],
         }
+
+
+def accept_digest(folder: Path, *names: str) -> None:
+    """Put the digests of changed files into the manifest, as a careful forger would."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for file in (file for stage in manifest["stages"] for file in stage["files"].values()):
+        if file["path"] in names:
+            file["sha256"] = file_digest(folder / file["path"])
+    for name in manifest["files"].keys() & set(names):
+        manifest["files"][name] = file_digest(folder / name)
+    path.write_text(json.dumps(manifest))
+
+
+def judge_again(folder: Path) -> None:
+    """Write the rows and verdicts of changed scores, and all digests, as a run with these scores would."""
+    accept_digest(folder, *dict(read_manifest(folder).digests()))
+    table = read_table(folder, read_manifest(folder))
+    (folder / "results.jsonl").write_text(rows_to_text(table.rows()))
+    (folder / "verdicts.json").write_text(verdicts_text(table))
+    accept_digest(folder, "results.jsonl", "verdicts.json")

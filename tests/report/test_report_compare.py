@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _written import accept_digest, judge_again
 
 from expunge.base.errors import SpecError
 from expunge.evidence.scores import Scores, dumps, load
@@ -36,6 +37,7 @@ def pair(make_run: Callable[..., Path], tmp_path: Path) -> tuple[Path, Path]:
 def change_spec(folder: Path, **changes: Any) -> None:
     path = folder / "spec.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    accept_digest(folder, "spec.json")
 
 
 def test_differences_are_second_minus_first_over_the_seeds_of_both(pair: tuple[Path, Path]) -> None:
@@ -95,9 +97,10 @@ def test_other_data_or_another_forget_set_is_refused(pair: tuple[Path, Path], ch
 
 
 def test_other_examples_under_the_same_settings_are_refused(pair: tuple[Path, Path]) -> None:
-    path = pair[1] / "scores" / "original-s1-accuracy.safetensors"
-    changed = [Scores(**{**vars(entry), "ids": entry.ids + 1}) for entry in load(path)]
-    (path).write_bytes(dumps(changed))
+    for path in (pair[1] / "scores").glob("*-s1-*accuracy.safetensors"):
+        held = load(pair[1], f"scores/{path.name}")
+        path.write_bytes(dumps([Scores(**{**vars(entry), "ids": entry.ids + 1}) for entry in held]))
+    judge_again(pair[1])
     with pytest.raises(SpecError, match="examples that accuracy on forget was measured on with seed 1"):
         Pair.open(*pair)
 
@@ -105,7 +108,9 @@ def test_other_examples_under_the_same_settings_are_refused(pair: tuple[Path, Pa
 def test_another_meaning_or_format_of_scores_is_refused(pair: tuple[Path, Path]) -> None:
     paths = sorted((pair[1] / "scores").glob("*-distance.safetensors"))
     for path in paths:
-        (path).write_bytes(dumps([Scores(**{**vars(entry), "unit": "nats"}) for entry in load(path)]))
+        held = load(pair[1], f"scores/{path.name}")
+        path.write_bytes(dumps([Scores(**{**vars(entry), "unit": "nats"}) for entry in held]))
+    judge_again(pair[1])
     with pytest.raises(SpecError, match="the unit of l2_distance on weights differ: 'weight' and 'nats'"):
         Pair.open(*pair)
     for path in (pair[1] / "scores").iterdir():

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _written import accept_digest, judge_again
 
 from expunge.base.errors import RunError, SpecError
 from expunge.base.spec import VERDICTS, parse
@@ -98,6 +99,7 @@ def test_what_a_diagnostic_foretold_stands_beside_what_was_measured(run_folder: 
     manifest = json.loads((run_folder / "manifest.json").read_text())
     manifest["files"]["diagnosis.json"] = ""
     (run_folder / "manifest.json").write_text(json.dumps(manifest))
+    accept_digest(run_folder, "diagnosis.json")
     page = page_of(run_folder)
     text = Reader(page).text
     assert "depth : Deep <i>down</i>." in text and "<i>down" not in page
@@ -224,6 +226,7 @@ def test_copies_are_counted_the_same_in_the_lead_and_in_the_gallery(run_folder: 
     spec = json.loads((run_folder / "spec.json").read_text())
     forget = {"name": "planted_text", "count": 10, "copies": 4}
     (run_folder / "spec.json").write_text(json.dumps(spec | {"forget": forget}))
+    accept_digest(run_folder, "spec.json")
     answers = [{"said": "abcd", "knows": True}]
     example = {"id": 7, "prompt": "say ", "secret": "abcd", "answers": answers}
     found = {"kind": "texts", "seed": 0, "of": 40, "different": 10, "models": [{"model": "hidden", "attack": None}]}
@@ -238,11 +241,13 @@ def give_examples(folder: Path, found: dict[str, object]) -> None:
     stage = manifest["stages"][0] | {"kind": "gallery", "files": {"examples": {"path": "e.json", "sha256": ""}}}
     (folder / "manifest.json").write_text(json.dumps(manifest | {"stages": [*manifest["stages"], stage]}))
     (folder / "e.json").write_text(json.dumps(found))
+    accept_digest(folder, "e.json")
 
 
 def test_a_record_from_a_notebook_has_a_page_that_promises_no_command(run_folder: Path) -> None:
-    (run_folder / "spec.json").write_text("{}")
-    (run_folder / "env.json").write_text("{}")
+    for name in ("spec.json", "env.json"):
+        (run_folder / name).write_text("{}")
+        accept_digest(run_folder, name)
     page = page_of(run_folder)
     text = Reader(page).text
     assert "expunge run" not in text and "no command can run it again" in text
@@ -278,11 +283,12 @@ def test_values_to_read_out_are_those_of_the_curves(run_folder: Path) -> None:
     page = page_of(run_folder)
     charts = json.loads(re.search(r'id="charts">(.*?)</script>', page, flags=re.DOTALL)[1])
     assert set(charts) == set(re.findall(r'data-chart="(\w+)"', page))
-    told = charts["Share_of_the_forget_set_that_is_known_along_the_attack__hidden__relearn"]
+    named = {name.rpartition("_")[0]: chart for name, chart in charts.items()}
+    told = named["Share_of_the_forget_set_that_is_known_along_the_attack__hidden__relearn"]
     texts = texts_of(told)
     # Steps that every seed has: 0 and 4.
     assert texts == ["step 0: this 20.0 %, retrained 10.0 %", "step 4: this 55.0 %, retrained 10.0 %"]
-    traded = {text.partition(":")[0]: text for text in texts_of(charts["Trade_off_of_forgetting__utility_and_cost"])}
+    traded = {text.partition(":")[0]: text for text in texts_of(named["Trade_off_of_forgetting__utility_and_cost"])}
     assert set(traded) == {"clean", "hidden", "retrained", "original"}
     assert "residual +80.0" in traded["hidden"] and "5.0 % of a retraining" in traded["hidden"]
 
@@ -301,26 +307,22 @@ def test_one_model_of_the_users_has_an_interval_over_examples(make_run: Callable
 
 def test_values_that_are_not_finite_are_named(make_run: Callable[..., Path]) -> None:
     folder = make_run()
-    from expunge.base.manifest import read_manifest
-    from expunge.base.record import rows_to_text
     from expunge.evidence import scores
-    from expunge.evidence.table import read_table, verdicts_text
 
     for name in (f"scores/hidden-s{seed}-path.safetensors" for seed in range(3)):
-        held = scores.load(folder / name)
+        held = scores.load(folder, name)
         losses = held[1].values * float("nan")
         changed = scores.Scores(
             "barrier", "forget", losses, held[1].ids, "predictor", "nats", "reference", reduce="barrier"
         )
         (folder / name).write_bytes(scores.dumps([held[0], changed]))
-    table = read_table(folder, read_manifest(folder))
-    (folder / "results.jsonl").write_text(rows_to_text(table.rows()))
-    (folder / "verdicts.json").write_text(verdicts_text(table))
+    judge_again(folder)
     assert "not finite" in page_of(folder)
 
 
 def test_an_unfinished_run_and_a_damaged_file_have_messages(run_folder: Path) -> None:
     (run_folder / "verdicts.json").write_text("[")
+    accept_digest(run_folder, "verdicts.json")
     with pytest.raises(RunError, match=r"verdicts\.json: the file is damaged"):
         write_report(run_folder)
     (run_folder / "manifest.json").unlink()

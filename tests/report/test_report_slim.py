@@ -12,7 +12,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pytest
-from _written import Writer, accuracy, distance, path_losses
+from _written import Writer, accuracy, distance, judge_again, path_losses
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from safetensors.numpy import save
@@ -174,6 +174,7 @@ def test_twenty_methods_twice_have_a_small_page(large: Path, tmp_path: Path) -> 
     for path in (other / "curves").iterdir():
         curve = {"steps": np.arange(STEPS), "values": (rng.random((STEPS, 40)) < 0.5).astype(np.float64)}
         path.write_bytes(save(curve))
+    judge_again(other)
     page = write_comparison(Pair.open(large, other), tmp_path / "compare.html").read_text(encoding="utf-8")
     assert page.count('role="img"') == 20 * 4
     assert len(page.encode()) < LIMIT

@@ -16,11 +16,11 @@ from expunge.base.manifest import read_manifest
 from expunge.base.part import Count, Part
 from expunge.reporting.listing import estimates
 from expunge.reporting.text import WIDTH, costs_table, describe, shown, spelled_type, verdict_table
-from expunge.reporting.verify import read_run
+from expunge.reporting.verify import judged
 
 
 def table_of(folder: Path) -> str:
-    table = read_run(folder, read_manifest(folder))
+    table, _ = judged(folder, read_manifest(folder))
     return verdict_table(table, table.verdicts())
 
 

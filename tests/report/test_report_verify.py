@@ -9,23 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from _written import accept_digest
 
 from expunge.base.errors import RunError, SpecError
-from expunge.base.record import file_digest
 from expunge.evidence import scores
 from expunge.reporting.verify import verify
-
-
-def accept_digest(folder: Path, name: str) -> None:
-    """Put the digest of a changed file into the manifest, as a careful forger would."""
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_text())
-    listed = [file for stage in manifest["stages"] for file in stage["files"].values() if file["path"] == name]
-    for file in listed:
-        file["sha256"] = file_digest(folder / name)
-    if name in manifest["files"]:
-        manifest["files"][name] = file_digest(folder / name)
-    path.write_text(json.dumps(manifest))
 
 
 def test_an_untouched_run_agrees(run_folder: Path) -> None:
@@ -57,7 +45,7 @@ def test_a_missing_file_is_named(run_folder: Path) -> None:
 
 def test_changed_scores_with_a_changed_digest_disagree_with_the_rows(run_folder: Path) -> None:
     name = "scores/hidden-s1-relearn-accuracy.safetensors"
-    held = scores.load(run_folder / name)
+    held = scores.load(run_folder, name)
     values = np.zeros_like(held[0].values)
     facts = (values, held[0].ids, "knowledge", "share", "reference")
     changed = scores.Scores("accuracy", "forget", *facts, required=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from _written import accept_digest
 from safetensors.numpy import save_file
 
 from expunge.base.errors import RunError
@@ -38,6 +39,7 @@ def test_seeds_are_averaged(make_run: Callable[..., Path]) -> None:
     save_file({"layer.weight": np.array([[0, 10]], dtype=np.float32)}, path)
     for name in ("original", "reference", "clean"):
         save_file({"layer.weight": np.zeros((1, 2), dtype=np.float32)}, folder / "models" / f"{name}-s0.safetensors")
+    accept_digest(folder, *(f"models/{name}-s0.safetensors" for name in ("original", "reference", "clean", "hidden")))
     found = map_of(Run.open(folder))
     assert isinstance(found, Map)
     assert found.distances[0, 3] == pytest.approx((10 + 4 + 4) / 3)
@@ -65,9 +67,11 @@ def test_absent_models_are_a_sentence_and_damaged_ones_an_error(run_folder: Path
 def test_models_of_another_shape_or_kind_are_a_sentence(run_folder: Path) -> None:
     path = run_folder / "models" / "clean-s0.safetensors"
     save_file({"layer.weight": np.zeros((2, 2), dtype=np.float32)}, path)
+    accept_digest(run_folder, "models/clean-s0.safetensors")
     assert "different shapes" in str(map_of(Run.open(run_folder)))
     header = json.dumps({"layer.weight": {"dtype": "BF16", "shape": [1, 2], "data_offsets": [0, 4]}}).encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 4)
+    accept_digest(run_folder, "models/clean-s0.safetensors")
     assert "numpy lacks" in str(map_of(Run.open(run_folder)))
 
 

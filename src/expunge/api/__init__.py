@@ -11,9 +11,10 @@ be an accusation or `inconclusive`.
 """
 
 from expunge.api.audit import Result, audit, report
-from expunge.api.case import FunctionRecipe, case, recipe, unlearn
+from expunge.api.case import case, unlearn
 from expunge.api.diagnosis import Diagnosis, diagnose
 from expunge.api.objective import objective
+from expunge.api.recipe import FunctionRecipe, recipe
 
 __all__ = [
     "Diagnosis",

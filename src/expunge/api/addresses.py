@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from expunge.api.case import FunctionRecipe
-from expunge.base.part import source_digest
+from expunge.api.recipe import FunctionRecipe
 from expunge.base.record import address
+from expunge.base.user_code import source_digest
 from expunge.core.case import Case
 from expunge.core.data import tensors_of
 from expunge.core.lazy import LazyInputs

@@ -19,18 +19,19 @@ from expunge.api.parts import entries_of, expect, parts_of
 from expunge.api.plan import CasePlan, chain, spec_of
 from expunge.base.errors import MissingError
 from expunge.base.memory import MemoryStore
-from expunge.base.record import Store, write_file
+from expunge.base.record import write_file
 from expunge.base.spec import CACHE
+from expunge.base.store import Store
 from expunge.core import checkpoint
 from expunge.core.case import Case, Cost, Curve, Unlearned
 from expunge.core.contracts import Attack, Audit
+from expunge.core.modules import weights_differ
 from expunge.core.refusals import refuse_model, refuse_objective
 from expunge.evidence.scores import loads
 from expunge.evidence.table import Measured, Table
 from expunge.evidence.verdict import Verdict
 from expunge.pipeline.executor import executor_of
 from expunge.pipeline.folder import RunFolder
-from expunge.pipeline.run import open_store
 from expunge.pipeline.schedule import run_stages
 from expunge.pipeline.stage import CURVE, SCORES, WEIGHTS, Stage
 from expunge.pipeline.stage_kind import kind_of
@@ -59,9 +60,20 @@ class Result:
             if kind_of(stage.kind).files.get(SCORES)
             for scores in loads(self.store.read(stage.key, SCORES))
         ]
-        training = [label for label, attack in plan.attacks.items() if getattr(attack, "trains", False)]
-        attacks = list(plan.attacks)
-        return Table(measured, plan.models, plan.spec.seeds, attacks, about_one_model=True, training=training)
+        unchanged = [
+            (stage.model, stage.seed or 0)
+            for stage in plan.stages
+            if stage.kind == "unlearn" and self.store.facts(stage.key).get("changed") is False
+        ]
+        return Table(
+            measured,
+            plan.models,
+            plan.spec.seeds,
+            list(plan.attacks),
+            about_one_model=True,
+            training=[label for label, attack in plan.attacks.items() if getattr(attack, "trains", False)],
+            unchanged=unchanged,
+        )
 
     @property
     def curves(self) -> Mapping[tuple[str, int, str], Curve]:
@@ -91,9 +103,13 @@ class Result:
     def save(self, folder: str | Path) -> Path:
         """Write a record without weights and return its folder; `expunge report`, `verify` and `compare` read it."""
         record = RunFolder(Path(folder))
-        record.describe(self.plan.resolved())
         record.write(self.plan, self.store)
         return record.root
+
+    def __repr__(self) -> str:
+        plan = self.plan
+        parts = f"attacks {', '.join(plan.attacks) or 'none'}, audits {', '.join(plan.audits)}"
+        return f"Result({plan.done.method}, {plan.references} references, {parts})"
 
     def __str__(self) -> str:
         from expunge.reporting.text import verdict_table
@@ -149,6 +165,9 @@ def audit(
     entries = entries_of(attacks), (*entries_of(always), *entries_of(audits))
     store, addresses = _store_of(case, folder)
     plan = CasePlan(spec_of(done, count, *entries, gallery), case, done, run_attacks, run_audits, count, addresses)
+    # What was computed from a missing output is not believed, so the original is stored before what came of it.
+    originals = [stage for stage in plan.stages if stage.kind == "original"]
+    run_stages(plan, store, originals, executor_of(None, 1), lambda *_: None, lambda _: None)
     _hand_over(plan, store)
     plan, unread = _spread(plan, store, workers), _Unread(plan, store)
     executor = executor_of(None, workers if plan.elsewhere else 1)
@@ -173,7 +192,7 @@ def _store_of(case: Case, folder: str | Path | None) -> tuple[Store | MemoryStor
         addresses = addresses_of(case)
         if isinstance(addresses, dict):
             store = Store(Path(folder) / CACHE)
-            open_store(store)
+            store.open()
             return store, addresses
         Progress().say(f"outputs stay in memory, not in {folder}: {addresses} cannot be imported by its name")
     return _stores.setdefault(case, MemoryStore()), {}
@@ -184,11 +203,12 @@ def _hand_over(plan: CasePlan, store: Store | MemoryStore) -> None:
     for stage in (stage for stage in plan.stages if stage.kind == "unlearn"):
         step = plan.steps[stage.model]
         before = step.after.cost if step.after else Cost(0, 0.0)
+        changed = weights_differ(step.after.model if step.after else plan.case.original, step.model)
         gradients, seconds = step.cost.gradients - before.gradients, step.cost.seconds - before.seconds
         store.put(
             stage.key,
             {WEIGHTS: checkpoint.dump(step.model)},
-            {"stage": stage.name, "gradients": gradients, "seconds": round(seconds, 3)},
+            {"stage": stage.name, "gradients": gradients, "seconds": round(seconds, 3), "changed": changed},
         )
 
 

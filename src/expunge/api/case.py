@@ -2,75 +2,34 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import Dataset, Subset
+from torch import nn
 
+from expunge.api.model import in_single_precision, require_module
 from expunge.api.objective import objective as named
 from expunge.api.parts import expect
+from expunge.api.pool import pooled
+from expunge.api.recipe import Functions, check_recipe, recipe_of
 from expunge.base import registry
 from expunge.base.errors import SpecError
 from expunge.base.seeds import derive
-from expunge.core.case import Case, Meter, Recipe, Unlearned
-from expunge.core.collect import Collected, ItemInputs, collect, collect_lazily, items_of
-from expunge.core.data import Batch, Data
-from expunge.core.device import placed
-from expunge.core.lazy import LazyInputs
-from expunge.core.modules import first_parameter
-from expunge.core.objective import CLASSES, TOKENS, Objective, inferred
-from expunge.core.problem import Problem
+from expunge.core.case import Case, Recipe, Unlearned
+from expunge.core.collect import Collected, collect, collect_lazily, items_of
+from expunge.core.copies import say_copies
+from expunge.core.first_pass import EXAMPLES, copied, first_pass, unwrapped
+from expunge.core.method import Method, original_of
+from expunge.core.modules import weights_differ
+from expunge.core.objective import Objective
+from expunge.core.own_training import require_independent
+from expunge.core.problem import Problem, require_unretained
+from expunge.core.refusals import refuse_mixing
 from expunge.core.seeding import forked
-
-
-@dataclass(frozen=True)
-class FunctionRecipe:
-    """A recipe made of two of your functions.
-
-    Args:
-        make: Returns a freshly initialised module.
-        train: `train(module, dataset)` trains the module in place, with your own loop, on a map-style data set of your
-            items.
-        items: All items; the index of an item is its id.
-        device: Device of the models, before and after training: that of the user's model.
-    """
-
-    make: Callable[[], nn.Module]
-    train: Callable[[nn.Module, Dataset[Any]], object]
-    items: Dataset[Any]
-    device: torch.device | str = "cpu"
-
-    def build(self, seed: int) -> nn.Module:
-        """The freshly initialised module of this seed."""
-        with forked(seed):
-            return placed(self.make(), self.device)
-
-    def fit(self, module: nn.Module, data: Data, ids: Tensor, seed: int, meter: Meter | None = None) -> nn.Module:
-        """Train the module by the user's function on the chosen items; its cost in gradients is not known."""
-        with forked(seed):
-            self.train(module, Subset(self.items, ids.tolist()))
-        return placed(module, self.device)
-
-
-Functions = tuple[Callable[[], nn.Module], Callable[[nn.Module, Dataset[Any]], object]]
-"""`(build, train)`: a function that makes a fresh module, and one that trains a module on a data set of your items."""
-
-
-def recipe(build: Callable[[], nn.Module], train: Callable[[nn.Module, Dataset[Any]], object]) -> Functions:
-    """How your model is trained, for `case`.
-
-    Args:
-        build: Returns a freshly initialised module.
-        train: `train(module, dataset)` trains the module in place.
-
-    Returns:
-        The value for `case(recipe=...)`.
-    """
-    return build, train
+from expunge.evidence.reasons import CHANGED_NOTHING
+from expunge.reporting.progress import Progress
+from expunge.train.chance import no_better_than_chance
+from expunge.train.loop import evaluation_size
 
 
 def case(
@@ -89,7 +48,9 @@ def case(
     """Build a case from your model and your data.
 
     Args:
-        model: The model that was trained on the forget set. It is never changed.
+        model: The model that was trained on the forget set. It is never changed. If its weights are in half precision,
+            the case holds a copy in single precision, because steps of training round away in half precision. Of a
+            parallel or compiled module, the module inside is used.
         forget: The data to forget: a data set, a pair of tensors or NumPy arrays, or batches; see `core.collect`.
         retain: The rest of the model's training data.
         test: Unseen data on which utility is measured.
@@ -107,19 +68,35 @@ def case(
         The case.
 
     Raises:
-        SpecError: The data do not fit the model or each other; the message says where.
+        SpecError: The data do not fit the model or each other, the model's answer on an example depends on the rest of
+            its batch, the model cannot be copied, it returns probabilities, or the recipe builds modules that are not
+            like it or share memory; the message says where.
     """
     sources = {"forget": forget, "retain": retain, "test": test} | ({"holdout": holdout} if holdout is not None else {})
-    read = collect if in_memory else collect_lazily
-    parts = {name: read(source, where=name) for name, source in sources.items()}
-    objective = named(objective) if isinstance(objective, str) else objective
-    data, ids = _pool(model, parts, objective, workers)
-    items = items_of(list(parts.values()))
-    trainer = FunctionRecipe(*recipe, items, first_parameter(model).device) if isinstance(recipe, tuple) else recipe
+    require_module(model)
+    given, objective = unwrapped(model), named(objective) if isinstance(objective, str) else objective
+    model = in_single_precision(given)
+    parts = {name: _read(source, name, seed, in_memory=in_memory) for name, source in sources.items()}
+    data, ids = pooled(model, parts, objective, workers)
+    trainer = recipe_of(recipe, items_of(list(parts.values())), given)
     problem = Problem(data, **ids)  # type: ignore[arg-type]  # four tensors of ids
-    with torch.no_grad():
-        problem.objective.measure(copy.deepcopy(model).eval(), data.batch(ids["forget"][:2]))
+    few = torch.cat([ids["forget"], ids["test"]])[: min(EXAMPLES, evaluation_size(data))]
+    first_pass(model, problem.objective, data.batch(few))
+    refuse_mixing(model, problem.objective, data, torch.stack([ids[name][0] for name in ("forget", "retain", "test")]))
+    if trainer is not None:
+        check_recipe(trainer, model)
+    require_unretained(problem)
+    say_copies(problem)
+    warning = no_better_than_chance(model, problem)
+    if warning:
+        Progress().say(warning)
     return Case(seed, problem, model, trainer)
+
+
+def _read(source: Any, name: str, seed: int, *, in_memory: bool) -> Collected:
+    """One of the data sets. If its items are random, their draws follow from the seed of the case."""
+    with forked(derive(seed, "data", name)):
+        return (collect if in_memory else collect_lazily)(source, where=name)
 
 
 def unlearn(
@@ -131,7 +108,7 @@ def unlearn(
         case: The model and the data to forget.
         method: A registered method, or `module:function`.
         after: Result of another method on this case, from which this method starts. By default it starts from the
-            original model.
+            original model. A method that measures from the original, or distils from it, still uses `case.original`.
         budget: Upper bound on the per-example gradients of this method alone.
         **settings: The method's settings.
 
@@ -149,51 +126,15 @@ def unlearn(
     registry.load("method", method, where="method")
     part: Any = registry.build("method", method, settings, where=method)
     start, label = (case.original, method) if after is None else (after.model, f"{after.method}_{method}")
-    done: Unlearned = part(start, case.problem, case.recipe, derive(case.seed, "unlearn", label), budget)
-    if after is None:
-        return Unlearned(done.model, label, done.cost, part, budget)
-    return Unlearned(done.model, label, after.cost + done.cost, part, budget, after)
-
-
-def _pool(
-    model: nn.Module, parts: Mapping[str, Collected], objective: Objective | None, workers: int
-) -> tuple[Data, dict[str, Tensor]]:
-    """All parts under consecutive ids, and the ids of each."""
-    whole = [part.inputs for part in parts.values() if part.inputs is not None]
-    lazy = LazyInputs(ItemInputs(items_of(list(parts.values()))), workers=workers)
-    inputs = _cat(whole, "inputs") if whole else lazy
-    targets = _cat([part.targets for part in parts.values()], "targets")
-    ends = torch.tensor([len(part.targets) for part in parts.values()]).cumsum(0)
-    ids = dict(zip(parts, torch.tensor_split(torch.arange(len(targets)), ends[:-1]), strict=True))
-    train = torch.cat([ids["forget"], ids["retain"]])
-    chosen = objective or inferred(inputs, targets)
-    targets = targets if targets.is_floating_point() else targets.long()
-    first = torch.arange(2)
-    labels = () if chosen is None else _labels(model, Batch(inputs[first], targets[:2], first), chosen)
-    return Data(inputs, targets, train, ids["test"], labels, objective=chosen).judged_by(None), ids
-
-
-def _cat(tensors: list[Tensor], what: str) -> Tensor:
-    shapes = {tuple(t.shape[1:]) for t in tensors}
-    if len(shapes) > 1:
-        raise SpecError(f"{what} have shapes {sorted(shapes)}", where="forget, retain, test", allowed="one shape")
-    # Data stay on the CPU; batches follow the model.
-    return torch.cat([tensor.cpu() for tensor in tensors])
-
-
-def _labels(model: nn.Module, batch: Batch, objective: Objective) -> tuple[str, ...]:
-    """Numbers as names of the classes or tokens, one per output of the model; empty for other objectives."""
-    if not objective.provides & {CLASSES, TOKENS}:
-        return ()
-    if objective.outputs:
-        return tuple(map(str, range(objective.outputs)))
-    with torch.no_grad():
-        logits = objective.prediction(copy.deepcopy(model).eval(), batch)
-    if logits.ndim < 2:
-        raise SpecError(
-            f"the model returns {list(logits.shape)}",
-            where=f"model ({type(model).__name__})",
-            allowed="logits [n, c] or [n, t, v], or an object with the attribute .logits",
-            remedy="for any other model, pass objective=",
-        )
-    return tuple(str(label) for label in range(logits.shape[-1]))
+    seed = derive(case.seed, "unlearn", label)
+    with forked(seed):  # for a plain function, which seeds nothing itself
+        # The library's methods copy the model; a function of the user's may change it.
+        given = start if isinstance(part, Method) else copied(start)
+        original = original_of(part, case.original)
+        done: Unlearned = part(given, case.problem, case.recipe, seed, budget, **original)
+    expect(done, Unlearned, method, "expunge.core.case.Unlearned, which a method returns")
+    require_independent(done.model, {"your model": case.original}, method)
+    if not weights_differ(start, done.model):
+        Progress().say(f"{label}: {CHANGED_NOTHING}")
+    cost = done.cost if after is None else after.cost + done.cost
+    return Unlearned(done.model, label, cost, part, budget, after)

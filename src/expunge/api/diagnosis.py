@@ -26,6 +26,9 @@ class Diagnosis:
     left_out: Mapping[str, str]
     """Diagnostic that does not suit this case -> the reason. Empty if the call named its diagnostics."""
 
+    def __repr__(self) -> str:
+        return f"Diagnosis({', '.join(self.estimates)}; left out: {', '.join(self.left_out) or 'none'})"
+
     def __str__(self) -> str:
         lines = []
         for label, by_quantity in self.estimates.items():

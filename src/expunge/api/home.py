@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,16 +14,18 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from expunge.api.case import FunctionRecipe
 from expunge.api.plan import CasePlan
+from expunge.api.recipe import FunctionRecipe
 from expunge.base import registry
-from expunge.base.record import address, write_file
+from expunge.base.errors import RunError
+from expunge.base.record import address, make_private, write_file
 from expunge.base.spec import Spec
 from expunge.core import checkpoint
 from expunge.core.case import Case, Cost, Unlearned
 from expunge.core.data import Data
 from expunge.core.objective import Objective
 from expunge.core.problem import Problem
+from expunge.pipeline.input_files import UNCHANGED
 
 IDS = ("forget", "retain", "test", "holdout")
 
@@ -33,6 +36,8 @@ class CaseHome:
 
     folder: Path
     """Holds `data.safetensors`, and `<label>.safetensors` with the weights of each model."""
+    digests: Mapping[str, str]
+    """SHA-256 of each file."""
     spec: Spec
     seed: int
     functions: tuple[str, str]
@@ -48,10 +53,15 @@ class CaseHome:
     addresses: Mapping[str, str]
 
     def plan(self) -> CasePlan:
-        """The plan of this case."""
-        tensors = load_tensors((self.folder / "data.safetensors").read_bytes())
+        """The plan of this case.
+
+        Raises:
+            RunError: A file of the folder has changed since `home_of` wrote it.
+        """
+        tensors = load_tensors(self._read("data.safetensors"))
         inputs, targets = tensors["inputs"], tensors["targets"]
-        data = Data(inputs, targets, tensors["train"], tensors["test"], self.labels, objective=self.objective)
+        groups = tensors.get("groups")
+        data = Data(inputs, targets, tensors["train"], tensors["test"], self.labels, groups, objective=self.objective)
         make, train = (registry.load("method", name) for name in self.functions)
         recipe = FunctionRecipe(make, train, TensorDataset(inputs, targets))
         problem = Problem(data, **{name: tensors[name] for name in IDS})  # type: ignore[arg-type]  # tensors of ids
@@ -65,10 +75,21 @@ class CaseHome:
         return CasePlan(self.spec, case, done, *parts, self.references, self.addresses)
 
     def _model(self, recipe: FunctionRecipe, label: str) -> nn.Module:
-        model = checkpoint.load(recipe.build(0), self.folder / f"{label}.safetensors")
+        file = f"{label}.safetensors"
+        model = checkpoint.restore(recipe.build(0), self._read(file), str(self.folder / file))
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name not in self.frozen[label])
         return model
+
+    def _read(self, name: str) -> bytes:
+        path = self.folder / name
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise RunError(f"cannot read ({error.strerror})", where=str(path), remedy=UNCHANGED) from None
+        if hashlib.sha256(content).hexdigest() != self.digests[name]:
+            raise RunError("the file was changed while the audit ran", where=str(path), remedy=UNCHANGED)
+        return content
 
 
 def home_of(plan: CasePlan, folder: Path) -> CaseHome | str:
@@ -87,10 +108,13 @@ def home_of(plan: CasePlan, folder: Path) -> CaseHome | str:
     data, problem = case.problem.data, case.problem
     tensors = {"inputs": data.inputs, "targets": data.targets, "train": data.train}
     tensors |= {name: getattr(problem, name) for name in IDS}
+    tensors |= {"groups": data.groups} if data.groups is not None else {}
     root = folder / "cases" / address([plan.addresses, sorted(plan.weights.items()), plan.own_digest])
-    write_file(root / "data.safetensors", save_tensors({n: t.contiguous().clone() for n, t in tensors.items()}))
-    for label, model in models.items():
-        write_file(root / f"{label}.safetensors", checkpoint.dump(model))
+    files = {"data.safetensors": save_tensors({n: t.contiguous().clone() for n, t in tensors.items()})}
+    files |= {f"{label}.safetensors": checkpoint.dump(model) for label, model in models.items()}
+    make_private(root.parent)
+    for name, content in files.items():
+        write_file(root / name, content)
     frozen = {
         label: tuple(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
         for label, model in models.items()
@@ -98,6 +122,7 @@ def home_of(plan: CasePlan, folder: Path) -> CaseHome | str:
     names = tuple(f"{function.__module__}:{function.__name__}" for function in (recipe.make, recipe.train))
     return CaseHome(
         root,
+        {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         plan.spec,
         case.seed,
         (names[0], names[1]),

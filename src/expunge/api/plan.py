@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -27,7 +28,9 @@ from expunge.core.modules import first_parameter
 from expunge.core.problem import Problem
 from expunge.core.seeding import forked
 from expunge.evidence.table import ORIGINAL
+from expunge.pipeline.input_files import InputFiles, without_places
 from expunge.pipeline.plan import Plan
+from expunge.pipeline.resolved import described
 from expunge.pipeline.seeds import StageSeeds
 from expunge.pipeline.stage import Stage
 
@@ -136,6 +139,11 @@ class CasePlan(Plan):
         return first_parameter(self.case.original).device
 
     @cached_property
+    def inputs(self) -> InputFiles:
+        """None: data and models are in memory."""
+        return InputFiles({}, {})
+
+    @cached_property
     def monitors(self) -> Any:
         return {}
 
@@ -202,24 +210,29 @@ class CasePlan(Plan):
         def tables(entries: tuple[Entry, ...], parts: dict[str, Any]) -> list[dict[str, Any]]:
             return [_table(entry, parts[entry.label]) for entry in entries]
 
-        return {
+        settings = {
             "name": self.spec.name,
             "seeds": list(self.spec.seeds),
             "threads": self.spec.threads,
             "device": self.device.type,
             "precision": self.spec.precision,
+            "case_seed": self.case.seed,
             "data": {"name": "your data", "train": len(problem.train), "test": len(problem.test)},
+            "objective": described(problem.objective),
             "model": {"name": type(self.case.original).__name__},
             "forget": {"name": "your forget set", "count": len(problem.forget)},
             "method": tables(self.spec.method, self.methods),
             "attack": tables(self.spec.attack, self.attacks),
             "audit": tables(self.spec.audit, self.audits),
         }
+        without: dict[str, Any] = without_places(settings, Path.cwd())
+        return without
 
     def versions(self) -> dict[str, dict[str, int]]:
-        """Version of each attack and audit, by name."""
+        """Version of each method, attack and audit, by name."""
         spec = self.spec
         return {
+            "method": {entry.name: self.methods[entry.label].version for entry in spec.method},
             "attack": {entry.name: self.attacks[entry.label].version for entry in spec.attack},
             "audit": {entry.name: self.audits[entry.label].version for entry in spec.audit},
         }

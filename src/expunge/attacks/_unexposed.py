@@ -10,15 +10,28 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from expunge.base.errors import SpecError
 from expunge.core.case import Attacked, Case, Cost, Curve
 from expunge.core.problem import Problem
 from expunge.train.evaluation import tracked
 
 
 def allowed(problem: Problem, ids: Tensor) -> Tensor:
-    """The ids that an attack may train on: none of the unexposed examples, and none that shares a group with one."""
+    """The ids that an attack may train on: none of the unexposed examples, and none that shares a group with one.
+
+    Raises:
+        SpecError: There are ids, but all of them share a group with an unexposed example.
+    """
     groups = problem.data.group_of
-    return ids[~torch.isin(groups(ids), groups(problem.unexposed))]
+    kept = ids[~torch.isin(groups(ids), groups(problem.unexposed))]
+    if len(ids) and not len(kept):
+        raise SpecError(
+            "every example that an attack could train on shares a group with a scored forget example",
+            where="data.groups",
+            allowed="groups of copies and relatives, of which some are outside the forget set",
+            remedy="give unrelated examples different groups, or leave the attack out",
+        )
+    return kept
 
 
 def known(model: nn.Module, problem: Problem) -> np.ndarray:

@@ -6,6 +6,9 @@ scored. With k = 0 the attack uses no forget example at all, and a retrained mod
 One attack is one point of a sweep: a spec lists several `[[attack]]` with a `label` each, and a verdict uses all of
 them together. `source` says what data the attacker has besides the k examples: the retain set, unseen data (the test
 set, which then no longer measures utility), or nothing (`forget`).
+
+Batch norm is in training mode, as in the code of 2505.22310. With one example and no other data it has no batch to
+normalise over, so it uses its running statistics and does not change them. Norms in frozen parts never change theirs.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -26,6 +30,7 @@ from expunge.base.part import Count, Natural, Positive
 from expunge.core.case import Attacked, Case, Cost, Curve, Meter, copy_for_training
 from expunge.core.contracts import Attack
 from expunge.core.generators import generator_of
+from expunge.core.norms import fixed_statistics
 from expunge.core.problem import Problem
 from expunge.core.refusals import require_trainable
 from expunge.core.seeding import forked
@@ -42,6 +47,7 @@ class Relearn(Attack):
     """Relearning by fine-tuning."""
 
     trains: ClassVar[bool] = True
+    version: ClassVar[int] = 2
 
     k: Natural = 0
     """Number of different forget examples that the attacker has, from the exposed part, each with all its copies."""
@@ -79,7 +85,9 @@ class Relearn(Attack):
         with forked(seed):
             watch.look(0)
             self._train(student, problem, ids, seed, meter, watch)
-        curve = Curve(np.array(watch.steps), np.stack(watch.values), problem.unexposed.numpy())
+        curve = Curve(
+            np.array(watch.steps), np.stack(watch.values), problem.unexposed.numpy(), np.array(watch.collapsed)
+        )
         student.load_state_dict(watch.best)
         return Attacked(student.eval(), curve, Cost(meter.gradients, time.perf_counter() - start))
 
@@ -107,15 +115,16 @@ class Relearn(Attack):
     def _train(self, student: nn.Module, problem: Problem, ids: Tensor, seed: int, meter: Meter, watch: _Watch) -> None:
         parameters = require_trainable(student)
         generator = generator_of(seed, "batches")
-        fit(
-            parameters,
-            lambda batch: problem.objective.loss(student, batch),
-            batches(problem.data, ids, self.batch_size, self.epochs, generator),
-            make_optimizer(self.optimizer, parameters, self.learning_rate),
-            meter=meter,
-            on_step=watch.after_step,
-            accumulate=self.accumulate,
-        )
+        with fixed_statistics(student) if len(ids) == 1 else nullcontext():
+            fit(
+                parameters,
+                lambda batch: problem.objective.loss(student, batch),
+                batches(problem.data, ids, self.batch_size, self.epochs, generator),
+                make_optimizer(self.optimizer, parameters, self.learning_rate),
+                meter=meter,
+                on_step=watch.after_step,
+                accumulate=self.accumulate,
+            )
 
 
 class _Watch:
@@ -129,22 +138,24 @@ class _Watch:
         self.student, self.problem, self.every, self.last = student, problem, every, last
         self.steps: list[int] = []
         self.values: list[np.ndarray] = []
+        self.collapsed: list[bool] = []
         self.best: dict[str, Tensor] = {}
         self._peak = (False, -math.inf)
         self._unseen = sample(problem.test, UNSEEN, "unseen")
-        self._least = LEAST_SKILL * skill(student.eval(), problem, self._unseen)
+        self._least = LEAST_SKILL * skill(student, problem, self._unseen)
 
     def after_step(self, step: int, _: float) -> None:
         if step % self.every == 0 or step == self.last:
             self.look(step)
 
     def look(self, step: int) -> None:
-        value = known(self.student.eval(), self.problem)
+        value = known(self.student, self.problem)
+        # The state before the first step is on the curve, but the attack did not produce it. A state that knows less
+        # than a peak with skill cannot replace it.
+        rivals = step > 0 and not (self._peak[0] and value.mean() <= self._peak[1])
+        skilled = not rivals or skill(self.student, self.problem, self._unseen) >= self._least
         self.steps.append(step)
         self.values.append(value)
-        # The state before the first step is on the curve, but the attack did not produce it.
-        if step and (not self._peak[0] or value.mean() > self._peak[1]):
-            reached = (skill(self.student, self.problem, self._unseen) >= self._least, float(value.mean()))
-            if reached > self._peak:
-                self._peak, self.best = reached, copy.deepcopy(self.student.state_dict())
-        self.student.train()
+        self.collapsed.append(not skilled)
+        if rivals and (skilled, float(value.mean())) > self._peak:
+            self._peak, self.best = (skilled, float(value.mean())), copy.deepcopy(self.student.state_dict())

@@ -32,6 +32,7 @@ from expunge.core.chain import Joint, joints
 from expunge.core.contracts import Audit
 from expunge.evidence.scores import Scores
 from expunge.numerics.assignment import best_order, worth
+from expunge.numerics.real import as_real
 
 ROUNDING = 1e-12
 """A gain below this share of the units' similarity counts as rounding."""
@@ -114,4 +115,5 @@ def _improve(joint: Joint, target: Joint) -> bool:
 
 
 def _similarity(first: Tensor, second: Tensor) -> Tensor:
-    return first.double() @ second.double().T
+    first, second = (as_real(units).flatten(1).double() for units in (first, second))
+    return first @ second.T

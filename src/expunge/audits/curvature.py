@@ -49,7 +49,8 @@ class Curvature(Audit):
         """One number for each set, in nats per squared weight.
 
         Raises:
-            RunError: A module of the model has no second derivative; names it.
+            RunError: A module of the model has no second derivative, or has weight norm, whose second derivative is
+                wrong in PyTorch; names it. Or the products are random, or not those of a symmetric matrix.
         """
         problem = case.problem
         splits = {"retain": sample(problem.retain, self.retain, "curvature"), "forget": problem.unexposed}

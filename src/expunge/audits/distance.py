@@ -18,6 +18,7 @@ from expunge.base.errors import SpecError
 from expunge.core.case import Case
 from expunge.core.contracts import Audit
 from expunge.evidence.scores import Scores
+from expunge.numerics.real import as_real
 
 
 @dataclass(frozen=True)
@@ -43,5 +44,6 @@ def l2(a: nn.Module, b: nn.Module) -> float:
         finding = "the two models have different parameters"
         raise SpecError(finding, where=f"{type(a).__name__}", allowed="equal names and shapes")
     with torch.no_grad():
-        squares = [float((ours[n].double() - theirs[n].double()).square().sum()) for n in ours]
+        pairs = [(as_real(ours[n]).double(), as_real(theirs[n]).double()) for n in ours]
+        squares = [float((our - their).square().sum()) for our, their in pairs]
     return math.sqrt(math.fsum(squares))

@@ -22,8 +22,9 @@ from expunge.audits._evaluate import per_example_scores
 from expunge.base.part import Count
 from expunge.core.case import Case
 from expunge.core.contracts import Audit
+from expunge.core.decisions import Decisions, per_example
 from expunge.core.modules import frozen_copy
-from expunge.core.objective import DECISIONS, Decisions, per_example
+from expunge.core.objective import DECISIONS
 from expunge.core.problem import Problem
 from expunge.evidence.scores import Scores
 from expunge.train.evaluation import sample

@@ -1,8 +1,8 @@
 """Loss along the straight line from the original to a model, and its barrier (linear mode connectivity, 2505.22310).
 
-theta(t) = (1 - t) theta_original + t theta at evenly spaced t. All floating-point state is interpolated, including the
-running statistics of batch norm, which are not recalibrated. The barrier is the largest height of the cross-entropy
-above the chord between the two ends.
+theta(t) = (1 - t) theta_original + t theta at evenly spaced t. All floating-point and complex state is interpolated,
+including the running statistics of batch norm, which are not recalibrated. The barrier is the largest height of the
+cross-entropy above the chord between the two ends.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from expunge.core.case import Case
 from expunge.core.contracts import Audit
 from expunge.core.problem import Problem
 from expunge.evidence.scores import Scores
+from expunge.numerics.real import is_continuous
 from expunge.train.evaluation import losses, sample
 
 
@@ -65,6 +66,6 @@ def interpolate(start: nn.Module, end: nn.Module, points: int) -> Iterator[nn.Mo
         for index in range(points):
             t = index / (points - 1)
             for name, tensor in state.items():
-                if tensor.is_floating_point():
+                if is_continuous(tensor):
                     tensor.copy_((1 - t) * first[name] + t * last[name])
             yield between

@@ -34,8 +34,9 @@ from expunge.base.part import Count
 from expunge.core.case import Case
 from expunge.core.contracts import Audit
 from expunge.core.data import Batch
+from expunge.core.decisions import Decisions, per_example
 from expunge.core.features import Features, FeatureSite, given_to_weights, require_layers
-from expunge.core.objective import DECISIONS, Decisions, Objective, per_example
+from expunge.core.objective import DECISIONS, Objective
 from expunge.core.problem import Problem
 from expunge.evidence.estimate import Better
 from expunge.evidence.intervals import Floats, Ints

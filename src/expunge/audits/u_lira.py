@@ -43,7 +43,7 @@ from torch import Tensor, nn
 from expunge.base.errors import MissingError, SpecError
 from expunge.core.case import Case
 from expunge.core.contracts import Audit
-from expunge.core.objective import Decisions
+from expunge.core.decisions import Decisions
 from expunge.evidence.intervals import Floats
 from expunge.evidence.scores import Scores
 from expunge.train.evaluation import evaluate
@@ -56,7 +56,7 @@ class ULira(Audit):
     cite: ClassVar[str] = "hayes2024inexact"
     needs: ClassVar[frozenset[str]] = frozenset({"classes"})
 
-    shadows: Annotated[int, msgspec.Meta(ge=4)] = 16
+    shadows: Annotated[int, msgspec.Meta(ge=4, le=4096)] = 16
     """Shadow models per seed: half trained with the forget set (and unlearned once per method), half without it."""
     # A setting here; other audits declare it for their class.
     after_attack: bool = False  # type: ignore[misc]

@@ -7,6 +7,8 @@ from difflib import get_close_matches
 
 LONG = 160
 """Length in letters above which the allowed values are printed last."""
+MOST = 2000
+"""Length in letters above which a finding is cut: it may quote a whole table."""
 NEAREST = "did you mean"
 
 
@@ -27,7 +29,10 @@ class ExpungeError(Exception):
         self.finding, self.where, self.allowed, self.remedy = finding, where, allowed, remedy
 
     def __str__(self) -> str:
-        text = f"{self.where}: {self.finding}" if self.where else self.finding
+        finding = (
+            self.finding if len(self.finding) <= MOST else f"{self.finding[:MOST]} ... ({len(self.finding)} letters)"
+        )
+        text = f"{self.where}: {finding}" if self.where else finding
         clauses = [f"allowed: {self.allowed}"] if self.allowed else []
         clauses += [self.remedy] if self.remedy else []
         # After a long list of names the reader would overlook the nearest one.
@@ -75,7 +80,7 @@ class RunError(ExpungeError):
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """A did-you-mean clause for an unknown name, or the empty string."""
-    close = get_close_matches(name, list(allowed), n=1, cutoff=0.55)
+    close = get_close_matches(name[:LONG], list(allowed), n=1, cutoff=0.55)
     return f"{NEAREST} {close[0]!r}?" if close else ""
 
 

@@ -1,9 +1,9 @@
-"""A store of stages' outputs in memory, with the interface of `record.Store`; notebooks use it instead of a folder."""
+"""A store of stages' outputs in memory, with the interface of `store.Store`; notebooks use it instead of a folder."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,10 @@ class MemoryStore:
     def has(self, key: str) -> bool:
         """Whether the stage with this key has finished and none of its files was dropped."""
         return key in self._facts and self._facts[key]["files"].keys() == self._files[key].keys()
+
+    def fault(self, key: str, names: Iterable[str] | None = None) -> str | None:
+        """`None` if the output is there, otherwise the empty string: memory is never damaged."""
+        return None if self.has(key) else ""
 
     def read(self, key: str, name: str) -> bytes:
         """The content of a file of a finished stage."""

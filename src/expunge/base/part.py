@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import hashlib
-import inspect
 import math
 import typing
 from collections.abc import Mapping
@@ -20,6 +18,10 @@ from typing import Annotated, Any, ClassVar, Self
 import msgspec
 
 from expunge.base.errors import SpecError, unknown
+from expunge.base.extremes import refuse_extremes
+from expunge.base.inputs import input_digest
+from expunge.base.reading import refuse_unreadable
+from expunge.base.user_code import OURS, source_digest
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 """A whole number of at least 1."""
@@ -33,18 +35,15 @@ Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 """A share between 0 and 1."""
 
 
-def source_digest(thing: Any) -> str:
-    """SHA-256 of the file that defines a class or function; of no bytes if there is no such file."""
-    try:
-        file = inspect.getsourcefile(thing)
-    except TypeError:
-        file = None
-    return hashlib.sha256(Path(file).read_bytes() if file else b"").hexdigest()
-
-
 def _plain(value: Any) -> Any:
     """A NumPy number as a Python number, so that it can be checked, hashed and written; other values unchanged."""
     return value.item() if type(value).__module__ == "numpy" and getattr(value, "shape", None) == () else value
+
+
+def _files(path: Path) -> dict[str, Path]:
+    if path.is_file():
+        return {"": path}
+    return {str(file.relative_to(path)): file for file in sorted(path.rglob("*")) if file.is_file()}
 
 
 @cache
@@ -66,12 +65,14 @@ class Part(abc.ABC):  # noqa: B024 - each kind has abstract methods of its own
     cite: ClassVar[str | tuple[str, ...]] = ""
     """Keys of the sources in `references.bib`, empty if there is none. Parts of other packages give the BibTeX text."""
     paths: ClassVar[tuple[str, ...]] = ()
-    """Fields that hold file paths. Relative paths start at the spec's folder; file contents enter the fingerprint."""
+    """Fields that hold paths of files or folders. Relative paths start at the spec's folder. Contents enter the
+    fingerprint, and places do not: a project that is moved keeps its stored outputs."""
 
     def __post_init__(self) -> None:
         hints = _hints(type(self))
         for field in dataclasses.fields(self):
             value = _plain(getattr(self, field.name))
+            refuse_extremes(value, field.name)
             try:
                 checked = msgspec.convert(value, hints[field.name])
             except msgspec.ValidationError as error:
@@ -85,16 +86,24 @@ class Part(abc.ABC):  # noqa: B024 - each kind has abstract methods of its own
         """Every field with its value, given or by default, as plain data."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
+    def input_files(self) -> dict[str, dict[str, Path]]:
+        """The files that this part reads, by field, and by name within the field's folder (empty for a single file).
+
+        Fields whose file does not exist are left out; a part reports them when it is called.
+        """
+        paths = {field: Path(value) for field in self.paths if (value := getattr(self, field))}
+        files = {field: _files(path) for field, path in paths.items()}
+        return {field: by_name for field, by_name in files.items() if by_name}
+
     def fingerprint(self) -> dict[str, Any]:
         """What enters the keys of stages that use this part."""
         settings = self.settings()
-        for name in self.paths:
-            file = Path(settings[name] or "")
-            if file.is_file():
-                settings[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+        for field, files in self.input_files().items():
+            digests = {name: input_digest(file) for name, file in files.items()}
+            settings[field] = digests.get("", digests)
         identity = {"part": type(self).__qualname__, "version": self.version, "settings": settings}
-        # Nobody maintains the version of a user's own part, so its source file is hashed as well.
-        ours = type(self).__module__.partition(".")[0] == __package__.partition(".")[0]
+        # Nobody maintains the version of a user's own part, so its source code is hashed as well.
+        ours = type(self).__module__.partition(".")[0] == OURS
         return identity if ours else {**identity, "module": type(self).__module__, "code": source_digest(type(self))}
 
     @classmethod
@@ -124,6 +133,7 @@ class Part(abc.ABC):  # noqa: B024 - each kind has abstract methods of its own
         for name in cls.paths:
             if folder is not None and isinstance(settings.get(name), str):
                 settings[name] = str(folder / settings[name])
+                refuse_unreadable(Path(settings[name]), where=f"{where}.{name}")
         try:
             return cls(**settings)
         except SpecError as error:

@@ -1,4 +1,4 @@
-"""Files that are either complete or absent: content addresses, atomic writes, and the store of stages' outputs."""
+"""Files that are either complete or absent: content addresses, atomic writes, copies, and the text of rows."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from expunge.base.errors import RunError
+
+ABANDONED = 24 * 3600
+"""Seconds after which a temporary file belongs to no process: each is written within minutes."""
+_FICLONE = 0x40049409
+"""Linux's request to share the blocks of another file."""
 
 
 def canonical(value: Any) -> str:
@@ -28,7 +34,8 @@ def address(value: Any) -> str:
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_file(path: Path, content: bytes | str) -> None:
@@ -42,10 +49,10 @@ def write_file(path: Path, content: bytes | str) -> None:
         RunError: The disk is full, or the folder cannot be written to. An earlier file stays unchanged.
     """
     data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{random_name(path.name)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -70,6 +77,7 @@ def storage_error(error: OSError, path: Path) -> RunError:
         errno.EROFS: ("the file system is read-only", "choose another folder with --out"),
         errno.ENOTDIR: ("a file is in the way of the folder", "choose another folder with --out"),
         errno.EEXIST: ("a file is in the way of the folder", "choose another folder with --out"),
+        errno.EISDIR: ("a folder is in the way of the file", "move it away"),
     }
     finding, remedy = remedies.get(error.errno or 0, (f"cannot write ({error.strerror or error})", "check the path"))
     return RunError(finding, where=str(path), remedy=remedy)
@@ -91,124 +99,99 @@ def spelled(value: Any) -> Any:
     return value
 
 
-@dataclass(frozen=True)
-class Store:
-    """Outputs of stages by content address, shared between runs; each is a folder that is complete or absent."""
-
-    root: Path
-
-    def has(self, key: str) -> bool:
-        """Whether the stage with this key has finished."""
-        return (self.root / key / "stage.json").is_file()
-
-    def path(self, key: str, name: str) -> Path:
-        """Path of a file of a finished stage."""
-        return self.root / key / name
-
-    def read(self, key: str, name: str) -> bytes:
-        """The content of a file of a finished stage.
-
-        Raises:
-            RunError: It cannot be read.
-        """
-        path = self.path(key, name)
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            finding, remedy = f"cannot read ({error.strerror})", f"delete {path.parent} and run again"
-            raise RunError(finding, where=str(path), remedy=remedy) from None
-
-    def place(self, key: str, name: str) -> str:
-        """Place of a file of a finished stage, for messages."""
-        return str(self.path(key, name))
-
-    def keep(self, key: str, name: str, target: Path) -> None:
-        """Put a stored file into a run's folder; see `link_or_copy`."""
-        link_or_copy(self.path(key, name), target)
-
-    def facts(self, key: str) -> dict[str, Any]:
-        """The facts that a finished stage recorded about itself, mainly its cost."""
-        facts: dict[str, Any] = json.loads(self.path(key, "stage.json").read_text(encoding="utf-8"))
-        return facts
-
-    def digest(self, key: str, name: str) -> str:
-        """SHA-256 of a file of a finished stage.
-
-        Raises:
-            RunError: The file has changed since the stage wrote it.
-        """
-        path = self.path(key, name)
-        digest = file_digest(path)
-        if digest != self.facts(key)["files"][name]:
-            raise RunError(
-                "the file has changed since it was computed",
-                where=str(path),
-                remedy=f"delete {path.parent} and run again",
-            )
-        return digest
-
-    def put(self, key: str, files: Mapping[str, bytes], facts: Mapping[str, Any]) -> None:
-        """Store a stage's output.
-
-        Args:
-            key: Its content address.
-            files: Name to content.
-            facts: Plain data for `facts`.
-
-        Raises:
-            RunError: It could not be written; nothing is left under the key.
-        """
-        temporary = self.root / f".{key}.{os.getpid()}"
-        try:
-            digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-            stage_json = canonical({**facts, "files": digests}).encode()
-            for name, content in {**files, "stage.json": stage_json}.items():
-                write_file(temporary / name, content)
-            if not self.has(key):
-                os.replace(temporary, self.root / key)
-        except OSError as error:
-            # Another run may have stored the same output a moment before.
-            if not self.has(key):
-                raise storage_error(error, self.root / key) from None
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-    def sweep(self) -> None:
-        """Remove the temporary folders that killed processes left behind."""
-        for folder in self.root.glob(".*.*"):
-            if _abandoned(folder.suffix[1:]):
-                shutil.rmtree(folder, ignore_errors=True)
-
-
 def sweep_files(folder: Path) -> None:
-    """Remove temporary files that killed processes left in a folder or below it."""
+    """Remove temporary files below a folder that no process can still be writing, because they are a day old."""
     for path in folder.rglob(".*.tmp"):
-        if _abandoned(path.name.split(".")[-2]):
+        if is_abandoned(path):
             _remove(path)
 
 
-def _abandoned(pid: str) -> bool:
-    # This process writes nothing while it sweeps, so an earlier process left the files that carry its pid.
-    return not (pid.isdigit() and int(pid) != os.getpid() and Path(f"/proc/{pid}").exists())
+def is_abandoned(path: Path) -> bool:
+    """Whether a temporary file or folder was last written more than a day ago.
+
+    Age is the only sign that holds when containers or hosts share the folder: they do not see each other's processes.
+    """
+    try:
+        times = [path.lstat().st_mtime, *(entry.lstat().st_mtime for entry in path.glob("*"))]
+    except OSError:
+        return False
+    return max(times) < time.time() - ABANDONED
 
 
-def link_or_copy(source: Path, target: Path) -> None:
-    """Put a stored file into a run's folder, as a hard link if the file system allows it, otherwise as a copy.
+def random_name(name: str) -> str:
+    """A hidden name that no other process chooses, not even one with the same process id on another host."""
+    return f".{name}.{secrets.token_hex(8)}"
+
+
+def copy_file(source: Path, target: Path) -> str:
+    """Copy a file under a temporary name, flush it to disk, and rename it.
+
+    File systems that can (btrfs, XFS, bcachefs) share the blocks of both files until one of them is changed. The copy
+    is never a hard link, so that a change of one file does not reach the other.
+
+    Returns:
+        SHA-256 of the copy.
 
     Raises:
         RunError: It could not be written.
     """
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f"{random_name(target.name)}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(source, temporary)
-        except OSError:
-            shutil.copyfile(source, temporary)
+        with open(source, "rb") as original, open(temporary, "xb") as copy:
+            if not _shares_blocks(original.fileno(), copy.fileno()):
+                shutil.copyfileobj(original, copy, 1 << 20)
+            copy.flush()
+            os.fsync(copy.fileno())
+        digest = file_digest(temporary)
         os.replace(temporary, target)
     except OSError as error:
         raise storage_error(error, target) from None
     finally:
-        # Renaming one hard link onto another of the same file does nothing and leaves both names.
         _remove(temporary)
+    return digest
+
+
+def _shares_blocks(source: int, target: int) -> bool:
+    """Let two open files share their blocks; false if the system or the file system cannot."""
+    try:
+        import fcntl
+
+        fcntl.ioctl(target, _FICLONE, source)
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Inside, no other process of this machine or of its containers is inside for the same folder.
+
+    On file systems without locks nothing is locked.
+    """
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield
+        return
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def make_private(folder: Path) -> None:
+    """Create a folder that only its owner may read. A folder that exists keeps its permissions.
+
+    Raises:
+        RunError: It could not be created.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise storage_error(error, folder) from None

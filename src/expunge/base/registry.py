@@ -12,7 +12,6 @@ import ast
 import dataclasses
 import importlib
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -20,8 +19,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from expunge.base.errors import SpecError, unknown
-from expunge.base.part import Part, source_digest
+from expunge.base.errors import ExpungeError, SpecError, unknown
+from expunge.base.part import Part
+from expunge.base.user_code import failed, imported, refuse_hidden, source_digest
 
 FOLDERS = {
     "data": "data",
@@ -59,6 +59,7 @@ class FunctionPart(Part):
     # A function cannot declare facts as a class does; the pipeline uses these defaults.
     measures: ClassVar[bool] = False
     after_attack: ClassVar[bool] = True
+    control: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset()
     repeatable: ClassVar[bool] = True
     shadow_pairs: ClassVar[int] = 0
@@ -74,20 +75,38 @@ class FunctionPart(Part):
 
     target: str
     keywords: dict[str, Any] = dataclasses.field(default_factory=dict)
+    returns: Any = dataclasses.field(default=object, compare=False)
+    """What the function must return: a class, or a tuple of classes."""
 
     @property
     def function(self) -> Callable[..., Any]:
-        function: Callable[..., Any] = _import(self.target, where=self.target)
+        function: Callable[..., Any] = imported(self.target, where=self.target)
         return function
 
     def __call__(self, *arguments: Any) -> Any:
-        return self.function(*arguments, **self.keywords)
+        """Call the function.
+
+        Raises:
+            SpecError: The function fails, or it does not return what its kind of part returns.
+        """
+        try:
+            result = self.function(*arguments, **self.keywords)
+        except ExpungeError:
+            raise
+        except (Exception, SystemExit) as error:  # the user's function may fail in any way
+            raise failed(self.target, error) from error
+        if not isinstance(result, self.returns):
+            classes = self.returns if isinstance(self.returns, tuple) else (self.returns,)
+            allowed = " or ".join(item.__name__ for item in classes)
+            raise SpecError(f"it returned {type(result).__name__}", where=self.target, allowed=allowed)
+        return result
 
     def settings(self) -> dict[str, Any]:
         return dict(self.keywords)
 
     def fingerprint(self) -> dict[str, Any]:
-        return {**super().fingerprint(), "target": self.target, "code": source_digest(self.function)}
+        code = source_digest(self.function, self.target.partition(":")[0])
+        return {**super().fingerprint(), "target": self.target, "code": code}
 
 
 def names(kind: str) -> list[str]:
@@ -111,7 +130,9 @@ def load(kind: str, name: str, *, where: str = "") -> Any:
     """
     where = where or kind
     if ":" in name:
-        return _import(name, where=where)
+        thing = imported(name, where=where)
+        refuse_hidden(name, where=where)
+        return thing
     if name in _files(kind):
         module = f"expunge.{_folder(kind).replace('/', '.')}.{name}"
         if kind in IN_FOLDERS:
@@ -119,7 +140,9 @@ def load(kind: str, name: str, *, where: str = "") -> Any:
         return _class_in(importlib.import_module(module), name if kind in FOLDERS else name + kind)
     if name in _entry_points(kind):
         return _entry_points(kind)[name].load()
-    raise unknown(kind, name, names(kind), where=where)
+    error = unknown(kind, name, names(kind), where=where)
+    yours = ", or your own code as module:function" if kind in FOLDERS and kind not in IN_FOLDERS else ""
+    raise SpecError(error.finding, where=where, allowed=f"{error.allowed}{yours}", remedy=error.remedy)
 
 
 def build(kind: str, name: str, settings: Mapping[str, Any], *, where: str, folder: Path | None = None) -> Part:
@@ -155,7 +178,8 @@ def build_function(target: str, settings: Mapping[str, Any], *, where: str) -> F
     Raises:
         SpecError: The function cannot be imported or called, or it has no argument with a setting's name.
     """
-    function = _import(target, where=f"{where}.name")
+    function = imported(target, where=f"{where}.name")
+    refuse_hidden(target, where=f"{where}.name")
     if not callable(function):
         raise SpecError(f"{target!r} is not callable", where=f"{where}.name", allowed="a function or a Part")
     _check_keywords(function, settings, where)
@@ -239,24 +263,3 @@ def _check_keywords(function: Callable[..., Any], settings: Mapping[str, Any], w
     for key in settings:
         if key not in arguments:
             raise unknown("key", key, arguments, where=where)
-
-
-def _import(target: str, *, where: str) -> Any:
-    module_name, _, attribute = target.partition(":")
-    try:
-        target_object: Any = importlib.import_module(module_name)
-        for step in attribute.split("."):
-            target_object = getattr(target_object, step)
-    except Exception as error:  # the user's module may fail in any way, for example with a syntax error
-        raise SpecError(
-            f"cannot import {target!r} ({type(error).__name__}: {error})",
-            where=where,
-            allowed="module:function, with the module beside the spec file or installed",
-        ) from None
-    return target_object
-
-
-def add_search_path(folder: Path) -> None:
-    """Let `module:function` find modules in a folder, such as the spec's."""
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))

@@ -15,13 +15,27 @@ from typing import Annotated, Any, Literal, get_args
 import msgspec
 
 from expunge.base.errors import SpecError, unknown
+from expunge.base.extremes import DEEPEST, refuse_extremes
 from expunge.base.part import Count, Natural
-from expunge.base.registry import add_search_path, names
+from expunge.base.registry import names
+from expunge.base.user_code import add_search_path, names_code
 
 RESERVED = ("original", "reference")
 """Model names in results; no method may have one as its label."""
+AUDITED = "audited-"
+"""What stands before the name of a file that would be reserved."""
 CACHE = "cache"
-"""Folder beside the runs that holds the outputs of stages; no run may have this name."""
+"""Folder beside the runs that holds the outputs of stages."""
+FOLDERS = (CACHE, "studies", "cases")
+"""Folders beside the runs that hold something else; no run may have such a name."""
+LARGEST = 2**18
+"""Size in bytes above which a file is not read as a spec."""
+MOST = 500
+"""Seeds, and tables of one kind: a run has a stage for every combination of them."""
+DOTS = 200
+"""Dots in a line above which a file is not read as a spec."""
+LONGEST = {"name": 100, "label": 60}
+"""Letters; a file name may have 255 bytes, and it holds the labels of a method, an attack and an audit."""
 DEVICES = "auto, cpu, cuda, cuda:<number> or mps"
 Precision = Literal["float32", "bf16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
@@ -95,6 +109,13 @@ class Spec:
         return [*(self.chain(entry.after) if entry.after else []), entry]
 
     @property
+    def names_code(self) -> bool:
+        """Whether a part is `module:function`. Only then modules are looked up in the spec's folder."""
+        parts = (self.data, self.model, self.forget, *([self.objective] if self.objective else []), *self.method)
+        parts += (*self.augmentation, *self.block, *self.attack, *self.audit, *self.diagnostic, *self.monitor)
+        return any(map(names_code, (self.train.get("name"), *(entry.name for entry in parts))))
+
+    @property
     def chained(self) -> list[Entry]:
         """The methods in the spec's order, but each after the method that it starts from."""
         return sorted(self.method, key=lambda entry: len(self.chain(entry.label)))
@@ -120,17 +141,43 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Spec:
     Raises:
         SpecError: The file cannot be read, is not TOML, or holds a key or value that is not allowed.
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SpecError(f"cannot read the spec ({error.strerror})", where=str(path), remedy="check the path") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SpecError(f"not valid TOML ({error})", where=str(path)) from None
+    table = _toml(_content(path), str(path))
     for override in overrides:
         _override(table, override)
-    folder = path.resolve().parent
-    add_search_path(folder)
-    return parse(table, folder)
+    spec = parse(table, path.resolve().parent)
+    if spec.names_code:
+        add_search_path(spec.folder)
+    return spec
+
+
+def _content(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            content = file.read(LARGEST + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise SpecError(f"cannot read the spec ({reason})", where=str(path), remedy="check the path") from None
+    if len(content) > LARGEST:
+        raise SpecError("it is too large for a spec", where=str(path), allowed=f"at most {LARGEST} bytes")
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise SpecError(f"not valid TOML ({error})", where=str(path)) from None
+
+
+def _toml(text: str, where: str) -> dict[str, Any]:
+    # The time of tomllib grows with the square of the number of words in a dotted key.
+    if any(line.count(".") > DOTS for line in text.splitlines()):
+        raise SpecError("a line has too many dots", where=where, allowed=f"at most {DOTS}")
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"not valid TOML ({error})", where=where) from None
+    except RecursionError:
+        raise SpecError("it is nested too deeply", where=where, allowed=f"{DEEPEST} levels") from None
+    except ValueError:
+        # Python refuses to read numbers of thousands of digits.
+        raise SpecError("a whole number is too long", where=where, allowed="whole numbers of 64 bits") from None
 
 
 def parse(table: Mapping[str, Any], folder: Path) -> Spec:
@@ -149,12 +196,13 @@ def parse(table: Mapping[str, Any], folder: Path) -> Spec:
     for key in table:
         if key not in KEYS:
             raise unknown("key", key, KEYS, where="spec")
+    refuse_extremes(table, "")
     for key in ("name", "data", "model", "forget"):
         if key not in table:
             raise SpecError(f"{key!r} is missing", where="spec", remedy=f"add {_EXAMPLES[key]}")
     plain = {key: _converted(table[key], key, *kind) for key, kind in _PLAIN.items() if key in table}
-    if plain["name"] == CACHE:
-        raise SpecError(f"the name {CACHE!r} is reserved", where="name", remedy="choose another")
+    if plain["name"].casefold() in FOLDERS:
+        raise SpecError(f"the name {plain['name']!r} is reserved", where="name", remedy="choose another")
     model = _converted(table["model"], "model", dict[str, Any], "a table")
     weights, blocks = model.pop("weights", None), model.pop("block", [])
     methods = _entries(table, "method", extra=("budget", "after"))
@@ -162,6 +210,8 @@ def parse(table: Mapping[str, Any], folder: Path) -> Spec:
     seeds = plain.pop("seeds", (0, 1, 2))
     if not seeds or len(set(seeds)) != len(seeds):
         raise SpecError(f"found {list(seeds)}", where="seeds", allowed="at least one whole number, each once")
+    if len(seeds) > MOST:
+        raise SpecError(f"found {len(seeds)}", where="seeds", allowed=f"at most {MOST}")
     return Spec(
         **plain,
         seeds=seeds,
@@ -182,13 +232,16 @@ def parse(table: Mapping[str, Any], folder: Path) -> Spec:
     )
 
 
-_Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*\Z")]
-_LETTERS, _FLAG, _ONE = "letters, digits, '.', '_' and '-'", "true or false", "a whole number of at least 1"
+_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*\Z"
+_Name = Annotated[str, msgspec.Meta(pattern=_PATTERN, max_length=LONGEST["name"])]
+_Label = Annotated[str, msgspec.Meta(pattern=_PATTERN, max_length=LONGEST["label"])]
+_Threads = Annotated[int, msgspec.Meta(ge=1, le=1024)]
+_LETTERS, _FLAG, _ONE = "letters, digits, '.', '_' and '-', at most {}", "true or false", "a whole number of at least 1"
 _PATHS = 'paths of modules or patterns of them: "layers.*.relu"'
 _PLAIN: dict[str, tuple[Any, str]] = {
-    "name": (_Name, _LETTERS),
+    "name": (_Name, _LETTERS.format(LONGEST["name"])),
     "seeds": (tuple[Natural, ...], "whole numbers of at least 0, in a list"),
-    "threads": (Count, _ONE),
+    "threads": (_Threads, "a whole number from 1 to 1024"),
     "device": (str, DEVICES),
     "precision": (Precision, " or ".join(PRECISIONS)),
     "checkpointing": (str, "auto, or a glob over paths of modules, such as 'layers.*'"),
@@ -197,7 +250,7 @@ _PLAIN: dict[str, tuple[Any, str]] = {
 }
 """Keys that are no parts: their types, and what is allowed in words."""
 _EXTRA: dict[str, tuple[Any, str]] = {
-    "label": (_Name, _LETTERS),
+    "label": (_Label, _LETTERS.format(LONGEST["label"])),
     "budget": (Count, _ONE),
     "required": (bool, _FLAG),
     "after": (str, "the label of a method"),
@@ -212,8 +265,19 @@ _EXAMPLES = {
 }
 
 
+def label_of(name: str) -> str:
+    """A file's name as the label of a model: letters that a label cannot have become `-`, and a label is not too long.
+
+    A model is never labelled as the original or the reference, because these are judged by nobody.
+    """
+    label = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[: LONGEST["label"] - len(AUDITED)].rstrip("-._")
+    return f"{AUDITED}{label}" if label in (*RESERVED, "") else label
+
+
 def _entries(table: Mapping[str, Any], key: str, extra: tuple[str, ...] = ()) -> tuple[Entry, ...]:
     tables = _converted(table.get(key, []), key, list, f"a list of tables, written [[{key}]]")
+    if len(tables) > MOST:
+        raise SpecError(f"found {len(tables)} tables", where=key, allowed=f"at most {MOST}")
     entries = tuple(_entry(item, f"{key}[{i}]", extra=("label", *extra)) for i, item in enumerate(tables))
     labels = [entry.label for entry in entries]
     for i, label in enumerate(labels):
@@ -238,7 +302,11 @@ def _entry(value: Any, where: str, extra: tuple[str, ...] = ()) -> Entry:
         given["after"] = given["after"].replace(":", ".")
     if isinstance(given.get("at"), str):
         given["at"] = (given["at"],)
-    return Entry(name, given.pop("label", name).replace(":", "."), table, **given)
+    label = given.pop("label", None)
+    if label is None and names_code(name):
+        # Without a label, the name is part of file names.
+        label = _converted(name.replace(":", "."), f"{where}.name", *_EXTRA["label"])
+    return Entry(name, label or name, table, **given)
 
 
 def _blocks(value: Any) -> tuple[Entry, ...]:
@@ -306,8 +374,8 @@ def _override(table: dict[str, Any], assignment: str) -> None:
     if not equals or not path:
         raise SpecError(f"found {assignment!r}", where="--set", allowed="a.b=value")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        value = _toml(f"value = {text}", "--set")["value"]
+    except SpecError:
         value = text
     *steps, last = path.strip().split(".")
     place: Any = table

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,6 +63,13 @@ class WithBlocks(Architecture):
     def settings(self) -> dict[str, Any]:
         """Settings of the architecture, and the blocks' tables as in a spec."""
         return {**self.architecture.settings(), "block": [placed.settings() for placed in self.placed]}
+
+    def input_files(self) -> dict[str, dict[str, Path]]:
+        """Those of the architecture and of its blocks."""
+        files: dict[str, dict[str, Path]] = self.architecture.input_files()
+        for i, placed in enumerate(self.placed):
+            files = files | {f"block[{i}].{field}": named for field, named in placed.block.input_files().items()}
+        return files
 
     def fingerprint(self) -> dict[str, Any]:
         """Fingerprints of the architecture and of its blocks."""

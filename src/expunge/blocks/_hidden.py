@@ -19,6 +19,7 @@ _CHANNEL_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm1d, nn.Instance
 """Norms that treat each channel separately."""
 _MIXING_NORMS = (nn.LayerNorm, nn.LocalResponseNorm)
 """Norms over all channels: new channels would change the values of the others."""
+COMPLEX = "its weights are complex, and those of new channels would be real"
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +73,9 @@ def hidden_layers(model: nn.Module) -> tuple[list[Hidden], dict[str, str]]:
     for i, (path, writer) in enumerate(layers):
         if not _supported(writer):
             continue
+        if _is_complex(writer):
+            refusals[path] = COMPLEX
+            continue
         later = layers[i + 1 :]
         if _gated(writer, later, shared):
             paths, writers = (path, later[0][0]), (writer, later[0][1])
@@ -107,8 +111,8 @@ def _gated(writer: Any, later: Sequence[tuple[str, Any]], shared: set[int]) -> b
     if len(later) < 2 or not (_supported(later[0][1]) and _supported(later[1][1])):
         return False
     second, reader = later[0][1], later[1]
-    alike = type(writer) is type(second) and writer.weight.shape == second.weight.shape
-    return alike and not _reason(writer, [], reader, shared) and not _reason(second, [], reader, shared)
+    kinds = [(type(layer), layer.weight.shape, layer.weight.dtype) for layer in (writer, second)]
+    return kinds[0] == kinds[1] and not _reason(writer, [], reader, shared) and not _reason(second, [], reader, shared)
 
 
 def _reason(writer: Any, norms: Sequence[Any], reader: tuple[str, Any] | None, shared: set[int]) -> str:
@@ -118,6 +122,8 @@ def _reason(writer: Any, norms: Sequence[Any], reader: tuple[str, Any] | None, s
     path, layer = reader
     if not _supported(layer):
         return f"{path!r}, which follows, is a {type(layer).__name__}"
+    if _is_complex(layer):
+        return f"of {path!r}, which follows: {COMPLEX}"
     if any(isinstance(norm, _MIXING_NORMS) for norm in norms):
         return f"a {type(norms[0]).__name__} before {path!r} mixes its channels"
     flat = isinstance(writer, _CONVOLUTIONS) and isinstance(layer, _LINEAR)
@@ -140,6 +146,10 @@ def _supported(layer: Any) -> bool:
     if type(layer) in _CONVOLUTIONS:
         return bool(layer.groups == 1)
     return type(layer) in _LINEAR or is_transposed(layer)
+
+
+def _is_complex(layer: Any) -> bool:
+    return any(parameter.is_complex() for parameter in layer.parameters(recurse=False))
 
 
 def _is_norm(module: nn.Module) -> bool:

@@ -8,13 +8,10 @@ apart.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from expunge.core.objective import Decisions
+from expunge.core.decisions import OUTPUT_VALUES, Decisions
 
 
 class AnswerRates:
@@ -31,11 +28,15 @@ class AnswerRates:
             questions: Which of several separate questions each decision answers, such as the label of a multilabel
                 classifier, `[n]`; all 0 if there is only one question.
         """
-        probabilities = decisions.logits.softmax(1)
-        for question in questions.unique().tolist():
-            asked = questions == question
-            counts = self._questions.setdefault(question, _Question(probabilities.shape[1]))
-            counts.add(probabilities[asked], decisions.targets[asked])
+        labels = decisions.logits.shape[1]
+        # Probabilities need as much memory as the logits, so a long text is counted a few positions at a time.
+        rows = max(OUTPUT_VALUES // labels, 1)
+        parts = zip(decisions.logits.split(rows), decisions.targets.split(rows), questions.split(rows), strict=True)
+        for logits, targets, asking in parts:
+            probabilities = logits.softmax(1)
+            for question in asking.unique().tolist():
+                counts = self._questions.setdefault(question, _Question(labels))
+                counts.add(probabilities[asking == question], targets[asking == question])
 
     def rates(self, targets: Tensor, questions: Tensor) -> tuple[Tensor, Tensor]:
         """The baselines of right answers.

@@ -11,8 +11,10 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor, nn
 
-from expunge.base.errors import MissingError
+from expunge.base.errors import MissingError, SpecError
 from expunge.core.data import Data
+from expunge.core.modules import parameters_digest, require_single_precision
+from expunge.core.norms import training_mode
 from expunge.core.problem import Problem
 from expunge.core.seeding import forked
 
@@ -75,6 +77,10 @@ class Unlearned:
     after: Unlearned | None = None
     """Result of the method before this one; `None` if the method started from the original."""
 
+    def __repr__(self) -> str:
+        model, cost = type(self.model).__name__, self.cost
+        return f"Unlearned({self.method}: {model}, {cost.gradients} gradients, {cost.seconds:.1f} s)"
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -83,11 +89,19 @@ class Curve:
     steps: np.ndarray
     values: np.ndarray
     ids: np.ndarray
+    collapsed: np.ndarray | None = None
+    """Points at which the model answers alike whatever the input, `[p]` bool; by default none."""
 
     @property
     def peak(self) -> int:
-        """Index of the point, after the first, with the largest mean value; the earliest among equals."""
-        return 1 + int(self.values[1:].mean(1).argmax())
+        """Index of the point, after the first, with the largest mean value; the earliest among equals.
+
+        A collapsed point is the peak only if all points are collapsed.
+        """
+        means = self.values[1:].mean(1)
+        if self.collapsed is not None and not self.collapsed[1:].all():
+            means = np.where(self.collapsed[1:], -np.inf, means)
+        return 1 + int(means.argmax())
 
 
 @dataclass(frozen=True)
@@ -128,6 +142,10 @@ class Case:
     recipe: Recipe | None = None
     shadows: Shadows | None = None
 
+    def __repr__(self) -> str:
+        recipe = "no recipe" if self.recipe is None else type(self.recipe).__name__
+        return f"Case({type(self.original).__name__}, {self.problem!r}, {recipe}, seed {self.seed})"
+
     @cached_property
     def reference(self) -> nn.Module:
         """The model retrained from the original's initial weights without the forget set and without corruption.
@@ -141,12 +159,30 @@ class Case:
 
 
 def train_model(recipe: Recipe, data: Data, ids: Tensor, seed: int, meter: Meter | None = None) -> nn.Module:
-    """Build and train a model. Global random state does not change."""
+    """Build and train a model. Global random state does not change.
+
+    Raises:
+        SpecError: The training changed no weight.
+    """
     with forked(seed):
         module = recipe.build(seed)
-        return recipe.fit(module, data, ids, seed, meter).eval()
+        before = parameters_digest(module)
+        trained = recipe.fit(module, data, ids, seed, meter).eval()
+    if parameters_digest(trained) == before:
+        raise SpecError(
+            "training changed no weight",
+            where="train",
+            allowed="a training that changes the module that it is given, in place",
+            remedy="train the module itself, not a copy of it",
+        )
+    return trained
 
 
 def copy_for_training(model: nn.Module) -> nn.Module:
-    """An independent copy in training mode; frozen parameters stay frozen, and tied parameters stay tied."""
-    return copy.deepcopy(model).train()
+    """An independent copy in training mode (see `training_mode`); parameters stay frozen and tied.
+
+    Raises:
+        SpecError: The weights are in half precision, in which steps round away.
+    """
+    require_single_precision(model)
+    return training_mode(copy.deepcopy(model))

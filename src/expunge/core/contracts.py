@@ -108,6 +108,9 @@ class Attack(Part):
 
     trains: ClassVar[bool] = False
     """Whether it trains the model. Only such an attack can wake dormant knowledge, so `erased` needs one."""
+    control: ClassVar[bool] = False
+    """Whether the original is attacked too. An attack that trains on nothing, but may destroy what any model knows, is
+    believed only if the original survives it."""
 
     def check(self, problem: Problem) -> None:
         """Refuse, before anything is trained, a problem that the settings do not fit.

@@ -19,6 +19,8 @@ __all__ = ["IGNORE", "Batch", "Data", "check_ids"]
 Inputs = Any
 """One tensor `[n, ...]`, a tuple of them (positional arguments of the model), a mapping (arguments by name), or
 `LazyInputs`, which are read on demand."""
+MOST_LABELS, FEW_MISSING = 1_000_000, 10
+"""Bounds on labels that have no names: their number, and how many of them may lack examples without being a mistake."""
 Augment = Callable[[Any, torch.Generator], Any]
 """A function of a batch's inputs and a generator; it returns changed inputs of the same shape."""
 
@@ -54,7 +56,7 @@ class Data:
         test: Ids of the test examples, `[m]` int64.
         labels: Names of the classes, in order; for tokens the vocabulary. By default their numbers.
         groups: Group of each example, `[n]` int64. Examples of a group are copies or relatives, and are never split
-            between sets. By default each example is its own group.
+            between sets; an interval counts a group as one example. By default each example is its own group.
         cscore: C-scores that come with the data, `[n]`, NaN if an example has none. By default they are computed if
             needed.
         objective: How models are judged; by default inferred from the targets, if they are unambiguous.
@@ -84,6 +86,8 @@ class Data:
         object.__setattr__(self, "given_labels", self.labels)
         objective = self.objective or inferred(self.inputs, self.targets)
         if objective is not None:
+            if not self.labels:
+                _check_numbering(self.targets, classes=CLASSES in objective.provides)
             object.__setattr__(self, "labels", self.labels or objective.default_labels(self.targets))
             object.__setattr__(self, "objective", objective.bound_to(self))
 
@@ -126,6 +130,10 @@ class Data:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{list(t.shape[1:])} {t.dtype}" for t in tensors_of(self.inputs).values()) or "lazy inputs"
+        return f"Data({len(self)} examples, {shapes}, {type(self.objective).__name__})"
 
     def __getitem__(self, index: int) -> Batch:
         return self.batch(torch.tensor([index]))
@@ -223,6 +231,26 @@ def _check_finite(inputs: Inputs, count: int) -> None:
                 allowed="finite numbers",
                 remedy="clean or drop these examples",
             )
+
+
+def _check_numbering(targets: Tensor, *, classes: bool) -> None:
+    """Refuse labels that would make many classes without an example, or more than a model can have.
+
+    Raises:
+        SpecError: The largest label is too large; the message counts the distinct ones.
+    """
+    if targets.is_floating_point() or targets.is_complex() or not targets.numel():
+        return
+    count = int(targets.max()) + 1
+    distinct = len(targets.unique()) if classes else count
+    if count > MOST_LABELS or (count > 2 * distinct and count - distinct >= FEW_MISSING):
+        raise SpecError(
+            f"the largest label is {count - 1}, which makes {count} classes"
+            + (f", and {count - distinct} of them have no example" if distinct < count else ""),
+            where="data.targets",
+            allowed=f"labels numbered from 0 without large gaps, below {MOST_LABELS}",
+            remedy="number them anew, as by numpy.unique(y, return_inverse=True), or name every class with labels",
+        )
 
 
 def check_ids(ids: Tensor, n: int, *, where: str) -> None:

@@ -39,7 +39,9 @@ def resolve(name: str, where: str = "device") -> torch.device:
     if name == "auto":
         return torch.device(present[0])
     kind, colon, number = name.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (colon and not (kind == "cuda" and number.isdecimal())):
+    if kind not in ("cpu", "cuda", "mps") or (
+        colon and not (kind == "cuda" and number.isdecimal() and len(number) < 5)
+    ):
         raise SpecError(f"found {name!r}", where=where, allowed=DEVICES)
     wanted = f"cuda:{int(number or 0)}" if kind == "cuda" else name
     if wanted not in present:

@@ -2,7 +2,7 @@
 
 Features are the output of a module, or its *input* (`given`). For networks that are not plain chains, the inputs of the
 modules with weights are the best choice: they come after all norms and activations. If a module runs several times, its
-last run counts. If it has several outputs, the first one counts.
+last run counts. If it has several outputs, the first one counts. A complex feature is two real ones.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from expunge.base.errors import SpecError, unknown
 from expunge.core.data import Batch
+from expunge.core.decisions import Decisions
 from expunge.core.modules import evaluating
-from expunge.core.objective import Decisions
 from expunge.core.problem import Problem
 from expunge.core.recompute import micro_batches
 from expunge.numerics.precision import wide
+from expunge.numerics.real import is_continuous
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,10 @@ def _first(values: Any) -> Any:
 
 
 def _rows(values: Any, batch: Batch, decisions: Decisions, problem: Problem) -> Tensor | None:
-    if not isinstance(values, Tensor) or not values.is_floating_point() or values.ndim < 2:
+    if not isinstance(values, Tensor) or not is_continuous(values) or values.ndim < 2:
         return None
     rows = problem.objective.per_decision(values, batch)
+    # In the place of the channels: the parts of a complex map `[n, c, h, w]` are `[n, 2 c, h, w]`.
+    if rows is not None and rows.is_complex():
+        rows = torch.cat([rows.real, rows.imag], 1)
     return rows if rows is not None and len(rows) == len(decisions.targets) else None

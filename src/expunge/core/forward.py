@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from expunge.base.errors import SpecError
 from expunge.core.device import Precision, forward_pass, precision
 from expunge.core.example_ids import example_ids
 from expunge.core.modules import first_parameter
+from expunge.core.norms import statistics_for
 from expunge.core.recompute import in_micro_batches
+from expunge.numerics.norms import sound_norms
 from expunge.numerics.precision import wide
 
 if TYPE_CHECKING:
@@ -32,42 +36,62 @@ def output_of(model: nn.Module, batch: Batch, output: str | int | None = None) -
         A tensor in float32 or wider, with gradients if enabled.
 
     Raises:
-        SpecError: The model returns several outputs and `output` does not say which one to take; or the batch runs in
-            micro-batches and the model has batch norm in training mode.
+        SpecError: The model returns several outputs and `output` does not say which one to take; or the model has batch
+            norm in training mode, and the batch runs in micro-batches or has one value per channel.
     """
     # The precision is read here: a backward pass may repeat the forward pass in another thread, without the setting.
     run = partial(_pass, model, output, precision())
-    return in_micro_batches(run, model, batch)
+    with statistics_for(model, batch.ids):
+        return in_micro_batches(run, model, batch)
 
 
 def _pass(model: nn.Module, output: str | int | None, precision: Precision, batch: Batch) -> Tensor:
     place = first_parameter(model)
     inputs = moved(batch.inputs, place)
-    with forward_pass(place.device, precision), example_ids(batch.ids):
-        if isinstance(inputs, Mapping):
-            returned = model(**inputs)
-        elif isinstance(inputs, tuple):
-            returned = model(*inputs)
-        else:
+    with forward_pass(place.device, precision), example_ids(batch.ids), sound_norms(), _several_values(model):
+        if isinstance(inputs, Tensor):
             returned = model(inputs)
+        elif isinstance(inputs, Mapping):
+            returned = model(**inputs)
+        else:
+            returned = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
     chosen = chosen_output(returned, output, model)
     # Losses in bfloat16 would have only two or three digits.
     return wide(chosen)
 
 
+@contextmanager
+def _several_values(model: nn.Module) -> Iterator[None]:
+    """Explain PyTorch's error about a batch that has no variance, of one example without further dimensions."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise SpecError(
+            "a batch of one example reached batch norm in training mode, which needs two",
+            where=f"model ({type(model).__name__})",
+            remedy="set batch_size to 2 or more, add examples, or use a model with group norm or layer norm",
+        ) from error
+
+
 def moved(inputs: Any, place: Tensor) -> Any:
-    """Inputs on the device of `place`, floating-point inputs in its type; tuples and mappings keep their form."""
+    """Inputs on the device of `place`, real and complex ones in its precision; tuples and mappings keep their form."""
     if isinstance(inputs, Mapping):
         return {name: moved(value, place) for name, value in inputs.items()}
     if isinstance(inputs, tuple):
         return tuple(moved(value, place) for value in inputs)
     if inputs.device != place.device:
         inputs = inputs.to(place.device, non_blocking=inputs.device.type == "cpu" and inputs.is_pinned())
+    if inputs.is_complex():
+        return inputs.to(torch.promote_types(place.dtype, torch.complex64))
     return inputs.to(place.dtype) if inputs.is_floating_point() else inputs
 
 
 def chosen_output(returned: Any, output: str | int | None, model: nn.Module) -> Tensor:
     """The one of a model's outputs that holds its predictions, a tensor."""
+    if output is None and isinstance(returned, Tensor):
+        return returned
     if output is None:
         # Hugging Face models return an object with the attribute `logits`, which is also a mapping.
         output = "logits" if hasattr(returned, "logits") or _has_key(returned, "logits") else None

@@ -7,7 +7,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -16,6 +16,7 @@ from expunge.base.part import Part
 from expunge.core.case import Cost, Meter, Recipe, Unlearned, copy_for_training
 from expunge.core.job import Job
 from expunge.core.modules import first_parameter
+from expunge.core.norms import unlearning
 from expunge.core.problem import Problem
 from expunge.core.refusals import refuse_model, refuse_unmet, unmet_needs
 from expunge.core.seeding import forked
@@ -116,16 +117,18 @@ class Method(Part):
         seed: int,
         budget: int | None = None,
         statistics: Mapping[str, Tensor] | None = None,
+        original: nn.Module | None = None,
     ) -> Unlearned:
         """Unlearn the problem's forget set.
 
         Args:
-            model: The model that was trained on the forget set; never changed.
+            model: The model to start from: the original, or what another method made of it. Never changed.
             problem: The problem with the forget set.
             recipe: How such models are trained.
             seed: Everything random in the method follows from it.
             budget: Upper bound in per-example gradients.
             statistics: What `measure` returned for this model; without them it is asked here, and its cost is added.
+            original: The model that was trained on the forget set; by default `model`. Never changed.
 
         Returns:
             The unlearned model in evaluation mode, with its cost.
@@ -140,11 +143,13 @@ class Method(Part):
         self.check(problem)
         start, meter, student = time.perf_counter(), Meter(budget), copy_for_training(model)
         with forked(seed):
-            job = Job(problem, recipe, seed, meter, first_parameter(student).device)
+            original = model if original is None else original
+            job = Job(problem, recipe, seed, meter, first_parameter(student).device, original)
             if self.measures and statistics is None:
                 statistics = self._measured(model, job)
             job = replace(job, statistics={n: t.to(job.device) for n, t in (statistics or {}).items()})
-            student = self.apply(student, job).eval()
+            with unlearning(problem.forget):
+                student = self.apply(student, job).eval()
         return Unlearned(student, type(self).__name__, Cost(meter.gradients, time.perf_counter() - start))
 
     def _measured(self, model: nn.Module, job: Job) -> Mapping[str, Tensor]:
@@ -162,3 +167,8 @@ class Method(Part):
     @abstractmethod
     def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Unlearn: change the student, or make another model, and return it. Count every gradient in `job.meter`."""
+
+
+def original_of(part: Any, original: nn.Module) -> dict[str, nn.Module]:
+    """Keywords for the call of a method: the case's original. A plain function gets none, and sees its input only."""
+    return {"original": original} if isinstance(part, Method) else {}

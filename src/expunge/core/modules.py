@@ -6,11 +6,14 @@ import copy
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from expunge.base.errors import SpecError
+from expunge.numerics.real import as_real, is_continuous
 
 
 def trainable(module: nn.Module) -> list[nn.Parameter]:
@@ -19,8 +22,46 @@ def trainable(module: nn.Module) -> list[nn.Parameter]:
 
 
 def first_parameter(module: nn.Module) -> Tensor:
-    """The first floating-point parameter, which shows the module's device and dtype; an empty tensor without any."""
-    return next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
+    """The first real or complex parameter, as real numbers: it shows the module's device and its real dtype.
+
+    An empty tensor without any.
+    """
+    return next((as_real(p) for p in module.parameters() if is_continuous(p)), torch.empty(0))
+
+
+def half_precision(module: nn.Module) -> str:
+    """The first parameter or buffer in less than single precision, with its type; empty if there is none."""
+    narrow = ((n, t) for n, t in tensors(module).items() if t.is_floating_point() and t.itemsize < 4)
+    return next((f"{name} is {tensor.dtype}" for name, tensor in narrow), "")
+
+
+def widened(module: nn.Module) -> nn.Module:
+    """The module with its tensors in half precision, or less, in single precision; in place, others stay as they are.
+
+    Half the distance between neighbouring numbers of bfloat16 is up to 0.4 % of a weight. An optimiser's steps are
+    smaller, so rounding undoes them. In single precision they count.
+    """
+
+    def wide(tensor: Tensor) -> Tensor:
+        return tensor.float() if tensor.is_floating_point() and tensor.itemsize < 4 else tensor
+
+    return module._apply(wide) if half_precision(module) else module
+
+
+def require_single_precision(module: nn.Module) -> None:
+    """Refuse to train weights in half precision, which steps of the usual size do not change.
+
+    Raises:
+        SpecError: A parameter or buffer is in less than single precision.
+    """
+    narrow = half_precision(module)
+    if narrow:
+        raise SpecError(
+            f"{narrow}, in which the steps of training round away",
+            where=f"model ({type(module).__name__})",
+            allowed="weights in float32 or float64",
+            remedy='make them float32: model.float(); in a spec, precision = "bf16" computes fast on such weights',
+        )
 
 
 @contextmanager
@@ -35,19 +76,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-@contextmanager
-def fixed_statistics(model: nn.Module) -> Iterator[None]:
-    """Inside, batch norm uses its running statistics and does not update them; afterwards it has its earlier mode."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
-    for norm in norms:
-        norm.training = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.training = True
-
-
 def frozen_copy(module: nn.Module) -> nn.Module:
     """A teacher: an independent copy in evaluation mode, whose parameters are all frozen."""
     teacher = copy.deepcopy(module).eval()
@@ -60,8 +88,41 @@ def shared_storage(a: nn.Module, b: nn.Module) -> list[str]:
     A shallow copy of a module shares all of them. A "teacher" made that way *is* the student: every divergence between
     the two is zero, and unlearning with it does nothing.
     """
-    taken = {t.untyped_storage().data_ptr() for t in _tensors(b).values() if t.numel()}
-    return [name for name, t in _tensors(a).items() if t.numel() and t.untyped_storage().data_ptr() in taken]
+    taken = {address for t in tensors(b).values() if (address := _address(t))}
+    return [name for name, t in tensors(a).items() if _address(t) in taken]
+
+
+def _address(tensor: Tensor) -> int:
+    """Address of a tensor's memory; 0 if it has none, as on the device `meta` or before the first forward pass."""
+    return 0 if is_lazy(tensor) or not tensor.numel() else tensor.untyped_storage().data_ptr()
+
+
+def counterparts(original: nn.Module, module: nn.Module) -> dict[str, Tensor]:
+    """The original's tensors that correspond to what can move in a module: see `movable`.
+
+    Args:
+        original: A model of the same architecture.
+        module: Gives the names; the flags `requires_grad` are its own.
+
+    Raises:
+        SpecError: The original has another architecture; the message names the first difference.
+    """
+    theirs, ours = tensors(original), movable(module)
+    other = [name for name, tensor in ours.items() if name not in theirs or theirs[name].shape != tensor.shape]
+    if other:
+        raise SpecError(
+            f"{other[0]!r} does not have the same shape in the original model",
+            where=f"model ({type(module).__name__})",
+            allowed="a model of the original's architecture",
+            remedy="let the method start from the original",
+        )
+    return {name: theirs[name].detach() for name in ours}
+
+
+def movable(module: nn.Module) -> dict[str, Tensor]:
+    """Trainable parameters, and real and complex buffers; a tied tensor has its first name."""
+    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    return parameters | {name: b for name, b in module.named_buffers() if is_continuous(b)}
 
 
 def require_distinct(teacher: nn.Module, student: nn.Module) -> None:
@@ -86,13 +147,44 @@ def require_distinct(teacher: nn.Module, student: nn.Module) -> None:
 def state_digest(module: nn.Module) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of every parameter and buffer, and over modes and frozen flags."""
     sha = hashlib.sha256()
-    for name, tensor in _tensors(module).items():
-        plain = tensor.detach().cpu().contiguous()
-        sha.update(f"{name}{plain.dtype}{tuple(plain.shape)}{tensor.requires_grad}".encode())
-        sha.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+    for name, tensor in tensors(module).items():
+        sha.update(f"{name}{tensor.requires_grad}".encode())
+        _add(sha, tensor)
     sha.update("".join(str(int(m.training)) for m in module.modules()).encode())
     return sha.hexdigest()
 
 
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
+def parameters_digest(module: nn.Module) -> str:
+    """SHA-256 over dtypes, shapes and bytes of the parameters; of the buffers if there are no parameters."""
+    sha = hashlib.sha256()
+    weights: list[Tensor] = [*module.parameters()] or [*module.buffers()]
+    for tensor in weights:
+        if not is_lazy(tensor):
+            _add(sha, tensor)
+    return sha.hexdigest()
+
+
+def _add(sha: Any, tensor: Tensor) -> None:
+    plain = tensor.detach().cpu().contiguous()
+    sha.update(f"{plain.dtype}{tuple(plain.shape)}".encode())
+    sha.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+
+
+def weights_differ(a: nn.Module, b: nn.Module) -> bool:
+    """Whether a parameter or a floating-point buffer differs between two modules; counters are not compared."""
+    ours, theirs = (
+        {name: t for name, t in tensors(m).items() if t.is_floating_point() or t.is_complex()} for m in (a, b)
+    )
+    # Compared by bits, so that a NaN equals itself.
+    return ours.keys() != theirs.keys() or any(_bits(t) != _bits(theirs[name]) for name, t in ours.items())
+
+
+def _bits(tensor: Tensor) -> bytes:
+    sha = hashlib.sha256()
+    _add(sha, tensor)
+    return sha.digest()
+
+
+def tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name; a tied one occurs once."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}

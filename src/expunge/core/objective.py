@@ -15,12 +15,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from expunge.base import registry
 from expunge.base.errors import MissingError, SpecError
 from expunge.base.part import Part
 from expunge.core.answers import AnswerRates
+from expunge.core.decisions import (
+    Decisions,
+    correct,
+    loss,
+    mean_losses,
+    per_example,
+    share_right,
+)
 from expunge.core.forward import output_of
 from expunge.evidence.estimate import Better
 
@@ -32,14 +39,6 @@ IGNORE = -100
 DECISIONS, CLASSES, TOKENS, RELABEL = "decisions", "classes", "tokens", "relabel"
 """What an objective can provide and a part may need: decisions; one decision per example; one decision per token; wrong
 targets to train on."""
-
-
-class Decisions(NamedTuple):
-    """`n` decisions: logits `[n, c]`, the right answer of each `[n]`, and the row of its example in the batch `[n]`."""
-
-    logits: Tensor
-    targets: Tensor
-    example: Tensor
 
 
 class ByLabel(NamedTuple):
@@ -114,6 +113,14 @@ class Objective(Part):
     @abstractmethod
     def outputs(self) -> int:
         """Size of the last dimension of the model's output; known after `bound_to`."""
+
+    def output_size(self, targets: Tensor) -> int:
+        """Number of output values of the model per example, which bounds the size of evaluation batches; at least 1.
+
+        Args:
+            targets: Targets of the data, `[n, ...]`.
+        """
+        return max(targets[:1].numel(), self.outputs, 1)
 
     @abstractmethod
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -202,6 +209,22 @@ class Deciding(Objective):
     def decisions(self, model: nn.Module, batch: Batch) -> Decisions:
         """The model's decisions on a batch, with gradients if enabled."""
 
+    def prediction(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The model's logits on a batch.
+
+        Raises:
+            SpecError: They are complex.
+        """
+        logits = super().prediction(model, batch)
+        if logits.is_complex():
+            raise SpecError(
+                f"its outputs are {logits.dtype}",
+                where=f"model ({type(model).__name__})",
+                allowed="real logits; weights and hidden layers may be complex",
+                remedy="return .abs() or .real of the outputs",
+            )
+        return logits
+
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean cross-entropy over decisions, in nats."""
         return loss(self.decisions(model, batch))
@@ -270,62 +293,6 @@ def inferred(inputs: object, targets: Tensor) -> Objective | None:
         return None
     objective: Objective = registry.build("objective", name, {}, where="objective")  # type: ignore[assignment]
     return objective
-
-
-def loss(decisions: Decisions) -> Tensor:
-    """Mean cross-entropy over decisions, in nats."""
-    return F.cross_entropy(decisions.logits, decisions.targets)
-
-
-def decision_losses(decisions: Decisions) -> Tensor:
-    """Cross-entropy of each decision, `[n]`, in nats."""
-    return F.cross_entropy(decisions.logits, decisions.targets, reduction="none")
-
-
-def per_example(values: Tensor, example: Tensor, size: int, *, mean: bool = False) -> Tensor:
-    """Sum (or mean) of each example's decisions.
-
-    Args:
-        values: One number per decision, `[n]`.
-        example: Row of each decision's example in the batch, `[n]`.
-        size: Number of examples in the batch.
-        mean: Divide by each example's number of decisions.
-
-    Returns:
-        One number per example, `[size]`. For an example without decisions the sum is 0 and the mean is NaN.
-    """
-    total = torch.zeros(size, dtype=values.dtype, device=values.device).index_add(0, example, values)
-    return total / torch.bincount(example, minlength=size) if mean else total
-
-
-def mean_losses(decisions: Decisions, size: int) -> Tensor:
-    """Mean cross-entropy of each example's decisions, `[size]` in float64, in nats."""
-    return per_example(decision_losses(decisions).double(), decisions.example, size, mean=True)
-
-
-def correct(decisions: Decisions) -> Tensor:
-    """Whether the largest logit is the right one, per decision, `[n]` bool."""
-    return decisions.logits.argmax(1) == decisions.targets
-
-
-def share_right(decisions: Decisions, size: int) -> Tensor:
-    """Share of each example's decisions that are right, `[size]` float64."""
-    return per_example(correct(decisions).double(), decisions.example, size, mean=True)
-
-
-def knows(decisions: Decisions, size: int) -> Tensor:
-    """Whether an example has decisions and *all* of them are right, `[size]` bool.
-
-    For a language model under teacher forcing this is the same as reciting the example by greedy decoding: both make
-    their first wrong token at the same position.
-    """
-    wrong = per_example((~correct(decisions)).long(), decisions.example, size)
-    return (wrong == 0) & (torch.bincount(decisions.example, minlength=size) > 0)
-
-
-def kl(reference: Tensor, logits: Tensor) -> Tensor:
-    """Mean over decisions of KL(reference || model) in nats, from logits `[n, c]`; a sum, not a mean, over classes."""
-    return F.kl_div(F.log_softmax(logits, 1), F.log_softmax(reference, 1), reduction="batchmean", log_target=True)
 
 
 def wrong_width(model: nn.Module, output: Tensor, wanted: str, width: int) -> SpecError:

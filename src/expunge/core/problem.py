@@ -64,6 +64,10 @@ class Problem:
                     allowed="sets without common ids",
                 )
 
+    def __repr__(self) -> str:
+        sizes = (f"{name} {len(getattr(self, name))}" for name in ("forget", "retain", "test", "holdout"))
+        return f"Problem({', '.join(sizes)}, {self.data!r})"
+
     @cached_property
     def train(self) -> Tensor:
         """Training ids of the original model, sorted: forget and retain."""
@@ -93,6 +97,34 @@ class Problem:
         generator = generator_of(0, "exposed")
         chosen = unique[torch.randperm(len(unique), generator=generator)[:count]]
         return torch.isin(groups, chosen)
+
+
+def require_unretained(problem: Problem) -> None:
+    """Refuse a forget set whose examples are all in the retain set, too: retrained models would know every one of them.
+
+    Raises:
+        SpecError: Each forget example equals a retain example in inputs and targets. Inputs that are read on demand are
+            not compared.
+    """
+    data = problem.data
+    if not isinstance(data.inputs, Tensor):
+        return
+    left = {_content(data, index) for index in problem.forget.tolist()}
+    for index in problem.retain.tolist():
+        left.discard(_content(data, index))
+        if not left:
+            raise SpecError(
+                f"all {len(problem.forget)} forget examples are in the retain set, too",
+                where="forget",
+                allowed="examples to forget that the retain set does not hold",
+                remedy="take them out of the retain set: it is the rest of the training data",
+            )
+
+
+def _content(data: Data, index: int) -> bytes:
+    """The bytes of an example's inputs and target."""
+    parts = (tensor[index].reshape(-1).contiguous() for tensor in (data.inputs, data.targets))
+    return b"".join(part.view(torch.uint8).numpy().tobytes() for part in parts)
 
 
 _WHEN_EMPTY = {

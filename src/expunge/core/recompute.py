@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from expunge.base.errors import SpecError
 from expunge.core.example_ids import current_ids, example_ids
 from expunge.core.modules import first_parameter
+from expunge.core.norms import held_statistics
 
 if TYPE_CHECKING:
     from expunge.core.data import Batch
@@ -135,17 +136,18 @@ def _as_now(model: nn.Module) -> Callable[[], tuple[AbstractContextManager[None]
     modes = [(module, module.training) for module in model.modules()]
     rules: list[tuple[Any, Any]] = [(module, module.rule) for module in model.modules() if hasattr(module, "rule")]
     ids = current_ids()
-    return lambda: (nullcontext(), _again_as(modes, rules, ids))
+    return lambda: (nullcontext(), _again_as(model, modes, rules, ids))
 
 
 @contextmanager
 def _again_as(
-    modes: Sequence[tuple[nn.Module, bool]], rules: Sequence[tuple[Any, Any]], ids: Tensor | None
+    model: nn.Module, modes: Sequence[tuple[nn.Module, bool]], rules: Sequence[tuple[Any, Any]], ids: Tensor | None
 ) -> Iterator[None]:
     then = [(module, module.training) for module, _ in modes], [(layer, layer.rule) for layer, _ in rules]
     _set(modes, rules)
     try:
-        with example_ids(ids):
+        # The first pass has moved the running statistics already.
+        with example_ids(ids), held_statistics(model):
             yield
     finally:
         _set(*then)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -13,7 +11,9 @@ import torch
 
 from expunge.base.errors import SpecError
 from expunge.core.contracts import Source
+from expunge.core.copies import groups_of_copies, row_digests
 from expunge.core.data import Data
+from expunge.data._npz import read_npz
 
 REQUIRED = ("x", "y", "tx", "ty")
 
@@ -24,6 +24,7 @@ class Arrays(Source):
 
     Whole numbers `y` `[n]` are classes, and floating-point numbers are regression targets. For other targets, such as
     several labels or a mask per example, add an `[objective]` table.
+    Without `groups`, exact copies form groups.
     """
 
     paths: ClassVar[tuple[str, ...]] = ("path",)
@@ -42,35 +43,29 @@ class Arrays(Source):
         arrays = self._read()
         x, y, n = _joined(arrays, "x", "tx"), _joined(arrays, "y", "ty"), len(arrays["x"])
         y = y.float() if y.is_floating_point() else y.long()
+        if not torch.isfinite(y).all():
+            raise SpecError(
+                "a target is not finite, or too large for float32", where="data.y", allowed="finite numbers"
+            )
         # Whole numbers with a target for each of them are tokens.
         tokens = not x.is_floating_point() and not y.is_floating_point() and y.ndim == 2 and x.shape == y.shape
         x = x.long() if tokens else x.float() / 255 if x.dtype == torch.uint8 else x.float()
-        groups = _whole(_tensor(arrays["groups"], "groups"), "groups") if "groups" in arrays else None
+        groups = _whole(torch.from_numpy(arrays["groups"]), "groups") if "groups" in arrays else None
         if groups is not None and groups.shape != (len(x),):
             raise SpecError(f"found shape {list(groups.shape)}", where="data.groups", allowed=f"[{len(x)}]")
+        if groups is None:
+            groups = groups_of_copies(row_digests(x))
         return Data(x, y, torch.arange(n), torch.arange(n, len(x)), tuple(self.labels), groups)
 
     def _read(self) -> dict[str, np.ndarray]:
         path = Path(self.path)
-        if not path.is_file():
-            raise SpecError(f"there is no file {path}", where="data.path", remedy="check the path")
-        try:
-            # Pickled objects in the file could run code, so they are never allowed.
-            with open(path, "rb") as file:
-                packed = np.load(file, allow_pickle=False)
-                if isinstance(packed, np.ndarray):
-                    raise ValueError("it holds a single array without a name")
-                arrays = {name: packed[name] for name in packed.files}
-        except (ValueError, OSError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise SpecError(
-                f"{path} cannot be read ({error})", where="data.path", allowed="an .npz file of plain arrays"
-            ) from None
+        arrays = read_npz(path, (*REQUIRED, "groups"), where="data.path")
         missing = [name for name in REQUIRED if name not in arrays]
         if missing:
             raise SpecError(
                 f"{path} lacks the array {missing[0]!r}", where="data.path", allowed=", ".join((*REQUIRED, "groups"))
             )
-        return arrays
+        return {name: _numbers(array, name) for name, array in arrays.items()}
 
 
 def _joined(arrays: dict[str, np.ndarray], train: str, test: str) -> torch.Tensor:
@@ -81,13 +76,15 @@ def _joined(arrays: dict[str, np.ndarray], train: str, test: str) -> torch.Tenso
             where="data.path",
             allowed="arrays that differ in their first dimension only",
         )
-    return _tensor(np.concatenate([a, b]), train)
+    return torch.from_numpy(np.concatenate([a, b]))
 
 
-def _tensor(array: np.ndarray, name: str) -> torch.Tensor:
+def _numbers(array: np.ndarray, name: str) -> np.ndarray:
+    """The array in this machine's byte order, in a number format that torch has."""
     if array.dtype.kind not in "buif":
         raise SpecError(f"{name} holds {array.dtype}", where=f"data.{name}", allowed="numbers")
-    return torch.from_numpy(array)
+    wide = array.dtype.kind == "f" and array.dtype.itemsize > 8
+    return array.astype(np.float64 if wide else array.dtype.newbyteorder("="), copy=False)
 
 
 def _whole(values: torch.Tensor, name: str) -> torch.Tensor:

@@ -44,6 +44,13 @@ class FashionMNIST(Source):
     folder: str | None = None
     """Folder of the four official files, for `full`."""
 
+    def input_files(self) -> dict[str, dict[str, Path]]:
+        """The official files, wherever they are; the embedded images belong to the package."""
+        if self.subset == "embedded":
+            return {}
+        files = {f"{name}-ubyte.gz": self._folder() / f"{name}-ubyte.gz" for name in FILES}
+        return {"folder": files}
+
     def __call__(self) -> Data:
         """Load the images, `[n, 1, 28, 28]` in [0, 1]. Training images have ids from 0; test images follow.
 

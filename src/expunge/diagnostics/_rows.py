@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from expunge.core.case import Case
 from expunge.core.data import Batch
-from expunge.core.objective import Decisions, decision_losses, per_example
+from expunge.core.decisions import Decisions, decision_losses, per_example
 from expunge.core.problem import Problem
 from expunge.diagnostics._sample import BLOCK, Sample, about, affordable, gram_cost, sampled
 from expunge.numerics.gram import Gram, gram

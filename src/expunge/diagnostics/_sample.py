@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from expunge.base.errors import RunError, SpecError
 from expunge.core.case import Case
-from expunge.core.objective import Decisions, decision_losses, per_example
+from expunge.core.decisions import Decisions, decision_losses, per_example
 from expunge.core.problem import Problem
 from expunge.numerics.linops import differentiable
 from expunge.train.evaluation import evaluate

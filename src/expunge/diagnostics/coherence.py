@@ -35,6 +35,7 @@ from expunge.diagnostics._rows import curvature_gram
 from expunge.diagnostics._sample import Sample, about
 from expunge.evidence.estimate import Estimate
 from expunge.numerics import coherence as sigma
+from expunge.numerics.real import real_size
 
 WITHIN_RETAIN = "coherence within the retain set"
 WITHIN_FORGET = "coherence within the forget set"
@@ -141,7 +142,7 @@ def one_by_one(sample: Sample, names: Sequence[str]) -> dict[str, Estimate]:
     """The parameters without a product form, named, as a share of the weights; empty if all have one."""
     if not names:
         return {}
-    sizes = {name: parameter.numel() for name, parameter in sample.model.named_parameters() if parameter.requires_grad}
+    sizes = {name: real_size(p) for name, p in sample.model.named_parameters() if p.requires_grad}
     share = sum(sizes[name] for name in names) / sum(sizes.values())
     # An exact count has no interval.
     what = f"{ONE_BY_ONE} {', '.join(names)}"

@@ -35,7 +35,7 @@ from expunge.evidence.intervals import t_quantile
 from expunge.numerics.lanczos import Eigenpairs, lanczos
 from expunge.numerics.linops import bends, differentiable, hessian
 from expunge.train.evaluation import batch_loss
-from expunge.train.loop import in_order
+from expunge.train.loop import evaluation_size, in_order
 
 TOP = "largest eigenvalue of the retain loss's Hessian"
 EDGE = "the step size as a share of the largest that holds the retain loss"
@@ -78,7 +78,7 @@ class Sharpness(Diagnostic):
 
         Raises:
             SpecError: No parameter of the model takes a gradient, or the budget affords no two examples.
-            RunError: A loss is not finite, or a module has no second derivative; names it.
+            RunError: A loss is not finite, or a module has no second derivative or a wrong one; names it.
         """
         generator = generator_of(seed, "sharpness")
         afforded = int(self.epochs * len(case.problem.train) / (HVP * (self.limit + self.eigenvalues) + 1))
@@ -92,7 +92,7 @@ class Sharpness(Diagnostic):
         ids = sample.retain[: count // size * size]
         with about(case):
             # A product reads all weights from memory, whatever the batch size: use few large batches here.
-            together = list(in_order(case.problem.data, ids, TOGETHER))
+            together = list(in_order(case.problem.data, ids, min(TOGETHER, evaluation_size(case.problem.data))))
             product = hessian(batch_loss(sample.problem), sample.model, differentiable(sample.model), together)
             wanted = min(self.eigenvalues, self.limit)
             pairs = lanczos(product, product.like, generator, top=wanted, tolerance=self.tolerance, limit=self.limit)

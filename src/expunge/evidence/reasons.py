@@ -22,12 +22,20 @@ NO_RETRAINING = (
     "random may differ from held-out examples even without training."
 )
 SEE_DEGREES = "An audit that sees degrees in each example can accuse with fewer: add an [[audit]], `u_lira` or `loss`."
+CHANGED_NOTHING = "this method changed nothing: every weight is that of the model that it started from."
 NOT_A_GUARANTEE = "This is an empirical pass of these audits and attacks, not a guarantee."
 
 
 def number(x: float) -> str:
     """The number with three digits, enough for an interval over a few seeds; rounding errors around 0 are 0."""
     return f"{0.0 if abs(x) < 1e-12 else x:.3g}"
+
+
+def changed_nothing(seeds: Sequence[int], of: int) -> str:
+    """The sentence about a method that changed no weight, in some of the runs or in all."""
+    if len(seeds) < of:
+        return f"In {len(seeds)} of {of} seeds ({', '.join(map(str, seeds))}), {CHANGED_NOTHING}"
+    return CHANGED_NOTHING[0].upper() + CHANGED_NOTHING[1:]
 
 
 def interval(contrast: Contrast) -> str:

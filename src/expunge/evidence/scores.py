@@ -13,7 +13,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors import numpy as safe
 
-from expunge.base.errors import RunError, SpecError, unknown
+from expunge.base.errors import ExpungeError, RunError, SpecError, unknown
+from expunge.base.reading import read_inside
 from expunge.evidence.contrast import contrast
 from expunge.evidence.estimate import Better, Estimate, is_binary, over_examples, over_seeds
 from expunge.evidence.intervals import Floats, Ints
@@ -191,7 +192,7 @@ def loads(data: bytes) -> list[Scores]:
             )
             for index, facts in enumerate(header["scores"])
         ]
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(
             f"no scores could be read ({type(error).__name__}: {error})",
             where="scores",
@@ -204,13 +205,21 @@ def _format_1(facts: dict[str, Any]) -> dict[str, Any]:
     return facts | {"required": facts["role"] == "knowledge" and facts["metric"] in _REQUIRED_IN_FORMAT_1}
 
 
-def load(path: str | Path) -> list[Scores]:
-    """Read scores from a file.
+def load(folder: Path, name: str, sha256: str | None = None) -> list[Scores]:
+    """Read scores from a file of a record.
+
+    Args:
+        folder: The record's folder.
+        name: Path of the file in the folder.
+        sha256: The digest that the file must have.
 
     Raises:
-        RunError: The file holds no scores; names the file.
+        RunError: The file cannot be read, was changed, or holds no scores; names the file.
     """
+    content = read_inside(folder, name, sha256)
     try:
-        return loads(Path(path).read_bytes())
-    except RunError as error:
-        raise error.at(str(path)) from None
+        return loads(content)
+    except ExpungeError as error:
+        raise RunError(
+            error.finding, where=f"{folder / name}.{error.where}", allowed=error.allowed, remedy=error.remedy
+        ) from None

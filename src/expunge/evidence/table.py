@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from expunge.base.manifest import Manifest
 from expunge.base.record import spelled
 from expunge.evidence.estimate import Estimate
 from expunge.evidence.quantity import Quantity
+from expunge.evidence.reasons import changed_nothing
 from expunge.evidence.scores import Scores, load, over_runs
 from expunge.evidence.tow import tow_rows
 from expunge.evidence.verdict import Verdict, judge_method, judge_model, judge_without_reference
@@ -47,18 +48,20 @@ class Table:
         required: Metrics that the spec requires, besides those whose scores have `required`.
         about_one_model: Whether one original and one unlearned model are compared with many references.
         training: Labels of the attacks that train; by default all attacks.
+        unchanged: Method and seed of each run of a method that changed no weight.
 
     Raises:
         SpecError: Two audits measured the same metric on the same split of one model.
     """
 
-    measured: Sequence[Measured]
+    measured: Sequence[Measured] = field(repr=False)
     models: Sequence[str]
     seeds: Sequence[int]
     attacks: Sequence[str]
     required: Sequence[str] = ()
     about_one_model: bool = False
     training: Sequence[str] | None = None
+    unchanged: Sequence[tuple[str, int]] = ()
 
     def __post_init__(self) -> None:
         index: dict[tuple[Any, ...], Scores] = {}
@@ -115,8 +118,14 @@ class Table:
         judge = judge_model if self.about_one_model else judge_method
         if not any(m.model == REFERENCE for m in self.measured):
             judge = judge_without_reference
-        methods = [model for model in self.models if model not in (ORIGINAL, REFERENCE)]
-        return [judge(model, self.quantities(model), self.training) for model in methods]
+        judged = [model for model in self.models if model not in (ORIGINAL, REFERENCE)]
+        return [self._noted(judge(model, self.quantities(model), self.training)) for model in judged]
+
+    def _noted(self, verdict: Verdict) -> Verdict:
+        """The verdict; if the method changed nothing, with that as its first reason."""
+        seeds = [seed for model, seed in self.unchanged if model == verdict.model]
+        runs = 1 if self.about_one_model else len(self.seeds)
+        return replace(verdict, reasons=[changed_nothing(seeds, runs), *verdict.reasons]) if seeds else verdict
 
     def quantities(self, model: str) -> list[Quantity]:
         """The quantities that decide the verdict about a model: knowledge, utility, and skill."""
@@ -193,7 +202,7 @@ def read_table(root: Path, manifest: Manifest) -> Table:
             continue
         if stage.seed is None:
             raise RunError("these scores have no seed", where=str(root / file.path))
-        for scores in load(root / file.path):
+        for scores in load(root, file.path, file.sha256):
             measured.append(Measured(stage.model, stage.seed, stage.attack, scores))
             # A spec requires an audit by the audit's label, but a table requires metrics by name.
             if stage.kind == "audit" and stage.part in manifest.required and scores.role == "knowledge":
@@ -206,6 +215,7 @@ def read_table(root: Path, manifest: Manifest) -> Table:
         list(dict.fromkeys(required)),
         manifest.about_one_model,
         manifest.training,
+        [(stage.model, stage.seed) for stage in manifest.stages if stage.changed is False and stage.seed is not None],
     )
 
 

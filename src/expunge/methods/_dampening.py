@@ -21,6 +21,7 @@ from expunge.core.case import Meter
 from expunge.core.job import Job
 from expunge.core.modules import trainable
 from expunge.core.problem import Problem
+from expunge.numerics.real import as_real
 
 Measure = Callable[[nn.Module, Problem, Tensor, Meter], list[Tensor] | None]
 """The importance of each trainable parameter to a set of examples, as in `_gradients.py`."""
@@ -28,7 +29,10 @@ Measure = Callable[[nn.Module, Problem, Tensor, Meter], list[Tensor] | None]
 
 @dataclass(frozen=True)
 class Importances:
-    """One tensor per trainable parameter, of its shape: importance to the forget set, and to all data."""
+    """One tensor per trainable parameter, of the shape of its real view: importance to the forget set, and to all data.
+
+    The two parts of a complex weight have an importance each.
+    """
 
     forget: list[Tensor]
     whole: list[Tensor]
@@ -66,7 +70,7 @@ def dampen(student: nn.Module, measured: Importances, alpha: float, dampening: f
     """Multiply the student's trainable weights by their factors, in place."""
     with torch.no_grad():
         for parameter, forget, whole in zip(trainable(student), measured.forget, measured.whole, strict=True):
-            parameter.mul_(factors(forget, whole, alpha, dampening))
+            as_real(parameter).mul_(factors(forget, whole, alpha, dampening))
 
 
 def factors(forget: Tensor, whole: Tensor, alpha: float, dampening: float) -> Tensor:

@@ -6,11 +6,10 @@ between phases, and stops when the result of a phase says that the budget is exh
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +20,11 @@ from expunge.core.data import Batch
 from expunge.core.job import Job
 from expunge.core.method import Method
 from expunge.core.modules import trainable
+from expunge.core.norms import in_training
 from expunge.core.refusals import require_trainable
 from expunge.methods._distill import divergence, logits_of, teacher_of
-from expunge.train.loop import Fit, Item, PairBatch, batches, fit, mean_batch, paired
+from expunge.numerics.real import as_real
+from expunge.train.loop import Fit, Item, PairBatch, batch_count, batches, fit, mean_batch, paired
 from expunge.train.optim import OptimizerName, make_optimizer
 
 
@@ -57,6 +58,8 @@ class Steps:
 @dataclass(frozen=True)
 class Descent(Method):
     """Base of the methods that take gradient steps, starting from their input model."""
+
+    version: ClassVar[int] = 2
 
     epochs: Count = 10
     """Passes over the retain set."""
@@ -142,18 +145,22 @@ class Descent(Method):
 
 
 def perturb_once(student: nn.Module, job: Job, change: Callable[[Tensor, torch.Generator], None]) -> None:
-    """Change every trainable weight in place, tied weights once, with one generator for all."""
+    """Change every trainable weight in place, tied weights once, with one generator for all.
+
+    A complex parameter is changed as its real and imaginary parts, `[..., 2]`.
+    """
     generator = job.generator("noise")
     with torch.no_grad():
         for parameter in trainable(student):
-            change(parameter, generator)
+            change(as_real(parameter), generator)
 
 
 @dataclass(frozen=True)
 class PerturbedDescent(Descent):
     """Base of the methods that change every trainable weight once and then repair on the retain set.
 
-    Scales of norms and biases count as weights. A tied weight is changed once, and frozen weights are not changed.
+    Scales of norms and biases count as weights. A tied weight is changed once, and frozen weights are not changed. The
+    two parts of a complex weight are two weights.
     """
 
     def apply(self, student: nn.Module, job: Job) -> nn.Module:
@@ -163,17 +170,26 @@ class PerturbedDescent(Descent):
 
     @abstractmethod
     def perturb(self, parameter: Tensor, generator: torch.Generator) -> None:
-        """Change one parameter in place."""
+        """Change one parameter in place; it is real."""
 
 
 @dataclass(frozen=True)
 class ForgetDescent(Descent):
-    """Base of the methods that use the forget set only."""
+    """Base of the methods that use the forget set only.
+
+    Norms use their running statistics and keep them: see `core.norms`.
+    """
 
     epochs: Count = 10
     """Passes over the forget set."""
     batch_size: Count = 64
     """Forget examples per step."""
+
+    def steps(self, student: nn.Module, meter: Meter) -> Steps:
+        """Make the steps, on a student whose norms are in evaluation mode from now on."""
+        for norm in in_training(student):
+            norm.training = False
+        return super().steps(student, meter)
 
     def expected_gradients(self, retain: int, forget: int) -> float:
         """One per forget example and pass."""
@@ -195,7 +211,7 @@ class PairedDescent(Descent):
 
     def expected_gradients(self, retain: int, forget: int) -> float:
         """One per retain example and epoch, and one per example of the forget batch with each retain batch."""
-        steps = math.ceil(retain / self.batch_size)
+        steps = batch_count(retain, self.batch_size)
         return self.epochs * (retain + steps * mean_batch(forget, self.forget_batch_size))
 
     def apply(self, student: nn.Module, job: Job) -> nn.Module:
@@ -226,7 +242,8 @@ class RetainingDescent(PairedDescent):
 
     retain: Literal["ce", "kl"] = "ce"
     """The retain term: `ce`, cross-entropy with the labels, or `kl`, KL(original || model), in nats, the mean over
-    decisions. For `kl` the original is frozen and in evaluation mode; its forward passes do not count as gradients."""
+    decisions. For `kl` the case's original, also after another method, is frozen and in evaluation mode; its forward
+    passes do not count as gradients."""
 
     @property
     def required(self) -> frozenset[str]:
@@ -237,8 +254,8 @@ class RetainingDescent(PairedDescent):
         """The retain term as a function of a retain batch.
 
         Args:
-            student: The model to train; at this moment it is still the original.
-            job: Its problem gives the objective.
+            student: The model to train.
+            job: Its problem gives the objective; it holds the original.
             teacher: A frozen copy of the original, if the method has one already; by default `kl` makes one.
 
         Returns:
@@ -247,7 +264,7 @@ class RetainingDescent(PairedDescent):
         objective = job.problem.objective
         if self.retain == "ce":
             return lambda batch: objective.loss(student, batch)
-        original = teacher or teacher_of(student)
+        original = teacher_of(job.original) if teacher is None else teacher
 
         def distance(batch: Batch) -> Tensor:
             return divergence(logits_of(objective, original, batch), objective.decisions(student, batch).logits)

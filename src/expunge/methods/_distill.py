@@ -11,18 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from expunge.core.data import Batch
+from expunge.core.decisions import kl
 from expunge.core.modules import frozen_copy, require_distinct
-from expunge.core.objective import Objective, kl
+from expunge.core.objective import Objective
 
 
-def teacher_of(student: nn.Module) -> nn.Module:
-    """A frozen copy of the student's present state, in evaluation mode and in separate memory.
+def teacher_of(model: nn.Module) -> nn.Module:
+    """A frozen copy of the model's present state, in evaluation mode and in separate memory.
+
+    Args:
+        model: `job.original` for a teacher that knows the forget set, also after another method; the student itself for
+            a teacher that is the method's input.
 
     Raises:
-        SpecError: The copy shares storage with the student, because the model overrides how it is copied.
+        SpecError: The copy shares storage with the model, because the model overrides how it is copied.
     """
-    teacher = frozen_copy(student)
-    require_distinct(teacher, student)
+    teacher = frozen_copy(model)
+    require_distinct(teacher, model)
     return teacher
 
 

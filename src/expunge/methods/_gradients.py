@@ -2,6 +2,7 @@
 
 The model is in evaluation mode, because an example's gradient must not depend on the rest of its batch (batch norm) or
 on chance (dropout). All functions count one gradient per example, and use only as many examples as the budget allows.
+The results are real: for a complex parameter `[..., 2]`, by its real and its imaginary parts.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from expunge.core.case import Meter
-from expunge.core.data import Batch
+from expunge.core.decisions import Decisions, decision_losses
 from expunge.core.modules import evaluating
-from expunge.core.objective import Decisions, decision_losses
 from expunge.core.problem import Problem
 from expunge.core.refusals import require_trainable
+from expunge.methods._checked import checked_chain
 from expunge.numerics.factors import Magnitude
-from expunge.numerics.per_example import chain, chunk_size, summed_magnitudes
+from expunge.numerics.norms import sound_norms
+from expunge.numerics.per_example import chunk_size, following, summed_magnitudes
 from expunge.numerics.precision import wide, zeros_for
-from expunge.objectives.classification import Classification
+from expunge.numerics.real import as_real
 from expunge.train.loop import in_order
 
 Number = Callable[[Decisions, int], Tensor]
@@ -44,7 +46,7 @@ def mean_squared_gradient(
             information. By default the labels are those of the data, which gives the empirical Fisher information.
 
     Returns:
-        A tensor per trainable parameter, or `None` if the budget allows no example.
+        A real tensor per trainable parameter, or `None` if the budget allows no example.
     """
 
     def surprise(decisions: Decisions, size: int) -> Tensor:
@@ -68,7 +70,7 @@ def mean_absolute_gradient(
         number: The number per example that is differentiated.
 
     Returns:
-        A tensor per trainable parameter, or `None` if the budget allows no example.
+        A real tensor per trainable parameter, or `None` if the budget allows no example.
     """
     return _mean_magnitude(model, problem, ids, meter, number, torch.abs)
 
@@ -86,13 +88,13 @@ def summed_gradient(
         batch_size: Examples at a time.
 
     Returns:
-        A tensor per trainable parameter, or `None` if the budget allows no example.
+        A real tensor per trainable parameter, or `None` if the budget allows no example.
     """
     ids, parameters = _affordable(ids, meter), require_trainable(model)
     if len(ids) == 0:
         return None
-    total = [zeros_for(parameter) for parameter in parameters]
-    with evaluating(model):
+    total = [zeros_for(as_real(parameter.detach())) for parameter in parameters]
+    with evaluating(model), sound_norms():
         for batch in in_order(problem.data, ids, batch_size):
             losses = decision_losses(problem.objective.decisions(model, batch))
             for entry, gradient in zip(total, _gradient(losses.sum(), parameters), strict=True):
@@ -111,28 +113,27 @@ def _mean_magnitude(
     ids, parameters = _affordable(ids, meter), require_trainable(model)
     if len(ids) == 0:
         return None
-    total = [zeros_for(parameter) for parameter in parameters]
-    # Another objective may call the model in a different way.
-    layers = chain(model) if type(problem.objective) is Classification else None
-    with evaluating(model):
-        for batch in in_order(problem.data, ids, 1 if layers is None else chunk_size(problem.data.inputs)):
-
-            def value(batch: Batch = batch) -> Tensor:
-                return number(problem.objective.decisions(model, batch), batch.size)
-
-            if layers is None:
-                sums = [magnitude(wide(gradient)) for gradient in _gradient(value(), parameters)]
-            else:
-                sums = summed_magnitudes(layers, value, magnitude)
-            for entry, part in zip(total, sums, strict=True):
-                entry.add_(part)
-            meter.charge(batch.size)
+    total = [zeros_for(as_real(parameter.detach())) for parameter in parameters]
+    with evaluating(model), sound_norms():
+        layers = checked_chain(model, problem, ids)
+        size = 1 if layers is None else chunk_size(problem.data.inputs)
+        with following(layers or {}) as calls:
+            for batch in in_order(problem.data, ids, size):
+                value = number(problem.objective.decisions(model, batch), batch.size)
+                if layers is None:
+                    sums = [magnitude(wide(gradient)) for gradient in _gradient(value, parameters)]
+                else:
+                    sums = summed_magnitudes(calls, value, magnitude)
+                for entry, part in zip(total, sums, strict=True):
+                    entry.add_(part)
+                meter.charge(batch.size)
     return [entry / len(ids) for entry in total]
 
 
 def _gradient(value: Tensor, parameters: list[nn.Parameter]) -> tuple[Tensor, ...]:
     # A parameter without influence on the output has gradient zero.
-    return torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
+    gradients = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
+    return tuple(map(as_real, gradients))
 
 
 def _drawn(decisions: Decisions, generator: torch.Generator) -> Decisions:

@@ -40,29 +40,63 @@ def layers(model: nn.Module) -> list[TrainableLayer]:
     return listed
 
 
-def reinitialise(chosen: Sequence[TrainableLayer], seed: int) -> None:
-    """Give layers fresh initial values, in place, by `reset_parameters`; frozen parameters keep their values.
+def reinitialise(model: nn.Module, chosen: Sequence[TrainableLayer], seed: int) -> None:
+    """Give layers of a model fresh initial values, in place; frozen parameters keep their values.
+
+    In a Hugging Face model, the values are those of a new model of its configuration, because such models draw their
+    weights in another way than the layers' `reset_parameters`. Elsewhere `reset_parameters` gives them.
 
     Raises:
-        MissingError: A module has no method `reset_parameters`.
+        MissingError: A module has neither.
     """
     with forked(seed):
+        fresh = _from_configurations(model)
         for layer in chosen:
-            # In attention modules the method has a private name.
-            names = ("reset_parameters", "_reset_parameters")
-            reset = next((getattr(layer.module, name) for name in names if hasattr(layer.module, name)), None)
-            if reset is None:
-                raise MissingError(
-                    f"{layer.name or 'the model'} ({type(layer.module).__name__}) cannot be reinitialised",
-                    where="model",
-                    remedy="give it a method reset_parameters()",
-                )
             own = {id(p) for p in layer.parameters}
             kept = [(p, p.detach().clone()) for p in layer.module.parameters() if id(p) not in own]
-            reset()
+            if not _taken_over(layer.module, fresh.get(layer.name)):
+                _reset(layer)
             with torch.no_grad():
                 for parameter, value in kept:
                     parameter.copy_(value)
+
+
+def _from_configurations(model: nn.Module) -> dict[str, nn.Module]:
+    """Modules, by path, of a new model for each outermost part of the model that has a Hugging Face configuration."""
+    fresh: dict[str, nn.Module] = {}
+    for path, part in model.named_modules():
+        if path not in fresh and hasattr(part, "_init_weights") and hasattr(part, "config"):
+            new = type(part)(part.config)
+            fresh |= {".".join(filter(None, (path, name))): module for name, module in new.named_modules()}
+    return fresh
+
+
+def _taken_over(module: nn.Module, fresh: nn.Module | None) -> bool:
+    """Copy a module's own parameters and buffers from a new one with the same names and shapes, if there is one."""
+    if fresh is None:
+        return False
+    ours, new = (
+        {**dict(m.named_parameters(recurse=False)), **dict(m.named_buffers(recurse=False))} for m in (module, fresh)
+    )
+    if {n: t.shape for n, t in ours.items()} != {n: t.shape for n, t in new.items()}:
+        return False
+    with torch.no_grad():
+        for name, tensor in ours.items():
+            tensor.copy_(new[name])
+    return True
+
+
+def _reset(layer: TrainableLayer) -> None:
+    # In attention modules the method has a private name.
+    names = ("reset_parameters", "_reset_parameters")
+    reset = next((getattr(layer.module, name) for name in names if hasattr(layer.module, name)), None)
+    if reset is None:
+        raise MissingError(
+            f"{layer.name or 'the model'} ({type(layer.module).__name__}) cannot be reinitialised",
+            where="model",
+            remedy="give it a method reset_parameters()",
+        )
+    reset()
 
 
 @contextmanager

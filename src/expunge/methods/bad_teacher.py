@@ -1,11 +1,12 @@
 """Distil from a random teacher on the forget set, from the original on the retain set (Chundawat et al., 2205.08096).
 
 Minimises the mean over a mixed batch of KL(bad(x) || model(x)) for x in forget and KL(original(x) || model(x)) for x in
-retain, with a factor T^2 if T is not 1. The bad teacher is the model with reinitialised trainable layers. The retain
-examples are a random share, the same in every epoch. KL is the sum over classes. The published code calls torch's KL
-with its default reduction, which also takes the mean over classes and so divides every gradient by their number. It has
-no factor T^2, so a larger T shrinks its gradients; at its T of 1 there is no difference. Both teachers are in
-evaluation mode, there and here.
+retain, with a factor T^2 if T is not 1. After another method, too, the competent teacher is the case's original, which
+in published code is another argument than the student. The bad teacher is the model with reinitialised trainable
+layers. The retain examples are a random share, the same in every epoch. KL is the sum over classes. The published code
+calls torch's KL with its default reduction, which also takes the mean over classes and so divides every gradient by
+their number. It has no factor T^2, so a larger T shrinks its gradients; at its T of 1 there is no difference. Both
+teachers are in evaluation mode, there and here.
 
 Cost: one gradient per forget example and per example of the retain share, in each epoch. Teachers are forward passes.
 """
@@ -55,7 +56,7 @@ class BadTeacher(Descent):
 
     def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Distil from both teachers."""
-        good, bad = teacher_of(student), incompetent(student, derive(job.seed, "teacher"))
+        good, bad = teacher_of(job.original), incompetent(student, derive(job.seed, "teacher"))
         problem, generator = job.problem, job.generator("batches")
 
         def step(batch: Batch) -> Tensor:
@@ -81,5 +82,5 @@ def incompetent(student: nn.Module, seed: int) -> nn.Module:
     teacher = teacher_of(student)
     for theirs, ours in zip(teacher.parameters(), student.parameters(), strict=True):
         theirs.requires_grad_(ours.requires_grad)
-    reinitialise(layers(teacher), seed)
+    reinitialise(teacher, layers(teacher), seed)
     return teacher.requires_grad_(False)

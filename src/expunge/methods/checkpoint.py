@@ -1,6 +1,8 @@
-"""A model that was unlearned elsewhere: its weights come from a safetensors file and are attacked and judged.
+"""A model that was unlearned elsewhere: its weights come from a file or a folder, and are attacked and judged.
 
-Nothing is trained. The file must hold weights of the spec's own architecture; a pickle is refused.
+Nothing is trained. A file must hold weights of the spec's own architecture: as safetensors, or a state dict that
+`torch.save` wrote. Only tensors are read from it. A folder is one that Hugging Face's `save_pretrained` wrote; its
+configuration must be that of the spec's model.
 
 Cost: none here; what it cost elsewhere is not known.
 """
@@ -13,9 +15,13 @@ from typing import ClassVar
 
 from torch import nn
 
+from expunge.base.reading import require_file
 from expunge.core import checkpoint
 from expunge.core.job import Job
 from expunge.core.method import Method
+from expunge.models._hf_folder import load_folder, require_same_config
+
+WHERE = "path"
 
 
 @dataclass(frozen=True)
@@ -28,16 +34,24 @@ class Checkpoint(Method):
     repeatable: ClassVar[bool] = False
 
     path: str
-    """The safetensors file; a relative path starts at the spec file's folder."""
+    """The file, safetensors or `torch.save` of a state dict, or the folder; a relative path starts at the spec's."""
 
     def expected_gradients(self, retain: int, forget: int) -> float:
         """None: nothing is trained."""
         return 0
 
+    def check_model(self, model: nn.Module) -> None:
+        """Refuse a file that cannot be read, and a folder with another configuration."""
+        if Path(self.path).is_dir():
+            require_same_config(model, Path(self.path), WHERE)
+        else:
+            require_file(Path(self.path), where=WHERE)
+
     def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Load the weights into the copy of the model.
 
         Raises:
-            SpecError: The file is missing, is a pickle, is truncated, or holds weights of another architecture.
+            SpecError: The file is missing, is truncated, or holds more than tensors or weights of another architecture.
         """
-        return checkpoint.load(student, Path(self.path), where="method.path")
+        load = load_folder if Path(self.path).is_dir() else checkpoint.load
+        return load(student, Path(self.path), WHERE)

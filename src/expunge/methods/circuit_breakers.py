@@ -4,15 +4,16 @@ Minimises c_r * hold * MSE(h(x_R), h0(x_R)) + c_u * relu(cos(h(x_F), h0(x_F))), 
 original's hidden states. At step s of S, from 0, c_r = alpha * (s + 1) / S and c_u = alpha * (1 - (s + 1) / S): the
 last step has the retain term only. MSE is the mean over all entries. The cosine is taken for each decision's feature
 vector, of an image or of a token. (With the whole batch flattened into one vector, single examples could stay
-unchanged.) No label is used.
+unchanged.) No label is used. After another method, too, the original is the case's: the states to turn away from are
+those of the model that knows the forget set.
 
 With hold = 1 this is the loss in the code of 2505.22310, which reads two hidden states of a ResNet-18, numbers 4 and 7.
 There the original is in training mode, so that batch norm treats both models alike at the start. Here the original is
-in evaluation mode and the model in training mode, so with batch norm they differ at first by batch versus running
-statistics. 2406.04313 trains low-rank adapters of language models, uses the norm of the difference instead of its mean
-square, and stretches the schedule over twice the steps, so that both terms end with the same weight. By default, the
-hidden states are the inputs of two modules with weights, at half depth and the last, among those that training can
-change. Layers after the last of these get no gradient.
+in evaluation mode and the model in training mode, so with batch norm they differ from the start: one uses running
+statistics, the other those of the batch. 2406.04313 trains low-rank adapters of language models, uses the norm of the
+difference instead of its mean square, and stretches the schedule over twice the steps, so that both terms end with the
+same weight. By default, the hidden states are the inputs of two modules with weights, at half depth and the last, among
+those that training can change. Layers after the last of these get no gradient.
 
 At the start both gradients are zero: the retain term is at its minimum and the forget term at its maximum. Adam scales
 gradients up, so rounding errors are enough for it to leave this point. SGD stays there unless dropout or batch norm
@@ -21,7 +22,7 @@ The setting that matters is `hold`, because the mean square has the unit of squa
 it is too large, the last epochs restore the hidden states of the forget set as well.
 
 Cost: one gradient per retain example and epoch, and one per example of the forget batch with each retain batch. The
-forget set is cycled in batches of at most `forget_batch_size`; the last batch of a pass holds the rest. The teacher is
+forget set is cycled in batches of `forget_batch_size`; the last batch of a pass holds the rest. The teacher is
 a forward pass.
 """
 
@@ -72,7 +73,7 @@ class CircuitBreakers(PairedDescent):
             SpecError: A layer does not exist, has no features per decision, or depends on no trainable weight.
             MissingError: No layers are named, and no hidden state of the model depends on trainable weights.
         """
-        problem, teacher = job.problem, teacher_of(student)
+        problem, teacher = job.problem, teacher_of(job.original)
         layers = self.chosen(student, problem)
         read, total = Features(problem, layers, WHERE), self.epochs * batch_count(len(problem.retain), self.batch_size)
         steps = itertools.count(1)

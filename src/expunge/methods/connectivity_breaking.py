@@ -1,11 +1,12 @@
 """Put a barrier of loss between the model and the original (2505.22310's CBFT, after Lubana et al., 2211.08422).
 
 Minimises CE(retain) - alpha * min(CE at (theta0 + theta) / 2, gamma): a barrier half way along the straight line to the
-original, on the retain and the forget batch together, so that fine-tuning cannot lead back. The gradient goes through
-theta only, which gives a factor 1/2. CE(retain) is the source's term and the default; `retain` = `kl` replaces it by
-KL(original || model). Floating-point buffers, such as running statistics of batch norm, are averaged like the weights.
-A tied weight stays tied at the midpoint. The cap gamma applies to the mean of a batch: above it the barrier has no
-gradient.
+original, on the retain and the forget batch together, so that fine-tuning cannot lead back. theta0 is the case's
+original, also if the method starts from another method's model: the source starts it from safeguarded models and
+measures from the trained one. The gradient goes through theta only, which gives a factor 1/2. CE(retain) is the
+source's term and the default; `retain` = `kl` replaces it by KL(original || model). Floating-point buffers, such as
+running statistics of batch norm, are averaged like the weights. A tied weight stays tied at the midpoint. The cap gamma
+applies to the mean of a batch: above it the barrier has no gradient.
 
 The code of 2505.22310 (`mode_connectivity`) has the same loss, but evaluates the midpoint in training mode: there batch
 norm uses the batch's statistics and ignores the averaged running statistics. Here the midpoint is in evaluation mode,
@@ -28,9 +29,10 @@ from torch.func import functional_call
 
 from expunge.base.part import NonNegative, Positive
 from expunge.core.data import Batch
+from expunge.core.decisions import Decisions, loss
 from expunge.core.job import Job
-from expunge.core.modules import evaluating
-from expunge.core.objective import Decisions, Objective, loss
+from expunge.core.modules import counterparts, evaluating, movable
+from expunge.core.objective import Objective
 from expunge.methods._descent import RetainingDescent
 from expunge.train.loop import PairBatch
 
@@ -60,7 +62,7 @@ class ConnectivityBreaking(RetainingDescent):
     def pair_loss(self, student: nn.Module, job: Job) -> Callable[[PairBatch], Tensor]:
         """The retain term minus the capped barrier."""
         objective, retain_loss = job.problem.objective, self.retain_loss(student, job)
-        start = {name: tensor.detach().clone() for name, tensor in _movable(student).items()}
+        start = counterparts(job.original, student)
 
         def step(pair: PairBatch) -> Tensor:
             both = Batch(*(torch.cat(parts) for parts in zip(pair.retain, pair.forget, strict=True)))
@@ -81,11 +83,11 @@ class _Twice(PairBatch):
 
 
 def midway(student: nn.Module, start: Mapping[str, Tensor], objective: Objective, batch: Batch) -> Decisions:
-    """The decisions at the midpoint between the student and its start weights, in evaluation mode.
+    """The decisions at the midpoint between the student and the original's weights, in evaluation mode.
 
     Args:
         student: Not changed; gradients reach its parameters through the midpoint.
-        start: Parameters and floating-point buffers at the start, by name.
+        start: Parameters and floating-point buffers of the original, by name.
         objective: Computes the decisions.
         batch: Examples.
 
@@ -93,16 +95,10 @@ def midway(student: nn.Module, start: Mapping[str, Tensor], objective: Objective
         Decisions with gradients.
     """
     # Halved before the sum: attention masks may hold the largest finite number, whose sum would overflow.
-    between = {f"model.{name}": start[name] / 2 + tensor / 2 for name, tensor in _movable(student).items()}
+    between = {f"model.{name}": start[name] / 2 + tensor / 2 for name, tensor in movable(student).items()}
     with evaluating(student):
         decisions: Decisions = functional_call(_Deciding(student, objective), between, (batch,))
     return decisions
-
-
-def _movable(model: nn.Module) -> dict[str, Tensor]:
-    """Trainable parameters and floating-point buffers; a tied tensor has its first name."""
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    return parameters | {name: b for name, b in model.named_buffers() if b.is_floating_point()}
 
 
 class _Deciding(nn.Module):

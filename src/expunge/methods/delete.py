@@ -2,9 +2,10 @@
 
 Minimises KL(q || model(x)) over the forget set, q being the original's prediction with the right answer's probability
 set to zero and the others scaled to sum to one. The ratios among wrong answers are preserved and replace a retain set.
-The published code does the same with a logit of -1e10 and, correctly, a sum over classes. It can freeze batch norm's
-running statistics, which here follow the forget batches in training mode. For a language model q is computed for each
-token that is a decision.
+The original is the case's, also after another method: what the trained model knew besides the answer is what is kept.
+The published code does the same with a logit of -1e10 and, correctly, a sum over classes. Batch norm uses its running
+statistics and keeps them, as with the code's option to freeze it; without the option, the code lets forget batches move
+them. For a language model q is computed for each token that is a decision.
 
 Cost: one gradient per forget example and pass. The teacher is a forward pass.
 """
@@ -38,7 +39,7 @@ class DELETE(ForgetDescent):
 
     def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Distil from the original without the right answers."""
-        objective, teacher = job.problem.objective, teacher_of(student)
+        objective, teacher = job.problem.objective, teacher_of(job.original)
 
         def step(batch: Batch) -> Tensor:
             decisions = objective.decisions(student, batch)

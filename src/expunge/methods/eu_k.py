@@ -2,9 +2,9 @@
 
 Minimises CE(retain) over the parameters of the last k layers, from new initial values. All other layers, and the
 running statistics of their batch norms, do not change. A layer is a module with its own trainable parameters that are
-not tied to an earlier layer; norms count as layers. Its `reset_parameters` gives the initial values; frozen parameters
-in it keep theirs. The published code counts only convolutions and linear layers; the norms between them keep their old
-values at the start but are trained too.
+not tied to an earlier layer; norms count as layers. Its `reset_parameters` gives the initial values, or, in a Hugging
+Face model, a new model of its configuration; frozen parameters keep their values. The published code counts only
+convolutions and linear layers; the norms between them keep their old values at the start but are trained too.
 
 Cost: one gradient per retain example and epoch (without the backward pass through the frozen layers).
 """
@@ -35,5 +35,5 @@ class EUk(LastLayers):
 
     def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Reset the last layers and train them."""
-        reinitialise(self.last(student), derive(job.seed, "layers"))
+        reinitialise(student, self.last(student), derive(job.seed, "layers"))
         return self.train_last(student, job)

@@ -6,10 +6,12 @@ model's own prediction (one draw per decision, which makes the estimate unbiased
 forgetting at a given loss, with alpha = sqrt(lambda * sigma_h^2).
 
 The widely copied code has power 1, weights all classes' gradients by their probability instead of drawing one class (so
-it computes one gradient per example and class), squares batch means, caps 1/F at 1000, averages variances within a row,
-and multiplies them by 10 in the last layer and in one-dimensional parameters. A shorter variant uses the data's labels
-and caps the standard deviation at 0.001. A weight without any influence has F = 0; only the cap keeps its variance
-finite.
+it computes one gradient per example and class), caps 1/F at 1000 (at 100 in the last layer), averages variances within
+a row, and multiplies them by 10 in the last layer and in one-dimensional parameters. The copy in the repositories of
+Unlearn-Sparse and SalUn squares means over batches of 32. If a whole class is forgotten, that code also replaces the
+class's row of the last layer by noise of variance 0.001, which removes the class whatever F says; there is no such
+branch here. A shorter variant uses the data's labels and caps the standard deviation at 0.001. A weight without any
+influence has F = 0; only the cap keeps its variance finite.
 
 Cost: one separate gradient per retain example. If the budget is too small, a random part of the retain set is used.
 """
@@ -28,6 +30,7 @@ from expunge.core.method import Method
 from expunge.core.modules import trainable
 from expunge.methods._gradients import mean_squared_gradient
 from expunge.methods._noise import standard_normal
+from expunge.numerics.real import as_real
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,8 @@ class FisherForgetting(Method):
             return student
         with torch.no_grad():
             for parameter, information in zip(trainable(student), fisher, strict=True):
-                spread = deviation(information, self.alpha, self.power, self.cap)
-                parameter.add_(spread * standard_normal(parameter, noise))
+                spread, values = deviation(information, self.alpha, self.power, self.cap), as_real(parameter)
+                values.add_(spread * standard_normal(values, noise))
         return student
 
 

@@ -6,6 +6,9 @@ rules: 2109.13398 adds one gradient, taken at the initial weights; the code of U
 of epochs; that of 2505.17730 stops at accuracy 0.2, which is twice chance for ten classes. For a language model "known"
 means recited completely, and twice chance over a vocabulary means that almost nothing is recited.
 
+Batch norm uses its running statistics and keeps them. In published code it is in training mode, so forget batches move
+them, and the loss that grows is not that of the deployed model, which the rule checks.
+
 Cost: one gradient per forget example and pass; the checks are forward passes.
 """
 

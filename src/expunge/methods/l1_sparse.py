@@ -67,5 +67,5 @@ class L1Sparse(Descent):
 
 
 def l1_norm(model: nn.Module) -> Tensor:
-    """Sum of the absolute values of all trainable weights."""
+    """Sum of the absolute values of all trainable weights; that of a complex weight is its modulus."""
     return torch.stack([wide(parameter).abs().sum() for parameter in trainable(model)]).sum()

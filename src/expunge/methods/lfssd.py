@@ -21,9 +21,9 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from expunge.base.part import Positive
+from expunge.core.decisions import Decisions
 from expunge.core.job import Job
 from expunge.core.method import Method
-from expunge.core.objective import Decisions
 from expunge.methods._dampening import dampen, importances
 from expunge.methods._gradients import mean_absolute_gradient
 

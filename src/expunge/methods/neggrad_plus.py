@@ -9,7 +9,7 @@ set that maximises CE(forget), then a pass over the retain set that minimises CE
 optimiser. There, too, only the small number of steps limits the ascent: one pass over a small set per epoch.
 
 Cost: one gradient per retain example and epoch, and one per example of the forget batch with each retain batch. The
-forget set is cycled in batches of at most `forget_batch_size`; the last batch of a pass holds the rest. With
+forget set is cycled in batches of `forget_batch_size`; the last batch of a pass holds the rest. With
 `alternate`, one per forget example and epoch instead of the latter.
 """
 

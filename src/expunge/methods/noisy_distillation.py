@@ -1,13 +1,14 @@
-"""Add noise to every weight, then distil briefly from the original, without its right answers on the forget set.
+"""Add noise to every weight, then distil from the model without noise, but not its right answers on the forget set.
 
 theta <- theta + N(0, sigma^2) once, which removes knowledge; distillation then restores the rest. Minimises
 
-    gamma * CE(retain) + alpha * T^2 KL(original / T || model / T)(retain) + weight * KL(q || model)(forget)
+    gamma * CE(retain) + alpha * T^2 KL(teacher / T || model / T)(retain) + weight * KL(q || model)(forget)
 
-with q the original's prediction given that the answer is not the right one (DELETE, 2503.23751), at a rate that falls
-along a cosine. The original's predictions contain more information per example than labels, so two passes over the
-retain set repair as much as ten with labels only. The last term removes what the noise left of the forget set. The
-retain term has both CE and KL, each with its weight; the original is in evaluation mode.
+with q the teacher's prediction given that the answer is not the right one (DELETE, 2503.23751), at a rate that falls
+along a cosine. The teacher is the method's input model before the noise: the original, or after another method that
+one's model, as in UNDO. Its predictions contain more information per example than labels, so two passes over the retain
+set repair as much as ten with labels only. The last term removes what the noise left of the forget set. The retain term
+has both CE and KL, each with its weight; the teacher is in evaluation mode.
 
 It combines published parts: weight distortion (2505.22310) moves the model out of reach of relearning, and
 distilling into a partly noised copy makes unlearning robust (UNDO, 2506.06278, on language models; it distils from a
@@ -15,7 +16,7 @@ model that was unlearned first, at 60 to 80 % of retraining's cost). Its setting
 with a small convolutional net, by attacks on seeds that no study reports; sigma suits the size of that net's weights.
 
 Cost: one gradient per retain example and epoch, and one per example of the forget batch with each retain batch. The
-forget set is cycled in batches of at most `forget_batch_size`; the last batch of a pass holds the rest. The teacher is
+forget set is cycled in batches of `forget_batch_size`; the last batch of a pass holds the rest. The teacher is
 a forward pass.
 """
 
@@ -28,8 +29,9 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from expunge.base.part import Count, NonNegative, Positive, Share
+from expunge.core.decisions import loss
 from expunge.core.job import Job
-from expunge.core.objective import Objective, loss
+from expunge.core.objective import Objective
 from expunge.methods._descent import PairedDescent, perturb_once
 from expunge.methods._distill import divergence, logits_of, teacher_of
 from expunge.methods._noise import add_noise

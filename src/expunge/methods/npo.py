@@ -1,13 +1,16 @@
 """Negative preference optimisation: push the forget set's likelihood below the original's (Zhang et al., 2404.05868).
 
+The reference model, p_ref, is the case's original, also after another method: in the paper it is the model before any
+unlearning, and the gradient vanishes on examples that have fallen far below it.
+
 Minimises -(2/beta) E log sigma(-beta log(p / p_ref)) on the forget set plus alpha * CE on the retain set (`retain`: or
 KL(original || model) there; the paper has NPO with either term and with none, which is alpha = 0). p is the
-likelihood of a whole example: the *sum* of its decisions' log-probabilities, not logits (on raw logits it would
-be something else) and not a mean over tokens.
+likelihood of a whole example: the *sum* of its decisions' log-probabilities, not their mean over tokens. The original
+is in evaluation mode.
 
-Cost: one gradient per retain example and epoch, and one per example of the forget batch beside each retain batch. The
-forget set is cycled in batches of at most `forget_batch_size`, of which the last of a pass is what is left. The
-teacher is a forward pass.
+Cost: one gradient per retain example and epoch, and one per example of the forget batch with each retain batch. The
+forget set is cycled in batches of `forget_batch_size`; the last batch of a pass holds the rest. The teacher is
+a forward pass.
 """
 
 from __future__ import annotations
@@ -22,8 +25,9 @@ from torch.nn import functional as F
 
 from expunge.base.part import NonNegative, Positive
 from expunge.core.data import Batch
+from expunge.core.decisions import decision_losses, per_example
 from expunge.core.job import Job
-from expunge.core.objective import Objective, decision_losses, per_example
+from expunge.core.objective import Objective
 from expunge.methods._descent import RetainingDescent
 from expunge.methods._distill import teacher_of
 from expunge.train.loop import PairBatch
@@ -45,7 +49,7 @@ class NPO(RetainingDescent):
 
     def pair_loss(self, student: nn.Module, job: Job) -> Callable[[PairBatch], Tensor]:
         """NPO on forget plus the weighted retain term."""
-        objective, teacher = job.problem.objective, teacher_of(student)
+        objective, teacher = job.problem.objective, teacher_of(job.original)
         retain_loss = self.retain_loss(student, job, teacher)
 
         def step(pair: PairBatch) -> Tensor:

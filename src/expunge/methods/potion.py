@@ -1,19 +1,22 @@
 """Dampen more and more weights until the discovered part of a poison is forgotten (Potion, Schoepf et al., 2406.09173).
 
 As ASSD, theta <- theta * I_D / I_F if I_F / I_D is above its percentile 100 - ln(1 + 100 s), but I is the mean over
-examples of |d ||f(x)|| / d theta|, with f(x) the logits (for a text those of all its decisions). It uses no label, and
-outliers have less weight in the norm than in its square. The share s starts at `start` * |F| / |D| and grows by
-`growth`. Each try starts from the original weights. The search ends when few enough forget examples are known, or after
-`tries`; the last try is the result. Undiscovered forget examples are part of D, and should be forgotten too.
+examples of |d ||f(x)|| / d theta|, with f(x) the logits (for a text those of all its decisions). I_F is over the forget
+set (F), I_D over forget and retain set together (D); undiscovered poison is in the retain set, and should be forgotten
+too. The method uses no label, and outliers have less weight in the norm than in its square. The share s starts at
+`start` * |F| / |D| and grows by `growth`. Each try starts from the weights of the method's input model. The search ends
+when few enough forget examples are known, or after `tries`; the last try is the result.
 
 Stopping rule. The authors' code stops at rho = 0.2 times the original accuracy; that of 2505.17730 at this or 0.2, in
 effect 0.2. This is twice chance for ten classes, but chance itself for five, and below chance for two. The rule here
 uses the knowledge *above chance*: known <= chance + left * (original - chance), with chance = 1 / number of labels. For
 examples that the original knows, `left` = 1/9 means 0.2 for ten classes, 0.12 for a hundred, and 0.56 for two. For a
-language model "known" means recited completely.
+language model "known" means recited completely. The original is the case's: after another method, what that one left is
+compared with what there was to forget, while importances and tries belong to the input model.
 
 The authors' own repository starts at |F| / |D| / 25 and tries 500 times; 2505.17730 starts as here and tries 50 times,
-so s grows to 107 times its start. Both take absolute values of gradients of batch means, in which the gradients of
+so s grows to 107 times its start. Both take the retain set alone for D, so their quotients are larger, and infinite
+ones are left out of the percentile. Both take absolute values of gradients of batch means, in which the gradients of
 single examples cancel.
 
 Cost: one separate gradient per forget example and per retain example, for any number of tries: looks at the forget set
@@ -32,9 +35,9 @@ import torch
 from torch import Tensor, nn
 
 from expunge.base.part import Count, Positive, Share
+from expunge.core.decisions import Decisions, per_example
 from expunge.core.job import Job
 from expunge.core.method import Method
-from expunge.core.objective import Decisions, per_example
 from expunge.core.refusals import require_trainable
 from expunge.methods._dampening import adaptive_alpha, dampen, forget_share, importances
 from expunge.methods._gradients import mean_absolute_gradient
@@ -66,12 +69,12 @@ class Potion(Method):
         if measured is None:
             return student
         parameters = require_trainable(student)
-        original = [parameter.detach().clone() for parameter in parameters]
+        start = [parameter.detach().clone() for parameter in parameters]
         quotients, share = measured.quotients(), self.start * forget_share(problem)
-        enough = few_enough(known_share(student, problem, problem.forget), len(problem.data.labels), self.left)
+        enough = few_enough(known_share(job.original, problem, problem.forget), len(problem.data.labels), self.left)
         for _ in range(self.tries):
             with torch.no_grad():
-                for parameter, values in zip(parameters, original, strict=True):
+                for parameter, values in zip(parameters, start, strict=True):
                     parameter.copy_(values)
             dampen(student, measured, adaptive_alpha(quotients, share))
             if known_share(student, problem, problem.forget) <= enough:

@@ -5,7 +5,7 @@ step. For a language model y' is a uniform wrong token at each position that is 
 term and the default; `retain` = `kl` replaces it by KL(original || model).
 
 Cost: one gradient per retain example and epoch, and one per example of the forget batch with each retain batch. The
-forget set is cycled in batches of at most `forget_batch_size`; the last batch of a pass holds the rest.
+forget set is cycled in batches of `forget_batch_size`; the last batch of a pass holds the rest.
 """
 
 from __future__ import annotations

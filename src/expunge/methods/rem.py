@@ -5,9 +5,9 @@ channels of its own. A model without tied dropout gets its memory now: new chann
 (`blocks/widen.py`) with zero outgoing weights. The published code does not add channels: it switches on half of the
 channels, which were left out of training and have their initial weights.
 
-Let CE be an example's cross-entropy (the sum over its decisions), CE_ref that of the input model with the example's
-memory on, D_base = CE(base alone) - CE_ref and D_full = CE(base and own memory) - CE_ref. All examples of the forget
-set have the same memory channels. Each epoch has up to three parts:
+Let CE be an example's cross-entropy (the sum over its decisions), CE_ref that of the method's input model (after
+another method that one's) with the example's memory on, D_base = CE(base alone) - CE_ref and D_full = CE(base and own
+memory) - CE_ref. All examples of the forget set have the same memory channels. Each epoch has up to three parts:
 
     flush     while the base knows more of the forget set than a share near chance (`chances`), at most `flushes` times:
               one pass over the forget set minimising -(2/beta) mean log sigma(beta D_base)
@@ -63,14 +63,15 @@ from expunge.blocks.tied_dropout import (
 )
 from expunge.blocks.widen import cannot_widen
 from expunge.core.data import Batch
+from expunge.core.decisions import decision_losses, per_example
 from expunge.core.job import Job
-from expunge.core.modules import evaluating, first_parameter, fixed_statistics
-from expunge.core.objective import decision_losses, per_example
+from expunge.core.modules import evaluating, first_parameter
+from expunge.core.norms import fixed_statistics
 from expunge.core.problem import Problem
 from expunge.methods._descent import Descent
 from expunge.numerics.precision import wide_type
 from expunge.train.evaluation import known_share
-from expunge.train.loop import batches, in_order
+from expunge.train.loop import batches, evaluation_size, in_order
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class REM(Descent):
     def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Move the forget set into the memory, which is added if there is none, and drop the memory."""
         problem = job.problem
-        batch = problem.data.batch(problem.train[:32])
+        batch = problem.data.batch(problem.train[: min(32, evaluation_size(problem.data))])
         if tied_layers(student):
             memory = memory_weights(student, problem.objective, batch)
             self.redirect(student, job)

@@ -1,20 +1,23 @@
 """Random relabelling that changes only weights with a large forget gradient (SalUn, Fan et al., 2310.12508).
 
 Minimises CE(retain) + weight * CE(forget, y'), with y' uniform over the wrong answers and drawn anew at every step.
-Only the `share` of trainable weights with the largest |gradient of the forget set's summed CE| at the original may
-change. CE on retain is the paper's term and the default; `retain` = `kl` replaces it by KL(original || model).
+Only the `share` of trainable weights with the largest |gradient of the forget set's summed CE| at the method's input
+model may change; after another method this is that one's model, whose changes stay. CE on retain is the paper's term
+and the default; `retain` = `kl` replaces it by KL(original || model).
 
-All other weights are reset to their original values after each step. Zero gradients would not be enough: every
-optimiser here decays a weight whose gradient is zero, and momentum moves a weight that had a gradient before. (Buffers,
-such as running statistics of batch norm, are not weights and do change.)
+All other weights are reset to their values in the input model after each step. Zero gradients would not be enough:
+every optimiser here decays a weight whose gradient is zero, and momentum moves a weight that had a gradient before.
+Running statistics of batch norm are not weights and do change, by retain batches.
 
 Published code differs. Until early 2026 it masked gradients only, so masked weights drifted by decay and momentum. It
 alternates whole epochs of forget batches and of retain batches; the paper adds the two losses, as here. Its random
-labels can be the right one. Its mask script takes optimiser steps while it sums the gradient. The SalUn in the
-repository of REM is another method: cross-entropy on retain with a penalty on the gradient with respect to the input.
+labels can be the right one. Its mask script adds up the gradients of each batch's *mean* loss, so an example of a
+smaller last batch counts more; here each example counts the same. Both compute this gradient in evaluation mode. The
+SalUn in the repository of REM is another method: cross-entropy on retain with a penalty on the gradient with respect to
+the input.
 
 Cost: one gradient per forget example for the mask; then, as for random relabelling, one per retain example and epoch,
-and one per example of the forget batch with each retain batch. The forget set is cycled in batches of at most
+and one per example of the forget batch with each retain batch. The forget set is cycled in batches of
 `forget_batch_size`; the last batch of a pass holds the rest.
 """
 
@@ -32,6 +35,7 @@ from expunge.core.job import Job
 from expunge.methods._descent import RetainingDescent
 from expunge.methods._gradients import summed_gradient
 from expunge.methods.random_relabel import relabel_loss
+from expunge.numerics.real import as_real
 from expunge.train.loop import PairBatch
 
 
@@ -60,12 +64,12 @@ class SalUn(RetainingDescent):
         if gradient is None:
             return student
         movable = largest([entry.abs() for entry in gradient], self.share)
-        original = [parameter.detach().clone() for parameter in steps.parameters]
+        values = [as_real(parameter.detach()) for parameter in steps.parameters]
+        start = [entry.clone() for entry in values]
 
         def restore(step: int, value: float) -> None:
-            with torch.no_grad():
-                for parameter, moves, start in zip(steps.parameters, movable, original, strict=True):
-                    parameter.copy_(torch.where(moves, parameter, start))
+            for entry, moves, before in zip(values, movable, start, strict=True):
+                entry.copy_(torch.where(moves, entry, before))
 
         steps.run(self.pair_loss(student, job), self.pairs(job), restore)
         return student

@@ -1,5 +1,8 @@
 """Move away from a teacher on the forget set and towards it on the retain set (SCRUB, Kurmanji et al., 2302.09880).
 
+The teacher is the case's original, also after another method: in the paper it is the trained model, which knows all
+examples. (To move away from a model that has forgotten would teach again.)
+
 With D(x) = T^2 KL(original(x) / T || model(x) / T): each of the first `forget_epochs` epochs starts with a pass that
 maximises D(forget); every epoch has a pass that minimises alpha * D(retain) + gamma * CE(retain). Both use one
 optimiser. KL is the sum over classes, as in the paper; the code of 2505.22310 also takes the mean over classes, which
@@ -7,9 +10,10 @@ divides it by their number and changes the meaning of alpha. Its alternating SCR
 (`forget_epochs` equal to `epochs`), with alpha = gamma = T = 1 and a teacher in training mode, so that batch norm uses
 the batch's statistics.
 
-SCRUB's own notebooks have the teacher in evaluation mode, and ascent in the first `msteps` epochs, as here (the copy of
-the loop in its `scrub.py` counts epochs from 0, which is one more). Their step size falls in steps; here it is
-constant. The SCRUB in the repository of REM ascends cross-entropy on the forget set as well, which the paper does not.
+SCRUB's own notebooks have the teacher in evaluation mode, and ascent in the first `msteps` epochs, as here. Their step
+size falls in steps; here it is constant. Their forget batches also move the running statistics of batch norm; here only
+retain batches do. The SCRUB in the repository of REM ascends cross-entropy on the forget set as well, which the paper
+does not.
 
 With `rewind` (SCRUB+R) the model is saved after each epoch. At the end, the epoch is chosen whose forget error is
 closest to a reference: the *final* model's error on unseen examples with the distribution of the forget set. These are
@@ -33,8 +37,8 @@ from torch import Tensor, nn
 
 from expunge.base.part import Count, NonNegative, Positive
 from expunge.core.data import Batch
+from expunge.core.decisions import Decisions, loss
 from expunge.core.job import Job
-from expunge.core.objective import Decisions, loss
 from expunge.core.problem import Problem
 from expunge.methods._descent import Descent
 from expunge.methods._distill import divergence, logits_of, teacher_of
@@ -71,7 +75,7 @@ class SCRUB(Descent):
 
     def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Alternate; then rewind if `rewind` is set."""
-        problem, teacher, saved = job.problem, teacher_of(student), list[dict[str, Tensor]]()
+        problem, teacher, saved = job.problem, teacher_of(job.original), list[dict[str, Tensor]]()
 
         def move_away(batch: Batch) -> Tensor:
             return -self._divergence(problem.objective.decisions(student, batch), teacher, problem, batch)

@@ -2,7 +2,7 @@
 
 Permuting the units of a hidden layer does not change any output. Neither does multiplying the weights into a ReLU unit
 by a positive number and dividing the weights out of it by the same number. So the model learns and forgets nothing, but
-its distance to the original and the barrier on the straight path to it grow. If such a model resists relearning no
+its distance to its input model and the barrier on the straight path to it grow. If such a model resists relearning no
 better than before, distance in weight space is not a *cause* of resistance (2505.22310 shows that it predicts
 resistance).
 

@@ -7,8 +7,9 @@ gradient (first order: the dependence of the copy on the model is ignored). The 
 
     alpha * (CE(retain) + MSE(h(x_R), h0(x_R))) + gamma * mean over copies and steps of -entropy(forget),
 
-h being hidden states, averaged over layers, and h0 those of the method's input model. The entropy is that of the
-prediction, in nats, a mean over decisions: it is *maximised*, and does not use labels of the forget set.
+h being hidden states, averaged over layers, and h0 those of the method's input model, as in 2505.22310's code: after
+another method that one's model, not the original. The entropy is that of the prediction, in nats, a mean over
+decisions: it is *maximised*, and does not use labels of the forget set.
 
 The papers require a model in which the forget set is suppressed already. Name a method that does this with `after` in a
 spec (`expunge.unlearn(..., after=...)`). The method also runs on an original, but then it preserves the hidden states
@@ -16,6 +17,7 @@ of a model that knows the forget set.
 
 Every inner step of every copy has its own forget batch, on which the entropy is computed too. If all copies had the
 same batches, copies without dropout would be identical. Copies and their optimisers are dropped after each outer step.
+Copies are in training mode; batch norm normalises by the forget batch, and by running statistics if it has one example.
 
 The code of 2505.22310 draws one forget batch for each copy and uses it in all its inner steps. It has 4 copies of 16
 steps over 25 epochs at a hundredth of the inner rate; the defaults here are scaled down. Its h0 is computed in training
@@ -45,15 +47,16 @@ from expunge.base.errors import RunError
 from expunge.base.part import Count, NonNegative, Positive
 from expunge.core.case import copy_for_training
 from expunge.core.data import Batch
+from expunge.core.decisions import loss
 from expunge.core.features import Features, FeatureSite, half_way_and_last, require_layers
 from expunge.core.job import Job
 from expunge.core.method import Method
 from expunge.core.modules import require_distinct
-from expunge.core.objective import loss
 from expunge.core.problem import Problem
 from expunge.core.refusals import require_trainable
 from expunge.methods._distill import teacher_of
 from expunge.numerics.precision import zeros_for
+from expunge.numerics.real import as_real
 from expunge.train.loop import endless, fit, mean_batch
 from expunge.train.optim import OptimizerName, make_optimizer
 
@@ -78,6 +81,7 @@ class TAR(Method):
     """Keep entropy on forget high while an adversary relearns it; for a model that another method has unlearned."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"decisions"})
+    version: ClassVar[int] = 2
     cite: ClassVar[str] = "tamirisa2025tar"
     paper: ClassVar[str] = "TAR, 2025"
     effort: ClassVar[str] = "very high, nested steps"
@@ -125,7 +129,7 @@ class TAR(Method):
         def step(batches: Round) -> Tensor:
             tampered = tampered_gradient(student, problem, batches.forget, self.inner_learning_rate)
             # The value of this scalar has no meaning; its gradient is the tampered gradient.
-            against = sum((g * p).sum() for g, p in zip(tampered, parameters, strict=True))
+            against = sum((g * as_real(p)).sum() for g, p in zip(tampered, parameters, strict=True))
             return self.alpha * retain_loss(student, start, read, batches.retain) + self.gamma * against
 
         optimizer = make_optimizer(self.optimizer, parameters, self.learning_rate, self.weight_decay)
@@ -157,13 +161,13 @@ def tampered_gradient(
         learning_rate: Size of the adversaries' Adam steps on cross-entropy.
 
     Returns:
-        A tensor per trainable parameter.
+        A real tensor per trainable parameter.
 
     Raises:
         SpecError: A copy shares storage with the model, because the model overrides how it is copied.
         RunError: An adversary diverged.
     """
-    total = [zeros_for(parameter) for parameter in require_trainable(model)]
+    total = [zeros_for(as_real(parameter.detach())) for parameter in require_trainable(model)]
     for batches in forget:
         adversary = copy_for_training(model)
         require_distinct(adversary, model)
@@ -178,7 +182,7 @@ def tampered_gradient(
                 raise _diverged(step, learning_rate)
             gradients = torch.autograd.grad(certainty, parameters, allow_unused=True, materialize_grads=True)
             for entry, gradient in zip(total, gradients, strict=True):
-                entry.add_(gradient)
+                entry.add_(as_real(gradient))
     return [entry / sum(map(len, forget)) for entry in total]
 
 

@@ -1,9 +1,11 @@
 """Train on the forget set once more, and take the opposite step in weight space (Ilharco et al., 2212.04089).
 
-theta <- theta_0 - strength * (theta_ft - theta_0), theta_ft being the original fine-tuned on the forget set only. A
-model that memorised the forget set has almost no gradient there, so the vector is small or mostly noise: tune
-`strength` first. The paper tunes it on validation data, up to 1. Its code changes every floating-point entry of the
-state, also running statistics of batch norm; here buffers keep the original's values.
+theta <- theta_0 - strength * (theta_ft - theta_0), theta_ft being theta_0 fine-tuned on the forget set only. theta_0 is
+the method's input model, as in published code: the model that is edited, after another method that one's. A model that
+memorised the forget set has almost no gradient there, so the vector is small or mostly noise: tune `strength` first.
+The paper tunes it on validation data, up to 1. Its code changes every floating-point entry of the state, also running
+statistics of batch norm. Here batch norm uses the input model's running statistics while the copy is fine-tuned, and
+buffers keep the input model's values.
 
 Cost: one gradient per forget example and pass.
 """

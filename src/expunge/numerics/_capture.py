@@ -126,6 +126,8 @@ def _hook(path: str, calls: list[Call], in_place: bool) -> Callable[[nn.Module, 
     def keep(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Tensor | None:
         if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or not isinstance(output, Tensor):
             return None
+        if in_place and not (output.is_floating_point() or output.is_complex()):
+            return None
         zeros = output.new_zeros(()).expand(output.shape).requires_grad_() if in_place else None
         calls.append(Call(path, layer, inputs[0].detach(), output if zeros is None else zeros))
         return None if zeros is None else output + zeros

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NoReturn
 
 import torch
@@ -23,6 +24,9 @@ class Cut(RuntimeError):
     """A gradient that can be computed but not differentiated; autograd would treat it as a constant."""
 
 
+WEIGHT_NORM = "PyTorch's fused weight_norm has a wrong second derivative"
+
+
 def require_uncut(gradients: Iterable[Tensor]) -> None:
     """Refuse gradients whose graph is incomplete.
 
@@ -32,14 +36,44 @@ def require_uncut(gradients: Iterable[Tensor]) -> None:
     Raises:
         Cut: The graph contains such a function.
     """
-    seen: set[Any] = set()
-    todo = [gradient.grad_fn for gradient in gradients]
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
+    for node in _nodes(gradients):
         if node.name().endswith("autograd::Error") or node.name() == "Error":
             raise Cut("a function is marked as differentiable once (once_differentiable)")
+
+
+def require_exact(value: Tensor) -> None:
+    """Refuse a value that depends on the weights through PyTorch's fused weight norm, if that is wrong in this version.
+
+    Its gradient is right. The derivative of the gradient takes the norm for a constant, so the Hessian is neither right
+    nor symmetric.
+
+    Raises:
+        Cut: The graph contains it.
+    """
+    if any("WeightNormInterface" in node.name() for node in _nodes([value])) and weight_norm_is_wrong():
+        raise Cut(WEIGHT_NORM)
+
+
+@cache
+def weight_norm_is_wrong() -> bool:
+    """Whether this version of PyTorch has an asymmetric Hessian for w = g v / |v| with two entries of v."""
+    with torch.enable_grad():
+        v = torch.tensor([[1.0, 2.0]], dtype=torch.float64, requires_grad=True)
+        value = torch._weight_norm(v, torch.ones(1, 1, dtype=torch.float64), 0)[0, 0]
+        slope = torch.autograd.grad(value, v, create_graph=True)[0][0]
+        rows = [torch.autograd.grad(entry, v, retain_graph=True)[0][0] for entry in slope]
+    return not torch.allclose(rows[0][1], rows[1][0])
+
+
+def _nodes(tensors: Iterable[Tensor]) -> Iterator[Any]:
+    """Each function in the graph of these tensors, once."""
+    seen: set[Any] = set()
+    todo = [tensor.grad_fn for tensor in tensors]
+    while todo:
+        node: Any = todo.pop()
+        if node is None or node in seen:
+            continue
+        yield node
         seen.add(node)
         todo += [following for following, _ in node.next_functions]
 
@@ -93,6 +127,8 @@ def explained(model: nn.Module, rerun: Callable[[], object], wanted: Sequence[Te
 
 def _reason(text: str, lacking: str) -> tuple[str, str]:
     """The finding and the remedy for an error text of autograd."""
+    if text == WEIGHT_NORM:
+        return text, "remove it: torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')"
     if "use_reentrant=True" in text:
         finding = "checkpointing with use_reentrant=True cannot be differentiated in this way"
         return finding, "checkpoint with use_reentrant=False"

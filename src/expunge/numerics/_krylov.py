@@ -70,13 +70,13 @@ class Krylov:
 
         Raises:
             SpecError: The shape of the product differs from that of the vector.
-            RunError: The product is not finite, or the operator is not symmetric.
+            RunError: The product is not finite, or the operator is not symmetric or not the same each time.
         """
         product = self._product(self._basis[self.products])
         self.products += 1
         seen = self.basis
         along = seen @ product
-        self._require_symmetric(along, float(product.norm()))
+        self._require_symmetric(along, product)
         product -= along @ seen
         product -= (seen @ product) @ seen
         self.alphas.append(float(along[-1]))
@@ -95,18 +95,22 @@ class Krylov:
             raise RunError(f"product {self.products + 1} is not finite", where="operator")
         return product.detach().to(vector, copy=True)
 
-    def _require_symmetric(self, along: Tensor, norm: float) -> None:
+    def _require_symmetric(self, along: Tensor, product: Tensor) -> None:
         # For a symmetric operator, a product is in the span of the last two vectors and the new one; checking is cheap.
         expected = torch.zeros_like(along)
         if len(self.betas) and not self.broke:
             expected[-2] = self.betas[-1]
         expected[-1] = along[-1]
-        if float((along - expected).norm()) > self.epsilon ** (1 / 3) * max(self.scale, norm):
-            raise RunError(
-                "is not symmetric, or gives another product each time",
-                where="operator",
-                remedy="turn off dropout, and give the same batches in each product",
-            )
+        allowed = self.epsilon ** (1 / 3) * max(self.scale, float(product.norm()))
+        if float((along - expected).norm()) <= allowed:
+            return
+        if float((self._product(self._basis[self.products - 1]) - product).norm()) > allowed:
+            finding = "gives another product each time"
+            remedy = "turn off dropout and other randomness, and give the same batches in each product"
+        else:
+            finding = "is not symmetric: a function in the model has a wrong second derivative"
+            remedy = "replace functions with a backward pass of their own by plain PyTorch operations"
+        raise RunError(finding, where="operator", remedy=remedy)
 
     def _orthogonal(self) -> Tensor:
         # With probability one, a draw is not in the span of the basis; two passes, as above.

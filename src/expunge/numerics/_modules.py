@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from expunge.base.errors import SpecError
+from expunge.numerics.real import real_type
 
 
 def differentiable(model: nn.Module) -> list[nn.Parameter]:
@@ -38,10 +39,11 @@ def require_parameters(parameters: Sequence[Tensor]) -> None:
     if not parameters or frozen:
         finding = f"number {frozen[0]} takes no gradient" if parameters else "there is none"
         raise SpecError(finding, where="parameters", remedy="take those of numerics.linops.differentiable(model)")
-    kinds = {(str(parameter.dtype), str(parameter.device)) for parameter in parameters}
-    if len(kinds) > 1 or parameters[0].dtype not in (torch.float32, torch.float64):
+    kinds = {(str(real_type(parameter.dtype)), str(parameter.device)) for parameter in parameters}
+    if len(kinds) > 1 or real_type(parameters[0].dtype) not in (torch.float32, torch.float64):
         finding = ", ".join(f"{dtype} on {device}" for dtype, device in sorted(kinds))
-        raise SpecError(finding, where="parameters", allowed="all float32 or all float64, on one device")
+        allowed = "all float32 (complex64) or all float64 (complex128), on one device"
+        raise SpecError(finding, where="parameters", allowed=allowed)
 
 
 def require_fixed(model: nn.Module) -> None:

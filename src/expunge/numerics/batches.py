@@ -24,8 +24,8 @@ def rows(batch: Any) -> int:
     return len(first)
 
 
-def take(batch: Any, part: slice) -> Any:
-    """Some of the examples, in the same kind of container; members that are not tensors stay unchanged."""
+def take(batch: Any, part: slice | Tensor) -> Any:
+    """Some of the examples, by a slice or by number, in the same container; what is not a tensor stays unchanged."""
     if isinstance(batch, Mapping):
         return type(batch)({key: _cut(value, part) for key, value in batch.items()})  # type: ignore[call-arg]
     if isinstance(batch, tuple):
@@ -47,5 +47,5 @@ def _members(batch: Any) -> list[Any]:
     return list(batch) if isinstance(batch, tuple | list) else [batch]
 
 
-def _cut(value: Any, part: slice) -> Any:
+def _cut(value: Any, part: slice | Tensor) -> Any:
     return value[part] if isinstance(value, Tensor) and value.ndim else value

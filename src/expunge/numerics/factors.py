@@ -76,8 +76,8 @@ class Factors:
             return self._sum_by_index(magnitude, shape)
         if self.rows.shape[1:3] == (1, 1):
             # The magnitude of a product is the product of magnitudes, and the sum over examples a matrix product.
-            return (magnitude(self.rows.flatten(1)).T @ magnitude(self.columns.flatten(1))).view(shape)
-        return magnitude(self.rows.mT @ self.columns).sum(0).view(shape)
+            return (magnitude(self.rows.flatten(1)).T @ magnitude(self.right.flatten(1))).view(shape)
+        return magnitude(self.rows.mT @ self.right).sum(0).view(shape)
 
     def _sum_by_index(self, magnitude: Magnitude, shape: torch.Size) -> Tensor:
         """Sum only over the few rows that an example uses; all other rows of the vocabulary are 0."""
@@ -166,10 +166,12 @@ class LayerRule(NamedTuple):
 
 
 def rule_of(layer: nn.Module) -> LayerRule | None:
-    """The rule for a layer with its settings; `None` if there is none.
+    """The rule for a layer with its settings; `None` if there is none, as for complex weights.
 
     A subclass of a known class has its rule only if it has the same `forward`.
     """
+    if any(parameter.is_complex() for parameter in layer.parameters(recurse=False)):
+        return None
     for kind in type(layer).__mro__:
         # Classes of optional dependencies are listed by name, so nothing imports them.
         rule = RULES.get(kind) or RULES.get(f"{kind.__module__}.{kind.__qualname__}")
@@ -180,14 +182,20 @@ def rule_of(layer: nn.Module) -> LayerRule | None:
 
 
 def _linear(layer: nn.Linear, inputs: Tensor, gradients: Tensor) -> dict[str, Factors]:
-    rows, columns = (t.reshape(len(t), 1, -1, t.shape[-1]) for t in (gradients, inputs))
+    rows, columns = _sequence(gradients), _sequence(inputs)
     return _with_bias(layer, Factors(rows, columns), rows, (1, 2))
 
 
 def _transposed_linear(layer: nn.Module, inputs: Tensor, gradients: Tensor) -> dict[str, Factors]:
     """A linear layer with a weight `[in, out]`."""
-    rows, columns = (t.reshape(len(t), 1, -1, t.shape[-1]) for t in (inputs, gradients))
+    rows, columns = _sequence(inputs), _sequence(gradients)
     return _with_bias(layer, Factors(rows, columns), columns, (1, 2))
+
+
+def _sequence(tensor: Tensor) -> Tensor:
+    """From `[b, ..., n]` to `[b, 1, positions, n]`."""
+    shape = tensor.shape
+    return tensor.reshape(shape[0], 1, -1, shape[-1])
 
 
 def _convolution(layer: nn.Conv2d, inputs: Tensor, gradients: Tensor) -> dict[str, Factors] | None:
@@ -215,7 +223,11 @@ def _of_patches(layer: nn.Conv1d | nn.Conv2d, patches: Tensor, gradients: Tensor
 
 def _with_bias(layer: Any, weight: Factors, gradients: Tensor, positions: tuple[int, ...]) -> dict[str, Factors]:
     """Add the bias, whose gradient is the sum over `positions`, the dimensions of `gradients` to sum over."""
-    return {"weight": weight} if layer.bias is None else {"weight": weight, "bias": _vector(gradients.sum(positions))}
+    if layer.bias is None:
+        return {"weight": weight}
+    # The sum over one position is that position, without a copy.
+    alone = positions == (1, 2) and gradients.shape[2] == 1
+    return {"weight": weight, "bias": Factors(gradients, None) if alone else _vector(gradients.sum(positions))}
 
 
 def _embedding(layer: nn.Embedding, inputs: Tensor, gradients: Tensor) -> dict[str, Factors]:

@@ -6,7 +6,7 @@ The factors of each layer's gradients (`factors`) give its part of K exactly. Bl
 contains the factors of two blocks only. Some parameters have no factors: those of other layers, a bare parameter, or a
 weight that is also used outside of its layer. A comparison with autograd on two examples detects them; their gradients
 are taken one example at a time, which is slower but exact too. A shared weight is the sum over its uses, including
-cross terms.
+cross terms. Complex weights have no factors; the inner product is that of their real and imaginary parts.
 
 Cost: for n examples in B blocks n (B + 1) / 2 gradients, without those of the weights, and n more one by one if a
 parameter has no factors; K between sets of n and m takes n + B m.
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -27,8 +27,11 @@ from expunge.numerics._capture import Losses, captured, example_losses, summed
 from expunge.numerics._failures import explained
 from expunge.numerics._modules import require_fixed, require_parameters
 from expunge.numerics._overlap import gradients, overlap
+from expunge.numerics.agreement import deviations, require_sound
 from expunge.numerics.batches import parts, rows, take
 from expunge.numerics.factors import Factors
+from expunge.numerics.norms import sound_norms
+from expunge.numerics.real import as_real, flat
 
 KEPT = 2**24
 """Largest number of entries of one-by-one gradients to keep between blocks; above, they are recomputed per pair."""
@@ -41,7 +44,7 @@ class Gram:
     """Inner products of per-example gradients, and how each parameter's part was computed."""
 
     matrix: Tensor
-    """`[n, m]`, in the parameters' dtype and on their device."""
+    """`[n, m]`, in the parameters' real dtype and on their device."""
     ways: dict[str, str]
     """By parameter: `products`, `gradients` (of a block, for this parameter only) or `one by one`."""
 
@@ -51,6 +54,7 @@ class Gram:
         return [name for name, way in self.ways.items() if way == ONE_BY_ONE]
 
 
+@sound_norms()
 def gram(
     losses: Losses,
     model: nn.Module,
@@ -84,7 +88,7 @@ def gram(
     theirs = ours if others is None else _Examples(losses, model, names, others, block)
     alone = ours.without_factors
     ways = dict.fromkeys(alone, ONE_BY_ONE)
-    matrix = parameters[0].new_zeros(rows(examples), rows(theirs.examples))
+    matrix = as_real(parameters[0].detach()).new_zeros(rows(examples), rows(theirs.examples))
     for left in parts(len(matrix), block):
         a = ours.factors(left)
         for right in parts(matrix.shape[1], block):
@@ -117,7 +121,7 @@ _Block = Mapping[str, list[Factors]]
 
 
 def _pair(a: _Block, b: _Block, names: Mapping[str, nn.Parameter], ways: dict[str, str]) -> Tensor:
-    total = torch.zeros(()).to(next(iter(names.values())))
+    total = torch.zeros(()).to(as_real(next(iter(names.values())).detach()))
     for name, parameter in names.items():
         if name in a and name in b and ways.get(name) != ONE_BY_ONE:
             part, by_products = overlap(a[name], b[name], parameter.shape)
@@ -151,7 +155,7 @@ class _Examples:
         if part.start in self.kept:
             return self.kept[part.start]
         each = [self._alone(index, names) for index in range(part.start, part.stop)]
-        stacked = torch.stack([torch.cat([gradient.flatten() for gradient in own]) for own in each])
+        stacked = torch.stack([flat(own) for own in each])
         if rows(self.examples) * stacked.shape[1] <= KEPT:
             self.kept[part.start] = stacked
         return stacked
@@ -165,15 +169,20 @@ class _Examples:
         block = self.factors(part)
         # A parameter that no layer used in this block may be used by another example.
         wrong = {name for name in self.names if name not in block}
-        for index in losses.topk(min(2, len(losses))).indices.tolist():
+        largest = losses.topk(min(2, len(losses))).indices.tolist()
+        for index in largest:
             truth = dict(zip(self.names, self._alone(index, list(self.names)), strict=True))
-            noise = 100 * torch.finfo(losses.dtype).eps * sum(float(g.square().sum()) for g in truth.values()) ** 0.5
-            for name, gradient in truth.items():
-                uses = [use.part(slice(index, index + 1)) for use in block.get(name, [])]
-                allowed = torch.finfo(losses.dtype).eps ** 0.4 * gradient.norm() + noise
-                if uses and (gradients(uses, slice(None), gradient.shape) - gradient.reshape(1, -1)).norm() > allowed:
-                    wrong.add(name)
+            uses = {name: [use.part(slice(index, index + 1)) for use in block[name]] for name in block}
+            ours = {name: gradients(own, slice(None), self.names[name].shape) for name, own in uses.items()}
+            wrong |= deviations(ours, truth, losses.dtype).keys()
+        for index in largest if wrong else ():
+            require_sound(self.model, partial(self._copies, index), losses.dtype)
         return [name for name in self.names if name in wrong]
+
+    def _copies(self, index: int, count: int) -> Tensor:
+        """The losses of some copies of an example, `[count]`."""
+        with torch.enable_grad():
+            return example_losses(self.model, self.losses, take(self.examples, torch.tensor([index] * count)))
 
     def _alone(self, index: int, names: Sequence[str]) -> list[Tensor]:
         wanted = [self.names[name] for name in names]

@@ -5,7 +5,8 @@
 with l_b the mean loss of batch b, n_b its number of examples, f its outputs, J_b their Jacobian. Both are exact: the
 mean over batches of any sizes is that over all examples. H v differentiates twice (Pearlmutter 1994). G v, the
 generalised Gauss-Newton product (Schraudolph 2002), also computes J v by two backward derivatives, because forward mode
-lacks formulas that double backward has. Attention uses its plain kernel, the only one with a second derivative.
+lacks formulas that double backward has. Attention uses its plain kernel, the only one with a second derivative. A
+complex weight is two real ones, next to each other in a vector.
 
     loss = lambda model, batch: torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
     product = hessian(loss, model.eval(), differentiable(model), [(inputs, targets)])
@@ -26,9 +27,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from expunge.base.errors import RunError, SpecError
-from expunge.numerics._failures import explain, require_uncut
+from expunge.numerics._failures import explain, require_exact, require_uncut
 from expunge.numerics._modules import differentiable, require_fixed, require_parameters
 from expunge.numerics.batches import rows
+from expunge.numerics.norms import sound_norms
+from expunge.numerics.real import as_real, flat, real_size, split
 
 __all__ = ["CurvatureOperator", "bends", "differentiable", "gauss_newton", "hessian"]
 
@@ -66,13 +69,13 @@ class CurvatureOperator:
 
     @property
     def size(self) -> int:
-        """Number of rows, `p`."""
-        return sum(parameter.numel() for parameter in self.parameters)
+        """Number of rows, `p`: of real numbers."""
+        return sum(map(real_size, self.parameters))
 
     @property
     def like(self) -> Tensor:
-        """Zeros `[p]` in the parameters' dtype and on their device."""
-        return self.parameters[0].new_zeros(self.size)
+        """Zeros `[p]` in the parameters' real dtype and on their device."""
+        return as_real(self.parameters[0].detach()).new_zeros(self.size)
 
     def __call__(self, vector: Tensor) -> Tensor:
         """The product with a vector.
@@ -81,20 +84,20 @@ class CurvatureOperator:
             vector: `[p]`, in the order of the parameters, each flattened.
 
         Returns:
-            `[p]` in the parameters' dtype, with 0 for a parameter that the loss does not depend on.
+            `[p]` in the parameters' real dtype, with 0 for a parameter that the loss does not depend on.
 
         Raises:
             SpecError: The vector has another shape; there is no example; the loss is not a scalar, or depends on no
                 parameter; batch norm or dropout is in training mode.
-            RunError: The loss is not finite, or has no second derivative; names the batch, or the module.
+            RunError: The loss is not finite, or has no second derivative or, through weight norm, a wrong one; names
+                the batch, or the module.
         """
         if vector.shape != (self.size,):
             raise SpecError(f"has shape {list(vector.shape)}", where="vector", allowed=f"[{self.size}]")
         require_fixed(self.model)
-        pieces = vector.detach().to(self.like).split([parameter.numel() for parameter in self.parameters])
-        parts = [piece.view_as(parameter) for piece, parameter in zip(pieces, self.parameters, strict=True)]
+        parts = split(vector.detach().to(self.like), self.parameters)
         total, weight = self.like, 0.0
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), sound_norms():
             for index, batch in enumerate(self.batches):
                 share = self.weight(batch)
                 total.add_(self._of_batch(batch, parts, index), alpha=share)
@@ -117,7 +120,7 @@ class CurvatureOperator:
             ones = [torch.ones_like(part) for part in parts]
             attempt = partial(_twice, parameters=self.parameters, parts=ones, keep=True)
             explain(error, self.model, lambda: self.forward(batch), attempt)
-        return torch.cat([product.detach().flatten() for product in products])
+        return flat(product.detach() for product in products)
 
 
 def hessian(
@@ -201,23 +204,26 @@ def bends(
     Returns:
         The gradient `[p]`, and `v^T H v` of every row, `[m]` in double precision.
     """
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), sound_norms():
         value = _scalar(loss(model, batch))
+        require_exact(value)
         slopes = torch.autograd.grad(value, parameters, create_graph=True, allow_unused=True, materialize_grads=True)
-        gradient = torch.cat([slope.flatten() for slope in slopes])
+        gradient = flat(slopes)
         curvatures = []
         for vector in vectors:
             product = torch.autograd.grad(
                 gradient, parameters, vector, retain_graph=True, allow_unused=True, materialize_grads=True
             )
-            pieces = vector.split([part.numel() for part in product])
-            curvatures.append(sum(float(piece @ part.flatten()) for piece, part in zip(pieces, product, strict=True)))
+            pieces = vector.split([real_size(part) for part in product])
+            pairs = zip(pieces, map(as_real, product), strict=True)
+            curvatures.append(sum(float(piece @ part.flatten()) for piece, part in pairs))
     return gradient.detach(), torch.tensor(curvatures, dtype=torch.float64)
 
 
 def _twice(loss: Tensor, parameters: Sequence[Tensor], parts: Parts, *, keep: bool = False) -> tuple[Tensor, ...]:
     """H v of a scalar."""
     # With this factor, every intermediate gradient has a graph, so an incomplete one can be detected.
+    require_exact(loss)
     factor = torch.ones_like(loss, requires_grad=True)
     slopes = torch.autograd.grad(factor * loss, parameters, create_graph=True, allow_unused=True)
     used, along = _used(slopes, parts)

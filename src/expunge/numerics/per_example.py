@@ -5,18 +5,20 @@ own. This is several times as fast on one core (`benchmarks/importance.py`), for
 CNN, and equal up to rounding.
 
 It is exact only if every layer runs once, in turn, and no example changes the result of another. Only an
-`nn.Sequential` of known layers guarantees that, so `chain` is strict. All other models take one pass per example.
+`nn.Sequential` of known layers guarantees that, so `chain` is strict. All other models take one pass per example. What
+a chain does not show, such as a hook of a weight or another `forward`, the caller must compare with autograd.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from expunge.numerics._capture import uses, watched
+from expunge.numerics._capture import Call, uses, watched
 from expunge.numerics.factors import RULES, Magnitude, factors, no_rule, rule_of
 from expunge.numerics.precision import wide
 
@@ -63,14 +65,21 @@ def chunk_size(inputs: Tensor) -> int:
     return max(min(CHUNK, NUMBERS // max(inputs[0].numel(), 1)), 1)
 
 
-def summed_magnitudes(
-    layers: Mapping[str, nn.Module], total: Callable[[], Tensor], magnitude: Magnitude
-) -> list[Tensor]:
-    """Sum over the examples of a batch of the magnitude of each example's gradient.
+def following(layers: Mapping[str, nn.Module]) -> AbstractContextManager[list[Call]]:
+    """Inside, each pass of the model adds its calls of these layers to a list, for `summed_magnitudes`.
 
     Args:
         layers: The result of `chain`.
-        total: Runs the model on the batch, once, and returns the sum over examples of the quantity to differentiate.
+    """
+    return watched(layers, in_place=False)
+
+
+def summed_magnitudes(calls: list[Call], total: Tensor, magnitude: Magnitude) -> list[Tensor]:
+    """Sum over the examples of a batch of the magnitude of each example's gradient.
+
+    Args:
+        calls: The list of `following` after one pass of the model over the batch; it is emptied.
+        total: The sum over examples of the quantity to differentiate, from this pass.
         magnitude: Applied to each entry of a gradient.
 
     Returns:
@@ -79,16 +88,15 @@ def summed_magnitudes(
     Raises:
         MissingError: A layer's rule does not cover its call; names the layer.
     """
-    with watched(layers, in_place=False) as calls:
-        value = total()
-    layer_uses, sums = uses(calls, value), []
+    layer_uses, sums = uses(calls, total), []
     with torch.no_grad():
-        for use in layer_uses:
-            by_name = factors(use.layer, wide(use.inputs), wide(use.gradients))
+        for path, layer, inputs, gradients in layer_uses:
+            by_name = factors(layer, wide(inputs), wide(gradients))
             if by_name is None:
-                raise no_rule(use.layer, use.path)
-            trained = [(key, p) for key, p in use.layer._parameters.items() if p is not None and p.requires_grad]
-            sums += [by_name[key].sum_of(magnitude, parameter.shape) for key, parameter in trained]
+                raise no_rule(layer, path)
+            for key, parameter in layer._parameters.items():
+                if parameter is not None and parameter.requires_grad:
+                    sums.append(by_name[key].sum_of(magnitude, parameter.shape))
     return sums
 
 

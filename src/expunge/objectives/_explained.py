@@ -79,7 +79,9 @@ class Explained(Objective):
         output = output.reshape(batch.size, -1) if output.numel() == wanted.numel() else output
         if output.shape != wanted.shape:
             raise self.misfit(model, output, wanted)
-        gap = output - wanted.to(output.device, output.dtype)
+        # Real outputs do not make complex targets real.
+        dtype = wanted.dtype if wanted.is_complex() and not output.is_complex() else output.dtype
+        gap = output - wanted.to(output.device, dtype)
         return torch.abs(gap)
 
     @abstractmethod

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from expunge.base.errors import SpecError
 
+MOST_LABELS = 2**20
+"""Number of labels that is allowed for data of any size."""
+
 
 def require_whole(targets: Tensor, what: str) -> None:
     """Refuse targets that are not whole numbers.
@@ -58,9 +61,19 @@ def require_decided(targets: Tensor, ignore: int) -> None:
 
 
 def labels_up_to(targets: Tensor, ignore: int | None = None) -> tuple[str, ...]:
-    """The numbers from 0 to the largest target, as label names."""
+    """The numbers from 0 to the largest target, as label names.
+
+    Raises:
+        SpecError: The largest target is far above the number of targets; a model would need as many outputs.
+    """
     decided = targets if ignore is None else targets[targets != ignore]
-    return tuple(str(label) for label in range(int(decided.max()) + 1 if decided.numel() else 0))
+    count, most = int(decided.max()) + 1 if decided.numel() else 0, max(MOST_LABELS, decided.numel())
+    if count > most:
+        remedy = "number the classes from 0"
+        raise SpecError(
+            f"the largest label is {count - 1}", where="data.targets", allowed=f"0 to {most - 1}", remedy=remedy
+        )
+    return tuple(str(label) for label in range(count))
 
 
 def drawn_wrong(targets: Tensor, labels: int, generator: torch.Generator) -> Tensor:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from expunge.base.errors import SpecError
 from expunge.base.part import Count
 from expunge.core.data import Batch, Data
-from expunge.core.objective import CLASSES, DECISIONS, RELABEL, Deciding, Decisions, wrong_width
+from expunge.core.decisions import Decisions
+from expunge.core.objective import CLASSES, DECISIONS, RELABEL, Deciding, wrong_width
 from expunge.objectives._targets import labels_up_to, require_labels, require_whole
 
 

@@ -18,21 +18,9 @@ from expunge.base.errors import SpecError
 from expunge.base.part import Count
 from expunge.core.answers import AnswerRates
 from expunge.core.data import Batch, Data
-from expunge.core.objective import (
-    DECISIONS,
-    IGNORE,
-    RELABEL,
-    TOKENS,
-    Deciding,
-    Decisions,
-    Metric,
-    correct,
-    knows,
-    mean_losses,
-    per_example,
-    share_right,
-    wrong_width,
-)
+from expunge.core.decisions import Decisions, correct, knows, mean_losses, per_example, share_right
+from expunge.core.objective import DECISIONS, IGNORE, RELABEL, TOKENS, Deciding, Metric, wrong_width
+from expunge.core.texts import refuse_shifted
 from expunge.objectives._targets import drawn_wrong, labels_up_to, require_decided, require_labels, require_whole
 
 
@@ -53,7 +41,7 @@ class LanguageModelling(Deciding):
     )
 
     vocabulary: Count | None = None
-    """Number of tokens; by default the number of labels of the data."""
+    """Number of tokens; by default the number of labels of the data, and without labels the largest target plus 1."""
     ignore: int = IGNORE
     """Target of a position that is not a decision."""
 
@@ -67,18 +55,31 @@ class LanguageModelling(Deciding):
                 where="data.targets",
                 allowed="one target per token, [n, t]",
             )
+        if self.vocabulary and data.labels and self.vocabulary != len(data.labels):
+            raise SpecError(
+                f"vocabulary is {self.vocabulary}, the data have {len(data.labels)} labels",
+                where="objective.vocabulary",
+                allowed="the number of labels",
+                remedy="leave out `vocabulary`, or give the data as many labels",
+            )
         require_whole(data.targets, "tokens")
         require_decided(data.targets, self.ignore)
         require_labels(data.targets, len(data.labels), self.ignore)
+        for ids in (data.train, data.test) if isinstance(data.inputs, Tensor) else ():
+            refuse_shifted(data.inputs[ids], data.targets[ids], self.ignore)
         return replace(self, vocabulary=len(data.labels) or None)
 
     def default_labels(self, targets: Tensor) -> tuple[str, ...]:
-        return labels_up_to(targets, self.ignore)
+        return tuple(map(str, range(self.vocabulary))) if self.vocabulary else labels_up_to(targets, self.ignore)
 
     @property
     def outputs(self) -> int:
         """The size of the vocabulary."""
         return self.vocabulary or 0
+
+    def output_size(self, targets: Tensor) -> int:
+        """A logit per token of the vocabulary at each position."""
+        return max(targets[:1].numel() * self.outputs, 1)
 
     def decisions(self, model: nn.Module, batch: Batch) -> Decisions:
         """Logits `[b, t, v]` against targets `[b, t]`, flattened to the positions that are decisions."""

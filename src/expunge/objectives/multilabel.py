@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from expunge.base.errors import SpecError
 from expunge.base.part import Count
 from expunge.core.data import Batch, Data
-from expunge.core.objective import IGNORE, Deciding, Decisions, wrong_width
+from expunge.core.decisions import Decisions
+from expunge.core.objective import IGNORE, Deciding, wrong_width
 from expunge.objectives._targets import require_decided, require_labels, require_whole
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from expunge.base.errors import SpecError
 from expunge.base.part import Count
 from expunge.core.data import Batch, Data
-from expunge.core.objective import IGNORE, Deciding, Decisions, wrong_width
+from expunge.core.decisions import Decisions
+from expunge.core.objective import IGNORE, Deciding, wrong_width
 from expunge.objectives._targets import drawn_wrong, labels_up_to, require_decided, require_labels, require_whole
 
 
@@ -42,6 +43,10 @@ class Segmentation(Deciding):
     def outputs(self) -> int:
         """The number of classes, which is the number of output channels."""
         return self.classes or 0
+
+    def output_size(self, targets: Tensor) -> int:
+        """A logit per class at each pixel."""
+        return max(targets[:1].numel() * self.outputs, 1)
 
     def decisions(self, model: nn.Module, batch: Batch) -> Decisions:
         """Logits `[b, c, h, w]` against masks `[b, h, w]`, flattened to the labelled pixels."""

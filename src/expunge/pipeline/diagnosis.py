@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 from expunge.base.memory import MemoryStore
-from expunge.base.record import Store
+from expunge.base.store import Store
 from expunge.evidence.estimate import Estimate, together
 from expunge.pipeline.plan import Plan
 from expunge.pipeline.stage import ESTIMATES

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,7 +17,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from expunge.base.errors import SpecError
+from expunge.base.errors import ExpungeError
 from expunge.base.manifest import (
     DIAGNOSIS,
     ENVIRONMENT,
@@ -24,28 +26,33 @@ from expunge.base.manifest import (
     FileRecord,
     Manifest,
     StageRecord,
+    read_manifest,
     write_manifest,
 )
+from expunge.base.manifest import NAME as MANIFEST
 from expunge.base.memory import MemoryStore
+from expunge.base.reading import append_inside, refuse_links
 from expunge.base.record import (
-    Store,
-    canonical,
     file_digest,
+    locked,
+    make_private,
     rows_to_text,
     spelled,
     storage_error,
     sweep_files,
     write_file,
 )
+from expunge.base.store import Store
 from expunge.evidence.table import Table, read_table, verdicts_text
 from expunge.pipeline.diagnosis import diagnosis
+from expunge.pipeline.earlier import refuse_other
 from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.stage_kind import kind_of
 
-FIXED = (
-    "data", "objective", "augmentation", "model", "train", "forget", "seeds", "threads", "device", "precision",
-)  # fmt: skip
-"""Settings that two runs in the same folder must share: otherwise one table could not hold the rows of both."""
+RESULTS = ("report.html", "results.jsonl", "verdicts.json", DIAGNOSIS)
+"""Files of a finished run, besides the manifest, that an unfinished one does not have."""
+_PLAIN = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+"""The path of a file that a stage wrote; a received manifest may hold any."""
 
 
 @dataclass(frozen=True)
@@ -54,101 +61,96 @@ class RunFolder:
 
     root: Path
 
-    def open(self, resolved: dict[str, Any]) -> None:
-        """Prepare the folder for a run of this spec.
+    def open(self, plan: Plan) -> None:
+        """Prepare the folder for a run of this plan. A finished record in it stays as it is until `write`.
 
         Raises:
             SpecError: The folder holds a run of another spec. Nothing in it is changed.
             RunError: The folder cannot be written to.
         """
-        self.refuse_other(resolved)
-        self.describe(resolved)
-
-    def describe(self, resolved: dict[str, Any]) -> None:
-        """Write the spec and the environment.
-
-        Raises:
-            RunError: The folder cannot be written to.
-        """
+        refuse_links(self.root)
+        refuse_other(self.root, plan)
+        make_private(self.root)
         sweep_files(self.root)
+        if not (self.root / MANIFEST).is_file():
+            # A run that was killed while it wrote its record may have left results.
+            self._remove_results()
+            self._describe(plan)
+
+    def _describe(self, plan: Plan) -> None:
+        """Write the spec and the environment."""
+        resolved = plan.resolved()
         write_file(self.root / SPEC, json.dumps(spelled(resolved), indent=1) + "\n")
         ran_on = {key: resolved.get(key) for key in ("device", "precision")}
-        write_file(self.root / ENVIRONMENT, json.dumps({**environment(), **ran_on}, indent=1) + "\n")
-
-    def refuse_other(self, resolved: dict[str, Any]) -> None:
-        """Refuse what `open` would refuse, and write nothing.
-
-        Raises:
-            SpecError: The folder holds a run of another spec.
-        """
-        path = self.root / SPEC
-        if path.is_file():
-            stored = self._stored(path)
-            wanted = json.loads(canonical(resolved))
-            # Older records name no device: those runs used the CPU. Without an objective it was inferred, as it is now.
-            stored = {"device": "cpu", "precision": "float32", "objective": wanted.get("objective"), **stored}
-            differing = [key for key in FIXED if stored.get(key) != wanted.get(key)]
-            if differing:
-                other = "other" if differing[0] in ("seeds", "threads") else "another"
-                raise SpecError(
-                    f"it holds a run with {other} {differing[0]}: {_first_difference(stored, wanted, differing[0])}",
-                    where=str(self.root),
-                    allowed=f"the same {', '.join(FIXED)}; methods, attacks and audits may change",
-                    remedy="give the spec another name, or --out another folder",
-                )
-
-    def _stored(self, path: Path) -> dict[str, Any]:
-        try:
-            spec = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            spec = None
-        if not isinstance(spec, dict):
-            remedy = "give the spec another name, or --out another folder"
-            raise SpecError("this is not the spec of a run", where=str(path), remedy=remedy)
-        return spec
+        digests = plan.inputs.digests()
+        facts = {**environment(), **ran_on, **({"inputs": digests} if digests else {})}
+        write_file(self.root / ENVIRONMENT, json.dumps(facts, indent=1) + "\n")
 
     def event(self, what: str, facts: dict[str, Any]) -> None:
         """Append a line to the log of events."""
         line = json.dumps({"at": datetime.now(UTC).isoformat(timespec="seconds"), "what": what, **facts})
-        try:
-            with open(self.root / "events.jsonl", "a", encoding="utf-8") as file:
-                file.write(line + "\n")
-        except OSError as error:
-            raise storage_error(error, self.root / "events.jsonl") from None
+        append_inside(self.root, "events.jsonl", line + "\n")
 
     def write(self, plan: Plan, store: Store | MemoryStore) -> Table:
-        """Write the finished run's scores, models, rows and verdicts into the folder; the manifest comes last."""
-        # An earlier run in this folder may have written forget examples, and this spec may not ask for any.
-        shutil.rmtree(self.root / "examples", ignore_errors=True)
-        self._keep_diagnosis(diagnosis(plan, store))
-        stages = tuple(self._keep(stage, plan, store) for stage in plan.stages)
-        manifest = Manifest(
-            models=tuple(plan.models),
-            seeds=plan.spec.seeds,
-            attacks=tuple(plan.attacks),
-            required=tuple(entry.label for entry in plan.spec.audit if entry.required),
-            about_one_model=plan.about_one_model,
-            training=tuple(label for label, attack in plan.attacks.items() if getattr(attack, "trains", False)),
-            rules=RULES,
-            versions=plan.versions(),
-            stages=stages,
-        )
-        return finish(self.root, manifest)
+        """Write the finished run's spec, scores, models, rows and verdicts into the folder; the manifest comes last.
 
-    def _keep_diagnosis(self, diagnoses: list[dict[str, Any]]) -> None:
-        """Write the diagnostics' results, and remove those of an earlier run in this folder."""
-        shutil.rmtree(self.root / "diagnosis", ignore_errors=True)
-        (self.root / DIAGNOSIS).unlink(missing_ok=True)
-        if diagnoses:
-            write_file(self.root / DIAGNOSIS, json.dumps(spelled(diagnoses), indent=1, allow_nan=False) + "\n")
+        The manifest of an earlier run goes first. Killed in between, the folder holds no finished run, and never the
+        results of one run beside the spec of another.
+
+        Raises:
+            RunError: The folder cannot be written to, or a stored output was damaged during the run.
+        """
+        refuse_links(self.root)
+        make_private(self.root)
+        with locked(self.root):
+            earlier = self._remove_results()
+            self._describe(plan)
+            diagnoses = diagnosis(plan, store)
+            if diagnoses:
+                write_file(self.root / DIAGNOSIS, json.dumps(spelled(diagnoses), indent=1, allow_nan=False) + "\n")
+            stages = tuple(self._keep(stage, plan, store) for stage in plan.stages)
+            self._remove(earlier - {file.path for stage in stages for file in stage.files.values()})
+            manifest = Manifest(
+                models=tuple(plan.models),
+                seeds=plan.spec.seeds,
+                attacks=tuple(plan.attacks),
+                required=tuple(entry.label for entry in plan.spec.audit if entry.required),
+                about_one_model=plan.about_one_model,
+                training=tuple(label for label, attack in plan.attacks.items() if getattr(attack, "trains", False)),
+                rules=RULES,
+                versions=plan.versions(),
+                stages=stages,
+            )
+            return finish(self.root, manifest)
+
+    def _remove_results(self) -> set[str]:
+        """Remove the results of an earlier run; returns the paths of the files that its stages wrote."""
+        try:
+            stages = read_manifest(self.root).stages
+        except ExpungeError:
+            stages = ()
+        for path in (self.root / name for name in (MANIFEST, *RESULTS)):
+            with _storage_errors(path):
+                path.unlink(missing_ok=True)
+        for name in ("examples", "diagnosis"):
+            # The spec of this run may not ask for examples any more; they may be personal data.
+            shutil.rmtree(self.root / name, ignore_errors=True)
+        return {file.path for stage in stages for file in stage.files.values()}
+
+    def _remove(self, names: set[str]) -> None:
+        """Remove files of an earlier run, if they are in a folder of the record and in no other place."""
+        for path in (self.root / name for name in names if _PLAIN.fullmatch(name)):
+            if path.is_file() and not path.parent.is_symlink():
+                with _storage_errors(path):
+                    path.unlink()
 
     def _keep(self, stage: Stage, plan: Plan, store: Store | MemoryStore) -> StageRecord:
         files: dict[str, FileRecord] = {}
         for source, folder in kind_of(stage.kind).written(plan).items():
             if folder is not None and folder not in plan.left_out:
                 name = f"{folder}/{file_name(stage)}{Path(source).suffix}"
-                files[folder] = FileRecord(name, store.digest(stage.key, source))
                 store.keep(stage.key, source, self.root / name)
+                files[folder] = FileRecord(name, store.digest(stage.key, source))
         return StageRecord(
             kind=stage.kind,
             model=stage.model,
@@ -157,6 +159,7 @@ class RunFolder:
             part=stage.part,
             key=stage.key,
             files=files,
+            changed=store.facts(stage.key).get("changed"),
             **spent(stage, plan, store),
         )
 
@@ -200,10 +203,19 @@ def finish(root: Path, manifest: Manifest) -> Table:
     table = read_table(root, manifest)
     write_file(root / "results.jsonl", rows_to_text(table.rows()))
     write_file(root / "verdicts.json", verdicts_text(table))
-    names = (SPEC, ENVIRONMENT, "results.jsonl", "verdicts.json", DIAGNOSIS)
-    digests = {name: file_digest(root / name) for name in names if (root / name).is_file()}
-    write_manifest(root, replace(manifest, files=digests))
+    diagnosed = [DIAGNOSIS] if (root / DIAGNOSIS).is_file() else []
+    names = [SPEC, ENVIRONMENT, "results.jsonl", "verdicts.json", *diagnosed]
+    write_manifest(root, replace(manifest, files={name: file_digest(root / name) for name in names}))
     return table
+
+
+@contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    """Inside, a failure of the file system becomes a message about this path."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(error, path) from None
 
 
 _ONE_A_MODEL = ("original", "reference", "unlearn", "attack", "gallery")
@@ -242,11 +254,3 @@ def _commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return answer.stdout.strip()
-
-
-def _first_difference(stored: dict[str, Any], wanted: dict[str, Any], key: str) -> str:
-    before, after = stored.get(key), wanted.get(key)
-    if isinstance(before, dict) and isinstance(after, dict):
-        inner = next(name for name in [*after, *before] if before.get(name) != after.get(name))
-        return f"{key}.{inner} was {before.get(inner)!r}, is {after.get(inner)!r}"
-    return f"{key} was {before!r}, is {after!r}"

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from expunge.base.record import Store
+from expunge.base.store import Store
 from expunge.core.seeding import forked
 from expunge.numerics.linops import differentiable
+from expunge.pipeline.outstanding import outstanding
 from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.stage_kind import kind_of
 
@@ -40,10 +41,14 @@ def forecast(plan: Plan, store: Store) -> list[StageForecast]:
     Returns:
         One forecast per stage, in the order of the plan.
     """
-    done = {stage.key: store.has(stage.key) for stage in plan.stages}
-    rate = 0.0 if all(done.values()) else seconds_per_gradient(plan)
+    missing = outstanding(plan, store, plan.stages)
+    rate = seconds_per_gradient(plan) if missing else 0.0
     return [
-        StageForecast(stage, done[stage.key], 0.0 if done[stage.key] else OVERHEAD + rate * gradients(plan, stage))
+        StageForecast(
+            stage,
+            stage.key not in missing,
+            OVERHEAD + rate * gradients(plan, stage) if stage.key in missing else 0.0,
+        )
         for stage in plan.stages
     ]
 

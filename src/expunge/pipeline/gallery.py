@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from expunge.core.data import IGNORE, Data
+from expunge.core.data import IGNORE, Batch, Data
+from expunge.core.decisions import correct, knows
 from expunge.core.generators import generator_of
 from expunge.core.modules import evaluating
-from expunge.core.objective import correct, knows
 from expunge.core.problem import Problem
+from expunge.train.loop import in_order
 
 FORMAT = 2
 PICTURES, TEXTS = 24, 12
@@ -63,7 +64,9 @@ def gallery(problem: Problem, models: Iterable[tuple[Name, nn.Module]], seed: in
     for (model, attack), module in models if len(ids) else ():
         names.append({"model": model, "attack": attack})
         with evaluating(module):
-            answers.append(_texts(module, problem, ids) if kind == "texts" else _labels(module, problem, ids))
+            answer = _texts if kind == "texts" else _labels
+            replies = [reply for batch in in_order(data, ids) for reply in answer(module, problem, batch)]
+            answers.append(replies)
     facts = _written(problem, ids) if kind == "texts" else _pictured(problem, ids) if kind == "images" else []
     examples = [fact | {"answers": list(replies)} for fact, *replies in zip(facts, *answers, strict=True)]
     return {
@@ -86,9 +89,9 @@ def chosen(problem: Problem, count: int) -> Tensor:
     return different[order[:count]].sort().values
 
 
-def _labels(model: nn.Module, problem: Problem, ids: Tensor) -> list[Json]:
+def _labels(model: nn.Module, problem: Problem, batch: Batch) -> list[Json]:
     with torch.no_grad():
-        decisions = problem.objective.decisions(model, problem.data.batch(ids))
+        decisions = problem.objective.decisions(model, batch)
     answers, right = decisions.logits.argmax(1).tolist(), correct(decisions).tolist()
     return [{"said": problem.data.labels[a], "knows": k} for a, k in zip(answers, right, strict=True)]
 
@@ -132,16 +135,15 @@ def png(pixels: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
 
 
-def _texts(model: nn.Module, problem: Problem, ids: Tensor) -> list[Json]:
+def _texts(model: nn.Module, problem: Problem, batch: Batch) -> list[Json]:
     """Greedy continuations: the model reads its own tokens at positions to be recited, and the example's elsewhere."""
-    batch = problem.data.batch(ids)
-    inputs, rows = batch.inputs.clone(), torch.arange(len(ids))
+    inputs, rows = batch.inputs.clone(), torch.arange(batch.size)
     places = [(row != IGNORE).nonzero().flatten()[:TOKENS] for row in batch.targets]
     predicted = torch.full_like(batch.targets, IGNORE)
     decided = batch.targets != IGNORE
     with torch.no_grad():
         decisions = problem.objective.decisions(model, batch)
-        right = knows(decisions, len(ids))
+        right = knows(decisions, batch.size)
         for step in range(max(map(len, places))):
             logits = problem.objective.decisions(model, batch._replace(inputs=inputs)).logits
             predicted[decided] = logits.argmax(1).to(predicted.device)

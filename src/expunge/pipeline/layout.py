@@ -10,9 +10,11 @@ from typing import Any
 import torch
 
 from expunge.base import registry
-from expunge.base.part import Part, source_digest
+from expunge.base.part import Part
 from expunge.base.record import address
 from expunge.base.spec import Entry
+from expunge.base.store import FORMAT
+from expunge.base.user_code import source_digest
 from expunge.evidence.table import ORIGINAL, REFERENCE
 from expunge.pipeline.parts import Parts
 from expunge.pipeline.stage import Inputs, Stage
@@ -59,6 +61,17 @@ class Layout:
         return self._made("measure", "", None, None, "measure", self._training, {})
 
     @cached_property
+    def _everywhere(self) -> dict[str, Any]:
+        """Fingerprints that enter every key; made once, because the user's code may consist of many files."""
+        return {
+            "data": self.parts.source.fingerprint(),
+            "model": self.parts.architecture.fingerprint(),
+            "task": self.parts.task.fingerprint(),
+            "augmentation": [part.fingerprint() for part in self.parts.augmentations.values()],
+            "objective": self.parts.data.objective.fingerprint(),
+        }
+
+    @cached_property
     def _training(self) -> dict[str, Any]:
         return {"training": self.parts.training.fingerprint()}
 
@@ -78,9 +91,8 @@ class Layout:
             models[REFERENCE] = self.stage("reference", REFERENCE, seed, None, "reference", self._watched, {})
         yield from models.values()
         for entry in () if only_reference else self.parts.spec.chained:
-            *statistics, unlearned = self._unlearning(
-                "unlearn", entry, models[entry.after or ORIGINAL], entry.label, {}
-            )
+            start = models[entry.after or ORIGINAL]
+            *statistics, unlearned = self._unlearning("unlearn", entry, start, original, entry.label, {})
             yield from statistics
             models[entry.label] = replace(unlearned, start=entry.after)
             yield models[entry.label]
@@ -95,21 +107,28 @@ class Layout:
                 yield from stages
         for label, model in ((label, model) for label, model in models.items() if label in self.parts.models):
             yield from self._audits(label, model, original, None, shadows)
-            for attack in self.parts.attacks if label != ORIGINAL else ():
-                *statistics, attacked = self._attacking("attack", attack, model, attack, {})
+            for attack in (a for a, part in self.parts.attacks.items() if label != ORIGINAL or part.control):
+                *statistics, attacked = self._attacking("attack", attack, model, original, attack, {})
                 yield from (*statistics, attacked)
                 yield from self._audits(label, attacked, original, attack, _numbered(attacked_stages[attack]))
 
-    def _unlearning(self, kind: str, entry: Entry, start: Stage, part: str, facts: dict[str, Any]) -> list[Stage]:
-        """The stage with the method's statistics of its start model, if it has any; then the method's own stage."""
+    def _unlearning(
+        self, kind: str, entry: Entry, start: Stage, original: Stage, part: str, facts: dict[str, Any]
+    ) -> list[Stage]:
+        """The stage with the method's statistics of its start model, if it has any; then the method's own stage.
+
+        The original is an input of its own: a method after another one starts from that one's model.
+        """
         method = self.parts.methods[entry.label]
         facts = facts | self._training | {"part": method.fingerprint(), "budget": entry.budget}
-        statistics, inputs = self._statistics("method", entry.label, start)
+        statistics, inputs = self._statistics("method", entry.label, start, original)
         return [*statistics, self.stage(kind, entry.label, start.seed, None, part, facts, inputs)]
 
-    def _attacking(self, kind: str, attack: str, model: Stage, part: str, facts: dict[str, Any]) -> list[Stage]:
+    def _attacking(
+        self, kind: str, attack: str, model: Stage, original: Stage, part: str, facts: dict[str, Any]
+    ) -> list[Stage]:
         facts = facts | {"part": self.parts.attacks[attack].fingerprint()}
-        statistics, inputs = self._statistics("attack", attack, model)
+        statistics, inputs = self._statistics("attack", attack, model, original)
         return [*statistics, self.stage(kind, model.model, model.seed, attack, part, facts, inputs)]
 
     def _shadows(self, seed: int | None) -> list[Stage]:
@@ -124,7 +143,10 @@ class Layout:
             stages += shadows[model]
         for entry in self.parts.spec.chained:
             starts = shadows[entry.after or ORIGINAL]
-            unlearned = [self._unlearning("shadow", entry, s, s.part, {"index": int(s.part)}) for s in starts]
+            unlearned = [
+                self._unlearning("shadow", entry, start, original, start.part, {"index": int(start.part)})
+                for start, original in zip(starts, shadows[ORIGINAL], strict=True)
+            ]
             shadows[entry.label] = [last for *_, last in unlearned]
             stages += [stage for group in unlearned for stage in group]
         return stages
@@ -135,8 +157,8 @@ class Layout:
         return [
             stage
             for of_model in shadows.values()
-            for shadow in of_model[:count]
-            for stage in self._attacking("shadow", attack, shadow, shadow.part, {"index": int(shadow.part)})
+            for shadow, original in zip(of_model[:count], shadows[ORIGINAL], strict=False)
+            for stage in self._attacking("shadow", attack, shadow, original, shadow.part, {"index": int(shadow.part)})
         ]
 
     def _audits(
@@ -150,9 +172,8 @@ class Layout:
         for name, audit in self.parts.audits.items():
             if attack is not None and not audit.after_attack:
                 continue
-            statistics, inputs = self._statistics("audit", name, model)
+            statistics, inputs = self._statistics("audit", name, model, original)
             yield from statistics
-            inputs |= {"original": original.key}
             for role, stages in around.items() if audit.shadow_pairs else ():
                 inputs[role] = tuple(stage.key for stage in stages[: audit.shadow_pairs])
             yield self.stage("audit", label, model.seed, attack, name, {"part": audit.fingerprint()}, inputs)
@@ -162,13 +183,15 @@ class Layout:
         for label, diagnostic in self.parts.diagnostics.items():
             if first or diagnostic.repeats(self.parts.data):
                 facts = {"part": diagnostic.fingerprint(), **self._training}
-                statistics, inputs = self._statistics("diagnostic", label, original)
+                statistics, inputs = self._statistics("diagnostic", label, original, original)
                 yield from statistics
                 yield self.stage("diagnostic", ORIGINAL, original.seed, None, label, facts, inputs)
 
-    def _statistics(self, kind: str, label: str, model: Stage) -> tuple[list[Stage], dict[str, str | tuple[str, ...]]]:
+    def _statistics(
+        self, kind: str, label: str, model: Stage, original: Stage
+    ) -> tuple[list[Stage], dict[str, str | tuple[str, ...]]]:
         """The stage with a part's statistics of a model, if it has any, and the inputs of the part's own stage."""
-        inputs: dict[str, str | tuple[str, ...]] = {"model": model.key}
+        inputs: dict[str, str | tuple[str, ...]] = {"model": model.key, "original": original.key}
         part = self.parts.part(kind, label)
         if not getattr(part, "measures", False):
             return [], inputs
@@ -204,15 +227,12 @@ class Layout:
             "task_seed": None if seed is None else self.parts.task_seed(seed),
             "inputs": inputs,
             "loop": LOOP,
+            "format": FORMAT,
             "torch": torch.__version__,
             "threads": self.parts.spec.threads,
             "device": self.parts.device.type,
             "precision": self.parts.spec.precision,
-            "data": self.parts.source.fingerprint(),
-            "model": self.parts.architecture.fingerprint(),
-            "task": self.parts.task.fingerprint(),
-            "augmentation": [part.fingerprint() for part in self.parts.augmentations.values()],
-            "objective": self.parts.data.objective.fingerprint(),
+            **self._everywhere,
         }
         return Stage(kind, model, seed, attack, part, address(content), inputs)
 

@@ -12,12 +12,14 @@ from torch import nn
 
 from expunge.base import registry
 from expunge.base.errors import SpecError
+from expunge.base.inputs import digest
 from expunge.base.part import Part
-from expunge.base.record import file_digest
+from expunge.base.reading import require_file
 from expunge.base.seeds import derive
 from expunge.base.spec import Entry, Spec
 from expunge.blocks import Placed, with_blocks
 from expunge.core import checkpoint
+from expunge.core.case import Attacked, Unlearned
 from expunge.core.contracts import Architecture, Attack, Audit, Augmentation, Diagnostic, Monitor, Source, Task
 from expunge.core.data import Data
 from expunge.core.device import placed, resolve
@@ -27,8 +29,25 @@ from expunge.core.problem import Problem
 from expunge.core.refusals import refuse_objective
 from expunge.evidence.table import ORIGINAL, REFERENCE
 from expunge.pipeline.default_diagnostics import planned, with_plan
+from expunge.pipeline.input_files import InputFiles
+from expunge.pipeline.resolved import resolved, resolved_objective
 from expunge.train.function_training import FunctionTraining
 from expunge.train.training import TrainedRecipe, Training
+
+RETURNS: dict[str, Any] = {
+    "data": Data,
+    "objective": Objective,
+    "augmentation": torch.Tensor,
+    "model": nn.Module,
+    "block": (nn.Module, type(None)),
+    "task": Problem,
+    "method": Unlearned,
+    "attack": Attacked,
+    "audit": (list, tuple),
+    "diagnostic": dict,
+    "monitor": object,
+}
+"""Kind of part -> what a plain function of the user's must return."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +59,11 @@ class Parts:
     def __post_init__(self) -> None:
         # All parts are made now, so that a bad setting is reported before anything is computed.
         _ = self.source, self.objective, self.augmentations, self.architecture, self.training, self.task
-        _ = self.device, self.methods, self.attacks, self.audits, self.diagnostics, self.monitors
+        _ = self.device, self.methods, self.attacks, self.diagnostics, self.monitors, self.inputs, self.audits
 
     def _build(self, kind: str, entry: Entry, where: str) -> Part:
-        return registry.build(kind, entry.name, entry.settings, where=where, folder=self.spec.folder)
+        part = registry.build(kind, entry.name, entry.settings, where=where, folder=self.spec.folder)
+        return replace(part, returns=RETURNS[kind]) if isinstance(part, registry.FunctionPart) else part
 
     @cached_property
     def source(self) -> Source:
@@ -83,12 +103,26 @@ class Parts:
         """By label: first the objective's own audits, then those of the spec."""
         always = self.data.objective.audits
         named = {entry.name for entry in self.spec.audit}
-        entries = [(Entry(name, name), name) for name in always if name not in named]
-        entries += [(entry, f"audit[{i}]") for i, entry in enumerate(self.spec.audit)]
-        audits = {entry.label: cast(Audit, self._build("audit", entry, where)) for entry, where in entries}
+        added = [Entry(name, name) for name in always if name not in named]
+        audits = {e.name: cast(Audit, self._build("audit", e, e.name)) for e in added} | self._named_audits
         for label, audit in audits.items():
             refuse_objective(audit.needs, self.data.objective, where=f"audit {label!r}")
         return audits
+
+    @cached_property
+    def _named_audits(self) -> dict[str, Audit]:
+        """The audits of the spec, by label. They are made without the data."""
+        return {e.label: cast(Audit, self._build("audit", e, f"audit[{i}]")) for i, e in enumerate(self.spec.audit)}
+
+    @cached_property
+    def inputs(self) -> InputFiles:
+        """The files that the run reads, as they were before any of them was read."""
+        parts: list[tuple[str, Part]] = [("data", self.source), ("model", self.architecture), ("forget", self.task)]
+        parts += [("train", self.training)] + ([("objective", self.objective)] if self.objective else [])
+        for kind in ("augmentation", "method", "attack", "diagnostic", "monitor"):
+            parts += [(f"{kind} {label!r}", part) for label, part in getattr(self, f"{kind}s").items()]
+        parts += [(f"audit {label!r}", part) for label, part in self._named_audits.items()]
+        return InputFiles.of(parts, self.spec.weights)
 
     @cached_property
     def diagnostics(self) -> dict[str, Diagnostic]:
@@ -124,6 +158,7 @@ class Parts:
     @cached_property
     def data(self) -> Data:
         """The loaded data set, with the objective that judges models."""
+        _ = self.inputs  # before the data are read, so that a later change is noticed
         data = self.source().judged_by(self.objective)
         return replace(data, augmentations=tuple(self.augmentations.values())) if self.augmentations else data
 
@@ -230,57 +265,14 @@ class Parts:
 
     def resolved(self) -> dict[str, Any]:
         """All settings of the run, given or default, as plain data."""
-        spec = self.spec
-
-        def table(entry: Entry, part: Part, **extra: Any) -> dict[str, Any]:
-            return {"name": entry.name, **part.settings(), **extra}
-
-        def labelled(entry: Entry, part: Part, **extra: Any) -> dict[str, Any]:
-            return table(entry, part, **extra) | ({"label": entry.label} if entry.label != entry.name else {})
-
-        def extras(entry: Entry) -> dict[str, Any]:
-            given = {"budget": entry.budget, "after": entry.after}
-            return {key: value for key, value in given.items() if value is not None}
-
-        applied = [labelled(e, self.augmentations[e.label]) for e in spec.augmentation]
-        augmentations = {"augmentation": applied} if applied else {}
-        # A spec without diagnostics must equal that of an older record, which has no such key.
-        diagnostics = (
-            {"diagnostic": [labelled(e, self.diagnostics[e.label]) for e in spec.diagnostic]} if spec.diagnostic else {}
-        )
-        return {
-            "name": spec.name,
-            "seeds": list(spec.seeds),
-            "threads": spec.threads,
-            "device": self.device.type,
-            "precision": spec.precision,
-            **({"checkpointing": spec.checkpointing} if spec.checkpointing else {}),
-            "gallery": spec.gallery,
-            "data": table(spec.data, self.source),
-            "objective": self._resolved_objective(),
-            **augmentations,
-            "model": table(spec.model, self.architecture) | ({"weights": spec.weights} if spec.weights else {}),
-            "train": self.training.settings(),
-            "forget": table(spec.forget, self.task),
-            "method": [labelled(e, self.methods[e.label], **extras(e)) for e in spec.method],
-            "attack": [labelled(e, self.attacks[e.label]) for e in spec.attack],
-            "audit": [labelled(e, self.audits[e.label], required=e.required) for e in spec.audit],
-            **diagnostics,
-            **({"monitor": [labelled(e, self.monitors[e.label]) for e in spec.monitor]} if spec.monitor else {}),
-            "gate": [{"method": g.method, "verdict": g.verdict} for g in spec.gate],
-        }
-
-    def _resolved_objective(self) -> dict[str, Any]:
-        named, objective = self.spec.objective, self.data.objective
-        name = named.name if named else type(objective).__module__.rpartition(".")[2]
-        return {"name": name, **objective.settings()}
+        return resolved(self)
 
     def versions(self) -> dict[str, dict[str, int]]:
         """Version of every part, by the spec's table and the part's name."""
         spec = self.spec
         named: dict[str, list[tuple[str, Part]]] = {
             "data": [(spec.data.name, self.source)],
-            "objective": [(str(self._resolved_objective()["name"]), self.data.objective)],
+            "objective": [(str(resolved_objective(self)["name"]), self.data.objective)],
             "model": [(spec.model.name, self.architecture)],
             "forget": [(spec.forget.name, self.task)],
             "method": [(entry.name, self.methods[entry.label]) for entry in spec.method],
@@ -291,9 +283,5 @@ class Parts:
 
 
 def _weights_digest(path: str) -> str:
-    try:
-        return file_digest(Path(path))
-    except OSError as error:
-        raise SpecError(
-            f"cannot read {path} ({error.strerror})", where="model.weights", remedy="check the path"
-        ) from None
+    require_file(Path(path), where="model.weights")
+    return digest(Path(path))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from torch import nn
 
-from expunge.base.registry import add_search_path
+from expunge.base.errors import RunError
 from expunge.base.spec import Spec
+from expunge.base.user_code import add_search_path
 from expunge.core.data import Data
+from expunge.pipeline.input_files import UNCHANGED
 from expunge.pipeline.layout import Layout
 from expunge.pipeline.parts import Parts
 from expunge.pipeline.seeds import StageSeeds
@@ -24,11 +27,24 @@ class SpecHome:
     """The spec, from which any process can make the plan."""
 
     spec: Spec
+    inputs: Mapping[str, str]
+    """Digests of the input files when the run was planned, see `InputFiles.digests`."""
 
     def plan(self) -> Plan:
-        """The plan of the spec."""
-        add_search_path(self.spec.folder)
-        return Plan(self.spec)
+        """The plan of the spec.
+
+        Raises:
+            RunError: An input file has other contents now.
+        """
+        if self.spec.names_code:
+            add_search_path(self.spec.folder)
+        plan = Plan(self.spec)
+        now = plan.inputs.digests()
+        other = next((place for place in {**now, **self.inputs} if now.get(place) != self.inputs.get(place)), None)
+        if other is not None:
+            finding = "the file has other contents than when the run was planned"
+            raise RunError(finding, where=other, remedy=UNCHANGED)
+        return plan
 
 
 @dataclass(frozen=True)
@@ -52,7 +68,7 @@ class Plan(Parts):
     @property
     def home(self) -> Any:
         """Small plain data, without code, from which another process makes this plan by `home.plan()`."""
-        return SpecHome(self.spec)
+        return SpecHome(self.spec, self.inputs.digests())
 
     @property
     def seeds(self) -> StageSeeds:

@@ -11,21 +11,34 @@ from typing import Any
 import torch
 
 from expunge.base.errors import GateFailed, MissingError, SpecError
-from expunge.base.record import Store, storage_error
 from expunge.base.spec import CACHE, Spec
+from expunge.base.store import Store
 from expunge.core import checkpoint
 from expunge.core.contracts import Attack, Audit
+from expunge.core.copies import say_copies
+from expunge.core.first_pass import EXAMPLES, first_pass
 from expunge.core.method import Method
-from expunge.core.refusals import refuse_model, refuse_unmet, unmet_needs
+from expunge.core.own_training import require_independent
+from expunge.core.problem import require_unretained
+from expunge.core.refusals import refuse_mixing, refuse_model, refuse_unmet, unmet_needs
+from expunge.core.size import built, refuse_too_large
+from expunge.core.texts import require_text_model
+from expunge.evidence.reasons import CHANGED_NOTHING
 from expunge.evidence.table import Table
 from expunge.evidence.verdict import Verdict
 from expunge.pipeline.diagnosis import diagnosis
+from expunge.pipeline.earlier import refuse_other, replaced
 from expunge.pipeline.executor import executor_of
 from expunge.pipeline.folder import RunFolder, file_name, spent
 from expunge.pipeline.forecast import StageForecast, forecast
 from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.schedule import run_stages
 from expunge.reporting.progress import Progress
+from expunge.train.chance import no_better_than_chance
+from expunge.train.loop import evaluation_size
+
+LONGEST_NAME = 190
+"""Bytes of a file's name without its ending; file systems allow 255, and a temporary name is longer."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +86,11 @@ def run(
     executor = executor_of(on, workers)
     plan, store, folder = Plan(spec), Store(out / CACHE), RunFolder(out / spec.name)
     _check(plan)
-    folder.open(plan.resolved())
-    open_store(store)
+    folder.open(plan)
+    store.open()
+    word = replaced(folder.root, plan)
+    if progress is not None and word is not None:
+        progress.say(word)
     if progress is not None:
         expected = {f.stage.key: f.seconds for f in forecast(plan, store) if not f.done}
         progress.start(len(plan.stages), expected, workers)
@@ -86,10 +102,12 @@ def run(
     def report(stage: Stage, facts: dict[str, Any]) -> None:
         if progress is not None:
             progress.finished(stage.key, stage.name, facts["seconds"])
-        folder.event(stage.name, facts)
+            if facts.get("changed") is False:
+                progress.say(f"{stage.name}: {CHANGED_NOTHING}")
+        folder.event(stage.name, {**facts, "key": stage.key})
 
     try:
-        run_stages(plan, store, plan.stages, executor, report, begun)
+        run_stages(plan, store, plan.stages, executor, report, begun, progress.say if progress else None)
     finally:
         if progress is not None:
             progress.clear()
@@ -105,7 +123,7 @@ def dry_run(spec: Spec, out: Path) -> list[StageForecast]:
     """
     plan = Plan(spec)
     _check(plan)
-    RunFolder(out / spec.name).refuse_other(plan.resolved())
+    refuse_other(out / spec.name, plan)
     return forecast(plan, Store(out / CACHE))
 
 
@@ -137,7 +155,11 @@ def costs(plan: Plan, store: Store) -> dict[str, dict[str, float]]:
 
 def _check(plan: Plan) -> None:
     """Refuse, before training, what would fail after it; checks the first seed's problem if that is cheap to make."""
-    fresh = plan.recipe(plan.data).build(0)
+    if not plan.spec.names_code:  # the user's code is not run more often than needed
+        refuse_too_large(plan.architecture, plan.data, where="model")
+    fresh = built(lambda: plan.recipe(plan.data).build(0), where="model")
+    if ":" in plan.spec.model.name:  # code of the user's, which may return the same module twice
+        require_independent(plan.recipe(plan.data).build(1), {"that of an earlier call": fresh}, "model")
     for label, method in plan.methods.items():
         if isinstance(method, Method):
             refuse_unmet(unmet_needs(method, plan.data.objective, fresh, recipe=True), where=f"method {label!r}")
@@ -150,8 +172,12 @@ def _check(plan: Plan) -> None:
     else:
         # Stages do the same: they store the weights and load them into a fresh model.
         checkpoint.restore(fresh, checkpoint.dump(model), "model")
-    with torch.no_grad():
-        plan.data.objective.measure(model.eval(), plan.data.batch(plan.data.train[:2]))
+    if plan.data.has_tokens:
+        require_text_model(model, plan.data.objective, plan.data.inputs, plan.data.targets)
+    few = plan.data.train[: min(EXAMPLES, evaluation_size(plan.data))]
+    first_pass(model, plan.data.objective, plan.data.batch(few))
+    several = torch.stack([plan.data.train[0], plan.data.train[-1], plan.data.test[0]])
+    refuse_mixing(model, plan.data.objective, plan.data, several)
     for kind, parts in (("method", plan.methods), ("attack", plan.attacks), ("audit", plan.audits)):
         for label, part in parts.items():
             # Plain functions have no checks.
@@ -159,9 +185,14 @@ def _check(plan: Plan) -> None:
                 refuse_model(part, model, f"{kind} {label!r}")
     if not plan.task.measures:
         problem = plan.problem(plan.spec.seeds[0], {})
+        say_copies(problem)
         for checked in (*plan.methods.values(), *plan.attacks.values()):
             if isinstance(checked, Method | Attack):
                 checked.check(problem)
+        require_unretained(problem)
+        warning = no_better_than_chance(model, problem) if plan.about_one_model else ""
+        if warning:
+            Progress().say(warning)
 
 
 def _check_shadows(plan: Plan) -> None:
@@ -190,10 +221,19 @@ def _check_required(plan: Plan) -> None:
 
 
 def _check_names(plan: Plan) -> None:
-    """Refuse labels that give two outputs the same file."""
+    """Refuse labels that give two outputs the same file, or a file a name that file systems do not allow."""
     seen: dict[str, Stage] = {}
     for stage in plan.stages:
-        first = seen.setdefault(file_name(stage), stage)
+        name = file_name(stage)
+        if len(name.encode()) > LONGEST_NAME:
+            raise SpecError(
+                f"the file of {stage.name!r} would have a name of {len(name.encode())} bytes",
+                where="label",
+                allowed=f"{LONGEST_NAME} bytes",
+                remedy="give methods, attacks and audits shorter labels",
+            )
+        # Some file systems do not distinguish upper and lower case.
+        first = seen.setdefault(name.casefold(), stage)
         if first is not stage:
             raise SpecError(
                 f"{first.name!r} and {stage.name!r} would share the file {file_name(stage)}",
@@ -209,20 +249,7 @@ def prepare(plan: Plan, store: Store) -> None:
         ExpungeError: The spec is bad, or the folder cannot be written to.
     """
     _check(plan)
-    open_store(store)
-
-
-def open_store(store: Store) -> None:
-    """Make the store's folder, and remove what interrupted runs left in it.
-
-    Raises:
-        RunError: The folder cannot be written to.
-    """
-    try:
-        store.root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise storage_error(error, store.root) from None
-    store.sweep()
+    store.open()
 
 
 def default_workers() -> int:

@@ -8,10 +8,14 @@ from typing import Any
 
 from expunge.base.errors import RunError
 from expunge.base.memory import MemoryStore
-from expunge.base.record import Store
+from expunge.base.store import Store
 from expunge.pipeline.executor import Computation, Executor
+from expunge.pipeline.input_files import UNCHANGED
+from expunge.pipeline.outstanding import discard, outstanding
 from expunge.pipeline.plan import Plan, Stage
+from expunge.pipeline.references import Distinct
 from expunge.pipeline.worker import Worker
+from expunge.reporting.progress import Progress
 
 Report = Callable[[Stage, dict[str, Any]], None]
 """Called with each stage that has finished, and its cost."""
@@ -20,9 +24,17 @@ Begun = Callable[[Stage], None]
 
 
 def run_stages(
-    plan: Plan, store: Store | MemoryStore, stages: Sequence[Stage], executor: Executor, report: Report, begun: Begun
+    plan: Plan,
+    store: Store | MemoryStore,
+    stages: Sequence[Stage],
+    executor: Executor,
+    report: Report,
+    begun: Begun,
+    say: Callable[[str], None] | None = None,
 ) -> None:
     """Compute the stages that the store lacks, each after the stages that it needs.
+
+    Damaged outputs, and what followed from them, are removed first and computed again.
 
     Args:
         plan: The plan of the stages.
@@ -31,16 +43,30 @@ def run_stages(
         executor: Runs the stages. The numbers do not depend on it.
         report: Called with each stage that has finished.
         begun: Called with each stage that starts.
+        say: Called with one line if outputs were damaged; writes it to stderr by default.
 
     Raises:
         ExpungeError: The first failure. Stages that are running then finish first. The outputs of all finished stages
             are kept.
     """
     home = plan.home
-    missing = {stage.key: stage for stage in stages if not store.has(stage.key)}
+    reasons = outstanding(plan, store, stages)
+    line = discard(plan, store, reasons)
+    if line is not None:
+        (say or Progress().say)(line)
+    missing = {stage.key: stage for stage in stages if stage.key in reasons}
     tasks = [Computation(key, compute, (home, store, stage), stage.needs) for key, stage in missing.items()]
+    distinct = Distinct(plan, store)
+    for stage in stages:
+        if stage.key not in missing:
+            distinct.add(stage)
+
+    def finished(stage: Stage, cost: dict[str, Any]) -> None:
+        report(stage, cost)
+        distinct.add(stage)
+
     with _known(home, Worker(plan, store)):
-        executor.run(tasks, lambda task: begun(missing[task.key]), lambda task, cost: report(missing[task.key], cost))
+        executor.run(tasks, lambda task: begun(missing[task.key]), lambda task, cost: finished(missing[task.key], cost))
 
 
 _known_worker: tuple[Any, Worker] | None = None
@@ -63,8 +89,8 @@ def compute(home: Any, store: Store | MemoryStore, stage: Stage) -> dict[str, An
         _known_worker = home, Worker(home.plan(), store)
     worker = _known_worker[1]
     if stage.key not in worker.plan.by_key:
-        remedy = "do not change code or data during a run, and run the same again"
-        raise RunError("this process plans the stage differently", where=stage.name, remedy=remedy)
+        finding = "this process plans the stage differently: code has changed since the run was planned"
+        raise RunError(finding, where=stage.name, remedy=UNCHANGED)
     return worker.run(stage)
 
 

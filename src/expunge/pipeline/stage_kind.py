@@ -29,6 +29,8 @@ class Output:
 
     files: Mapping[str, bytes]
     gradients: int = 0
+    changed: bool | None = None
+    """For a method: whether any weight differs from those of the model that it started from."""
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from expunge.base.errors import ExpungeError, SpecError, unknown
-from expunge.base.record import Store, write_file
-from expunge.base.spec import CACHE, Entry, Spec
+from expunge.base.record import write_file
+from expunge.base.spec import CACHE, Entry, Spec, label_of
+from expunge.base.store import Store
 from expunge.pipeline.default_diagnostics import default_set, planned, with_plan
 from expunge.pipeline.diagnosis import diagnosis
 from expunge.pipeline.executor import executor_of
 from expunge.pipeline.folder import spent
 from expunge.pipeline.forecast import forecast, gradients
+from expunge.pipeline.outstanding import leading_to, outstanding
 from expunge.pipeline.parts import Parts
 from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.run import prepare
@@ -50,8 +52,8 @@ def unlearn_one(spec: Spec, out: Path, label: str | None, save: Path | None, pro
     )
     prepare(plan, store)
     final = next(stage for stage in plan.stages if stage.kind == "unlearn" and stage.model == chosen)
-    stages = _leading_to(final, plan)
-    _start(store, stages, progress)
+    stages = leading_to([final], plan)
+    _start(plan, store, stages, progress)
     _run(plan, store, stages, progress)
     path = save or Path(f"{chosen}.safetensors")
     write_file(path, store.read(final.key, WEIGHTS))
@@ -80,7 +82,7 @@ def diagnose_one(spec: Spec, out: Path, progress: Progress) -> list[dict[str, An
     prepare(plan, store)
     stages = [stage for stage in plan.stages if stage.kind in ("measure", "original", "diagnostic")]
     _state_cost(plan, store, progress)
-    _start(store, stages, progress)
+    _start(plan, store, stages, progress)
     if spec.diagnostic:
         _run(plan, store, stages, progress)
         return diagnosis(plan, store)
@@ -131,17 +133,9 @@ def _run_suitable(plan: Plan, store: Store, stages: list[Stage], progress: Progr
     return done
 
 
-def _leading_to(final: Stage, plan: Plan) -> list[Stage]:
-    """The stage and all stages that it needs, directly or indirectly; each comes after the stages that it needs."""
-    needed = {final.key}
-    for stage in reversed(plan.stages):
-        needed |= set(stage.needs) if stage.key in needed else set()
-    return [stage for stage in plan.stages if stage.key in needed]
-
-
-def _start(store: Store, stages: list[Stage], progress: Progress) -> None:
-    """Start the progress display with the number of all stages, and the keys of those that are missing."""
-    progress.start(len(stages), {s.key: 0.0 for s in stages if not store.has(s.key)}, 1)
+def _start(plan: Plan, store: Store, stages: list[Stage], progress: Progress) -> None:
+    """Start the progress display with the number of all stages, and the keys of those that are to run."""
+    progress.start(len(stages), dict.fromkeys(outstanding(plan, store, stages), 0.0), 1)
 
 
 def _run(plan: Plan, store: Store, stages: list[Stage], progress: Progress) -> None:
@@ -153,13 +147,14 @@ def _run(plan: Plan, store: Store, stages: list[Stage], progress: Progress) -> N
             executor_of(None, 1),
             lambda stage, f: progress.finished(stage.key, stage.name, f["seconds"]),
             lambda stage: progress.begun(stage.key, stage.name),
+            progress.say,
         )
     finally:
         progress.clear()
 
 
 def audit_of(spec: Spec, model: Path) -> Spec:
-    """A spec that judges the weights in a file instead of running methods.
+    """A spec that judges the weights in a file, or in a Hugging Face folder, instead of running methods.
 
     Raises:
         SpecError: The spec trains its own originals, and the weights in the file cannot come from any of these.
@@ -171,5 +166,7 @@ def audit_of(spec: Spec, model: Path) -> Spec:
             allowed='weights = "original.safetensors", the model before it was unlearned',
             remedy="add it; the verdict is about one model",
         )
-    entry = Entry("checkpoint", model.stem, {"path": str(model.resolve())})
-    return replace(spec, name=f"{spec.name}-{model.stem}", method=(entry,), gate=())
+    path = model.resolve()
+    label = label_of(path.name if path.is_dir() else path.stem)
+    entry = Entry("checkpoint", label, {"path": str(path)})
+    return replace(spec, name=f"{spec.name}-{label}", method=(entry,), gate=())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from expunge.base.errors import ExpungeError, RunError
 from expunge.base.memory import MemoryStore
-from expunge.base.record import Store
+from expunge.base.store import Store
 from expunge.core import checkpoint
 from expunge.core.case import Case, Shadows
 from expunge.core.device import computing, device_name
@@ -42,7 +42,8 @@ class Worker:
             Its name, cost (seconds and per-example gradients), device and precision.
 
         Raises:
-            ExpungeError: The stage failed; the message names the stage.
+            ExpungeError: The stage failed, and the message names the stage; or an input file was changed while the
+                stage ran, and nothing is stored.
         """
         torch.set_num_threads(self.plan.spec.threads)
         start, kind = time.perf_counter(), kind_of(stage.kind)
@@ -63,6 +64,9 @@ class Worker:
         seconds = round(time.perf_counter() - start, 3)
         ran_on = {"device": device_name(self.plan.device), "precision": precision}
         facts = {"stage": stage.name, "gradients": output.gradients, "seconds": seconds, **ran_on}
+        facts |= {} if output.changed is None else {"changed": output.changed}
+        # The key names contents that were hashed when the plan was made. The stage may have read its files later.
+        self.plan.inputs.refuse_changes()
         self.store.put(stage.key, output.files, facts)
         return facts
 
@@ -78,6 +82,12 @@ class Worker:
         """The stored model with this key, in evaluation mode."""
         content, where = self.store.read(key, WEIGHTS), self.store.place(key, WEIGHTS)
         return checkpoint.restore(self.plan.fresh(self.plan.by_key[key], problem.data), content, where).eval()
+
+    def model_and_original(self, stage: Stage) -> tuple[nn.Module, nn.Module]:
+        """The stage's model and the original of its case, loaded once if they are the same."""
+        problem, key, original = self.problem(stage), stage.input("model"), stage.input("original")
+        model = self.model(key, problem)
+        return model, model if key == original else self.model(original, problem)
 
     def models(self, keys: Iterable[str], problem: Problem) -> list[nn.Module]:
         """The stored models with these keys."""

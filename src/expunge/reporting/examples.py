@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import takewhile
 
 from markupsafe import Markup
@@ -17,10 +18,11 @@ PICTURE = "data:image/png;base64,"
 
 def examples(run: Run) -> Json | None:
     """The output of the gallery stage, arranged by example and model; none if the run has no gallery."""
-    path = run.manifest.file("examples")
-    if path is None or not (run.folder / path).is_file():
+    file = run.manifest.file("examples")
+    # The owner of a record may delete the examples before sharing it.
+    if file is None or not os.path.lexists(run.folder / file.path):
         return None
-    gallery = read_json(run.folder / path)
+    gallery = read_json(run.folder, file.path, file.sha256)
     models = list(dict.fromkeys(entry["model"] for entry in gallery["models"]))
     shown = [_example(gallery, example, models) for example in gallery["examples"]]
     count = OPEN.get(gallery["kind"], 0)

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from expunge.base.reading import consistent
+from expunge.base.terminal import one_line
 from expunge.reporting.record import Json, Run
 from expunge.reporting.text import knowledge_key, percent
 
@@ -29,9 +31,13 @@ def leaderboard(folders: Sequence[Path]) -> list[Json]:
 
     Raises:
         SpecError: A folder holds no finished run.
-        RunError: A file of a record is missing or damaged.
+        RunError: A file of a record is missing, changed or damaged, or its results do not follow from its scores.
     """
-    return [row for folder in folders for row in _rows(Run.open(folder))]
+    rows = []
+    for folder in folders:
+        with consistent(folder):
+            rows += _rows(Run.open(folder))
+    return rows
 
 
 def _rows(run: Run) -> list[Json]:
@@ -80,7 +86,7 @@ def _cells(row: Json) -> list[str]:
     cost = "" if row["cost"] is None else percent(row["cost"])
     words = [row["run"], row["task"], row["method"], flags]
     words += [_points(row["before"]), after, _points(row["utility"]), cost]
-    return [str(word).replace("|", "\\|") for word in words]
+    return [one_line(str(word)).replace("|", "\\|") for word in words]
 
 
 def _points(ends: Json | None) -> str:

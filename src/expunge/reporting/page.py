@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from pathlib import Path
 
+from expunge.base.reading import consistent
 from expunge.evidence.table import ORIGINAL, REFERENCE
 from expunge.reporting import plots
 from expunge.reporting._toml import toml
@@ -41,9 +42,14 @@ def write_report(folder: Path) -> Path:
 
     Raises:
         SpecError: The folder holds no run, or one that has not finished.
-        RunError: A file of the record is missing or damaged, or the page could not be written.
+        RunError: A file of the record is missing, changed or damaged, its results do not follow from its scores, or the
+            page could not be written.
     """
-    run = Run.open(folder)
+    with consistent(folder):
+        return _written(Run.open(folder))
+
+
+def _written(run: Run) -> Path:
     placed = map_of(run)
     shown_map = map_panel(placed) if isinstance(placed, Map) else None
     curves, paths, traded = curve_sections(run), path_panels(run), tradeoff(run)
@@ -71,7 +77,7 @@ def write_report(folder: Path) -> Path:
         "toml": toml(run.spec),
     }
     panels = [panel["drawing"] for panel in (*(p for s in curves for p in s["panels"]), *paths)]
-    path = folder / "report.html"
+    path = run.folder / "report.html"
     write_page(path, "page.html", context, [*panels, *(d for d in (traded, shown_map) if d is not None)])
     return path
 

@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from safetensors.numpy import load_file
+from safetensors.numpy import load
 
 from expunge.base.manifest import Manifest
+from expunge.base.reading import read_inside
 from expunge.evidence.intervals import student
 from expunge.evidence.table import Table
 from expunge.reporting.svg import COMPACT, INK, METHOD, ORIGINAL, REFERENCE, SECOND, SMALL, Drawing, drawing, panel
@@ -56,7 +57,7 @@ def attack_curves(folder: Path, manifest: Manifest, model: str, attack: str) -> 
     for stage in manifest.stages:
         file = stage.files.get("curves")
         if file and (stage.model, stage.attack) == (model, attack):
-            arrays = load_file(folder / file.path)
+            arrays = load(read_inside(folder, file.path, file.sha256))
             series.append((arrays["steps"].astype(np.float64), arrays["values"].astype(np.float64).mean(axis=1)))
     return _joined(series)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TextIO
+
+from expunge.base.terminal import write
 
 STAGES, SECONDS = 25, 60.0
 """A log repeats the remaining time after this many stages or seconds."""
@@ -79,8 +81,7 @@ class Progress:
         """Write a permanent line."""
         if self.live:
             self._overwrite("")
-        self.stream.write(line + "\n")
-        self.stream.flush()
+        write(self.stream, line)
 
     def _count(self) -> str:
         return f"[{self.done:{len(str(self.total))}}/{self.total}]"
@@ -106,8 +107,26 @@ class Progress:
     def _overwrite(self, line: str) -> None:
         width = shutil.get_terminal_size().columns - 1
         # Carriage return, the text, and the control sequence that erases the rest of the line.
-        self.stream.write(f"\r{line[:width]}\x1b[K")
-        self.stream.flush()
+        self.stream.write("\r")
+        write(self.stream, line[:width], end="\x1b[K")
+
+
+def forecast_text(stages: Sequence[tuple[str, float | None]], workers: int) -> str:
+    """What a run would do: the answer in one line, then a line per kind of stage that is left.
+
+    Args:
+        stages: Kind and expected seconds of each stage; `None` if it is done.
+        workers: Number of parallel processes.
+    """
+    left = [(kind, seconds) for kind, seconds in stages if seconds is not None]
+    if not left:
+        return f"nothing is left to do: all {len(stages)} stages are done"
+    total = clock_text(sum(seconds for _, seconds in left) / workers)
+    lines = [f"{len(left)} of {len(stages)} stages to run, about {total} with {workers} worker{'s' * (workers > 1)}"]
+    for kind in dict.fromkeys(kind for kind, _ in left):
+        each = [seconds for name, seconds in left if name == kind]
+        lines.append(f"{len(each):>8}  {kind}, {clock_text(sum(each))} in all")
+    return "\n".join(lines)
 
 
 def clock_text(seconds: float) -> str:

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from expunge.base.manifest import (
-    ENVIRONMENT,
     Manifest,
     StageRecord,
     read_diagnosis,
-    read_json,
+    read_environment,
     read_manifest,
     read_spec,
 )
+from expunge.base.terminal import one_line
 from expunge.evidence.table import ORIGINAL, REFERENCE, Table
 from expunge.reporting.text import over_seeds
-from expunge.reporting.verify import read_run
+from expunge.reporting.verify import judged
 
 Json = dict[str, Any]
 NAMES = {ORIGINAL: "original", REFERENCE: "retrained (reference)"}
@@ -36,6 +36,7 @@ class Run:
     """The spec as run. An audit made in a notebook records only what is known, so any key may be missing."""
     environment: Json
     verdicts: list[Json]
+    """Recomputed from the scores."""
     table: Table
 
     @classmethod
@@ -44,16 +45,18 @@ class Run:
 
         Raises:
             SpecError: The folder holds no run, or one that has not finished.
-            RunError: A file of the record is missing or damaged.
+            RunError: A file of the record is missing, changed or damaged, or its rows or verdicts are not those that
+                the scores give.
         """
         manifest = read_manifest(folder)
-        spec, environment = read_spec(folder, manifest), read_json(folder / ENVIRONMENT)
-        return cls(folder, manifest, spec, environment, read_json(folder / "verdicts.json"), read_run(folder, manifest))
+        spec, environment = read_spec(folder, manifest), read_environment(folder, manifest)
+        table, verdicts = judged(folder, manifest)
+        return cls(folder, manifest, spec, environment, verdicts, table)
 
     @property
     def name(self) -> str:
         """The spec's name, or the folder's."""
-        return str(self.spec.get("name") or self.folder.resolve().name)
+        return one_line(str(self.spec.get("name") or self.folder.resolve().name))
 
     @property
     def methods(self) -> list[str]:

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from expunge.base.errors import SpecError, unknown
+from expunge.base.errors import RunError, SpecError, unknown
+from expunge.base.reading import read_inside
 from expunge.reporting.figures import draw
 from expunge.reporting.render import write_page
 
@@ -27,8 +28,8 @@ def read_study(path: Path) -> Json:
     """
     path = path / RESULT if path.is_dir() else path
     try:
-        result: Json = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        result: Json = json.loads(read_inside(path.parent, path.name))
+    except (RunError, ValueError, RecursionError):
         result = {}
     if not isinstance(result, dict) or not {"study", "preset", "claims", "figures"} <= result.keys():
         raise SpecError("there is no result of a study", where=str(path), remedy="run expunge study NAME first")

@@ -6,6 +6,7 @@ light mode, in dark mode and in print. Text stays text. The same data gives the 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import re
@@ -117,7 +118,8 @@ def drawing(figure: Figure, axes: Axes, label: str, stops: Sequence[Stop], along
         text = text.replace(colour, variable)
     elements, clips = slim(text)
     width, height = (f"{POINTS * inches:.1f}".removesuffix(".0") for inches in figure.get_size_inches())
-    name = re.sub(r"\W", "_", label)
+    # Labels such as `lr.1` and `lr-1` differ only in letters that a name may not have.
+    name = re.sub(r"\W", "_", label) + "_" + hashlib.sha256(label.encode()).hexdigest()[:6]
     return Drawing(
         label, name, f"0 0 {width} {height}", elements, clips, {"along": along} | _places(figure, axes, stops)
     )

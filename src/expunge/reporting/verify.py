@@ -11,9 +11,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from expunge.base.errors import RunError
-from expunge.base.manifest import ENVIRONMENT, RERUN, RULES, Manifest, read_json, read_manifest
-from expunge.base.record import file_digest, rows_to_text
+from expunge.base.errors import RunError, SpecError
+from expunge.base.manifest import (
+    ROWS,
+    RULES,
+    VERDICTS,
+    Manifest,
+    parsed,
+    read_environment,
+    read_manifest,
+    read_spec,
+    read_text,
+)
+from expunge.base.reading import RERUN, consistent, path_inside
+from expunge.base.record import rows_to_text
 from expunge.evidence.table import Table, read_table, verdicts_text
 
 
@@ -32,81 +43,95 @@ def verify(folder: Path) -> dict[str, int]:
         RunError: Something disagrees. The message names the first file, row or verdict that does.
     """
     manifest = read_manifest(folder)
-    digests = 0
-    for name, expected in manifest.digests():
-        _check_digest(folder / name, expected)
-        digests += 1
-    table = read_run(folder, manifest)
-    rows, verdicts = rows_to_text(table.rows()), verdicts_text(table)
-    checked = {"digests": digests, "rows": rows.count("\n")}
-    if manifest.rules != RULES:
-        _check_values(folder, rows)
-        return checked
-    _check_rows(folder, rows)
-    _check_verdicts(folder, verdicts)
-    return {**checked, "verdicts": len(json.loads(verdicts))}
+    digests = list(manifest.digests())
+    for name, expected in digests:
+        path_inside(folder, name, expected)
+    for read in (read_spec, read_environment):
+        read(folder, manifest)
+    table, verdicts = judged(folder, manifest)
+    checked = {"digests": len(digests), "rows": len(table.rows())}
+    return checked if manifest.rules != RULES else {**checked, "verdicts": len(verdicts)}
 
 
-def read_run(folder: Path, manifest: Manifest) -> Table:
-    """The table of a finished run.
+def judged(folder: Path, manifest: Manifest) -> tuple[Table, list[dict[str, Any]]]:
+    """The scores of a finished run, and the verdicts that follow from them.
+
+    Rows and verdicts that are written in the folder are only compared with these, and never believed.
+
+    Args:
+        folder: The run's folder.
+        manifest: Its manifest.
+
+    Returns:
+        The table; the verdicts as plain data, as `verdicts.json` holds them.
 
     Raises:
-        RunError: A score file is missing or damaged.
+        RunError: A file of scores, rows or verdicts is missing, changed or damaged; or a row or a verdict is not the
+            one that the scores give.
     """
+    with consistent(folder):
+        table, rows, verdicts = _recomputed(folder, manifest)
+        if manifest.rules != RULES:
+            _check_values(folder, manifest, rows)
+            return table, verdicts
+        _check_rows(folder, manifest, rows)
+        _check_verdicts(folder, manifest, verdicts)
+    return table, verdicts
+
+
+def _recomputed(folder: Path, manifest: Manifest) -> tuple[Table, str, list[dict[str, Any]]]:
     try:
-        return read_table(folder, manifest)
-    except FileNotFoundError as error:
-        raise RunError("the file is missing", where=str(error.filename), remedy=RERUN) from None
+        table = read_table(folder, manifest)
+        return table, rows_to_text(table.rows()), json.loads(verdicts_text(table))
+    except SpecError as error:
+        # What would be a mistake in a spec can only be damage in a record.
+        where = f"{folder}: {error.where}".removesuffix(": ")
+        raise RunError(error.finding, where=where, allowed=error.allowed, remedy=RERUN) from None
 
 
-def _check_digest(path: Path, expected: str) -> None:
-    if not path.is_file():
-        raise RunError("the file is missing", where=str(path), remedy=RERUN)
-    digest = file_digest(path)
-    if digest != expected:
-        raise RunError(f"the file was changed: its SHA-256 is {digest}", where=str(path), allowed=expected)
-
-
-def _check_rows(folder: Path, recomputed: str) -> None:
-    path = folder / "results.jsonl"
-    stored = path.read_text(encoding="utf-8").splitlines()
-    expected = recomputed.splitlines()
+def _check_rows(folder: Path, manifest: Manifest, recomputed: str) -> None:
+    path = folder / ROWS
+    stored, expected = read_text(folder, ROWS, manifest).splitlines(), recomputed.splitlines()
     for number, (old, new) in enumerate(zip(stored, expected, strict=False), start=1):
         if old != new:
-            raise RunError(f"found {old}", where=f"{path}:{number}", allowed=new, remedy=_hint(folder))
+            raise RunError(f"found {old}", where=f"{path}:{number}", allowed=new, remedy=_hint(folder, manifest))
     if len(stored) != len(expected):
         allowed = f"the {len(expected)} that the scores give"
         raise RunError(f"found {len(stored)} rows", where=str(path), allowed=allowed)
 
 
-def _check_values(folder: Path, recomputed: str) -> None:
+def _check_values(folder: Path, manifest: Manifest, recomputed: str) -> None:
     """Check rows that were made under older rules: values and gaps must agree, intervals need not."""
-    path = folder / "results.jsonl"
+    path = folder / ROWS
     stored, expected = (
-        [_value(line) for line in text.splitlines()] for text in (path.read_text(encoding="utf-8"), recomputed)
+        [_value(parsed(line, path)) for line in text.splitlines()]
+        for text in (read_text(folder, ROWS, manifest), recomputed)
     )
     for number, (old, new) in enumerate(zip(stored, expected, strict=False), start=1):
         if old != new:
-            raise RunError(f"found {old}", where=f"{path}:{number}", allowed=str(new), remedy=_hint(folder))
+            raise RunError(f"found {old}", where=f"{path}:{number}", allowed=str(new), remedy=_hint(folder, manifest))
     if len(stored) != len(expected):
         allowed = f"the {len(expected)} that the scores give"
         raise RunError(f"found {len(stored)} rows", where=str(path), allowed=allowed)
 
 
-def _value(line: str) -> dict[str, Any]:
-    return {key: value for key, value in json.loads(line).items() if key not in ("low", "high")}
+def _value(row: Any) -> Any:
+    return {key: value for key, value in row.items() if key not in ("low", "high")} if isinstance(row, dict) else row
 
 
-def _check_verdicts(folder: Path, recomputed: str) -> None:
-    path = folder / "verdicts.json"
-    # A newer version may word the reasons differently, but flags and numbers must agree. The digest protects the words.
-    stored, expected = ([_without_words(v) for v in table] for table in (read_json(path), json.loads(recomputed)))
+def _check_verdicts(folder: Path, manifest: Manifest, recomputed: list[dict[str, Any]]) -> None:
+    path = folder / VERDICTS
+    written = parsed(read_text(folder, VERDICTS, manifest), path)
+    if not isinstance(written, list) or not all(isinstance(verdict, dict) for verdict in written):
+        raise RunError("this is no list of verdicts", where=str(path), remedy=RERUN)
+    # A newer version may word the reasons differently, but flags and numbers must agree.
+    stored, expected = ([_without_words(verdict) for verdict in table] for table in (written, recomputed))
     for number, (old, new) in enumerate(zip(stored, expected, strict=False)):
         if old != new:
             place, value, wanted = _first_difference(old, new)
             finding = f"the verdict about {new['model']!r} has {value!r}"
             where = f"{path}[{number}]{place}"
-            raise RunError(finding, where=where, allowed=repr(wanted), remedy=_hint(folder))
+            raise RunError(finding, where=where, allowed=repr(wanted), remedy=_hint(folder, manifest))
     if len(stored) != len(expected):
         finding = f"found {len(stored)} verdicts"
         raise RunError(finding, where=str(path), allowed=f"the {len(expected)} that the scores give")
@@ -129,9 +154,9 @@ def _first_difference(old: Any, new: Any) -> tuple[str, Any, Any]:
     return step + place, value, wanted
 
 
-def _hint(folder: Path) -> str:
+def _hint(folder: Path, manifest: Manifest) -> str:
     """A note if versions differ from the recorded ones: other versions may round the last digits differently."""
-    recorded = read_json(folder / ENVIRONMENT).get("packages", {})
+    recorded = read_environment(folder, manifest).get("packages", {})
     changed = [
         f"{name} {recorded[name]} recorded, {version(name)} here"
         for name in ("expunge", "numpy", "scipy")

@@ -8,6 +8,7 @@ those in weight space. The stress is the relative error of this approximation.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from expunge.base.errors import RunError
+from expunge.base.manifest import FileRecord
+from expunge.base.reading import path_inside
 from expunge.evidence.table import ORIGINAL, REFERENCE
 from expunge.reporting.record import Run
 from expunge.reporting.svg import (
@@ -77,11 +80,13 @@ def map_of(run: Run) -> Map | str:
         }
         seeds = [merged]
     names = list(dict.fromkeys(name for files in seeds for name in files))
-    complete = [files for files in seeds if len(files) == len(names) and all(p.is_file() for p in files.values())]
+    present = [all(os.path.lexists(run.folder / file.path) for file in files.values()) for files in seeds]
+    complete = [files for files, all_ in zip(seeds, present, strict=True) if all_ and len(files) == len(names)]
     if len(names) < 3 or not complete:
         return "The models are not in this folder, so there is no map of them."
     try:
-        matrices = [distances([files[name] for name in names]) for files in complete]
+        opened = [[path_inside(run.folder, files[n].path, files[n].sha256) for n in names] for files in complete]
+        matrices = [distances(paths) for paths in opened]
     except ValueError as error:
         return f"There is no map of the models: {error}."
     mean = np.mean(matrices, axis=0)
@@ -91,11 +96,11 @@ def map_of(run: Run) -> Map | str:
     return Map(names, mean, _turned(classical_scaling(mean), names.index(ORIGINAL), toward), len(complete))
 
 
-def _files(run: Run, seed: int) -> dict[str, Path]:
+def _files(run: Run, seed: int) -> dict[str, FileRecord]:
     order = {model: i for i, model in enumerate(run.table.models)}
     stages = [s for s in run.manifest.stages if s.seed == seed and s.attack is None and "models" in s.files]
     stages.sort(key=lambda stage: order[stage.model])
-    return {stage.model: run.folder / stage.files["models"].path for stage in stages}
+    return {stage.model: stage.files["models"] for stage in stages}
 
 
 def distances(paths: Sequence[Path]) -> Floats:

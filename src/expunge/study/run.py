@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from expunge.base import registry
-from expunge.base.errors import SpecError, unknown
-from expunge.base.part import source_digest
+from expunge.base.errors import RunError, SpecError, unknown
+from expunge.base.reading import read_inside
 from expunge.base.record import address, canonical, spelled, storage_error, sweep_files, write_file
+from expunge.base.user_code import source_digest
 from expunge.core.seeding import forked
 from expunge.evidence.claim import decide
 from expunge.pipeline.executor import Computation, executor_of
@@ -145,8 +146,9 @@ def _file(work: Work, seed: int) -> Path:
 def _stored(work: Work, seed: int) -> dict[str, Any]:
     """A seed's stored entry; empty if there is none, or if it is damaged."""
     try:
-        entry: dict[str, Any] = json.loads(_file(work, seed).read_text(encoding="utf-8"), parse_constant=float)
-    except (OSError, ValueError):
+        content = read_inside(work.folder, f"seeds/{seed}.json")
+        entry: dict[str, Any] = json.loads(content, parse_constant=float)
+    except (RunError, ValueError, RecursionError):
         return {}
     return entry if isinstance(entry, dict) and {"key", "seconds", "measured"} <= entry.keys() else {}
 

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from expunge.base.errors import SpecError
+from expunge.base.errors import ExpungeError, SpecError
+from expunge.base.reading import read_given
 from expunge.core.contracts import Task
 from expunge.core.data import Data, check_ids
 from expunge.core.problem import Problem
@@ -51,22 +52,30 @@ def _training_ids(path: str, data: Data, where: str) -> Tensor:
 
 
 def _read(path: Path, where: str) -> Tensor:
+    content = read_given(path, where=where)
     try:
         if path.suffix == ".npy":
-            ids = np.load(path, allow_pickle=False).tolist()
+            ids = _column(path)
         elif path.suffix == ".json":
-            ids = json.loads(path.read_text(encoding="utf-8"))
+            ids = json.loads(content)
         else:
-            ids = [int(line) for line in path.read_text(encoding="utf-8").split()]
-    except OSError as error:
-        finding = f"cannot read {path} ({error.strerror or error})"
-        raise SpecError(finding, where=where, remedy="check the path") from None
-    except (ValueError, EOFError) as error:
-        raise SpecError(f"{path}: {error}", where=where, allowed="whole numbers") from None
+            ids = [int(line) for line in content.decode().split()]
+    except ExpungeError:
+        raise
+    except Exception as error:  # numpy's reader raises many kinds of errors for damaged bytes
+        reason = str(error) or type(error).__name__
+        raise SpecError(f"{path}: {reason}", where=where, allowed="whole numbers") from None
     if not isinstance(ids, list) or any(type(item) is not int for item in ids):
         raise SpecError(f"{path} holds more than a list of whole numbers", where=where, allowed="a list of ids")
     try:
         return torch.tensor(ids, dtype=torch.int64)
     except (RuntimeError, ValueError, OverflowError):
-        big = max(ids, key=abs)
-        raise SpecError(f"id {big} is out of range", where=where, allowed="ids of training examples") from None
+        digits = max(abs(number).bit_length() for number in ids)
+        finding = f"an id has {digits} bits, which is out of range"
+        raise SpecError(finding, where=where, allowed="ids of training examples") from None
+
+
+def _column(path: Path) -> list[int]:
+    """The numbers in an `.npy` file, mapped, so that a header which promises too much reserves no memory."""
+    ids: list[int] = np.load(path, mmap_mode="r", allow_pickle=False).tolist()
+    return ids

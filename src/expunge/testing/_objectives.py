@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from expunge.base.errors import MissingError, SpecError
 from expunge.core.data import Batch, Data
-from expunge.core.objective import CLASSES, DECISIONS, IGNORE, RELABEL, TOKENS, Decisions, Objective
+from expunge.core.decisions import Decisions
+from expunge.core.objective import CLASSES, DECISIONS, IGNORE, RELABEL, TOKENS, Objective
 from expunge.core.seeding import forked
 from expunge.testing._error import ContractError, Fail, failing
 from expunge.testing._rules import check_settings, randomness, reasons, require_same, require_same_problem

@@ -11,6 +11,7 @@ from expunge.core import checkpoint
 from expunge.core.modules import first_parameter, shared_storage
 from expunge.core.problem import Problem
 from expunge.core.seeding import forked
+from expunge.numerics.real import is_continuous, real_type
 from expunge.testing._error import Fail
 from expunge.testing._settings import Setting
 from expunge.testing._state import named, ties
@@ -49,7 +50,8 @@ def _check_usable(result: nn.Module, fail: Fail) -> None:
 def _check_kind_kept(result: nn.Module, given: nn.Module, fail: Fail) -> None:
     wanted = first_parameter(given)
     for name, parameter in result.named_parameters():
-        if parameter.is_floating_point() and (parameter.dtype, parameter.device) != (wanted.dtype, wanted.device):
+        kind = (real_type(parameter.dtype), parameter.device)
+        if is_continuous(parameter) and kind != (wanted.dtype, wanted.device):
             became = f"{parameter.dtype} on {parameter.device}"
             raise fail(
                 "device and dtype are kept",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.core.modules import shared_storage
+from expunge.numerics.agreement import is_comparing
 
 
 class Watch:
@@ -53,7 +54,7 @@ class Watch:
         # If the forward pass failed, torch leaves the keywords out.
         kwargs, output = rest if len(rest) == 2 else ({}, None)
         inputs = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
-        if self._depth or inputs is None or output is None:
+        if self._depth or inputs is None or output is None or is_comparing():
             return
         watched = self._is_watched(inputs)
         if module.training:

@@ -9,7 +9,6 @@ arithmetic. Dropout draws different masks than in separate training; nets with b
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -19,7 +18,7 @@ from torch.func import functional_call, stack_module_state
 from expunge.base.errors import SpecError
 from expunge.core.data import Batch, Data
 from expunge.core.seeding import forked
-from expunge.train.loop import batch_count, fit
+from expunge.train.loop import batch_count, chunks, fit
 from expunge.train.optim import make_optimizer
 from expunge.train.training import TrainedRecipe, Training
 
@@ -93,7 +92,7 @@ def train_ensemble(recipe: TrainedRecipe, data: Data, ids: Tensor, seeds: Sequen
             lambda batch: len(seeds) * objective.loss(together, batch),
             _side_by_side(data, ids.expand(len(seeds), -1), t.batch_size, t.epochs, seeds),
             make_optimizer(t.optimizer, parameters, t.learning_rate, t.weight_decay),
-            schedule=t.schedule(t.epochs * math.ceil(ids.shape[-1] / t.batch_size)),
+            schedule=t.schedule(t.epochs * batch_count(ids.shape[-1], t.batch_size)),
         )
     together.unstack(nets)
     return [net.eval() for net in nets]
@@ -106,5 +105,5 @@ def _side_by_side(data: Data, ids: Tensor, batch_size: int, epochs: int, seeds: 
         order = torch.stack(
             [own[torch.randperm(count, generator=generator)] for own, generator in zip(ids, generators, strict=True)]
         )
-        for chunk in order.split(batch_size, dim=1)[: batch_count(count, batch_size)]:
+        for chunk in chunks(order, batch_size, dim=1):
             yield data.batch(chunk.flatten())

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from expunge.core.data import Batch, Data
+from expunge.core.decisions import Decisions, knows
 from expunge.core.generators import generator_of
 from expunge.core.modules import evaluating, first_parameter
-from expunge.core.objective import Decisions, Objective, knows
+from expunge.core.objective import Objective
 from expunge.train.loop import in_order
 
 Measure = Callable[[Decisions, int], Tensor]

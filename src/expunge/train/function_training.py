@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 
 from expunge.base import registry
 from expunge.base.errors import SpecError
 from expunge.base.part import Part
 from expunge.core.case import Meter
 from expunge.core.data import Data, rows_of
+from expunge.core.own_training import train_in_place
 
 
 class Items(Dataset[Any]):
@@ -81,7 +82,10 @@ class FunctionTraining(Part):
             ids: Which examples, in increasing order.
             seed: Already set for torch; the function may draw from the global generators.
             meter: Not charged: the cost of a function is unknown.
+
+        Raises:
+            SpecError: The function returned another module, or did not read its data set.
         """
         function: Callable[..., object] = registry.build_function(self.target, {}, where="train").function
-        function(module.train(), Subset(Items(data), ids.tolist()), **self.keywords)
+        train_in_place(function, module.train(), Items(data), ids, f"train ({self.target})", **self.keywords)
         return module

@@ -13,7 +13,12 @@ from torch import Tensor, nn
 from expunge.base.errors import RunError
 from expunge.core.case import Meter
 from expunge.core.data import Batch, Data
+from expunge.core.decisions import OUTPUT_VALUES
 from expunge.core.recompute import micro_batches
+from expunge.numerics.norms import sound_norms
+
+EVALUATED = 512
+"""Most examples per forward pass of an evaluation."""
 
 
 class Sized(Protocol):
@@ -92,7 +97,7 @@ def fit(
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * schedule(step)
         optimizer.zero_grad(set_to_none=True)
-        with micro_batches(accumulate):
+        with micro_batches(accumulate), sound_norms():
             loss = loss_fn(item)
         loss.backward()
         if clip is not None:
@@ -110,17 +115,25 @@ def fit(
 
 
 def batches(data: Data, ids: Tensor, batch_size: int, epochs: int, generator: torch.Generator) -> Iterator[Batch]:
-    """Shuffled batches with the data's augmentations, a new order each epoch; the last of an epoch may be smaller.
-
-    A last batch of one example is left out unless it is the only batch: batch norm cannot train on it.
-    """
+    """Shuffled batches with the data's augmentations, a new order each epoch, cut as `chunks` says."""
     for _ in range(epochs):
         order = ids[torch.randperm(len(ids), generator=generator)]
-        yield from data.stream(order.split(batch_size)[: batch_count(len(ids), batch_size)], generator)
+        yield from data.stream(chunks(order, batch_size), generator)
+
+
+def chunks(order: Tensor, batch_size: int, dim: int = 0) -> Sequence[Tensor]:
+    """Cut the order of one epoch into batches, of which the last may be smaller.
+
+    If one example is left over, the last batch has it in addition. A batch of its own would give this example the
+    weight of a whole batch, and batch norm cannot train on it.
+    """
+    count = batch_count(order.shape[dim], batch_size)
+    whole = max(count - 1, 0) * batch_size
+    return order.split([batch_size] * (count - 1) + [order.shape[dim] - whole], dim) if count else ()
 
 
 def batch_count(examples: int, batch_size: int) -> int:
-    """Number of batches per epoch that `batches` makes of this number of examples."""
+    """Number of batches per epoch that `chunks` makes of this number of examples."""
     full, rest = divmod(examples, batch_size)
     return full + (rest > 1 or examples == 1 < batch_size)
 
@@ -147,13 +160,22 @@ def endless(data: Data, ids: Tensor, batch_size: int, generator: torch.Generator
 
 
 def mean_batch(examples: int, batch_size: int) -> float:
-    """Mean number of examples per batch of a set; the last batch of each pass may be smaller."""
-    return examples / max(math.ceil(examples / batch_size), 1)
+    """Mean number of examples per batch of a set."""
+    return examples / max(batch_count(examples, batch_size), 1)
 
 
-def in_order(data: Data, ids: Tensor, batch_size: int = 512) -> Iterator[Batch]:
-    """Batches in the order of the ids, for evaluation, without augmentation."""
-    yield from data.stream(ids.split(batch_size))
+def in_order(data: Data, ids: Tensor, batch_size: int | None = None) -> Iterator[Batch]:
+    """Batches in the order of the ids, for evaluation, without augmentation; by default of `evaluation_size`."""
+    yield from data.stream(ids.split(batch_size or evaluation_size(data)))
+
+
+def evaluation_size(data: Data) -> int:
+    """Examples per forward pass of an evaluation: 512, or fewer if their outputs would exceed `OUTPUT_VALUES`.
+
+    A text of 128 tokens has 6.3 million logits over a vocabulary of 49,152, so 2 texts run together.
+    """
+    per_example = 1 if data.objective is None else data.objective.output_size(data.targets)
+    return min(max(OUTPUT_VALUES // per_example, 1), EVALUATED)
 
 
 def _require_finite(parameters: Sequence[nn.Parameter], step: int, rate: float, last: float) -> None:

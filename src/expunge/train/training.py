@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,13 @@ from expunge.base.part import Count, NonNegative, Part, Positive, Share
 from expunge.core.case import Meter
 from expunge.core.data import Data
 from expunge.core.device import placed
+from expunge.core.modules import require_single_precision
+from expunge.core.norms import training_mode
 from expunge.core.recompute import checkpointed
 from expunge.core.refusals import require_trainable
 from expunge.core.seeding import forked
 from expunge.train.function_training import FunctionTraining
-from expunge.train.loop import batches, fit
+from expunge.train.loop import batch_count, batches, fit
 from expunge.train.monitors import watch
 from expunge.train.optim import OptimizerName, cosine, make_optimizer
 
@@ -29,7 +31,9 @@ OnStep = Callable[[int, float], None]
 
 @dataclass(frozen=True)
 class Training(Part):
-    """How a model is trained from its initial weights."""
+    """How a model is trained from its initial weights. Norms in frozen parts keep their running statistics."""
+
+    version: ClassVar[int] = 2
 
     epochs: Count = 25
     """Passes over the training set."""
@@ -73,8 +77,10 @@ class Training(Part):
 
         Raises:
             RunError: The loss is not finite.
+            SpecError: The weights are in half precision, in which steps round away.
         """
-        parameters = require_trainable(module.train())
+        require_single_precision(module)
+        parameters = require_trainable(training_mode(module))
         generator = torch.Generator().manual_seed(seed)
         optimizer = make_optimizer(self.optimizer, parameters, self.learning_rate, self.weight_decay)
         fit(
@@ -83,7 +89,7 @@ class Training(Part):
             batches(data, ids, self.batch_size, self.epochs, generator),
             optimizer,
             meter=meter,
-            schedule=self.schedule(self.epochs * math.ceil(len(ids) / self.batch_size)),
+            schedule=self.schedule(self.epochs * batch_count(len(ids), self.batch_size)),
             on_step=watched(module, data, ids, optimizer, seed) if watched else None,
             clip=self.clip,
             accumulate=self.accumulate,
@@ -114,10 +120,15 @@ class TrainedRecipe:
     checkpointing: str | None = None
 
     def build(self, seed: int) -> nn.Module:
-        """The freshly initialised model of this seed."""
+        """The freshly initialised model of this seed.
+
+        Raises:
+            SpecError: The architecture makes weights in half precision, in which steps round away.
+        """
         # Initial weights are drawn on the CPU, so that they are the same on every device.
         with forked(seed):
             module: nn.Module = self.architecture(self.data)
+        require_single_precision(module)
         if self.checkpointing is not None:
             checkpointed(module, self.checkpointing)
         return placed(module, self.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,11 +13,13 @@ from torch import Tensor
 
 from expunge.core import checkpoint
 from expunge.core.case import Meter, train_model
-from expunge.core.method import Method
+from expunge.core.method import Method, original_of
+from expunge.core.modules import weights_differ
 from expunge.core.problem import Problem
 from expunge.evidence import scores as score_files
 from expunge.evidence.scores import Scores
 from expunge.pipeline.parts import Parts
+from expunge.pipeline.references import refuse_unlike
 from expunge.pipeline.stage import CURVE, MONITORS, SCORES, WEIGHTS, Stage
 from expunge.pipeline.stage_kind import Output, setting
 from expunge.pipeline.worker import Worker
@@ -27,6 +30,10 @@ def trained(worker: Worker, stage: Stage, ids: Tensor, *, watched: bool = False)
     plan, data, meter = worker.plan, worker.problem(stage).data, Meter()
     recipe = plan.recipe(data, watched=watched)
     model = train_model(recipe, data, ids, plan.seeds.train(stage), meter)
+    if stage.kind == "reference" and plan.about_one_model:
+        original = plan.original(data)
+        assert original is not None
+        refuse_unlike(model, original, worker.problem(stage), stage.name)
     files = {WEIGHTS: checkpoint.dump(model)}
     if watched and plan.monitors:
         files[MONITORS] = json.dumps(recipe.records, indent=1, allow_nan=False).encode()
@@ -41,20 +48,23 @@ def written_by_training(files: Mapping[str, str | None], plan: Parts) -> Mapping
 def unlearned(worker: Worker, stage: Stage) -> Output:
     """Apply the stage's method to its input `model`."""
     problem, plan = worker.problem(stage), worker.plan
-    start = worker.model(stage.input("model"), problem)
+    start, original = worker.model_and_original(stage)
     method, budget = plan.methods[stage.model], plan.spec.chain(stage.model)[-1].budget
     recipe, seed = plan.recipe(problem.data), plan.seeds.unlearn(stage)
-    done = method(start, problem, recipe, seed, budget, **worker.statistics(stage))
-    return Output({WEIGHTS: checkpoint.dump(done.model)}, done.cost.gradients)
+    given: dict[str, Any] = {**worker.statistics(stage), **original_of(method, original)}
+    done = method(start, problem, recipe, seed, budget, **given)
+    # Loaded again, because a plain function may have changed its argument.
+    changed = weights_differ(worker.model(stage.input("model"), problem), done.model)
+    return Output({WEIGHTS: checkpoint.dump(done.model)}, done.cost.gradients, changed)
 
 
 def attacked(worker: Worker, stage: Stage) -> Output:
     """Apply the stage's attack to its input `model`: weights, the attack's curve, and scores at the curve's end."""
     problem, label = worker.problem(stage), stage.attack
     assert label is not None
-    model = worker.model(stage.input("model"), problem)
+    model, original = worker.model_and_original(stage)
     attack, seed = worker.plan.attacks[label], worker.plan.seeds.attack(stage)
-    done = attack(model, worker.case(stage, model), seed, **worker.statistics(stage))
+    done = attack(model, worker.case(stage, original), seed, **worker.statistics(stage))
     curve = {"steps": torch.from_numpy(done.curve.steps), "values": torch.from_numpy(done.curve.values)}
     end = _end_of(done.curve.values, done.curve.ids, problem)
     files = {

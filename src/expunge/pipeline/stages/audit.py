@@ -22,7 +22,7 @@ class AuditStage(StageKind):
 
     def run(self, worker: Worker, stage: Stage) -> Output:
         problem = worker.problem(stage)
-        model, original = worker.models((stage.input("model"), stage.input("original")), problem)
+        model, original = worker.model_and_original(stage)
         knew, never = (worker.models(stage.several(name), problem) for name in ("knew", "never"))
         case = worker.case(stage, original, Shadows(knew, never) if knew or never else None)
         audit, seed = worker.plan.audits[stage.part], worker.plan.seeds.audit(stage)

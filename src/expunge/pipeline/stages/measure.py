@@ -39,10 +39,11 @@ class MeasureStage(StageKind):
             tensors = plan.task.measure(plan.data, plan.recipe(plan.data), seed)
         else:
             problem, part = worker.problem(stage), plan.part(stage.part_kind, stage.part)
-            model = worker.model(stage.input("model"), problem)
+            model, original = worker.model_and_original(stage)
             with forked(seed):
                 device = first_parameter(model).device
-                tensors = part.measure(model, Job(problem, plan.recipe(problem.data), seed, meter, device))
+                job = Job(problem, plan.recipe(problem.data), seed, meter, device, original)
+                tensors = part.measure(model, job)
         return Output({STATISTICS: save_tensors({n: t.contiguous() for n, t in tensors.items()})}, meter.gradients)
 
     def cost(self, plan: Parts, stage: Stage) -> float:

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from expunge.core import checkpoint
+from expunge.core.first_pass import EXAMPLES, first_pass
 from expunge.pipeline.parts import Parts
 from expunge.pipeline.stage import WEIGHTS, Stage
 from expunge.pipeline.stage_kind import Output, StageKind
@@ -31,8 +30,7 @@ class OriginalStage(StageKind):
         if model is None:
             return trained(worker, stage, problem.train, watched=True)
         # One forward pass now, so that an output of the wrong width is reported here and not later, inside a method.
-        with torch.no_grad():
-            problem.objective.measure(model.eval(), problem.data.batch(problem.test[:2]))
+        first_pass(model, problem.objective, problem.data.batch(problem.test[:EXAMPLES]))
         return Output({WEIGHTS: checkpoint.dump(model)})
 
     def cost(self, plan: Parts, stage: Stage) -> float:

@@ -16,8 +16,8 @@ from expunge.core.data import Batch, Data
 from expunge.core.modules import evaluating
 from expunge.core.seeding import forked
 from expunge.numerics.batches import rows
+from expunge.train.loop import evaluation_size
 
-_BATCH = 512
 MeanLoss = Callable[[nn.Module, Any], Tensor]
 """Maps the module and a batch to the batch's mean loss, a scalar."""
 
@@ -37,7 +37,7 @@ def fixed(batches: Iterable[Any]) -> Sequence[Any]:
 def sample(data: Data, ids: Tensor, count: int, seed: int) -> list[Batch]:
     """Batches of a fixed random part of the examples, at most `count` of them."""
     order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(derive(seed, "monitor")))
-    return [data.batch(chunk) for chunk in ids[order[:count]].sort().values.split(_BATCH)]
+    return [data.batch(chunk) for chunk in ids[order[:count]].sort().values.split(evaluation_size(data))]
 
 
 def mean_cross_entropy(data: Data) -> MeanLoss:

@@ -173,7 +173,9 @@ class FeatureLossMonitor:
         return learned and fell and self.losses[-1] <= self.losses[at] and self.norms[-1] > self.norms[at]
 
     def _alignment(self, weight: Tensor) -> float:
-        rows = weight.flatten(1).double().cpu()
+        # Real and imaginary parts of complex weights are rows of their own.
+        rows = torch.cat([weight.real, weight.imag]) if weight.is_complex() else weight
+        rows = rows.flatten(1).double().cpu()
         if rows.shape[1] != self._span.shape[1]:
             finding = f"{self._span.shape[1]} entries, but the first layer reads {rows.shape[1]} inputs"
             raise SpecError(finding, where="directions", remedy="flatten them as the layer's rows are, or name first=")
@@ -207,13 +209,21 @@ def class_directions(inputs: Tensor, targets: Tensor) -> Tensor:
 
     Returns:
         `[c, d]` in double precision, one row per class that occurs.
+
+    Raises:
+        SpecError: The inputs are complex.
     """
+    if inputs.is_complex():
+        remedy = "leave this monitor out, or pass directions= of your own"
+        raise SpecError(f"inputs are {inputs.dtype}", where="feature_loss", allowed="real inputs", remedy=remedy)
     rows, classes = inputs.flatten(1).double(), targets.unique()
     return torch.stack([rows[targets == label].mean(0) for label in classes]) - rows.mean(0)
 
 
 def _orthonormal(directions: Tensor) -> Tensor:
     """An orthonormal basis of the span, as rows `[k, d]`."""
+    if directions.is_complex():
+        raise SpecError("are complex", where="directions", allowed="real numbers [k, d]")
     rows = torch.atleast_2d(directions.detach().double().cpu())
     if rows.ndim != 2 or not rows.isfinite().all() or not rows.norm() > 0:
         raise SpecError("are zero, not finite, or no vectors", where="directions", allowed="finite numbers [k, d]")

@@ -1,0 +1,95 @@
+"""The files that a run reads: what they held when it was planned, whether they have changed since, and their names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from expunge.base.errors import RunError
+from expunge.base.inputs import Signature, changed, input_digest, signature, signatures
+from expunge.base.part import Part
+from expunge.base.record import address
+
+UNCHANGED = "change no input file or code during a run, and run the same again; finished stages are kept"
+
+
+@dataclass(frozen=True)
+class InputFiles:
+    """The input files of a plan, as they were before any of them was read."""
+
+    files: Mapping[str, Mapping[str, Path]]
+    """Place in the spec, such as `data.path` -> files by name; a single file has the empty name."""
+    before: Mapping[Path, Signature | None]
+    """The signature of each file when the plan was made."""
+
+    @classmethod
+    def of(cls, parts: Iterable[tuple[str, Part]], weights: str | None) -> InputFiles:
+        """The files of these parts, and of the user's weights.
+
+        Args:
+            parts: Place in the spec, such as `data`, and the part.
+            weights: Path of the user's weights, none if originals are trained.
+
+        Raises:
+            MissingError: A part's files are not on this machine.
+        """
+        files: dict[str, Mapping[str, Path]] = {
+            f"{place}.{field}": named for place, part in parts for field, named in part.input_files().items()
+        }
+        if weights is not None:
+            files["model.weights"] = {"": Path(weights)}
+        return cls(files, signatures(path for named in files.values() for path in named.values()))
+
+    def refuse_changes(self) -> None:
+        """Refuse to store what may have been computed from other contents than those that were planned.
+
+        Raises:
+            RunError: A file was changed, replaced, moved or deleted since the plan was made.
+        """
+        differing = changed(self.before)
+        if differing:
+            where = next(place for place, named in self.files.items() if differing[0] in named.values())
+            raise RunError(
+                f"{differing[0]} was changed while the run read it",
+                where=where,
+                remedy=UNCHANGED,
+            )
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each file by its place in the spec; of a folder, the address of all its files.
+
+        Raises:
+            SpecError: A file cannot be read.
+        """
+        return {place: _digest(named) for place, named in self.files.items()}
+
+
+def _digest(named: Mapping[str, Path]) -> str:
+    if "" in named:
+        return input_digest(named[""])
+    return address({name: input_digest(path) for name, path in named.items()})
+
+
+def without_places(value: Any, folder: Path) -> Any:
+    """Plain data without the place of the project on this machine, so that no user's name stands in a record.
+
+    Args:
+        value: Settings; every absolute path of an existing file or folder in them is shortened.
+        folder: The spec's folder.
+
+    Returns:
+        The settings, with paths relative to the spec's folder. A path that the spec gives in full and that lies
+        elsewhere becomes its last name.
+    """
+    if isinstance(value, Mapping):
+        return {key: without_places(item, folder) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_places(item, folder) for item in value]
+    if not isinstance(value, str) or "\0" in value:
+        return value
+    path = Path(value)
+    if not path.is_absolute() or signature(path) is None:
+        return value
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name or value

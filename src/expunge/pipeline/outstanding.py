@@ -1,0 +1,72 @@
+"""Which stages must run: those without an output, those whose output is damaged, and all that followed from either."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from expunge.base.memory import MemoryStore
+from expunge.base.store import Store
+from expunge.pipeline.plan import Plan, Stage
+from expunge.pipeline.stage_kind import kind_of
+
+FOLLOWED = "it was computed from another output that must be computed again"
+
+
+def outstanding(plan: Plan, store: Store | MemoryStore, stages: Sequence[Stage]) -> dict[str, str]:
+    """Why each stage must run; nothing is changed.
+
+    Args:
+        plan: The plan of the stages.
+        store: Holds outputs; each is read and its digests are compared.
+        stages: The stages to look at. The stages that they need are looked at, too.
+
+    Returns:
+        Key -> what is wrong with the stored output in words, or the empty string if there is none. Stages whose output
+        can be used are left out. Stages come after the stages that they need.
+    """
+    reasons = dict[str, str]()
+    for stage in leading_to(stages, plan):
+        fault = store.fault(stage.key, kind_of(stage.kind).written(plan))
+        # A store in memory drops weights that nothing reads any more; what was computed from them stays valid.
+        if fault is None and isinstance(store, Store) and not reasons.keys().isdisjoint(stage.needs):
+            fault = FOLLOWED
+        if fault is not None:
+            reasons[stage.key] = fault
+    return reasons
+
+
+def discard(plan: Plan, store: Store | MemoryStore, reasons: dict[str, str]) -> str | None:
+    """Remove damaged outputs and those that followed from them, so that they are computed again.
+
+    Args:
+        plan: The plan of the stages.
+        store: Holds the outputs.
+        reasons: What `outstanding` returned.
+
+    Returns:
+        One line that says what was removed; `None` if there was nothing.
+
+    Raises:
+        RunError: An output could not be removed.
+    """
+    stored = [key for key, reason in reasons.items() if reason]
+    if not stored or not isinstance(store, Store):
+        return None
+    for key in stored:
+        store.discard(key)
+    damaged = [key for key in stored if reasons[key] != FOLLOWED]
+    absent = [key for key, reason in reasons.items() if not reason]
+    first = (damaged or absent)[0]
+    finding = f"{reasons[first] or 'it is missing'} ({store.root / first})"
+    more = f", and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+    followed = len(stored) - len(damaged)
+    also = f", with {followed} that followed from {'them' if len(damaged) > 1 else 'it'}" if followed else ""
+    return f"damaged output of {plan.by_key[first].name}: {finding}{more}; computed again{also}"
+
+
+def leading_to(stages: Sequence[Stage], plan: Plan) -> list[Stage]:
+    """The stages and all that they need, directly or indirectly; each comes after the stages that it needs."""
+    needed = {stage.key for stage in stages}
+    for stage in reversed(plan.stages):
+        needed |= set(stage.needs) if stage.key in needed else set()
+    return [stage for stage in plan.stages if stage.key in needed]

@@ -1,0 +1,206 @@
+"""The user's own code: what is hashed of it, and which files beside a spec may run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import Subset, TensorDataset
+
+import expunge
+from expunge.api.addresses import addresses_of
+from expunge.base import registry
+from expunge.base.spec import read
+from expunge.pipeline.plan import Plan
+from helpers import Result, tiny, write_spec
+
+BUILD = "import torch\ndef build(data):\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(10))\n"
+IMPORTS: dict[str, tuple[str, dict[str, str], str]] = {
+    "a module beside it": ("mymod", {"mymod.py": "from layers import WIDTH\n", "layers.py": ""}, "layers.py"),
+    "a module of that module": (
+        "mymod",
+        {"mymod.py": "import middle\n", "middle.py": "import layers\n", "layers.py": ""},
+        "layers.py",
+    ),
+    "an import inside a function": (
+        "mymod",
+        {"mymod.py": "def late():\n    import layers\n    return layers\n", "layers.py": ""},
+        "layers.py",
+    ),
+    "a relative import": (
+        "pack.mymod",
+        {"pack/__init__.py": "", "pack/mymod.py": "from .layers import WIDTH\n", "pack/layers.py": ""},
+        "pack/layers.py",
+    ),
+    "a relative import of two levels": (
+        "pack.deep.mymod",
+        {
+            "pack/__init__.py": "",
+            "pack/deep/__init__.py": "",
+            "pack/deep/mymod.py": "from .. import layers\n",
+            "pack/layers.py": "",
+        },
+        "pack/layers.py",
+    ),
+    "the package around it": ("pack.mymod", {"pack/__init__.py": "", "pack/mymod.py": ""}, "pack/__init__.py"),
+    "a package without __init__": (
+        "pack.mymod",
+        {"pack/mymod.py": "from layers import WIDTH\n", "layers.py": ""},
+        "layers.py",
+    ),
+    "a module of an imported package": (
+        "mymod",
+        {"mymod.py": "from pack import layers\n", "pack/__init__.py": "", "pack/layers.py": ""},
+        "pack/layers.py",
+    ),
+    "a name in a call": (
+        "mymod",
+        {"mymod.py": "import importlib\nL = importlib.import_module('layers')\n", "layers.py": ""},
+        "layers.py",
+    ),
+    "a computed name": (
+        "mymod",
+        {"mymod.py": "import importlib\nL = importlib.import_module('lay' + 'ers')\n", "layers.py": ""},
+        "layers.py",
+    ),
+    "the module that names a function of another": (
+        "mymod",
+        {
+            "mymod.py": "from functools import partial\nfrom layers import made\nbuild = partial(made)\n",
+            "layers.py": "",
+        },
+        "mymod.py",
+    ),
+}
+
+
+def written(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+@pytest.fixture
+def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A folder of the user's that is on the path; its modules are forgotten afterwards."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    before = set(sys.modules)
+    yield folder
+    for name in set(sys.modules) - before:
+        if name.partition(".")[0] in ("mymod", "layers", "middle", "pack"):
+            del sys.modules[name]
+
+
+def fingerprint(module: str) -> dict[str, Any]:
+    return registry.build("model", f"{module}:build", {}, where="model").fingerprint()
+
+
+@pytest.mark.parametrize("case", IMPORTS)
+def test_every_module_that_the_users_module_imports_is_hashed(case: str, beside: Path) -> None:
+    module, files, changed = IMPORTS[case]
+    layers = "WIDTH = 4\nimport torch\ndef made(data):\n    return torch.nn.Linear(1, 1)\n"
+    filled = {name: text + (layers if name.endswith("layers.py") else "") for name, text in files.items()}
+    own = f"{module.replace('.', '/')}.py"
+    filled[own] = (BUILD if "build =" not in filled[own] else "") + filled[own]
+    written(beside, filled | {"unrelated.py": "X = 1\n"} if "computed" not in case else filled)
+    before = fingerprint(module)
+    assert Path(sys.modules[module].__file__ or "").is_relative_to(beside)
+    (beside / "unrelated.txt").write_text("notes")
+    if "computed" not in case:
+        (beside / "unrelated.py").write_text("X = 2\n")
+    assert fingerprint(module) == before
+    with open(beside / changed, "a") as file:
+        file.write("# another text\n")
+    assert fingerprint(module) != before
+
+
+def test_a_changed_helper_module_recomputes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The issue's example: the width of a layer stands in a module that the user's module imports."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    text = BUILD.replace("import torch\n", "import torch\nfrom layers_of_issue import WIDTH\n", 1)
+    text = text.replace("LazyLinear(10)", "Linear(64, WIDTH), torch.nn.Linear(WIDTH, 10)")
+    written(tmp_path, {"mymod_of_issue.py": text, "layers_of_issue.py": "WIDTH = 4\n"})
+    spec = read(write_spec(tmp_path, tiny(model={"name": "mymod_of_issue:build"})))
+    before = {stage.key for stage in Plan(spec).stages}
+    assert {stage.key for stage in Plan(spec).stages} == before
+    (tmp_path / "layers_of_issue.py").write_text("WIDTH = 5\n")
+    assert not {stage.key for stage in Plan(spec).stages} & before
+
+
+def test_a_helper_of_a_notebooks_functions_is_hashed(beside: Path) -> None:
+    functions = "def build():\n    return torch.nn.Linear(4, 2)\ndef train(model, items):\n    pass\n"
+    written(beside, {"mymod.py": f"import torch\nimport layers\n{functions}", "layers.py": "WIDTH = 4\n"})
+    import mymod  # type: ignore[import-not-found]
+
+    items = TensorDataset(torch.rand(12, 4), torch.arange(12) % 2)
+    forget, retain, test = (Subset(items, ids) for ids in (range(3), range(3, 7), range(7, 10)))
+    recipe = expunge.recipe(mymod.build, mymod.train)
+    case = expunge.case(mymod.build(), forget=forget, retain=retain, test=test, recipe=recipe)
+    before = addresses_of(case)
+    assert addresses_of(case) == before
+    (beside / "layers.py").write_text("WIDTH = 5\n")
+    after = addresses_of(case)
+    assert isinstance(before, dict) and isinstance(after, dict)
+    assert after["training"] != before["training"] and after["data"] == before["data"]
+
+
+MARK = "from pathlib import Path\nPath({!r}).touch()\nraise ImportError('a file beside the spec')\n"
+
+
+def console(folder: Path, *arguments: object) -> Result:
+    """The console script in a process of its own; like every installed script, it has its own folder on the path."""
+    script = folder / "bin" / "expunge.py.txt"
+    script.parent.mkdir(exist_ok=True)
+    script.write_text("from expunge.cli import main\nif __name__ == '__main__':\n    main()\n")
+    command = [sys.executable, str(script), *map(str, arguments)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=170)
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+SMALL = {"seeds": [0], "attack": [], "audit": [], "train": {"epochs": 1}, "diagnostic": [{"name": "recommendation"}]}
+UNNAMED: dict[str, tuple[str, tuple[object, ...], dict[str, Any]]] = {
+    "torch in a dry run": ("torch", ("run", "spec.toml", "--dry-run"), {}),
+    "sklearn in a run of two workers": ("sklearn", ("run", "spec.toml", "--workers", 2), SMALL),
+    "safetensors of a diagnosis": ("safetensors", ("diagnose", "spec.toml"), SMALL),
+    "sklearn of a study": ("sklearn", ("study", "stability", "--preset", "nope"), {}),
+    "scipy beside the user's own module": (
+        "scipy",
+        ("run", "spec.toml", "--dry-run"),
+        {"model": {"name": "own_of_run:build"}},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNNAMED)
+def test_no_file_beside_a_spec_runs_unless_the_spec_names_it(case: str, tmp_path: Path) -> None:
+    module, arguments, changes = UNNAMED[case]
+    ran = tmp_path / "it ran"
+    own = BUILD.replace("LazyLinear(10)", "Linear(64, 10)")
+    written(tmp_path, {f"{module}.py": MARK.format(str(ran)), "own_of_run.py": own})
+    write_spec(tmp_path, tiny(**changes))
+    result = console(tmp_path, *arguments)
+    assert not ran.exists()
+    assert result.code == (2 if "nope" in arguments else 0), result.err
+
+
+@pytest.mark.parametrize("imports", ["import torch", "from numpy import array", "def late():\n    import decimal"])
+def test_a_file_that_an_installed_module_hides_is_named(imports: str, tmp_path: Path) -> None:
+    """The user's module imports it, and would get another module than the one in its folder."""
+    module, ran = imports.split()[-1] if "from" not in imports else "numpy", tmp_path / "it ran"
+    written(tmp_path, {f"{module}.py": MARK.format(str(ran)), "own_of_run.py": BUILD + imports + "\n"})
+    result = console(tmp_path, "run", write_spec(tmp_path, tiny(model={"name": "own_of_run:build"})), "--dry-run")
+    assert result.code == 2 and not ran.exists()
+    assert f"{module}.py" in result.message() and "rename the file beside the spec" in result.message()
+
+
+@pytest.mark.parametrize("name", ["code", "calendar", "wave"])
+def test_a_module_with_an_installed_name_is_refused(name: str, tmp_path: Path) -> None:
+    written(tmp_path, {f"{name}.py": BUILD})
+    result = console(tmp_path, "run", write_spec(tmp_path, tiny(model={"name": f"{name}:build"})), "--dry-run")
+    assert result.code == 2 and f"rename {tmp_path / name}.py" in result.message()
