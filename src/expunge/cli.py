@@ -301,7 +301,7 @@ def clean(out: Path, yes: bool, json_: bool) -> None:
     if json_:
         _print_json(counts)
     else:
-        click.echo(as_text(counts))
+        say(as_text(counts))
 
 
 @cli.command()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.base.errors import ExpungeError, SpecError
-from expunge.base.manifest import ENVIRONMENT, SPEC, read_json, read_manifest
+from expunge.base.manifest import SPEC, read_environment, read_manifest
 from expunge.base.record import canonical
 from expunge.pipeline.input_files import without_places
 from expunge.pipeline.plan import Plan
@@ -53,7 +53,8 @@ def replaced(root: Path, plan: Plan) -> str | None:
     Input files are compared by their contents: the same spec with other data replaces the record, too.
     """
     try:
-        manifest, environment = read_manifest(root), read_json(root, ENVIRONMENT)
+        manifest = read_manifest(root)
+        environment = read_environment(root, manifest)
     except ExpungeError:
         return None
     before = {(s.kind, s.model, s.seed, s.attack, s.part): s.key for s in manifest.stages}
@@ -61,7 +62,7 @@ def replaced(root: Path, plan: Plan) -> str | None:
     other = [stage for stage, key in before.items() if after.get(stage, key) != key]
     if not other:
         return None
-    inputs = environment.get("inputs") if isinstance(environment, dict) else None
+    inputs = environment.get("inputs")
     digests = plan.inputs.digests()
     places = [place for place in digests if isinstance(inputs, dict) and inputs.get(place, "") != digests[place]]
     reason = f"other contents of {' and '.join(places)}" if places else "other settings, code or versions"
