@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,9 @@ def collect(source: Any, *, where: str) -> Collected:
     """
     source = _opened(source, where)
     if _is_pair(source):
-        return _collected(_array(source[0], "input", where), _array(source[1], "target", where), where)
+        inputs, targets = _array(source[0], "input", where), _array(source[1], "target", where)
+        _require_aligned(inputs, targets, where)
+        return Collected(inputs, targets, TensorDataset(inputs, targets))
     if _is_map_style(source) and not _is_batches(source, where):
         _say_notes(source, where)
         pairs = [pair(source[i], where, i) for i in range(len(source))]
@@ -71,10 +73,12 @@ def collect(source: Any, *, where: str) -> Collected:
         if not batches or pair(batches[0], where, 0)[1].ndim == 0:
             return collect(batches, where=where)
         _say_notes(batches, where)
-        inputs, targets = _joined(torch.cat, [pair(batch, where, i) for i, batch in enumerate(batches)], where)
+        pairs = [pair(batch, where, i) for i, batch in enumerate(batches)]
+        for batch_inputs, batch_targets in pairs:
+            _require_aligned(batch_inputs, batch_targets, where)
+        inputs, targets = _joined(torch.cat, pairs, where)
         rows: Any = [row for batch in batches if isinstance(batch, Mapping) for row in _rows(batch)]
-        collected = _collected(inputs, targets, where)
-        return replace(collected, items=rows) if rows else collected
+        return Collected(inputs, targets, rows or TensorDataset(inputs, targets))
     raise SpecError(f"found {type(source).__name__}", where=where, allowed=ALLOWED)
 
 
@@ -174,14 +178,13 @@ def _array(values: Any, what: str, where: str) -> Tensor:
     return tensor.to(torch.get_default_dtype()) if double else tensor
 
 
-def _collected(inputs: Tensor, targets: Tensor, where: str) -> Collected:
+def _require_aligned(inputs: Tensor, targets: Tensor, where: str) -> None:
     if inputs.ndim == 0 or targets.ndim == 0 or len(inputs) != len(targets):
         raise SpecError(
             f"inputs have shape {list(inputs.shape)} and targets {list(targets.shape)}",
             where=where,
             allowed="as many targets as inputs",
         )
-    return Collected(inputs, targets, TensorDataset(inputs, targets))
 
 
 def _is_batches(source: Any, where: str) -> bool:
