@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 from headless import Open, browse
+from msgspec.structs import replace
 
+from expunge.base.manifest import read_manifest, write_manifest
+from expunge.base.record import file_digest
 from expunge.base.spec import parse
 from expunge.pipeline.run import run
 from expunge.reporting.compare import Pair
@@ -55,8 +58,22 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for path in (bare / "models").iterdir():
         path.unlink()
     give_texts(bare / "examples" / "s0.json")
+    manifest = read_manifest(bare)
+    stages = tuple(
+        replace(
+            stage, files={name: replace(file, sha256=_digest(bare / file.path)) for name, file in stage.files.items()}
+        )
+        for stage in manifest.stages
+    )
+    write_manifest(
+        bare, replace(manifest, stages=stages, files=manifest.files | {"spec.json": _digest(bare / "spec.json")})
+    )
     compared = write_comparison(Pair.open(first, second), folder / "compare.html")
     return {"report": write_report(first), "notebook": write_report(bare), "compare": compared}
+
+
+def _digest(path: Path) -> str:
+    return file_digest(path) if path.is_file() else ""
 
 
 def give_texts(path: Path) -> None:

@@ -176,8 +176,9 @@ def _check(plan: Plan) -> None:
         require_text_model(model, plan.data.objective, plan.data.inputs, plan.data.targets)
     few = plan.data.train[: min(EXAMPLES, evaluation_size(plan.data))]
     first_pass(model, plan.data.objective, plan.data.batch(few))
-    several = torch.stack([plan.data.train[0], plan.data.train[-1], plan.data.test[0]])
-    refuse_mixing(model, plan.data.objective, plan.data, several)
+    if len(plan.data.test):  # a problem without a test set is refused when it is made
+        several = torch.stack([plan.data.train[0], plan.data.train[-1], plan.data.test[0]])
+        refuse_mixing(model, plan.data.objective, plan.data, several)
     for kind, parts in (("method", plan.methods), ("attack", plan.attacks), ("audit", plan.audits)):
         for label, part in parts.items():
             # Plain functions have no checks.
