@@ -123,9 +123,9 @@ def test_the_record_of_a_notebook_can_be_verified(own: Setting, tmp_path: Path) 
     assert verify(result.save(tmp_path / "run"))["verdicts"] == 1
     versions = json.loads((tmp_path / "run" / "manifest.json").read_text())["versions"]
     assert versions == {
-        "method": {"finetune": 1},
-        "attack": {"relearn": 1},
-        "audit": {"performance": 1, "loss": 1, "distance": 1},
+        "method": {"finetune": 2},
+        "attack": {"relearn": 2},
+        "audit": {"performance": 2, "loss": 1, "distance": 1},
     }
 
 

@@ -131,7 +131,7 @@ def test_what_does_not_fit_is_refused(make: object, told: str) -> None:
 
 def _text() -> Data:
     tokens = torch.randint(0, 5, (8, 6), generator=torch.Generator().manual_seed(0))
-    return Data(tokens, tokens.clone(), torch.arange(6), torch.arange(6, 8), tuple("abcde"))
+    return Data(tokens, tokens.flip(1), torch.arange(6), torch.arange(6, 8), tuple("abcde"))
 
 
 def test_group_norm_takes_as_many_groups_as_divide_the_channels() -> None:

@@ -84,7 +84,7 @@ def test_frozen_parameters_and_other_layers_stay() -> None:
     model = gpt2()
     model.get_parameter("transformer.h.1.mlp.c_proj.bias").requires_grad_(False).data.fill_(7.0)
     before = copy.deepcopy(model.state_dict())
-    reinitialise(model, [layer for layer in layers(model) if layer.name.endswith("1.mlp.c_proj")], 0)
+    reinitialise(model, [layer for layer in layers(model) if layer.name.endswith("1.mlp.c_proj")], 5)
     changed = [name for name, tensor in model.state_dict().items() if not torch.equal(before[name], tensor)]
     assert changed == ["transformer.h.1.mlp.c_proj.weight"]
 

@@ -105,14 +105,20 @@ def test_wider_weights_and_ties_stay(capsys: pytest.CaptureFixture[str]) -> None
     assert wide[1].weight is wide[0].weight and wide[0].weight.dtype == torch.float32
 
 
-def trained_half(model: nn.Module, dataset: Any) -> None:
-    """A user's training that ends in half precision."""
+def trained(model: nn.Module, dataset: Any) -> None:
+    """A user's training that reads its data and moves a weight."""
+    assert len(list(dataset))
     with torch.no_grad():
         model.get_parameter("3.weight").add_(0.5)
+
+
+def trained_half(model: nn.Module, dataset: Any) -> None:
+    """A user's training that ends in half precision."""
+    trained(model, dataset)
     model.bfloat16()
 
 
-@pytest.mark.parametrize(("build", "train"), [(lambda: net().bfloat16(), lambda m, d: None), (net, trained_half)])
+@pytest.mark.parametrize(("build", "train"), [(lambda: net().bfloat16(), trained), (net, trained_half)])
 def test_references_are_in_single_precision_and_can_be_attacked(
     build: Callable[[], nn.Module], train: Callable[..., None]
 ) -> None:

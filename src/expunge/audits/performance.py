@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -38,6 +39,8 @@ MOST_UNSEEN = 2000
 @dataclass(frozen=True)
 class Performance(Audit):
     """Every metric of the objective, per split; always part of a run."""
+
+    version: ClassVar[int] = 2
 
     retain: Count = 2000
     """Retain examples to score, a fixed random part."""

@@ -77,7 +77,7 @@ def storage_error(error: OSError, path: Path) -> RunError:
         errno.EROFS: ("the file system is read-only", "choose another folder with --out"),
         errno.ENOTDIR: ("a file is in the way of the folder", "choose another folder with --out"),
         errno.EEXIST: ("a file is in the way of the folder", "choose another folder with --out"),
-        errno.EISDIR: ("a folder is in the way of the file", "move it away"),
+        errno.EISDIR: ("a folder is in the way of the file", "check the path, and move the folder away"),
     }
     finding, remedy = remedies.get(error.errno or 0, (f"cannot write ({error.strerror or error})", "check the path"))
     return RunError(finding, where=str(path), remedy=remedy)
