@@ -8,6 +8,7 @@ block the reader.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import stat
@@ -141,8 +142,7 @@ def require_file(path: Path, *, where: str) -> None:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
             raise SpecError(f"{path} is {_kind(mode)}", where=where, allowed="a file", remedy="check the path")
-        with open(path, "rb"):
-            pass
+        _require_access(path)
 
 
 def refuse_unreadable(path: Path, *, where: str) -> None:
@@ -155,7 +155,13 @@ def refuse_unreadable(path: Path, *, where: str) -> None:
     """
     with _given(path, where), contextlib.suppress(FileNotFoundError, NotADirectoryError):
         if stat.S_ISREG(path.stat().st_mode):
-            path.open("rb").close()
+            _require_access(path)
+
+
+def _require_access(path: Path) -> None:
+    """Ask for the permission without opening the file: a large one may be on a slow disk."""
+    if not os.access(path, os.R_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 @contextmanager

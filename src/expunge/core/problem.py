@@ -127,7 +127,19 @@ def _content(data: Data, index: int) -> bytes:
     return b"".join(part.view(torch.uint8).numpy().tobytes() for part in parts)
 
 
+def require_examples(data: Data) -> None:
+    """Refuse data without training examples, or without test examples.
+
+    Raises:
+        SpecError: A set is empty.
+    """
+    for name, ids in (("training", data.train), ("test", data.test)):
+        if len(ids) == 0:
+            raise SpecError(f"the {name} set is empty", where="data", remedy=_WHEN_EMPTY[name])
+
+
 _WHEN_EMPTY = {
+    "training": "give the data training examples",
     "forget": "name at least one example to forget",
     "retain": "forget fewer examples: no training data would be left",
     "test": "give the data a test set: utility cannot be measured without one",

@@ -19,7 +19,7 @@ from expunge.core.copies import say_copies
 from expunge.core.first_pass import EXAMPLES, first_pass
 from expunge.core.method import Method
 from expunge.core.own_training import require_independent
-from expunge.core.problem import require_unretained
+from expunge.core.problem import require_examples, require_unretained
 from expunge.core.refusals import refuse_mixing, refuse_model, refuse_unmet, unmet_needs
 from expunge.core.size import built, refuse_too_large
 from expunge.core.texts import require_text_model
@@ -155,6 +155,7 @@ def costs(plan: Plan, store: Store) -> dict[str, dict[str, float]]:
 
 def _check(plan: Plan) -> None:
     """Refuse, before training, what would fail after it; checks the first seed's problem if that is cheap to make."""
+    require_examples(plan.data)
     if not plan.spec.names_code:  # the user's code is not run more often than needed
         refuse_too_large(plan.architecture, plan.data, where="model")
     fresh = built(lambda: plan.recipe(plan.data).build(0), where="model")
