@@ -158,7 +158,6 @@ def bare_texts(**changes: Any) -> Data:
     [
         lambda: bare_texts(objective=LanguageModelling(vocabulary=24)),
         lambda: bare_texts().judged_by(LanguageModelling(vocabulary=24)),
-        lambda: bare_texts(labels=tuple(map(str, range(24)))),
         lambda: replace(bare_texts(objective=LanguageModelling(vocabulary=24)), groups=torch.arange(12)),
     ],
 )
@@ -209,7 +208,7 @@ def test_nothing_is_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         HF(path=str(tmp_path))(IMAGES)
 
 
-@pytest.mark.parametrize("name", ["./nowhere", "../nowhere", "models/nowhere", "a/b/nowhere", "nowhere/", "~/nowhere"])
+@pytest.mark.parametrize("name", ["./nowhere", "../nowhere", "models/nowhere", ".models/nowhere"])
 def test_a_missing_folder_is_not_offered_as_a_download(tmp_path: Path, name: str) -> None:
     """`models` is a folder beside the spec, so what is missing in it is a folder, too."""
     (tmp_path / "models").mkdir()

@@ -96,7 +96,7 @@ def problem() -> Problem:
 
 
 @pytest.mark.parametrize("method", [BadTeacher(epochs=1), EUk(epochs=1), EUk(epochs=1, k=30)], ids=str)
-@pytest.mark.parametrize("name", ["GPT-2", "Llama", "GPT-NeoX", "wrapped"])
+@pytest.mark.parametrize("name", ["GPT-2", "GPT-2 without ties", "Llama", "wrapped"])
 def test_methods_with_fresh_layers_run_on_language_models(name: str, method: BadTeacher | EUk) -> None:
     model = MODELS[name]().eval()
     done = method(model, problem(), None, 0)
