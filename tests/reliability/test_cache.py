@@ -145,7 +145,7 @@ def in_place_of(path: Path, kind: str) -> None:
     elif kind == "pipe":
         os.mkfifo(path)
     elif kind == "link":
-        path.symlink_to("/dev/zero")
+        path.symlink_to(path.with_name("stage.json"))
     elif kind == "file":
         path.write_text("mine")
 
