@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from expunge.base.manifest import FileRecord, Manifest, StageRecord
+from expunge.base.record import file_digest
 from expunge.evidence.scores import Role, Scores, dumps
 from expunge.evidence.table import read_table
 
@@ -17,7 +18,7 @@ def entry(root: Path, model: str, part: str, metric: str, role: Role) -> StageRe
     name = f"{model}-{part}.safetensors"
     scores = Scores(metric, "forget", values, np.arange(3), role, "share", "reference", required=metric == "accuracy")
     (root / name).write_bytes(dumps([scores]))
-    files = {"scores": FileRecord(name, "")}
+    files = {"scores": FileRecord(name, file_digest(root / name))}
     facts = {"model": model, "seed": 0, "attack": None, "part": part, "key": None, "gradients": 0, "seconds": 0.0}
     return StageRecord(kind="audit", files=files, **facts)
 
