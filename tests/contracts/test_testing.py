@@ -403,7 +403,7 @@ WRONG_METHODS = {
     CastsToSingle: "device and dtype are kept",
     Wraps: "can be stored",
     Nests: "the same parameters",
-    Renames: "can be stored",
+    Renames: "ties are kept",
     UsesRecipe: "runs",
     OnlyClasses: "runs",
     RunsAnyway: "needs",
