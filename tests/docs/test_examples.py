@@ -46,7 +46,7 @@ def test_hf_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 def test_hf_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("transformers")
-    assert "recitation on forget" in run("hf_text", tmp_path, monkeypatch, capsys)
+    assert "accuracy on forget" in run("hf_text", tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
