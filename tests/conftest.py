@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import sys
+import tempfile
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -17,3 +20,13 @@ def _same_start() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def own_modules_are_forgotten() -> Iterator[None]:
+    """A process imports a name once, and specs of several tests name modules of their own alike."""
+    yield
+    temporary = tempfile.gettempdir()
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None) or "").startswith(temporary):
+            del sys.modules[name]

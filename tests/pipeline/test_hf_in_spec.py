@@ -192,7 +192,7 @@ UNFIT = {
         lambda path: path.mkdir(),
         "holds no config.json; allowed: a folder that save_pretrained wrote",
     ),
-    "nothing": (lambda path: None, "there is no file or folder"),
+    "nothing": (lambda path: None, "cannot read"),
 }
 
 

@@ -36,6 +36,8 @@ class _Facts(msgspec.Struct):
     gradients: int
     seconds: float
     files: dict[_Name, _Digest]
+    changed: bool | None = None
+    """Whether a method changed any weight; none for other stages."""
 
 
 @dataclass(frozen=True)
