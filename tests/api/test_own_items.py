@@ -248,12 +248,11 @@ class Stream(IterableDataset[Any]):
         ({"x": X[:12], "y": Y[:12]}, "found dict"),
         (iter([(X[:5], Y[:4]), (X[5:9], Y[4:9])]), r"inputs have shape \[5, 1, 6, 8\] and targets \[4\]"),
         ((X[:12].long() + 5, Y[:12]), r"a forward pass on inputs \[2, 1, 6, 8\] torch.int64 failed"),
-        ((torch.rand(12, 5, 6, 8), Y[:12]), "inputs have shapes"),
         ([(Image.new("I;16", (8, 6)), 1)] * 3, "of mode I;16, whose scale is not known"),
     ],
     ids=[
         "array of text", "text in items", "text in dicts", "paths", "nothing", "two inputs", "frame", "two frames",
-        "frames in items", "stream", "batches of other sizes", "whole numbers", "other channels", "sixteen bits",
+        "frames in items", "stream", "dict of tensors", "batches of other sizes", "whole numbers", "sixteen bits",
     ],
 )  # fmt: skip
 def test_what_has_no_one_meaning_is_refused_with_a_remedy(source: Any, message: str) -> None:
@@ -334,10 +333,8 @@ def test_a_random_data_set_is_read_alike_in_two_cases_of_one_seed(
 
 def test_a_function_as_method_draws_the_same_numbers_twice() -> None:
     case = expunge.case(conv(), **PARTS)
-    first, second = (expunge.unlearn(case, f"{__name__}:drawing") for _ in "12")
-    torch.rand(3), np.random.rand(3)
-    third = expunge.unlearn(case, f"{__name__}:drawing")
-    weights = [done.model[0].bias.tolist() for done in (first, second, third)]  # type: ignore[index]
+    # Read at once: the three results must not be one model that was changed three times.
+    weights = [expunge.unlearn(case, f"{__name__}:drawing").model[0].bias.tolist() for _ in "123"]  # type: ignore[index]
     assert weights[0] == weights[1] == weights[2]
 
 

@@ -78,7 +78,6 @@ def refused(table: Table, folder: Path, *words: str) -> None:
         ("kept", ("shares memory with that of an earlier call", "1.weight")),
         ("body", ("shares memory with that of an earlier call", "1.weight")),
         ("parallel", ("shares memory with that of an earlier call", "module.1.weight")),
-        ("pair", ("the model returns a tuple of 2 values", "output = ")),
         ("probabilities", ("its outputs are probabilities", "log_softmax")),
         ("failing", ("a forward pass on inputs [8, 1, 8, 8] torch.float32 failed", "RuntimeError")),
         ("expanded", ("elements of scale share memory", "clone()")),
@@ -87,6 +86,10 @@ def refused(table: Table, folder: Path, *words: str) -> None:
 def test_a_model_of_ones_own_is_tried_before_training(folder: Path, model: str, words: tuple[str, ...]) -> None:
     refused(tiny(model={"name": f"their_code:{model}"}), folder, *words)
     assert not list((folder / "runs" / "cache").glob("*")) if (folder / "runs" / "cache").exists() else True
+
+
+def test_a_model_with_two_outputs_is_told_how_to_name_one(folder: Path) -> None:
+    refused(tiny(model={"name": "their_code:pair"}), folder, "the model returns a tuple of 2 values", "output = ")
 
 
 @pytest.mark.parametrize(
