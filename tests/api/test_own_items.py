@@ -245,14 +245,13 @@ class Stream(IterableDataset[Any]):
         ((Frame(), Frame()), "found a Frame"),
         ([(Frame(), 1)], "found a Frame"),
         (Stream(), r"Stream is a stream.*list\(dataset\)"),
-        ({"x": X[:12], "y": Y[:12]}, "found dict"),
         (iter([(X[:5], Y[:4]), (X[5:9], Y[4:9])]), r"inputs have shape \[5, 1, 6, 8\] and targets \[4\]"),
         ((X[:12].long() + 5, Y[:12]), r"a forward pass on inputs \[2, 1, 6, 8\] torch.int64 failed"),
         ([(Image.new("I;16", (8, 6)), 1)] * 3, "of mode I;16, whose scale is not known"),
     ],
     ids=[
         "array of text", "text in items", "text in dicts", "paths", "nothing", "two inputs", "frame", "two frames",
-        "frames in items", "stream", "dict of tensors", "batches of other sizes", "whole numbers", "sixteen bits",
+        "frames in items", "stream", "batches of other sizes", "whole numbers", "sixteen bits",
     ],
 )  # fmt: skip
 def test_what_has_no_one_meaning_is_refused_with_a_remedy(source: Any, message: str) -> None:
