@@ -90,7 +90,7 @@ def accused(found: list[Verdict], *flags: str) -> int:
 
 
 SEEDS = [3, 6, 10, 20]
-TRIALS = 60
+TRIALS = 40
 
 
 @pytest.mark.parametrize("seeds", SEEDS)
