@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import expunge
 from expunge.base.errors import SpecError
-from expunge.base.record import Store
+from expunge.base.store import Store
 from expunge.base.spec import parse
 from expunge.core import checkpoint
 from expunge.core.method import Method

@@ -27,9 +27,9 @@ from torch.nn import functional as F
 
 from expunge.attacks._unexposed import edited
 from expunge.base.part import Natural
-from expunge.blocks._hidden import is_transposed
 from expunge.core.case import Attacked, Case
 from expunge.core.contracts import Attack
+from expunge.core.modules import is_transposed
 from expunge.numerics.real import as_real, is_continuous
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from expunge.core.modules import is_transposed
+
 _LINEAR, _CONVOLUTIONS = (nn.Linear,), (nn.Conv1d, nn.Conv2d)
 _CHANNEL_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm1d, nn.InstanceNorm2d)
 """Norms that treat each channel separately."""
@@ -89,11 +91,6 @@ def hidden_layers(model: nn.Module) -> tuple[list[Hidden], dict[str, str]]:
         else:
             pairs.append(Hidden((path,), (writer,), tuple(norms), reader[1], outputs_of(writer)))
     return pairs, refusals
-
-
-def is_transposed(layer: nn.Module) -> bool:
-    """Whether the layer is a Hugging Face `Conv1D`: a linear layer whose weight is `[inputs, outputs]`."""
-    return type(layer).__name__ == "Conv1D" and type(layer).__module__.startswith("transformers.")
 
 
 def outputs_of(layer: Any) -> int:

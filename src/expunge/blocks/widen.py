@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from expunge.base.errors import MissingError, SpecError
 from expunge.base.part import Positive
-from expunge.blocks._hidden import Hidden, hidden_layers, inputs_of, is_transposed
+from expunge.blocks._hidden import Hidden, hidden_layers, inputs_of
 from expunge.core.contracts import Block
+from expunge.core.modules import is_transposed
 
 Run = Callable[[nn.Module], Tensor]
 """A function from a model to its outputs on a fixed batch."""

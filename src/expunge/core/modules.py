@@ -185,6 +185,11 @@ def _bits(tensor: Tensor) -> bytes:
     return sha.digest()
 
 
+def is_transposed(layer: nn.Module) -> bool:
+    """Whether the layer is a Hugging Face `Conv1D`: a linear layer whose weight is `[inputs, outputs]`."""
+    return type(layer).__name__ == "Conv1D" and type(layer).__module__.startswith("transformers.")
+
+
 def tensors(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name; a tied one occurs once."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}

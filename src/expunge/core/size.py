@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from expunge.base.errors import ExpungeError, SpecError
+from expunge.base.errors import SpecError
 from expunge.core.seeding import forked
 
 
@@ -29,9 +29,7 @@ def refuse_too_large(architecture: Any, data: Any, where: str) -> None:
     try:
         with forked(0), torch.device("meta"):
             module = architecture(data)
-    except ExpungeError:
-        raise
-    except Exception:  # not every model can be built without memory
+    except Exception:  # not every model can be built without memory; what is wrong shows when it is built with it
         return
     tensors = [*module.parameters(), *module.buffers()]
     needed, present = sum(tensor.numel() * tensor.element_size() for tensor in tensors), memory()

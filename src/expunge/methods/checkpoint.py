@@ -18,9 +18,9 @@ from torch import nn
 
 from expunge.base.reading import require_file
 from expunge.core import checkpoint
+from expunge.core.hf_folder import load_folder
 from expunge.core.job import Job
 from expunge.core.method import Method
-from expunge.models._hf_folder import load_folder
 
 WHERE = "path"
 

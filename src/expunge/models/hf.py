@@ -23,8 +23,7 @@ from expunge.base.errors import SpecError
 from expunge.base.inputs import input_digest
 from expunge.core.contracts import Architecture
 from expunge.core.data import Data
-from expunge.core.texts import not_causal, refuse_length
-from expunge.models._hf_folder import (
+from expunge.core.hf_folder import (
     CONFIG,
     NAME,
     config_of,
@@ -36,6 +35,7 @@ from expunge.models._hf_folder import (
     quietly,
     transformers_library,
 )
+from expunge.core.texts import not_causal, refuse_length
 from expunge.models._images import image_shape
 
 

@@ -24,6 +24,11 @@ ASIDE = re.compile(r"_.*|.*drop.*|.*dtype|.*token_id|transformers_version|archit
 
 
 def transformers_library() -> Any:
+    """The package transformers.
+
+    Raises:
+        MissingError: It is not installed.
+    """
     try:
         import transformers
     except ImportError:
@@ -124,6 +129,7 @@ def _facts(config: Any) -> dict[str, Any]:
 
 
 def config_of(folder: Path, name: str, where: str) -> Any:
+    """The folder's configuration; `name` and `where` are for messages."""
     from_pretrained = transformers_library().AutoConfig.from_pretrained
     return quietly(where, name, lambda: from_pretrained(folder, local_files_only=True, trust_remote_code=False))
 
@@ -155,6 +161,7 @@ def loaded(family: Any, config: Any, name: str, where: str) -> tuple[nn.Module, 
 
 
 def incomplete(where: str, name: str, lacking: list[str]) -> SpecError:
+    """The error for a folder that lacks tensors of the model."""
     more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
     return SpecError(
         f"{name} lacks {lacking[0]}{more}, or holds it in another size",
