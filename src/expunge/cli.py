@@ -367,6 +367,7 @@ def main() -> None:
 
 def _finish(spec: Any, out: Path, workers: int | None, json_: bool) -> None:
     """Run to the end and print the result; check gates last, so that the record is complete when one fails."""
+    from expunge.base.record import locked
     from expunge.pipeline.run import check_gates, default_workers
     from expunge.pipeline.run import run as run_spec
     from expunge.reporting.page import write_report
@@ -374,7 +375,8 @@ def _finish(spec: Any, out: Path, workers: int | None, json_: bool) -> None:
     from expunge.reporting.text import costs_table, verdict_table
 
     outcome = run_spec(spec, out, workers=workers or default_workers(), progress=Progress())
-    page = write_report(outcome.folder)
+    with locked(outcome.folder):  # another run of this spec may be writing its record
+        page = write_report(outcome.folder)
     if json_:
         _print_json(outcome.as_json())
     else:
