@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import expunge
 from expunge.base.errors import SpecError
-from expunge.base.store import Store
 from expunge.base.spec import parse
+from expunge.base.store import Store
 from expunge.core import checkpoint
 from expunge.core.method import Method
 from expunge.core.problem import Problem
