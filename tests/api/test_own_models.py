@@ -46,11 +46,17 @@ def full() -> Any:
 
 
 @pytest.fixture(scope="module")
-def model() -> nn.Module:
+def trained() -> nn.Module:
     torch.manual_seed(0)
     made = build()
     train(made, full())
     return made
+
+
+@pytest.fixture
+def model(trained: nn.Module) -> nn.Module:
+    """A copy for each test: DataParallel moves the model that it wraps to a device, if there is one."""
+    return copy.deepcopy(trained)
 
 
 KEPT = build()
