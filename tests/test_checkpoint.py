@@ -178,7 +178,7 @@ def prefixed(prefix: str) -> dict[str, torch.Tensor]:
         (lambda: saved(net(seed=3).state_dict(), _use_new_zipfile_serialization=False), ""),
         (lambda: saved({"epoch": 3, "model_state_dict": net(seed=3).state_dict(), "loss": 0.5}), ""),
         (lambda: saved({"state_dict": prefixed("model.")}), "the prefix 'model.' is removed"),
-        (lambda: saved(nn.DataParallel(net(seed=3)).state_dict()), "the prefix 'module.' is removed"),
+        (lambda: saved(nn.ModuleDict({"module": net(seed=3)}).state_dict()), "the prefix 'module.' is removed"),
         (lambda: saved(prefixed("module._orig_mod.")), "the prefix 'module._orig_mod.' is removed"),
         (lambda: save_bytes(prefixed("_orig_mod.")), "the prefix '_orig_mod.' is removed"),
         (lambda: saved(net(seed=3).double().state_dict()), "stored as float64 and used as float32"),

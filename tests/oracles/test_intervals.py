@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -228,14 +229,14 @@ def test_scores_survive_their_file_bit_by_bit(entries: list[tuple[list[float], i
     ]
 
 
-def test_a_damaged_file_names_itself(tmp_path: object) -> None:
-    path = tmp_path / "scores.safetensors"  # type: ignore[operator]
-    (path).write_bytes(dumps([scores([1.0, 0.0])]))
-    assert load(path)[0].estimate() == scores([1.0, 0.0]).estimate()
+def test_a_damaged_file_names_itself(tmp_path: Path) -> None:
+    path = tmp_path / "scores.safetensors"
+    path.write_bytes(dumps([scores([1.0, 0.0])]))
+    assert load(tmp_path, path.name)[0].estimate() == scores([1.0, 0.0]).estimate()
     for broken in (b"", b"\xff" * 40, path.read_bytes()[:-8]):
         path.write_bytes(broken)
         with pytest.raises(RunError, match=r"scores\.safetensors.*run again"):
-            load(path)
+            load(tmp_path, path.name)
 
 
 @pytest.mark.parametrize(
