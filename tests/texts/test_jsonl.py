@@ -151,6 +151,16 @@ def test_groups_join_the_users_groups_documents_and_copies(tmp_path: Path) -> No
     assert copies_in(Given()(data, 0, {})) == ["forget: 4 examples belong to 3 groups, which count as 3 in intervals"]
 
 
+def test_documents_that_end_alike_are_no_relatives(tmp_path: Path) -> None:
+    end = " It was the end of the day in Rome."
+    forget = [{"text": f"{name} walked{end}"} for name in ("Annabel", "Christopher", "Bernadette")]
+    copied = [*forget, forget[1]]
+    data = loaded(tmp_path, {"forget": copied}, context=4)
+    rows = [tuple(row.tolist()) for row in data.inputs[data.forget]]
+    assert len(set(rows)) < len(rows) - rows.count(rows[-1]) + 1  # some chunks are alike
+    assert len(data.group_of(data.forget).unique()) == 3
+
+
 def test_copies_in_other_sets_are_said_and_a_forget_set_that_is_retained_is_refused(tmp_path: Path) -> None:
     retain, test = [question(i) for i in range(3, 12)], [question(0), *(question(i) for i in range(20, 24))]
     notes = copies_in(Given()(loaded(tmp_path, {"retain": retain, "test": test}), 0, {}))

@@ -64,6 +64,8 @@ class Fields:
     text: str = "text"
     messages: str = "messages"
     group: str | None = None
+    ask: str = "{}"
+    """What a prompt becomes, before the template."""
     before: str = ""
     """Text before the prompt."""
     between: str = " "
@@ -89,6 +91,7 @@ class Fields:
         if self.text in row and self.prompt not in row and self.answer not in row:
             return Text(place, answer=field_of(row, self.text, "text"), group=group)
         prompt, answer = field_of(row, self.prompt, "prompt"), field_of(row, self.answer, "answer")
+        prompt = self.ask.replace("{}", prompt)
         if self.chat:
             turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
             return Text(place, messages=turns, group=group)
@@ -181,7 +184,7 @@ class Sets:
                 with placed(text.place, f"data.{name}"):
                     pieces = text.encoded(tokenizer, context)
                 examples += pieces
-                owners += [_keys(text, (name, number), piece) for piece in pieces]
+                owners += [_keys(text, (name, number), pieces)] * len(pieces)
             ids[name] = torch.arange(first, len(examples))
         inputs, targets, lengths = padded(examples, tokenizer.pad)
         return Data(
@@ -215,10 +218,13 @@ def padded(examples: Sequence[Encoded], pad: int) -> tuple[Tensor, Tensor, Tenso
     return inputs, targets, lengths
 
 
-def _keys(text: Text, own: Hashable, example: Encoded) -> list[Hashable]:
-    """What an example has in common with others of its group: its document, the user's group, or all of its tokens."""
+def _keys(text: Text, own: Hashable, pieces: Sequence[Encoded]) -> list[Hashable]:
+    """What a text has in common with others of its group: itself, the user's group, or all of its tokens.
+
+    Single chunks are not compared: many documents end in the same few tokens.
+    """
     shared = [] if text.group is None else [("group", text.group)]
-    return [("text", own), *shared, ("copy", tuple(example.ids))]
+    return [("text", own), *shared, ("copy", tuple(tuple(piece.ids) for piece in pieces))]
 
 
 def grouped(keys: Iterable[Sequence[Hashable]]) -> Tensor | None:

