@@ -15,6 +15,7 @@ from expunge.core.collect import Collected, ItemInputs, items_of
 from expunge.core.copies import groups_of_copies, row_digests
 from expunge.core.data import Batch, Data
 from expunge.core.first_pass import copied, guarded
+from expunge.core.items import padded
 from expunge.core.lazy import LazyInputs
 from expunge.core.objective import CLASSES, TOKENS, Objective, inferred
 from expunge.core.texts import refuse_shifted, require_text_model
@@ -35,6 +36,7 @@ def pooled(
     Raises:
         SpecError: The parts do not fit each other or the model, or no objective can be inferred.
     """
+    parts = _of_one_length(parts)
     inputs, digests = _inputs_of(list(parts.values()), workers)
     targets = _cat([part.targets for part in parts.values()], "targets")
     if objective is None and inferred(inputs, targets) is None and targets.shape[1:] == (1,):
@@ -58,6 +60,15 @@ def pooled(
         batch, inputs = batch._replace(inputs=conversion.apply(batch.inputs)), _converted(inputs, conversion)
     groups, labels = groups_of_copies(digests), _labels(model, batch, chosen)
     return Data(inputs, targets, train, ids["test"], labels, groups, objective=chosen), ids
+
+
+def _of_one_length(parts: Mapping[str, Collected]) -> dict[str, Collected]:
+    """The parts, texts padded on the right to the longest of all parts."""
+    texts = [(part.inputs, part.targets) for part in parts.values() if part.inputs is not None]
+    if len(texts) < len(parts):
+        return dict(parts)
+    named = zip(parts.items(), padded(texts), strict=True)
+    return {name: replace(part, inputs=inputs, targets=targets) for (name, part), (inputs, targets) in named}
 
 
 def _converted(inputs: Tensor | LazyInputs, conversion: Conversion) -> Tensor | LazyInputs:

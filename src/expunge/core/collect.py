@@ -13,7 +13,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
 
 from expunge.base.errors import SpecError
 from expunge.core.copies import row_digests
-from expunge.core.items import NUMBER_CLASSES, frame_error, items_of_columns, notes, pair, tensor_of
+from expunge.core.items import NUMBER_CLASSES, frame_error, items_of_columns, notes, padded, pair, tensor_of
 from expunge.core.loaders import dataset_of
 from expunge.reporting.progress import Progress
 
@@ -43,7 +43,8 @@ def collect(source: Any, *, where: str) -> Collected:
             become tensors. An iterable of batches of the same; a list holds batches if its targets have one dimension
             more than those of single items. A `DataLoader` stands for its data set, and must give each example once.
             Dicts hold an input under one of `items.INPUTS` and a target under one of `items.TARGETS`. Token ids without
-            labels are their own labels. Labels of tokens are shifted to the next token here. One dict of
+            labels are their own labels. Labels of tokens are shifted to the next token here. Texts of different lengths
+            are padded on the right. One dict of
             columns `[n, ...]`, as a tokenizer returns, is a data set of `n` items.
         where: Name of the argument, for messages.
 
@@ -214,6 +215,7 @@ def _changes(source: Any, pairs: Sequence[tuple[Tensor, Tensor]], where: str) ->
 
 
 def _joined(how: Any, pairs: Sequence[tuple[Tensor, Tensor]], where: str) -> tuple[Tensor, Tensor]:
+    pairs = padded(pairs)
     return _join(how, [inputs for inputs, _ in pairs], where), _join(how, [target for _, target in pairs], where)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Number
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from expunge.base.errors import SpecError
 from expunge.core.objective import IGNORE
@@ -142,14 +143,17 @@ def _from_mapping(item: Mapping[str, Any], where: str, index: int) -> tuple[Tens
         raise SpecError(f"item {index} has keys {sorted(item)}", where=where, allowed=f"one of {', '.join(INPUTS)}")
     inputs = tensor_of(item[name], "input", where, index)
     if name == "input_ids":
-        return inputs, _next_tokens(inputs, item, label, where, index)
+        return _text(inputs, item, label, where, index)
     if label is None:
         raise SpecError(f"item {index} has keys {sorted(item)}", where=where, allowed=f"one of {', '.join(TARGETS)}")
     return inputs, tensor_of(item[label], "target", where, index)
 
 
-def _next_tokens(tokens: Tensor, item: Mapping[str, Any], label: str | None, where: str, index: int) -> Tensor:
-    """Targets aligned with the logits: position t predicts token t + 1; padding and the last position have none."""
+def _text(tokens: Tensor, item: Mapping[str, Any], label: str | None, where: str, index: int) -> tuple[Tensor, Tensor]:
+    """Tokens, and targets aligned with the logits: position t predicts token t + 1; padding and the last have none.
+
+    Padding becomes token 0, by which copies that were padded to different lengths are recognised.
+    """
     labels = tensor_of(item[label], "target", where, index) if label else tokens
     mask = torch.as_tensor(item.get("attention_mask", torch.ones_like(tokens))).bool()
     if labels.shape != tokens.shape:  # a class per sequence
@@ -160,11 +164,25 @@ def _next_tokens(tokens: Tensor, item: Mapping[str, Any], label: str | None, whe
                 allowed="sequences without padding, if each has one class",
                 remedy="wrap the model so that it recognises padding by its token, and leave attention_mask out",
             )
-        return labels
+        return tokens, labels
     if not mask[..., 0].all():
         raise SpecError(f"item {index} is padded on the left", where=where, allowed="padding on the right")
     decided = torch.where(mask, labels, IGNORE)
-    return torch.cat([decided[..., 1:], torch.full_like(decided[..., :1], IGNORE)], dim=-1)
+    targets = torch.cat([decided[..., 1:], torch.full_like(decided[..., :1], IGNORE)], dim=-1)
+    return torch.where(mask, tokens, 0), targets
+
+
+def padded(texts: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """Inputs and targets of texts `[..., t]`, padded on the right to one length: by token 0, and by no decision.
+
+    Anything else is returned as it is, such as images and masks: inputs that are not int64, or shapes that differ.
+    """
+    tokens = all(i.shape == t.shape and i.ndim > 0 and i.dtype == torch.int64 for i, t in texts)
+    width = max((i.shape[-1] for i, _ in texts), default=0) if tokens else 0
+    if not tokens or all(i.shape[-1] == width for i, _ in texts):
+        return list(texts)
+    missing = [(0, width - i.shape[-1]) for i, _ in texts]
+    return [(F.pad(i, m), F.pad(t, m, value=IGNORE)) for (i, t), m in zip(texts, missing, strict=True)]
 
 
 def items_of_columns(columns: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
