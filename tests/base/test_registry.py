@@ -127,7 +127,15 @@ def test_a_function_that_takes_any_setting_gets_all(beside: Path) -> None:
 
 def test_a_function_needs_nothing_and_fits_everything(beside: Path) -> None:
     part = build("own_module:scale")
-    assert not part.measures and part.after_attack and not part.needs
+    assert not part.measures and part.after_attack and not part.needs and not part.trains and not part.control
+
+
+@pytest.mark.parametrize("fact", ["trains", "control"])
+@pytest.mark.parametrize(("value", "counts"), [(True, True), (False, False), ("yes", False), (1, False)])
+def test_a_function_of_an_attack_says_what_it_does(beside: Path, fact: str, value: object, counts: bool) -> None:
+    part = build("own_module:scale")
+    setattr(part.function, fact, value)
+    assert getattr(part, fact) is counts
 
 
 def test_a_class_is_a_part_like_those_that_are_there(beside: Path) -> None:

@@ -56,14 +56,23 @@ class FunctionPart(Part):
     It is called with the positional arguments of its kind's contract, and with the table's settings as keywords.
     """
 
-    # A function cannot declare facts as a class does; the pipeline uses these defaults.
+    # A function declares few facts, as its own attributes; for the others the pipeline uses these defaults.
     measures: ClassVar[bool] = False
     after_attack: ClassVar[bool] = True
-    control: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset()
     repeatable: ClassVar[bool] = True
     shadow_pairs: ClassVar[int] = 0
     predicts: ClassVar[Mapping[str, str]] = MappingProxyType({})
+
+    @property
+    def trains(self) -> bool:
+        """Of an attack: the function says `attack.trains = True`."""
+        return getattr(self.function, "trains", False) is True
+
+    @property
+    def control(self) -> bool:
+        """Of an attack: the function says `attack.control = True`."""
+        return getattr(self.function, "control", False) is True
 
     def repeats(self, data: Any) -> bool:
         """Of a diagnostic: it runs on every seed's original."""
