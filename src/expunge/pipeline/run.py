@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from expunge.pipeline.earlier import refuse_other, replaced
 from expunge.pipeline.executor import executor_of
 from expunge.pipeline.folder import RunFolder, file_name, spent
 from expunge.pipeline.forecast import StageForecast, forecast
+from expunge.pipeline.hand_over import Saved
 from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.schedule import run_stages
 from expunge.reporting.progress import Progress
@@ -53,6 +55,8 @@ class RunResult:
     """Kind of stage -> number of stages, seconds and per-example gradients, reused outputs included."""
     diagnosis: list[dict[str, Any]]
     """The result of each diagnostic, in the form of `pipeline.diagnosis`; empty without diagnostics."""
+    saved: Sequence[Path] = ()
+    """Folders of the models that were written on request."""
 
     def as_json(self) -> dict[str, Any]:
         """The table that `run --json` prints."""
@@ -62,11 +66,18 @@ class RunResult:
             "rows": self.rows,
             "verdicts": [verdict.as_json() for verdict in self.verdicts],
             **({"diagnosis": self.diagnosis} if self.diagnosis else {}),
+            **({"saved": [str(folder) for folder in self.saved]} if self.saved else {}),
         }
 
 
 def run(
-    spec: Spec, out: Path, *, workers: int = 1, on: str | None = None, progress: Progress | None = None
+    spec: Spec,
+    out: Path,
+    *,
+    workers: int = 1,
+    on: str | None = None,
+    progress: Progress | None = None,
+    save: Path | None = None,
 ) -> RunResult:
     """Run a spec, or the part of it that is missing.
 
@@ -76,6 +87,8 @@ def run(
         workers: How many stages run at the same time; the numbers do not depend on it.
         on: Name of the executor. By default, one worker runs in this process, and several workers in processes.
         progress: Shows each stage; silent by default.
+        save: Folder for the unlearned models of the first seed, each in a folder `<save>/<label>` with a model card;
+            by default none is written. The record keeps their weights in any case.
 
     Returns:
         Rows, verdicts and costs; the record holds them too.
@@ -85,6 +98,7 @@ def run(
     """
     executor = executor_of(on, workers)
     plan, store, folder = Plan(spec), Store(out / CACHE), RunFolder(out / spec.name)
+    saved = None if save is None else Saved(save, plan)
     _check(plan)
     folder.open(plan)
     store.open()
@@ -112,7 +126,9 @@ def run(
         if progress is not None:
             progress.clear()
     table = folder.write(plan, store)
-    return RunResult(folder.root, table, table.rows(), table.verdicts(), costs(plan, store), diagnosis(plan, store))
+    folders = saved.write(store, folder.root) if saved else []
+    rows, verdicts, diagnoses = table.rows(), table.verdicts(), diagnosis(plan, store)
+    return RunResult(folder.root, table, rows, verdicts, costs(plan, store), diagnoses, folders)
 
 
 def dry_run(spec: Spec, out: Path) -> list[StageForecast]:
