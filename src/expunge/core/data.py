@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from torch import Tensor
 from expunge.base.errors import SpecError
 from expunge.core.lazy import LazyInputs
 from expunge.core.objective import CLASSES, IGNORE, TOKENS, Objective, inferred
+
+if TYPE_CHECKING:
+    from expunge.core.tokens import Tokenizer
 
 __all__ = ["IGNORE", "Batch", "Data", "check_ids"]
 
@@ -62,6 +65,8 @@ class Data:
         objective: How models are judged; by default inferred from the targets, if they are unambiguous.
         augmentations: Applied in turn to every batch of a step of training, unlearning or an attack, but not in
             evaluation.
+        tokenizer: Makes text of tokens, for the report and for a folder that ships; `None` if the data are no texts, or
+            if nobody knows how they were encoded.
 
     Raises:
         SpecError: A value is not finite, the objective refuses the targets, or shapes do not match.
@@ -77,6 +82,7 @@ class Data:
     objective: Any = None
     """An `Objective`; `None` only if it cannot be inferred, until `judged_by` sets it."""
     augmentations: tuple[Augment, ...] = ()
+    tokenizer: Tokenizer | None = None
 
     def __post_init__(self) -> None:
         self._check_lengths()
