@@ -15,6 +15,7 @@ from safetensors.torch import load_file, load_model
 
 from expunge.base.errors import SpecError
 from expunge.core import hf_save
+from expunge.core.tokens import PAD, read_tokenizer, train_tokenizer
 from helpers import Table, cli, finished, run, snapshot, temporaries, tiny, write_spec
 
 transformers = pytest.importorskip("transformers")
@@ -235,3 +236,77 @@ def test_verify_finds_a_folder_that_is_not_what_was_handed_over(tmp_path: Path, 
         mark.write_text(json.dumps({"format": 1, "files": {"../spec.toml": "0"}}))
     result = cli("verify", target)
     assert result.code == 4 and result.message()
+
+
+LOAD = """
+import numpy as np
+import torch
+from pathlib import Path
+from expunge.core.data import Data
+from expunge.core.tokens import read_tokenizer
+
+HERE = Path(__file__).parent
+
+def load():
+    tokenizer = read_tokenizer(HERE / "tokenizer", "data")
+    texts = [f"number {i} and {i * i}." for i in range(24)]
+    ids = [tokenizer.content(text)[:9] for text in texts]
+    rows = torch.tensor([row + [tokenizer.eos] * (9 - len(row)) for row in ids])
+    names = tokenizer.names(300)
+    return Data(rows[:, :-1], rows[:, 1:], torch.arange(16), torch.arange(16, 24), labels=names, tokenizer=tokenizer)
+"""
+
+
+@pytest.fixture(scope="module")
+def tokenized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A spec whose data have a tokenizer, and the folder of its unlearned model."""
+    path = tmp_path_factory.mktemp("tokenized")
+    train_tokenizer([f"number {i} and {i * i}." for i in range(24)], 270, "x").save(path / "tokenizer")
+    (path / "texts_of_mine.py").write_text(LOAD)
+    (path / "forget.txt").write_text("0\n1\n2\n3\n")
+    torch.manual_seed(1)
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**LLAMA, "vocab_size": 300})).save_pretrained(path / "m")
+    write_spec(path, spec("m", data={"name": "texts_of_mine:load"}))
+    finished(cli("unlearn", path / "spec.toml", "--save", path / "model", "--out", path / "runs"))
+    return path
+
+
+def another_vocabulary(folder: Path) -> None:
+    train_tokenizer(["other words, other tokens"] * 3, 265, "x").save(folder)
+
+
+def another_end(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": PAD}))
+
+
+def another_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+
+
+def two_ids_swapped(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    table = json.loads(path.read_text())
+    vocabulary = table["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    path.write_text(json.dumps(table))
+
+
+@pytest.mark.parametrize("change", [another_vocabulary, another_end, another_template, two_ids_swapped])
+def test_a_folder_with_another_tokenizer_is_not_audited(
+    tokenized: Path, tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    given = tmp_path / "given"
+    shutil.copytree(tokenized / "model", given)
+    change(given)
+    result = cli("audit", tokenized / "spec.toml", given, "--out", tmp_path / "runs", "--workers", 1)
+    digests = [read_tokenizer(folder, "x").digest for folder in (given, tokenized / "tokenizer")]
+    assert result.code == 2 and all(digest in result.message() for digest in digests), result.err
+
+
+def test_the_tokenizer_of_the_data_goes_into_the_folder(tokenized: Path) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tokenized / "model")
+    assert tokenizer.decode(tokenizer("number 7 and 49.").input_ids) == "number 7 and 49."
+    ours = read_tokenizer(tokenized / "tokenizer", "x")
+    assert read_tokenizer(tokenized / "model", "x").digest == ours.digest
+    finished(cli("audit", tokenized / "spec.toml", tokenized / "model", "--out", tokenized / "runs", "--workers", 1))

@@ -41,7 +41,7 @@ def save_folder(module: nn.Module, folder: Path, source: Path | None, where: str
     """Write weights, configurations and tokenizer into a folder, and check that they give the same model again.
 
     Args:
-        module: The model, on any device.
+        module: The model, on any device; its configuration gets the setting `use_cache` of the source.
         folder: An empty folder.
         source: The user's own folder of the model, from which everything but the weights comes; `None` if there is
             none, and the module's configuration is all that is known.
@@ -54,21 +54,14 @@ def save_folder(module: nn.Module, folder: Path, source: Path | None, where: str
     """
     name = type(module).__name__
     config: Any = module.config
-    settings = {"use_cache": getattr(config, "use_cache", None)}
-    if source is not None:
+    if source is not None and hasattr(config, "use_cache"):
         # Training needs no cache, and so the module's configuration has none. What generates needs it.
-        settings["use_cache"] = getattr(config_of(source, str(source), where), "use_cache", None)
+        config.use_cache = getattr(config_of(source, str(source), where), "use_cache", config.use_cache)
     saved: Any = module
-    before = getattr(config, "use_cache", None)
-    try:
-        if settings["use_cache"] is not None:
-            config.use_cache = settings["use_cache"]
-        quietly(where, name, lambda: saved.save_pretrained(folder, max_shard_size=shard))
-    finally:
-        if before is not None:
-            config.use_cache = before
-    for known in (GENERATION, *TOKENIZER, *PROCESSOR) if source is not None else ():
-        _copy(source, known, folder)
+    quietly(where, name, lambda: saved.save_pretrained(folder, max_shard_size=shard))
+    if source is not None:
+        for known in (GENERATION, *TOKENIZER, *PROCESSOR):
+            _copy(source, known, folder)
     _check(module, folder, where)
 
 

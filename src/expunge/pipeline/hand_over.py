@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from expunge.base.model_folder import CARD, new_folder, refuse_foreign
 from expunge.base.record import write_file
@@ -101,9 +100,8 @@ def write_model(plan: Plan, store: Store, stage: Stage, folder: Path, card: Card
     with new_folder(folder, OPTION) as temporary:
         if is_pretrained(model):
             save_folder(model, temporary, _source(plan), OPTION)
-            tokenizer: Any = getattr(plan.data, "tokenizer", None)
-            if tokenizer is not None:
-                tokenizer.save(temporary)
+            if plan.data.tokenizer is not None:
+                plan.data.tokenizer.save(temporary)
         else:
             write_file(temporary / WEIGHTS, store.read(stage.key, WEIGHTS))
         write_file(temporary / CARD, card(is_pretrained(model)))
