@@ -123,6 +123,24 @@ def hf_save_digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def test_folders_are_references_of_the_user(folder: Path) -> None:
+    for seed in range(3):
+        torch.manual_seed(5 + seed)
+        llama().save_pretrained(folder / f"filtered{seed}")
+    table = spec("tied llama", name="filtered", references=[f"filtered{seed}" for seed in range(3)], method=[])
+    del table["seeds"]
+    path, out = write_spec(folder, table), folder / "runs" / "filtered"
+    finished(cli("run", path, "--out", out, "--workers", 1))
+    for seed in range(3):
+        stored = load_file(out / "filtered" / "models" / f"reference-s{seed}.safetensors")
+        given = load_file(folder / f"filtered{seed}" / "model.safetensors")
+        assert stored.keys() == given.keys() and all(torch.equal(stored[name], given[name]) for name in given)
+    finished(cli("verify", out / "filtered"))
+    other = write_spec(folder, table | {"references": ["gpt2"]})
+    result = cli("run", other, "--out", folder / "other", "--workers", 1)
+    assert result.code == 2 and "the spec's model has" in result.message()
+
+
 def test_large_weights_go_into_several_files(tmp_path: Path) -> None:
     model, target = llama(tied=False).eval(), tmp_path / "parts"
     target.mkdir()

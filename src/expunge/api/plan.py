@@ -155,7 +155,11 @@ class CasePlan(Plan):
         return self.case.recipe
 
     @property
-    def retrains(self) -> bool:
+    def trains(self) -> bool:
+        return self.case.recipe is not None
+
+    @property
+    def has_references(self) -> bool:
         return self.references > 0
 
     @property

@@ -39,6 +39,8 @@ LONGEST = {"name": 100, "label": 60}
 DEVICES = "auto, cpu, cuda, cuda:<number> or mps"
 Precision = Literal["float32", "bf16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
+RETRAIN, NONE = "retrain", "none"
+"""Where references come from, if the spec does not list the user's own models."""
 VERDICTS = ("dormant", "incomplete", "damaged", "over-forgotten", "erased", "inconclusive")
 
 
@@ -85,6 +87,8 @@ class Spec:
     """Blocks that are inserted into the model (`[[model.block]]`), in this order."""
     weights: str | None = None
     """Path of the user's own weights (`model.weights`); the original is then loaded instead of trained."""
+    references: str | tuple[str, ...] = RETRAIN
+    """Where references come from: `retrain`, `none`, or paths of the user's own models, one for each seed."""
     attack: tuple[Entry, ...] = ()
     audit: tuple[Entry, ...] = ()
     diagnostic: tuple[Entry, ...] = ()
@@ -122,7 +126,7 @@ class Spec:
 
 
 KEYS = (
-    "name", "seeds", "threads", "device", "precision", "checkpointing", "gallery",
+    "name", "seeds", "references", "threads", "device", "precision", "checkpointing", "gallery",
     "data", "objective", "augmentation", "model", "train", "forget",
     "method", "attack", "audit", "diagnostic", "monitor", "gate",
 )  # fmt: skip
@@ -207,11 +211,16 @@ def parse(table: Mapping[str, Any], folder: Path) -> Spec:
     weights, blocks = model.pop("weights", None), model.pop("block", [])
     methods = _entries(table, "method", extra=("budget", "after"))
     _check_chains(methods)
-    seeds = plain.pop("seeds", (0, 1, 2))
+    references = _references(table.get("references", RETRAIN), folder)
+    alone = 1 if references == NONE else None if references == RETRAIN else len(references)
+    seeds = plain.pop("seeds", (0, 1, 2) if alone is None else tuple(range(alone)))
     if not seeds or len(set(seeds)) != len(seeds):
         raise SpecError(f"found {list(seeds)}", where="seeds", allowed="at least one whole number, each once")
     if len(seeds) > MOST:
         raise SpecError(f"found {len(seeds)}", where="seeds", allowed=f"at most {MOST}")
+    if alone is not None and len(seeds) != alone:
+        finding = f"found {len(seeds)} seeds, and there {'is no reference' if references == NONE else f'are {alone}'}"
+        raise SpecError(finding, where="seeds", allowed=f"{alone}", remedy="leave seeds out")
     return Spec(
         **plain,
         seeds=seeds,
@@ -222,6 +231,7 @@ def parse(table: Mapping[str, Any], folder: Path) -> Spec:
         block=_blocks(blocks),
         weights=None if weights is None else str(folder / _converted(weights, "model.weights", str, "a path")),
         forget=_entry(table["forget"], "forget"),
+        references=references,
         method=methods,
         attack=_entries(table, "attack"),
         audit=_entries(table, "audit", extra=("required",)),
@@ -257,6 +267,7 @@ _EXTRA: dict[str, tuple[Any, str]] = {
     "at": (str | tuple[str, ...], _PATHS),
 }
 """The same of keys beside a part's settings."""
+_REFERENCES = f'"{RETRAIN}", "{NONE}", or a list of paths of models that never saw the forget set'
 _EXAMPLES = {
     "name": 'name = "my-run"',
     "data": '[data] with name = "fashion_mnist"',
@@ -307,6 +318,20 @@ def _entry(value: Any, where: str, extra: tuple[str, ...] = ()) -> Entry:
         # Without a label, the name is part of file names.
         label = _converted(name.replace(":", "."), f"{where}.name", *_EXTRA["label"])
     return Entry(name, label or name, table, **given)
+
+
+def _references(value: Any, folder: Path) -> str | tuple[str, ...]:
+    """Where references come from; paths of models count from the spec's folder."""
+    if value in (RETRAIN, NONE):
+        return str(value)
+    if isinstance(value, str):
+        value = [value]
+    paths = _converted(value, "references", tuple[str, ...], _REFERENCES)
+    if not paths:
+        raise SpecError("found no model", where="references", allowed=_REFERENCES, remedy='write references = "none"')
+    if len(paths) > MOST:
+        raise SpecError(f"found {len(paths)}", where="references", allowed=f"at most {MOST}")
+    return tuple(str(folder / path) for path in paths)
 
 
 def _blocks(value: Any) -> tuple[Entry, ...]:

@@ -15,7 +15,7 @@ from expunge.base.record import address
 from expunge.base.spec import Entry
 from expunge.base.store import FORMAT
 from expunge.base.user_code import source_digest
-from expunge.evidence.table import ORIGINAL, REFERENCE
+from expunge.evidence.table import GIVEN, ORIGINAL, REFERENCE
 from expunge.pipeline.parts import Parts
 from expunge.pipeline.stage import Inputs, Stage
 from expunge.pipeline.stage_kind import kind_of
@@ -85,10 +85,20 @@ class Layout:
         weights = {"weights": self.parts.own_digest} if self.parts.about_one_model else {}
         return self.stage("original", ORIGINAL, seed, None, "original", self._watched | weights, {})
 
+    def _reference(self, seed: int) -> Stage:
+        if self.parts.trains:
+            return self.stage("reference", REFERENCE, seed, None, "reference", self._watched, {})
+        place = f"references[{self.parts.spec.seeds.index(seed)}]"
+        return self.stage("reference", REFERENCE, seed, None, GIVEN, {GIVEN: self._digests[place]}, {})
+
+    @cached_property
+    def _digests(self) -> dict[str, str]:
+        return self.parts.inputs.digests()
+
     def _of_seed(self, seed: int, original: Stage, *, only_reference: bool) -> Iterator[Stage]:
         models = {} if only_reference else {ORIGINAL: original}
-        if self.parts.retrains:
-            models[REFERENCE] = self.stage("reference", REFERENCE, seed, None, "reference", self._watched, {})
+        if self.parts.has_references:
+            models[REFERENCE] = self._reference(seed)
         yield from models.values()
         for entry in () if only_reference else self.parts.spec.chained:
             start = models[entry.after or ORIGINAL]

@@ -16,7 +16,7 @@ from expunge.base.inputs import digest
 from expunge.base.part import Part
 from expunge.base.reading import require_file
 from expunge.base.seeds import derive
-from expunge.base.spec import Entry, Spec
+from expunge.base.spec import NONE, RETRAIN, Entry, Spec
 from expunge.blocks import Placed, with_blocks
 from expunge.core import checkpoint
 from expunge.core.case import Attacked, Unlearned
@@ -122,7 +122,7 @@ class Parts:
         for kind in ("augmentation", "method", "attack", "diagnostic", "monitor"):
             parts += [(f"{kind} {label!r}", part) for label, part in getattr(self, f"{kind}s").items()]
         parts += [(f"audit {label!r}", part) for label, part in self._named_audits.items()]
-        return InputFiles.of(parts, self.spec.weights)
+        return InputFiles.of(parts, self.spec.weights, self.given_references)
 
     @cached_property
     def diagnostics(self) -> dict[str, Diagnostic]:
@@ -207,14 +207,24 @@ class Parts:
         )
 
     @property
-    def retrains(self) -> bool:
-        """Whether the run trains references."""
-        return True
+    def trains(self) -> bool:
+        """Whether models can be trained: references, and what methods and audits train anew."""
+        return self.spec.references == RETRAIN
+
+    @property
+    def given_references(self) -> tuple[Path, ...]:
+        """Files or folders of the user's own references, in the order of the seeds; empty if there are none."""
+        return () if isinstance(self.spec.references, str) else tuple(map(Path, self.spec.references))
+
+    @property
+    def has_references(self) -> bool:
+        """Whether the run has references, trained or given."""
+        return self.spec.references != NONE
 
     @property
     def models(self) -> list[str]:
         """Labels of the models that are attacked, audited and shown, in order."""
-        return [ORIGINAL, *([REFERENCE] if self.retrains else []), *self.methods]
+        return [ORIGINAL, *([REFERENCE] if self.has_references else []), *self.methods]
 
     def labels(self, kind: str, model: str, attack: str | None, part: str) -> Any:
         """What a stage's key contains of its labels: nothing, because seeds do not depend on labels."""

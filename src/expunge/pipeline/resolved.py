@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from expunge.base.part import Part
-from expunge.base.spec import Entry
+from expunge.base.spec import RETRAIN, Entry
 from expunge.core.objective import Objective
 from expunge.pipeline.input_files import without_places
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def resolved(parts: Parts) -> dict[str, Any]:
     """All settings of a run. Paths are relative to the spec's folder, see `without_places`."""
-    spec = parts.spec
+    spec, given = parts.spec, parts.spec.references
 
     def table(entry: Entry, part: Part, **extra: Any) -> dict[str, Any]:
         return {"name": entry.name, **part.settings(), **extra}
@@ -39,6 +39,7 @@ def resolved(parts: Parts) -> dict[str, Any]:
         "threads": spec.threads,
         "device": parts.device.type,
         "precision": spec.precision,
+        **({"references": list(given) if isinstance(given, tuple) else given} if given != RETRAIN else {}),
         **({"checkpointing": spec.checkpointing} if spec.checkpointing else {}),
         "gallery": spec.gallery,
         "data": table(spec.data, parts.source),

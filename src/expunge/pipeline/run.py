@@ -172,6 +172,7 @@ def costs(plan: Plan, store: Store) -> dict[str, dict[str, float]]:
 def _check(plan: Plan) -> None:
     """Refuse, before training, what would fail after it; checks the first seed's problem if that is cheap to make."""
     require_examples(plan.data)
+    _check_untrained(plan)
     if not plan.spec.names_code:  # the user's code is not run more often than needed
         refuse_too_large(plan.architecture, plan.data, where="model")
     fresh = built(lambda: plan.recipe(plan.data).build(0), where="model")
@@ -179,7 +180,7 @@ def _check(plan: Plan) -> None:
         require_independent(plan.recipe(plan.data).build(1), {"that of an earlier call": fresh}, "model")
     for label, method in plan.methods.items():
         if isinstance(method, Method):
-            refuse_unmet(unmet_needs(method, plan.data.objective, fresh, recipe=True), where=f"method {label!r}")
+            refuse_unmet(unmet_needs(method, plan.data.objective, fresh, recipe=plan.trains), where=f"method {label!r}")
     _check_shadows(plan)
     _check_required(plan)
     _check_names(plan)
@@ -211,6 +212,27 @@ def _check(plan: Plan) -> None:
         warning = no_better_than_chance(model, problem) if plan.about_one_model else ""
         if warning:
             Progress().say(warning)
+
+
+def _check_untrained(plan: Plan) -> None:
+    """Refuse what trains models if the spec says that none can be trained."""
+    if plan.trains:
+        return
+    if not plan.about_one_model:
+        raise SpecError(
+            "the spec trains its own originals, so it can train references too",
+            where="references",
+            allowed="a model of yours: [model] with weights, or hf",
+            remedy="leave references out",
+        )
+    training = [f"audit {label!r}" for label, audit in plan.audits.items() if audit.shadow_pairs]
+    training += ["forget"] if plan.task.measures else []
+    if training:
+        raise MissingError(
+            "it trains models, and the spec says that none can be trained",
+            where=training[0],
+            remedy="leave it out, or leave references out if you know the training",
+        )
 
 
 def _check_shadows(plan: Plan) -> None:

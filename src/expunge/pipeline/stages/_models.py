@@ -50,7 +50,7 @@ def unlearned(worker: Worker, stage: Stage) -> Output:
     problem, plan = worker.problem(stage), worker.plan
     start, original = worker.model_and_original(stage)
     method, budget = plan.methods[stage.model], plan.spec.chain(stage.model)[-1].budget
-    recipe, seed = plan.recipe(problem.data), plan.seeds.unlearn(stage)
+    recipe, seed = worker.recipe(problem), plan.seeds.unlearn(stage)
     given: dict[str, Any] = {**worker.statistics(stage), **original_of(method, original)}
     done = method(start, problem, recipe, seed, budget, **given)
     # Loaded again, because a plain function may have changed its argument.
