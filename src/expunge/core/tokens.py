@@ -23,7 +23,9 @@ SMALLEST = 258
 DATE = "26 Jul 2024"
 """The date that chat templates get: templates that insert today's date would change every score from day to day."""
 PINNED = f"{{%- macro strftime_now(format) -%}}{DATE}{{%- endmacro -%}}"
-VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+FILES = (CONFIG, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+"""Files that decide with the vocabulary which tokens a text has; the configuration has the number of outputs."""
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "vocab.txt")
 """Files of which a tokenizer's folder has at least one."""
 
 
@@ -249,6 +251,11 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, where: str) -> Tokeni
     )
     backend.train_from_iterator(texts, trainer)
     return Tokenizer(backend, EOS, PAD)
+
+
+def files_of_tokenizer(folder: Path) -> dict[str, Path]:
+    """The files of a folder that decide which tokens a text has, by name."""
+    return {name: folder / name for name in (*VOCABULARIES, *FILES) if (folder / name).is_file()}
 
 
 def model_vocabulary(folder: Path) -> int:
