@@ -57,6 +57,8 @@ class Entry:
     """Methods only: upper bound on the cost, in per-example gradients."""
     required: bool = False
     """Audits only: whether the verdict `erased` depends on it."""
+    adapter: Mapping[str, Any] | None = None
+    """Methods and attacks only: settings of the adapter that is trained instead of the weights (`core/adapter.py`)."""
     after: str | None = None
     """Methods only: label of the method whose model it starts from; by default it starts from the original."""
     at: tuple[str, ...] = ()
@@ -82,6 +84,8 @@ class Spec:
     forget: Entry
     method: tuple[Entry, ...]
     train: Mapping[str, Any] = field(default_factory=dict)
+    adapter: Mapping[str, Any] | None = None
+    """Settings of the adapter that originals and references train (`[train.adapter]`); by default none."""
     objective: Entry | None = None
     """The objective that models are trained and judged by; by default inferred from the data."""
     augmentation: tuple[Entry, ...] = ()
@@ -211,7 +215,9 @@ def parse(table: Mapping[str, Any], folder: Path) -> Spec:
         raise SpecError(f"the name {plain['name']!r} is reserved", where="name", remedy="choose another")
     model = _converted(table["model"], "model", dict[str, Any], "a table")
     weights, blocks = model.pop("weights", None), model.pop("block", [])
-    methods = _entries(table, "method", extra=("budget", "after"))
+    train = plain.pop("train", {})
+    adapter = train.pop("adapter", None)
+    methods = _entries(table, "method", extra=("budget", "after", "adapter"))
     _check_chains(methods)
     references = _references(table.get("references", RETRAIN), folder)
     alone = 1 if references == NONE else None if references == RETRAIN else len(references)
@@ -225,6 +231,8 @@ def parse(table: Mapping[str, Any], folder: Path) -> Spec:
         raise SpecError(finding, where="seeds", allowed=f"{alone}", remedy="leave seeds out")
     return Spec(
         **plain,
+        train=train,
+        adapter=None if adapter is None else _converted(adapter, "train.adapter", *_EXTRA["adapter"]),
         seeds=seeds,
         data=_entry(table["data"], "data"),
         objective=_entry(table["objective"], "objective") if "objective" in table else None,
@@ -235,7 +243,7 @@ def parse(table: Mapping[str, Any], folder: Path) -> Spec:
         forget=_entry(table["forget"], "forget") if "forget" in table else Entry(GIVEN, GIVEN),
         references=references,
         method=methods,
-        attack=_entries(table, "attack"),
+        attack=_entries(table, "attack", extra=("adapter",)),
         audit=_entries(table, "audit", extra=("required",)),
         diagnostic=_entries(table, "diagnostic"),
         monitor=_entries(table, "monitor"),
@@ -266,6 +274,7 @@ _EXTRA: dict[str, tuple[Any, str]] = {
     "budget": (Count, _ONE),
     "required": (bool, _FLAG),
     "after": (str, "the label of a method"),
+    "adapter": (dict[str, Any], "a table with rank, alpha and targets; an empty one has the defaults"),
     "at": (str | tuple[str, ...], _PATHS),
 }
 """The same of keys beside a part's settings."""

@@ -73,7 +73,12 @@ class Layout:
 
     @cached_property
     def _training(self) -> dict[str, Any]:
-        return {"training": self.parts.training.fingerprint()}
+        return {"training": self.parts.training.fingerprint()} | self._adapter("train", "")
+
+    def _adapter(self, kind: str, label: str) -> dict[str, Any]:
+        """Facts of the adapter that a part trains; none without one, so that other keys stay."""
+        adapter = self.parts.adapters.get((kind, label))
+        return {} if adapter is None else {f"{kind} adapter": adapter.fingerprint()}
 
     @cached_property
     def _watched(self) -> dict[str, Any]:
@@ -131,13 +136,14 @@ class Layout:
         """
         method = self.parts.methods[entry.label]
         facts = facts | self._training | {"part": method.fingerprint(), "budget": entry.budget}
+        facts |= self._adapter("method", entry.label)
         statistics, inputs = self._statistics("method", entry.label, start, original)
         return [*statistics, self.stage(kind, entry.label, start.seed, None, part, facts, inputs)]
 
     def _attacking(
         self, kind: str, attack: str, model: Stage, original: Stage, part: str, facts: dict[str, Any]
     ) -> list[Stage]:
-        facts = facts | {"part": self.parts.attacks[attack].fingerprint()}
+        facts = facts | {"part": self.parts.attacks[attack].fingerprint()} | self._adapter("attack", attack)
         statistics, inputs = self._statistics("attack", attack, model, original)
         return [*statistics, self.stage(kind, model.model, model.seed, attack, part, facts, inputs)]
 

@@ -19,6 +19,7 @@ from expunge.base.seeds import derive
 from expunge.base.spec import NONE, RETRAIN, Entry, Spec
 from expunge.blocks import Placed, with_blocks
 from expunge.core import checkpoint
+from expunge.core.adapter import Adapter, refuse_unadaptable
 from expunge.core.case import Attacked, Unlearned
 from expunge.core.contracts import Architecture, Attack, Audit, Augmentation, Diagnostic, Monitor, Source, Task
 from expunge.core.data import Data
@@ -60,6 +61,7 @@ class Parts:
         # All parts are made now, so that a bad setting is reported before anything is computed.
         _ = self.source, self.objective, self.augmentations, self.architecture, self.training, self.task
         _ = self.device, self.methods, self.attacks, self.diagnostics, self.monitors, self.inputs, self.audits
+        _ = self.adapters
 
     def _build(self, kind: str, entry: Entry, where: str) -> Part:
         part = registry.build(kind, entry.name, entry.settings, where=where, folder=self.spec.folder)
@@ -82,6 +84,23 @@ class Parts:
         """How models are trained: by the library's loop, or by a function named in the spec."""
         kind = FunctionTraining if "name" in self.spec.train else Training
         return kind.from_table(self.spec.train, where="train")
+
+    @cached_property
+    def adapters(self) -> dict[tuple[str, str], Adapter]:
+        """What is trained instead of weights, by kind of part and label; `("train", "")` for originals and references.
+
+        Raises:
+            SpecError: A setting is bad, or the part trains nothing that an adapter could replace.
+        """
+        tables = [("train", "", "train", self.spec.adapter)]
+        tables += [("method", e.label, f"method[{i}]", e.adapter) for i, e in enumerate(self.spec.method)]
+        tables += [("attack", e.label, f"attack[{i}]", e.adapter) for i, e in enumerate(self.spec.attack)]
+        made = {}
+        for kind, label, where, table in tables:
+            if table is not None:
+                refuse_unadaptable(None if kind == "train" else self.part(kind, label), where)
+                made[kind, label] = Adapter.from_table(table, where=f"{where}.adapter")
+        return made
 
     @cached_property
     def task(self) -> Task:
@@ -204,6 +223,7 @@ class Parts:
             monitors=self.monitors if watched else {},
             device=self.device,
             checkpointing=self.spec.checkpointing,
+            adapter=self.adapters.get(("train", "")),
         )
 
     @property

@@ -15,6 +15,7 @@ from expunge.base.errors import GateFailed, MissingError, SpecError
 from expunge.base.spec import CACHE, Spec
 from expunge.base.store import Store
 from expunge.core import checkpoint
+from expunge.core.adapter import targets_of
 from expunge.core.contracts import Attack, Audit
 from expunge.core.copies import say_copies
 from expunge.core.first_pass import EXAMPLES, first_pass
@@ -181,6 +182,8 @@ def _check(plan: Plan) -> None:
     for label, method in plan.methods.items():
         if isinstance(method, Method):
             refuse_unmet(unmet_needs(method, plan.data.objective, fresh, recipe=plan.trains), where=f"method {label!r}")
+    for (kind, label), adapter in plan.adapters.items():
+        targets_of(fresh, adapter, f"{kind} {label!r}.adapter" if label else f"{kind}.adapter")
     _check_shadows(plan)
     _check_required(plan)
     _check_names(plan)
