@@ -69,7 +69,7 @@ class CaseHome:
         done: Unlearned | None = None
         for entry in self.spec.method:
             model, part = self._model(recipe, entry.label), self.methods[entry.label]
-            done = Unlearned(model, entry.label, Cost(0, 0.0), part, entry.budget, done)
+            done = Unlearned(model, entry.label, Cost(0, 0.0), part, entry.budget, done, entry.adapter)
         assert done is not None
         parts = dict(self.attacks), dict(self.audits)
         return CasePlan(self.spec, case, done, *parts, self.references, self.addresses)

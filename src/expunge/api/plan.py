@@ -155,7 +155,11 @@ class CasePlan(Plan):
         return self.case.recipe
 
     @property
-    def retrains(self) -> bool:
+    def trains(self) -> bool:
+        return self.case.recipe is not None
+
+    @property
+    def has_references(self) -> bool:
         return self.references > 0
 
     @property
@@ -262,6 +266,7 @@ def spec_of(
             step.method.removeprefix(f"{step.after.method}_") if step.after else step.method,
             step.method,
             budget=step.budget,
+            adapter=step.adapter,
             after=step.after.method if step.after else None,
         )
         for step in chain(done)
@@ -289,4 +294,5 @@ def weights_digest(model: nn.Module) -> str:
 def _table(entry: Entry, part: Any) -> dict[str, Any]:
     settings = {} if isinstance(part, Given) else part.settings()
     extras = {"label": entry.label if entry.label != entry.name else None, "budget": entry.budget, "after": entry.after}
+    extras["adapter"] = entry.adapter
     return {"name": entry.name, **settings, **{key: value for key, value in extras.items() if value is not None}}

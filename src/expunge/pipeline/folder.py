@@ -7,7 +7,7 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -43,11 +43,13 @@ from expunge.base.record import (
     write_file,
 )
 from expunge.base.store import Store
+from expunge.core.problem import Problem
 from expunge.evidence.table import Table, read_table, verdicts_text
 from expunge.pipeline.diagnosis import diagnosis
 from expunge.pipeline.earlier import refuse_other
 from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.stage_kind import kind_of
+from expunge.pipeline.worker import Worker
 
 RESULTS = ("report.html", "results.jsonl", "verdicts.json", DIAGNOSIS)
 """Files of a finished run, besides the manifest, that an unfinished one does not have."""
@@ -77,13 +79,14 @@ class RunFolder:
             self._remove_results()
             self._describe(plan)
 
-    def _describe(self, plan: Plan) -> None:
-        """Write the spec and the environment."""
+    def _describe(self, plan: Plan, counts: Mapping[str, int] | None = None) -> None:
+        """Write the spec and the environment; of a finished run also how many examples each set holds."""
         resolved = plan.resolved()
         write_file(self.root / SPEC, json.dumps(spelled(resolved), indent=1) + "\n")
         ran_on = {key: resolved.get(key) for key in ("device", "precision")}
         digests = plan.inputs.digests()
         facts = {**environment(), **ran_on, **({"inputs": digests} if digests else {})}
+        facts |= {"counts": dict(counts)} if counts else {}
         write_file(self.root / ENVIRONMENT, json.dumps(facts, indent=1) + "\n")
 
     def event(self, what: str, facts: dict[str, Any]) -> None:
@@ -104,7 +107,7 @@ class RunFolder:
         make_private(self.root)
         with locked(self.root):
             earlier = self._remove_results()
-            self._describe(plan)
+            self._describe(plan, _counts(plan, store))
             diagnoses = diagnosis(plan, store)
             if diagnoses:
                 write_file(self.root / DIAGNOSIS, json.dumps(spelled(diagnoses), indent=1, allow_nan=False) + "\n")
@@ -162,6 +165,17 @@ class RunFolder:
             changed=store.facts(stage.key).get("changed"),
             **spent(stage, plan, store),
         )
+
+
+def _counts(plan: Plan, store: Store | MemoryStore) -> dict[str, int]:
+    """The sizes of the sets of the first seed's problem."""
+    original = next(stage for stage in plan.stages if stage.kind == "original")
+    return set_sizes(Worker(plan, store).problem(original))
+
+
+def set_sizes(problem: Problem) -> dict[str, int]:
+    """Name of each set of examples -> its size."""
+    return {name: len(getattr(problem, name)) for name in ("forget", "retain", "test", "holdout")}
 
 
 def spent(stage: Stage, plan: Plan, store: Store | MemoryStore) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from expunge.base.errors import RunError
 from expunge.base.inputs import Signature, changed, input_digest, signature, signatures
 from expunge.base.part import Part
 from expunge.base.record import address
+from expunge.core.hf_folder import files_of
 
 UNCHANGED = "change no input file or code during a run, and run the same again; finished stages are kept"
 
@@ -25,12 +26,13 @@ class InputFiles:
     """The signature of each file when the plan was made."""
 
     @classmethod
-    def of(cls, parts: Iterable[tuple[str, Part]], weights: str | None) -> InputFiles:
-        """The files of these parts, and of the user's weights.
+    def of(cls, parts: Iterable[tuple[str, Part]], weights: str | None, references: Sequence[Path] = ()) -> InputFiles:
+        """The files of these parts, of the user's weights, and of the user's references.
 
         Args:
             parts: Place in the spec, such as `data`, and the part.
             weights: Path of the user's weights, none if originals are trained.
+            references: Files, or folders of transformers, of models that never saw the forget set.
 
         Raises:
             MissingError: A part's files are not on this machine.
@@ -40,6 +42,8 @@ class InputFiles:
         }
         if weights is not None:
             files["model.weights"] = {"": Path(weights)}
+        for i, path in enumerate(references):
+            files[f"references[{i}]"] = files_of(path) if path.is_dir() else {"": path}
         return cls(files, signatures(path for named in files.values() for path in named.values()))
 
     def refuse_changes(self) -> None:
