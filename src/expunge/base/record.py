@@ -60,13 +60,16 @@ def write_file(path: Path, content: bytes | str) -> None:
     except OSError as error:
         raise storage_error(error, path) from None
     finally:
-        _remove(temporary)
+        remove(temporary)
 
 
-def _remove(temporary: Path) -> None:
-    # If the folder is missing or is a file, there is nothing to remove.
+def remove(path: Path) -> None:
+    """Remove a file or a folder, whatever is there; what cannot be removed stays. The target of a link stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
     with contextlib.suppress(OSError):
-        temporary.unlink()
+        path.unlink()
 
 
 def storage_error(error: OSError, path: Path) -> RunError:
@@ -103,7 +106,7 @@ def sweep_files(folder: Path) -> None:
     """Remove temporary files below a folder that no process can still be writing, because they are a day old."""
     for path in folder.rglob(".*.tmp"):
         if is_abandoned(path):
-            _remove(path)
+            remove(path)
 
 
 def is_abandoned(path: Path) -> bool:
@@ -148,7 +151,7 @@ def copy_file(source: Path, target: Path) -> str:
     except OSError as error:
         raise storage_error(error, target) from None
     finally:
-        _remove(temporary)
+        remove(temporary)
     return digest
 
 

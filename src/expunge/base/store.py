@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import shutil
 import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,7 +14,16 @@ import msgspec
 
 from expunge.base.errors import RunError
 from expunge.base.inputs import digest
-from expunge.base.record import canonical, copy_file, is_abandoned, make_private, random_name, storage_error, write_file
+from expunge.base.record import (
+    canonical,
+    copy_file,
+    is_abandoned,
+    make_private,
+    random_name,
+    remove,
+    storage_error,
+    write_file,
+)
 
 FORMAT = 2
 """How outputs are stored. It enters the keys of stages, so that outputs of another format are not used."""
@@ -62,7 +69,7 @@ class Store:
         """Remove the temporary folders that are a day old."""
         for folder in self.root.glob(".*.*"):
             if is_abandoned(folder):
-                _remove(folder)
+                remove(folder)
 
     def fault(self, key: str, names: Iterable[str] | None = None) -> str | None:
         """What is wrong with a stored output.
@@ -168,7 +175,7 @@ class Store:
         except OSError as error:
             raise storage_error(error, self.root / key) from None
         finally:
-            _remove(temporary)
+            remove(temporary)
 
     def discard(self, key: str) -> None:
         """Remove an output, whatever is there in its place.
@@ -183,7 +190,7 @@ class Store:
             return
         except OSError as error:
             raise storage_error(error, self.root / key) from None
-        _remove(aside)
+        remove(aside)
 
     def _rename(self, temporary: Path, key: str) -> None:
         """Give a complete folder its final name, unless another run has stored the same output a moment before."""
@@ -229,11 +236,3 @@ def _fault(path: Path, expected: str) -> str | None:
 
 def _changed(path: Path) -> RunError:
     return RunError("the file has changed since it was computed", where=str(path), remedy=RERUN)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-        return
-    with contextlib.suppress(OSError):
-        path.unlink()
