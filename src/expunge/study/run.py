@@ -24,7 +24,7 @@ from expunge.base.record import (
     remove,
     spelled,
     storage_error,
-    sweep_files,
+    sweep,
     write_file,
 )
 from expunge.base.store import RERUN
@@ -107,7 +107,7 @@ def _make(folder: Path) -> None:
     """Make the study's folder, without an earlier result: none must remain if this run fails."""
     make_private(folder)
     refuse_links(folder)
-    sweep_files(folder)
+    sweep(folder)
     for path in (folder / RESULT, folder / "report.html"):
         try:
             path.unlink(missing_ok=True)
