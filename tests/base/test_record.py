@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pickle
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from expunge.base.record import (
     rows_to_text,
     spelled,
     storage_error,
+    sweep,
     write_file,
 )
 
@@ -80,6 +82,32 @@ def test_a_copy_shares_nothing_with_its_source(tmp_path: Path, before: bytes | s
     assert target.read_bytes() == b"new" and target.stat().st_nlink == 1 and not source.samefile(target)
     target.write_bytes(b"edited")
     assert source.read_bytes() == b"new" and names(tmp_path) == {"source", "folder", "folder/target"}
+
+
+TEMPORARY = ".a.txt.0123456789abcdef.tmp"
+
+
+OF_OTHERS = {
+    "a live file, by a clock of next week": (TEMPORARY, 0.0, 7.0),
+    "a live file, by a clock of last week": (TEMPORARY, 0.0, -7.0),
+    "an old file of another program": (".bashrc.tmp", 9.0, 0.0),
+    "another old file of another program": (".a.swp.tmp", 9.0, 0.0),
+    "an old file with a plain name": ("a.txt", 9.0, 0.0),
+}
+
+
+@pytest.mark.parametrize("what", OF_OTHERS)
+def test_a_sweep_removes_only_abandoned_temporaries(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, days, ahead = OF_OTHERS[what]
+    abandoned, other = tmp_path / TEMPORARY.replace("a.txt", "b"), tmp_path / name
+    for path, age in ((abandoned, 2.0), (other, days)):
+        path.write_text("mine")
+        os.utime(path, (time.time() - age * 86400,) * 2)
+    # On a network disk, this host's clock is not the one that stamps files.
+    now = time.time() + ahead * 86400
+    monkeypatch.setattr(time, "time", lambda: now)
+    sweep(tmp_path)
+    assert names(tmp_path) == {name}
 
 
 # Text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -167,6 +168,7 @@ def test_code_of_the_users_counts_as_its_version(beside: Path) -> None:
     before = [build(name).fingerprint() for name in names]
     assert before == [build(name).fingerprint() for name in names]
     (beside / "own_module.py").write_text(MODULE + "# changed\n")
+    importlib.reload(sys.modules["own_module"])
     for name, old in zip(names, before, strict=True):
         assert build(name).fingerprint() != old
 

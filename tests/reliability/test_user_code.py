@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch.utils.data import Subset, TensorDataset
 import expunge
 from expunge.api.addresses import addresses_of
 from expunge.base import registry
+from expunge.base.errors import RunError
 from expunge.base.spec import read
 from expunge.pipeline.plan import Plan
 from helpers import Result, tiny, write_spec
@@ -90,11 +92,18 @@ def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     folder = tmp_path / "mine"
     folder.mkdir()
     monkeypatch.syspath_prepend(str(folder))
-    before = set(sys.modules)
     yield folder
-    for name in set(sys.modules) - before:
-        if name.partition(".")[0] in ("mymod", "layers", "middle", "pack"):
+    start_again(folder)
+
+
+def start_again(folder: Path) -> None:
+    """Forget the modules of a folder, as another process does not know them."""
+    for name, module in list(sys.modules.items()):
+        names = vars(module)
+        places = [names.get("__file__"), *(names.get("__path__") or ())]
+        if any(str(place).startswith(str(folder)) for place in places):
             del sys.modules[name]
+    importlib.invalidate_caches()
 
 
 def fingerprint(module: str) -> dict[str, Any]:
@@ -117,6 +126,28 @@ def test_every_module_that_the_users_module_imports_is_hashed(case: str, beside:
     assert fingerprint(module) == before
     with open(beside / changed, "a") as file:
         file.write("# another text\n")
+    start_again(beside)
+    assert fingerprint(module) != before
+
+
+@pytest.mark.parametrize("case", IMPORTS)
+def test_code_that_changed_since_its_import_is_refused(case: str, beside: Path) -> None:
+    """Python runs the old code, and the key would name the new one: in a notebook, or between two plans of a script."""
+    module, files, changed = IMPORTS[case]
+    own = f"{module.replace('.', '/')}.py"
+    layers = "WIDTH = 4\nimport torch\ndef made(data):\n    return torch.nn.Linear(1, 1)\n"
+    filled = {name: text + (layers if name.endswith("layers.py") else "") for name, text in files.items()}
+    filled[own] = (BUILD if "build =" not in filled[own] else "") + filled[own]
+    written(beside, filled)
+    before = fingerprint(module)
+    importlib.import_module(changed.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
+    assert fingerprint(module) == before
+    with open(beside / changed, "a") as file:
+        file.write("# another text\n")
+    with pytest.raises(RunError, match=rf"{Path(changed).name}: the file has changed since Python imported it"):
+        fingerprint(module)
+    changed_module = importlib.import_module(changed.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
+    importlib.reload(changed_module)
     assert fingerprint(module) != before
 
 
@@ -130,22 +161,28 @@ def test_a_changed_helper_module_recomputes(tmp_path: Path, monkeypatch: pytest.
     before = {stage.key for stage in Plan(spec).stages}
     assert {stage.key for stage in Plan(spec).stages} == before
     (tmp_path / "layers_of_issue.py").write_text("WIDTH = 5\n")
+    start_again(tmp_path)
     assert not {stage.key for stage in Plan(spec).stages} & before
 
 
 def test_a_helper_of_a_notebooks_functions_is_hashed(beside: Path) -> None:
     functions = "def build():\n    return torch.nn.Linear(4, 2)\ndef train(model, items):\n    pass\n"
     written(beside, {"mymod.py": f"import torch\nimport layers\n{functions}", "layers.py": "WIDTH = 4\n"})
-    import mymod  # type: ignore[import-not-found]
 
-    items = TensorDataset(torch.rand(12, 4), torch.arange(12) % 2)
-    forget, retain, test = (Subset(items, ids) for ids in (range(3), range(3, 7), range(7, 10)))
-    recipe = expunge.recipe(mymod.build, mymod.train)
-    case = expunge.case(mymod.build(), forget=forget, retain=retain, test=test, recipe=recipe)
-    before = addresses_of(case)
-    assert addresses_of(case) == before
+    def addresses() -> Any:
+        mymod, items = (
+            importlib.import_module("mymod"),
+            TensorDataset(torch.arange(48.0).view(12, 4), torch.arange(12) % 2),
+        )
+        forget, retain, test = (Subset(items, ids) for ids in (range(3), range(3, 7), range(7, 10)))
+        recipe = expunge.recipe(mymod.build, mymod.train)
+        return addresses_of(expunge.case(mymod.build(), forget=forget, retain=retain, test=test, recipe=recipe))
+
+    before = addresses()
+    assert addresses() == before
     (beside / "layers.py").write_text("WIDTH = 5\n")
-    after = addresses_of(case)
+    start_again(beside)
+    after = addresses()
     assert isinstance(before, dict) and isinstance(after, dict)
     assert after["training"] != before["training"] and after["data"] == before["data"]
 

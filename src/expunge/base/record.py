@@ -6,10 +6,11 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
+import re
 import secrets
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from expunge.base.errors import RunError
 
 ABANDONED = 24 * 3600
 """Seconds after which a temporary file belongs to no process: each is written within minutes."""
+_TEMPORARY = re.compile(r"\..+\.([0-9a-f]{16}|[0-9]+)(\.tmp)?", re.DOTALL)
+"""Temporary names; those of earlier versions hold a process id."""
 _FICLONE = 0x40049409
 """Linux's request to share the blocks of another file."""
 
@@ -60,13 +63,16 @@ def write_file(path: Path, content: bytes | str) -> None:
     except OSError as error:
         raise storage_error(error, path) from None
     finally:
-        _remove(temporary)
+        remove(temporary)
 
 
-def _remove(temporary: Path) -> None:
-    # If the folder is missing or is a file, there is nothing to remove.
+def remove(path: Path) -> None:
+    """Remove a file or a folder, whatever is there; what cannot be removed stays. The target of a link stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
     with contextlib.suppress(OSError):
-        temporary.unlink()
+        path.unlink()
 
 
 def storage_error(error: OSError, path: Path) -> RunError:
@@ -99,23 +105,36 @@ def spelled(value: Any) -> Any:
     return value
 
 
-def sweep_files(folder: Path) -> None:
-    """Remove temporary files below a folder that no process can still be writing, because they are a day old."""
-    for path in folder.rglob(".*.tmp"):
-        if is_abandoned(path):
-            _remove(path)
-
-
-def is_abandoned(path: Path) -> bool:
-    """Whether a temporary file or folder was last written more than a day ago.
+def sweep(folder: Path, pattern: str = "**/.*.tmp") -> None:
+    """Remove temporary files and folders that no process can still be writing, because they are a day old.
 
     Age is the only sign that holds when containers or hosts share the folder: they do not see each other's processes.
+
+    Args:
+        folder: Where to look.
+        pattern: Of the paths; only names that `random_name` makes are removed.
     """
+    temporary = [path for path in folder.glob(pattern) if _TEMPORARY.fullmatch(path.name)]
+    oldest = _clock(folder) - ABANDONED if temporary else 0.0
+    for path in temporary:
+        with contextlib.suppress(OSError):
+            if max(path.lstat().st_mtime, *(entry.lstat().st_mtime for entry in path.glob("*")), 0.0) < oldest:
+                remove(path)
+
+
+def _clock(folder: Path) -> float:
+    """The time in seconds by the clock that stamps files in a folder; on a network disk, it is not this host's.
+
+    Minus infinity if nothing can be written there.
+    """
+    probe = folder / f"{random_name('clock')}.tmp"
     try:
-        times = [path.lstat().st_mtime, *(entry.lstat().st_mtime for entry in path.glob("*"))]
+        with open(probe, "xb"):
+            return probe.lstat().st_mtime
     except OSError:
-        return False
-    return max(times) < time.time() - ABANDONED
+        return -math.inf
+    finally:
+        remove(probe)
 
 
 def random_name(name: str) -> str:
@@ -148,7 +167,7 @@ def copy_file(source: Path, target: Path) -> str:
     except OSError as error:
         raise storage_error(error, target) from None
     finally:
-        _remove(temporary)
+        remove(temporary)
     return digest
 
 

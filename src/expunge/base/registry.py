@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 from expunge.base.errors import ExpungeError, SpecError, unknown
 from expunge.base.part import Part
-from expunge.base.user_code import failed, imported, refuse_hidden, source_digest
+from expunge.base.user_code import code_files, failed, imported, refuse_hidden, source_digest
 
 FOLDERS = {
     "data": "data",
@@ -112,6 +112,9 @@ class FunctionPart(Part):
 
     def settings(self) -> dict[str, Any]:
         return dict(self.keywords)
+
+    def code_files(self) -> list[Path]:
+        return code_files(self.function, self.target.partition(":")[0])
 
     def fingerprint(self) -> dict[str, Any]:
         code = source_digest(self.function, self.target.partition(":")[0])

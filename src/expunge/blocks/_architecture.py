@@ -64,6 +64,11 @@ class WithBlocks(Architecture):
         """Settings of the architecture, and the blocks' tables as in a spec."""
         return {**self.architecture.settings(), "block": [placed.settings() for placed in self.placed]}
 
+    def code_files(self) -> list[Path]:
+        """Those of the architecture and of its blocks."""
+        parts = (self.architecture, *(placed.block for placed in self.placed))
+        return [path for part in parts for path in part.code_files()]
+
     def input_files(self) -> dict[str, dict[str, Path]]:
         """Those of the architecture and of its blocks."""
         files: dict[str, dict[str, Path]] = self.architecture.input_files()
