@@ -28,9 +28,7 @@ class InputFiles:
     """Place in the spec -> files of the user's code; a function may import some of them only when it is called."""
 
     @classmethod
-    def of(
-        cls, parts: Sequence[tuple[str, Part]], weights: str | None, references: Sequence[Path] = ()
-    ) -> InputFiles:
+    def of(cls, parts: Sequence[tuple[str, Part]], weights: str | None, references: Sequence[Path] = ()) -> InputFiles:
         """The files and the code of these parts, the user's weights, and the user's references.
 
         Args:
