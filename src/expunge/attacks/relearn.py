@@ -50,8 +50,8 @@ class Relearn(Attack):
     version: ClassVar[int] = 2
 
     k: Natural = 0
-    """Number of different forget examples that the attacker has, from the exposed part. A group, such as the copies of an
-    example or the texts about a person, counts as one, and the attacker has all of it."""
+    """Number of different forget examples that the attacker has, from the exposed part. A group, such as an example's
+    copies or the texts about a person, counts as one, and the attacker has all of it."""
     source: Literal["retain", "test", "forget"] = "retain"
     """Other training data: `retain`, `test`, or `forget` for nothing but the k examples (k at least 1)."""
     epochs: Count = 5

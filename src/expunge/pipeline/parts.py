@@ -266,7 +266,7 @@ class Parts:
 
     @property
     def about_one_model(self) -> bool:
-        """Whether verdicts are about one model, the user's own or the one that is trained, rather than about methods."""
+        """Whether verdicts are about one model, the user's own or one that is trained, rather than about methods."""
         return self.gives_original or self.spec.one_original
 
     @property
