@@ -291,3 +291,47 @@ def test_an_adapter_in_a_spec_from_end_to_end(tmp_path: Path) -> None:
     merged = tuned.merge_and_unload().state_dict()
     assert all(torch.equal(merged[name], tensor) for name, tensor in stored.items())
     assert json.loads((out / "texts" / "spec.json").read_text())["model"]["adapter"] == "adapter"
+
+
+DATA = """
+import torch
+from expunge.core.data import Data
+from expunge.objectives.classification import Classification
+
+def load():
+    ids = torch.arange(12)
+    tokens = torch.randint(20, (12, 7), generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(7) < torch.tensor([[7, 4, 5]]).T.repeat(4, 1)).long()
+    return Data({"input_ids": tokens, "attention_mask": mask}, ids % 3, ids[:8], ids[8:], ("a", "b", "c"),
+                objective=Classification())
+"""
+
+
+def test_an_encoder_with_masks_in_a_spec(tmp_path: Path) -> None:
+    bert().save_pretrained(tmp_path / "mine")
+    (tmp_path / "masked_texts.py").write_text(DATA)
+    (tmp_path / "forget.txt").write_text("0\n1\n2")
+    table: Table = {
+        "name": "encoder",
+        "seeds": [0],
+        "gallery": True,
+        "data": {"name": "masked_texts:load"},
+        "model": {"name": "hf", "path": "mine", "base": "mine"},
+        "train": {"epochs": 1, "learning_rate": 1e-6},
+        "forget": {"name": "indices", "path": "forget.txt"},
+        "method": [{"name": "npo", "epochs": 1, "adapter": {"rank": 2}}],
+        "attack": [{"name": "relearn", "epochs": 1}],
+    }
+    finished(run(table, tmp_path / "runs"))
+
+
+def test_a_model_that_peft_has_wrapped_is_unlearned_in_its_adapter() -> None:
+    import expunge
+
+    model, rows = with_lora(llama()), [{"input_ids": row, "labels": row} for row in TOKENS]
+    case = expunge.case(model, forget=rows[:3], retain=rows[3:8], test=rows[8:])
+    done = expunge.unlearn(case, "npo", epochs=1, learning_rate=1e-2)
+    before, after = (dict(m.named_parameters()) for m in (model, done.model))
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {
+        name for name, parameter in model.named_parameters() if parameter.requires_grad
+    } != set()
