@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,12 @@ def settings_of(kind: str, name: str, folder: Path) -> dict[str, Any]:
         y = np.arange(30) % 3
         np.savez(folder / "arrays.npz", x=x[:20], y=y[:20], tx=x[20:], ty=y[20:])
         return {"path": str(folder / "arrays.npz")}
+    if (kind, name) == ("data", "jsonl"):
+        pytest.importorskip("tokenizers")
+        for part, first in (("forget", 0), ("retain", 4), ("test", 16)):
+            rows = [{"prompt": f"Who is {i}?", "answer": f"Number {i}."} for i in range(first, first + 12)]
+            (folder / part).write_text(json.dumps(rows))
+        return {part: str(folder / part) for part in ("forget", "retain", "test")} | {"vocabulary": 300}
     if (kind, name) == ("task", "indices"):
         (folder / "ids.txt").write_text("3\n1\n4\n15\n9\n")
         return {"path": str(folder / "ids.txt")}

@@ -16,6 +16,7 @@ from expunge.base.errors import SpecError
 from expunge.base.spec import parse
 from expunge.core.data import IGNORE, Data
 from expunge.core.problem import Problem
+from expunge.core.tokens import train_tokenizer
 from expunge.pipeline.gallery import PICTURES, TEXTS, Name, chosen, gallery, png
 from expunge.pipeline.run import run
 from expunge.reporting.verify import verify
@@ -59,6 +60,22 @@ def test_texts_are_continued_greedily_from_the_prompt() -> None:
         # After "xa" it goes on from its own "b", not from the example's "c".
         wanted = {"ab": ("cde", True), "xa": ("bcd", False)}[example["prompt"]]
         assert (answer["said"], answer["knows"]) == wanted and example["secret"] == "cde"
+
+
+def test_tokens_of_a_tokenizer_are_shown_as_text() -> None:
+    tokenizer = train_tokenizer(["the cat sat on the mat"] * 4, 300, "data.vocabulary")
+    encoded = [tokenizer.encode("the cat sat", f" on the {word}") for word in ("mat.", "cat.", "mat?", "cat?")]
+    tokens = torch.tensor([ids for ids, _ in encoded])
+    targets = tokens[:, 1:].clone()
+    targets[:, : encoded[0].first - 1] = IGNORE
+    ids = torch.arange(4)
+    # The model has more outputs than the tokenizer has tokens, and says one of these.
+    data = Data(tokens[:, :-1], targets, ids[:3], ids[3:], tokenizer.names(400), tokenizer=tokenizer)
+    shown = of(Problem(data, ids[:2], ids[2:3], ids[3:]), Shifted(400))["examples"]
+    assert {(row["prompt"], row["secret"]) for row in shown} <= {
+        ("the cat sat", f" on the {w}.") for w in ("mat", "cat")
+    }
+    assert all(isinstance(row["answers"][0]["said"], str) for row in shown)
 
 
 def images(scale: float = 1.0) -> Problem:

@@ -24,6 +24,8 @@ RESERVED = ("original", "reference")
 """Model names in results; no method may have one as its label."""
 AUDITED = "audited-"
 """What stands before the name of a file that would be reserved."""
+GIVEN = "given"
+"""The task of a spec without `[forget]`: the data say what to forget."""
 CACHE = "cache"
 """Folder beside the runs that holds the outputs of stages."""
 FOLDERS = (CACHE, "studies", "cases")
@@ -201,7 +203,7 @@ def parse(table: Mapping[str, Any], folder: Path) -> Spec:
         if key not in KEYS:
             raise unknown("key", key, KEYS, where="spec")
     refuse_extremes(table, "")
-    for key in ("name", "data", "model", "forget"):
+    for key in ("name", "data", "model"):
         if key not in table:
             raise SpecError(f"{key!r} is missing", where="spec", remedy=f"add {_EXAMPLES[key]}")
     plain = {key: _converted(table[key], key, *kind) for key, kind in _PLAIN.items() if key in table}
@@ -229,7 +231,7 @@ def parse(table: Mapping[str, Any], folder: Path) -> Spec:
         model=_entry(model, "model"),
         block=_blocks(blocks),
         weights=None if weights is None else str(folder / _converted(weights, "model.weights", str, "a path")),
-        forget=_entry(table["forget"], "forget"),
+        forget=_entry(table["forget"], "forget") if "forget" in table else Entry(GIVEN, GIVEN),
         method=methods,
         attack=_entries(table, "attack", extra=("adapter",)),
         audit=_entries(table, "audit", extra=("required",)),
@@ -270,7 +272,6 @@ _EXAMPLES = {
     "name": 'name = "my-run"',
     "data": '[data] with name = "fashion_mnist"',
     "model": '[model] with name = "cnn"',
-    "forget": '[forget] with name = "hard_examples"',
 }
 
 

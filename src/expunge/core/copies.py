@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from expunge.core.data import Data
 from expunge.core.problem import Problem
 from expunge.reporting.progress import Progress
 
@@ -35,21 +36,39 @@ def groups_of_copies(digests: Sequence[bytes]) -> Tensor | None:
 
 
 def copies_in(problem: Problem) -> list[str]:
-    """What the user should know about copies: within the forget set, and of one set in another."""
+    """What the user should know about copies and groups: within the forget set, and of one set in another."""
     if problem.data.groups is None:
         return []
-    sets = {name: problem.data.group_of(getattr(problem, name)) for name in MEANING if len(getattr(problem, name))}
-    forget, notes = problem.data.group_of(problem.forget), []
-    distinct = len(forget.unique())
-    if distinct < len(forget):
-        notes.append(f"forget: {len(forget)} examples are copies of {distinct}, which count as {distinct} in intervals")
-    for name, groups in sets.items():
-        count = int(torch.isin(forget, groups).sum())
-        if count:
-            notes.append(f"forget: {count} of {len(forget)} examples have a copy in {name}: {MEANING[name]}")
-    if "test" in sets and (count := int(torch.isin(sets["test"], sets["retain"]).sum())):
-        notes.append(f"test: {count} of {len(sets['test'])} examples have a copy in retain, so they are not unseen")
+    sets = {name: getattr(problem, name) for name in ("forget", *MEANING)}
+    copies = _copies(problem.data, torch.cat(list(sets.values())))
+    kinds = {name: copies[ids] for name, ids in sets.items() if len(ids)}
+    forget, notes, count = kinds["forget"], [], len(problem.forget)
+    distinct, groups = len(forget.unique()), len(problem.data.group_of(problem.forget).unique())
+    if distinct < count:
+        notes.append(f"forget: {count} examples are copies of {distinct}, which count as {distinct} in intervals")
+    if groups < distinct:
+        notes.append(f"forget: {count} examples belong to {groups} groups, which count as {groups} in intervals")
+    for name, meaning in MEANING.items():
+        both = int(torch.isin(forget, kinds[name]).sum()) if name in kinds else 0
+        if both:
+            notes.append(f"forget: {both} of {count} examples have a copy in {name}: {meaning}")
+    if "test" in kinds and (both := int(torch.isin(kinds["test"], kinds["retain"]).sum())):
+        notes.append(f"test: {both} of {len(kinds['test'])} examples have a copy in retain, so they are not unseen")
     return notes
+
+
+def _copies(data: Data, ids: Tensor) -> Tensor:
+    """For each example `[n]` the number of its content, -1 if it is not among the ids.
+
+    Groups may also hold relatives, such as the texts about one person. Where inputs are not in memory, groups are
+    taken for copies.
+    """
+    if not isinstance(data.inputs, Tensor):
+        return data.group_of(torch.arange(len(data)))
+    numbers: dict[bytes, int] = {}
+    copies = torch.full((len(data),), -1)
+    copies[ids] = torch.tensor([numbers.setdefault(row, len(numbers)) for row in row_digests(data.inputs[ids])])
+    return copies
 
 
 MEANING = {

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from expunge.base.errors import SpecError
 from expunge.core.lazy import LazyInputs
 from expunge.core.objective import CLASSES, IGNORE, TOKENS, Objective, inferred
 
-__all__ = ["IGNORE", "Batch", "Data", "check_ids"]
+if TYPE_CHECKING:
+    from expunge.core.tokens import Tokenizer
+
+__all__ = ["IGNORE", "Batch", "Data", "check_ids", "joined"]
 
 Inputs = Any
 """One tensor `[n, ...]`, a tuple of them (positional arguments of the model), a mapping (arguments by name), or
@@ -43,6 +46,22 @@ class Batch(NamedTuple):
         return [Batch(rows_of(self.inputs, at), self.targets[at], self.ids[at]) for at in rows]
 
 
+def joined(batches: Sequence[Batch]) -> Batch:
+    """One batch of all examples. Texts get padding, which is no decision, up to the widest batch."""
+    if batches[0].targets.ndim == 2:
+        width = max(batch.targets.shape[1] for batch in batches)
+        batches = [_widened(batch, width) for batch in batches]
+    return Batch(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+
+
+def _widened(batch: Batch, width: int) -> Batch:
+    missing = (0, width - batch.targets.shape[1])
+    if missing[1] == 0:
+        return batch
+    targets = nn.functional.pad(batch.targets, missing, value=IGNORE)
+    return batch._replace(inputs=nn.functional.pad(batch.inputs, missing), targets=targets)
+
+
 @dataclass(frozen=True)
 class Data:
     """A data set: one pool of examples with ids, some for training and some for test.
@@ -62,6 +81,12 @@ class Data:
         objective: How models are judged; by default inferred from the targets, if they are unambiguous.
         augmentations: Applied in turn to every batch of a step of training, unlearning or an attack, but not in
             evaluation.
+        tokenizer: Makes text of tokens, for the report and for a folder that ships; `None` if the data are no texts, or
+            if nobody knows how they were encoded.
+        lengths: For tokens in memory, the length of each text without the padding on its right, `[n]` int64. A batch
+            is then as wide as its longest text. The outputs of a causal model do not depend on what is cut.
+        forget: Ids to forget, where the data themselves say so; the task `given` takes them.
+        holdout: Ids of unseen examples that resemble these.
 
     Raises:
         SpecError: A value is not finite, the objective refuses the targets, or shapes do not match.
@@ -77,6 +102,10 @@ class Data:
     objective: Any = None
     """An `Objective`; `None` only if it cannot be inferred, until `judged_by` sets it."""
     augmentations: tuple[Augment, ...] = ()
+    tokenizer: Tokenizer | None = None
+    lengths: Tensor | None = None
+    forget: Tensor | None = None
+    holdout: Tensor | None = None
 
     def __post_init__(self) -> None:
         self._check_lengths()
@@ -97,6 +126,9 @@ class Data:
         for name, tensor in tensors_of(self.inputs).items():
             if len(tensor) != len(self.targets):
                 raise SpecError(f"{len(tensor)} inputs but {len(self.targets)} targets", where=f"data{name}")
+        if self.lengths is not None and self.lengths.shape != (len(self.targets),):
+            allowed = f"[{len(self.targets)}]"
+            raise SpecError(f"found shape {list(self.lengths.shape)}", where="data.lengths", allowed=allowed)
 
     def judged_by(self, objective: Objective | None) -> Data:
         """The same data under another objective.
@@ -138,9 +170,13 @@ class Data:
     def __getitem__(self, index: int) -> Batch:
         return self.batch(torch.tensor([index]))
 
-    def batch(self, ids: Tensor) -> Batch:
-        """The examples with these ids, in this order."""
-        return Batch(rows_of(self.inputs, ids), self.targets[ids], ids)
+    def batch(self, ids: Tensor, *, trimmed: bool = True) -> Batch:
+        """The examples with these ids, in this order; if `trimmed`, texts without padding that all of them have."""
+        batch = Batch(rows_of(self.inputs, ids), self.targets[ids], ids)
+        if self.lengths is None or not trimmed or not len(ids):
+            return batch
+        width = int(self.lengths[ids].max())
+        return batch._replace(inputs=batch.inputs[:, :width], targets=batch.targets[:, :width])
 
     def stream(self, chunks: Sequence[Tensor], generator: torch.Generator | None = None) -> Iterator[Batch]:
         """A batch for each chunk of ids, in turn; lazy inputs are read ahead.

@@ -45,7 +45,7 @@ def refuse_mixing(model: nn.Module, objective: Objective, data: Data, ids: Tenso
         SpecError: The two predictions differ; names the norms without running statistics, if there are any.
     """
     with evaluating(model), torch.no_grad():
-        first, again, other = (objective.prediction(model, data.batch(ids[at])) for at in _PAIRS)
+        first, again, other = (objective.prediction(model, data.batch(ids[at], trimmed=False)) for at in _PAIRS)
     # Rounding may depend on the batch; a model that draws random numbers answers differently in the same batch.
     tolerance = torch.finfo(first.dtype).eps ** 0.5 * float(first[0].abs().max().clamp(min=1))
     if not _differ(first[0], other[0], tolerance) or _differ(first[0], again[0], tolerance):

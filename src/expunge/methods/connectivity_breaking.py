@@ -23,12 +23,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from expunge.base.part import NonNegative, Positive
-from expunge.core.data import Batch
+from expunge.core.data import Batch, joined
 from expunge.core.decisions import Decisions, loss
 from expunge.core.job import Job
 from expunge.core.modules import counterparts, evaluating, movable
@@ -66,7 +65,7 @@ class ConnectivityBreaking(RetainingDescent):
         start = counterparts(job.original, student)
 
         def step(pair: PairBatch) -> Tensor:
-            both = Batch(*(torch.cat(parts) for parts in zip(pair.retain, pair.forget, strict=True)))
+            both = joined([pair.retain, pair.forget])
             kept = retain_loss(pair.retain)
             return kept - self.alpha * loss(midway(student, start, objective, both)).clamp(max=self.gamma)
 

@@ -167,6 +167,9 @@ def _written(problem: Problem, ids: Tensor) -> list[Json]:
 
 
 def _decoded(data: Data, tokens: Tensor) -> str:
+    if data.tokenizer is not None:
+        # A model may have more outputs than tokens.
+        return data.tokenizer.decode([token for token in tokens.tolist() if 0 <= token < data.tokenizer.size])
     if data.labels == BYTES:
         return bytes(tokens.tolist()).decode("utf-8", "replace")
     words = [data.labels[token] for token in tokens.tolist()]

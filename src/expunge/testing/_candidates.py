@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
 from expunge.core.data import Data
 
 
 def candidates(data: Data | None) -> list[Data]:
     """The caller's data; by default handwritten digits and Python's reference texts."""
     return [_digits(), _texts()] if data is None else [data]
+
+
+def with_sets() -> Iterator[Data]:
+    """Data that say what to forget, for tasks that refuse the others."""
+    texts = _texts()
+    yield replace(texts, train=torch.arange(180), forget=torch.arange(20), holdout=torch.arange(180, 200))
 
 
 def _digits() -> Data:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import torch
 
 from expunge.base.errors import SpecError
@@ -10,7 +12,7 @@ from expunge.core.data import Data, tensors_of
 from expunge.core.problem import Problem
 from expunge.models.gpt import GPT
 from expunge.models.mlp import MLP
-from expunge.testing._candidates import candidates
+from expunge.testing._candidates import candidates, with_sets
 from expunge.testing._error import ContractError, Fail, failing
 from expunge.testing._rules import check_settings, randomness, require_same_problem
 from expunge.testing._state import contents
@@ -33,7 +35,7 @@ def check_task(task: Task, data: Data | None = None) -> None:
     """
     check_settings(task)
     refusals = []
-    for candidate in candidates(data):
+    for candidate in chain(candidates(data), with_sets() if data is None else ()):
         try:
             _check_on(task, candidate)
         except SpecError as error:

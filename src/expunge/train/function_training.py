@@ -29,7 +29,7 @@ class Items(Dataset[Any]):
         return len(self.data)
 
     def __getitem__(self, index: int) -> tuple[Any, Tensor]:
-        batch = self.data.batch(torch.tensor([index]))
+        batch = self.data.batch(torch.tensor([index]), trimmed=False)  # items of one shape
         return rows_of(batch.inputs, torch.tensor(0)), batch.targets[0]
 
 

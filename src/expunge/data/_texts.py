@@ -1,0 +1,238 @@
+"""From texts to a data set: tokens, masked prompts, chunks of documents, groups, and the sets of a whole problem."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from expunge.base.errors import SpecError, nearest
+from expunge.core.data import IGNORE, Data
+from expunge.core.tokens import Encoded, Tokenizer
+
+
+@dataclass(frozen=True)
+class Text:
+    """One text of a user's file.
+
+    A question has a prompt and an answer, and a conversation has messages. Both are one example. A document has no
+    prompt; it is cut into chunks.
+    """
+
+    place: str
+    """Where the text stands, for messages: `forget.jsonl, line 3`."""
+    prompt: str | None = None
+    answer: str = ""
+    """The answer, or the whole document."""
+    messages: Sequence[Mapping[str, str]] = ()
+    group: Hashable = None
+    """Texts of one group, such as those of one author, stay together; `None` for a group of its own."""
+
+    @property
+    def plain(self) -> str:
+        """All letters of the text, from which a tokenizer may be trained."""
+        return "\n".join(message["content"] for message in self.messages) or f"{self.prompt or ''}{self.answer}"
+
+    def encoded(self, tokenizer: Tokenizer, context: int) -> list[Encoded]:
+        """Its examples: one, or the chunks of a document.
+
+        Raises:
+            SpecError: The text is empty, or a question or conversation is longer than `context` tokens.
+        """
+        if not self.messages and self.prompt is None:
+            return chunks(self.answer, tokenizer, context)
+        whole = tokenizer.chat(self.messages) if self.messages else tokenizer.encode(self.prompt or "", self.answer)
+        if len(whole.ids) - 1 > context:
+            raise SpecError(
+                f"it has {len(whole.ids) - 1} tokens",
+                allowed=f"at most {context}, the setting `context`",
+                remedy="raise context, or shorten the text; only documents are cut into chunks",
+            )
+        return [whole]
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Names of the fields of a user's rows, and the text around prompt and answer."""
+
+    prompt: str = "prompt"
+    answer: str = "answer"
+    text: str = "text"
+    messages: str = "messages"
+    group: str | None = None
+    before: str = ""
+    """Text before the prompt."""
+    between: str = " "
+    """Text between prompt and answer; not decided."""
+    after: str = ""
+    """Text behind the answer; decided."""
+    chat: bool = False
+    """Whether prompt and answer become a conversation in the tokenizer's template."""
+
+    def text_of(self, place: str, row: Any) -> Text:
+        """The text of a row: a conversation, prompt and answer, or a document, by the fields that it has.
+
+        Raises:
+            SpecError: The row lacks a field, or a field is no text.
+        """
+        if isinstance(row, str):
+            return Text(place, answer=row)
+        if not isinstance(row, dict):
+            raise SpecError(f"it is a {type(row).__name__}", allowed="an object with named fields, or a text")
+        group = None if self.group is None else field_of(row, self.group, "group", str | int)
+        if self.messages in row:
+            return Text(place, messages=_messages(row[self.messages]), group=group)
+        if self.text in row and self.prompt not in row and self.answer not in row:
+            return Text(place, answer=field_of(row, self.text, "text"), group=group)
+        prompt, answer = field_of(row, self.prompt, "prompt"), field_of(row, self.answer, "answer")
+        if self.chat:
+            turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+            return Text(place, messages=turns, group=group)
+        return Text(place, f"{self.before}{prompt}{self.between}", f"{answer}{self.after}", group=group)
+
+
+def field_of(row: Mapping[str, Any], name: str, setting: str, kind: Any = str) -> Any:
+    """A field of a row.
+
+    Args:
+        row: The row.
+        name: The field's name.
+        setting: The setting that names the field, for messages.
+        kind: Type of the field.
+
+    Raises:
+        SpecError: The row has no such field, or the field has another type.
+    """
+    if name not in row:
+        near = nearest(name, row) or f"name yours by the setting `{setting}`"
+        raise SpecError(f"there is no field {name!r}", allowed=f"its fields: {', '.join(row) or 'none'}", remedy=near)
+    if not isinstance(row[name], kind) or isinstance(row[name], bool):
+        raise SpecError(f"the field {name!r} is a {type(row[name]).__name__}", allowed="text")
+    return row[name]
+
+
+def _messages(value: Any) -> list[dict[str, str]]:
+    listed = isinstance(value, list) and all(isinstance(message, dict) for message in value)
+    plain = listed and all(isinstance(m.get(key), str) for m in value for key in ("role", "content"))
+    if not plain or not value:
+        raise SpecError("the messages are no conversation", allowed="a list of objects with the texts role and content")
+    return [{"role": message["role"], "content": message["content"]} for message in value]
+
+
+@contextmanager
+def placed(place: str, where: str) -> Iterator[None]:
+    """An error about a text names the text's place in its file, and the file's place in the spec."""
+    try:
+        yield
+    except SpecError as error:
+        finding = f"{place}: {error.finding}"
+        raise SpecError(finding, where=where, allowed=error.allowed, remedy=error.remedy) from None
+
+
+def chunks(document: str, tokenizer: Tokenizer, context: int) -> list[Encoded]:
+    """A document as texts of at most `context` tokens, the last one with EOS. No token is lost or repeated as a target.
+
+    What stands before every text, such as BOS, stands before every chunk. Without it, a chunk begins with the last
+    token of the chunk before, because its own first token could not be predicted from nothing.
+
+    Raises:
+        SpecError: The document is empty.
+    """
+    if not document.strip():
+        raise SpecError("the text is empty", allowed="a text with at least one letter")
+    start, ids = list(tokenizer.start), [*tokenizer.content(document), tokenizer.eos]
+    overlap = 0 if start else 1
+    step = max(context + 1 - len(start) - overlap, 1)
+    begins = range(0, max(len(ids) - overlap, 1), step)
+    return [Encoded([*start, *ids[at : at + step + overlap]], max(len(start), 1)) for at in begins]
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Texts by set. `forget` and `holdout` may be empty."""
+
+    retain: Sequence[Text]
+    test: Sequence[Text]
+    forget: Sequence[Text] = ()
+    holdout: Sequence[Text] = ()
+
+    def data(self, tokenizer: Tokenizer, context: int, outputs: int = 0) -> Data:
+        """The data set: forget, retain, test and hold-out texts, in this order.
+
+        Args:
+            tokenizer: Makes tokens of texts.
+            context: Most tokens of an example.
+            outputs: Outputs of the model, if they are more than the tokenizer's tokens.
+
+        Raises:
+            SpecError: A text is empty or too long, or a set is empty; the message says where.
+        """
+        ids: dict[str, Tensor] = {}
+        examples: list[Encoded] = []
+        owners: list[list[Hashable]] = []
+        for name in ("forget", "retain", "test", "holdout"):
+            first = len(examples)
+            for number, text in enumerate(getattr(self, name)):
+                with placed(text.place, f"data.{name}"):
+                    pieces = text.encoded(tokenizer, context)
+                examples += pieces
+                owners += [_keys(text, (name, number), piece) for piece in pieces]
+            ids[name] = torch.arange(first, len(examples))
+        inputs, targets, lengths = padded(examples, tokenizer.pad)
+        return Data(
+            inputs,
+            targets,
+            torch.cat([ids["forget"], ids["retain"]]),
+            ids["test"],
+            tokenizer.names(outputs),
+            grouped(owners),
+            tokenizer=tokenizer,
+            lengths=lengths,
+            forget=ids["forget"] if len(ids["forget"]) else None,
+            holdout=ids["holdout"] if len(ids["holdout"]) else None,
+        )
+
+
+def padded(examples: Sequence[Encoded], pad: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs and targets `[n, t]`, padded on the right, and the length of each text `[n]`."""
+    lengths = torch.tensor([len(example.ids) - 1 for example in examples])
+    width = int(lengths.max()) if len(examples) else 0
+    inputs = torch.full((len(examples), width), pad)
+    targets = torch.full((len(examples), width), IGNORE)
+    for row, (ids, first) in enumerate(examples):
+        inputs[row, : len(ids) - 1] = torch.tensor(ids[:-1])
+        targets[row, first - 1 : len(ids) - 1] = torch.tensor(ids[first:])
+    return inputs, targets, lengths
+
+
+def _keys(text: Text, own: Hashable, example: Encoded) -> list[Hashable]:
+    """What an example has in common with others of its group: its document, the user's group, or all of its tokens."""
+    shared = [] if text.group is None else [("group", text.group)]
+    return [("text", own), *shared, ("copy", tuple(example.ids))]
+
+
+def grouped(keys: Iterable[Sequence[Hashable]]) -> Tensor | None:
+    """Group of each example, `[n]`: examples with a key in common, also over several steps, have the same.
+
+    Returns:
+        The id of the group's first example; `None` if each example is its own group.
+    """
+    first: dict[Hashable, int] = {}
+    parent: list[int] = []
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = index = parent[parent[index]]
+        return index
+
+    for index, own in enumerate(keys):
+        parent.append(index)
+        for key in own:
+            low, high = sorted((root(first.setdefault(key, index)), root(index)))
+            parent[high] = low
+    groups = torch.tensor([root(index) for index in range(len(parent))])
+    return None if len(groups.unique()) == len(groups) else groups
