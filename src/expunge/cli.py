@@ -411,7 +411,8 @@ def _finish(spec: Any, out: Path, workers: int | None, json_: bool, save: Path |
     else:
         say(verdict_table(outcome.table, outcome.verdicts))
         say(costs_table(outcome.costs), error=True)
-    lines = [f"record  {outcome.folder}", f"report  {page}", *(f"model   {folder}" for folder in outcome.saved)]
+    lines = [outcome.warning] if outcome.warning else []
+    lines += [f"record  {outcome.folder}", f"report  {page}", *(f"model   {folder}" for folder in outcome.saved)]
     say("\n".join(lines), error=True)
     check_gates(spec, outcome.verdicts)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
+from expunge.base.memory import MemoryStore
+from expunge.base.spec import parse
+from expunge.pipeline.beforehand import Beforehand
+from expunge.pipeline.executor import Computation, Executor
+from expunge.pipeline.plan import Plan
+from expunge.pipeline.schedule import run_stages
 from helpers import Table, cli, finished, run, write_spec, wrong_digits
 
 FORGET, TRAIN, TEST = 40, 300, 400
@@ -160,3 +168,74 @@ def test_audit_takes_the_same_spec(folder: Path, tmp_path: Path) -> None:
     assert "Held-out examples replace" in done.out or "incomplete" in done.out
     saved = finished(cli("run", table, "--out", out, "--workers", 1, "--save", tmp_path / "saved"))
     assert "**no reference**" in (tmp_path / "saved" / "finetune" / "README.md").read_text(), saved.err
+
+
+UNKNOWN: dict[str, Table] = {
+    "to models that the run trains": {
+        "model": {"name": "mlp", "widths": [48]}, "references": "retrain", "seeds": [0, 1],
+        "train": {"epochs": 1}, "attack": [],
+    },
+    "to the user's model, beside trained references": {
+        "model": {"name": "mlp", "widths": [48], "weights": REFERENCES[3]}, "references": "retrain", "seeds": [0, 1],
+        "train": {"epochs": 30, "learning_rate": 0.01}, "attack": [],
+    },
+    "to the user's model, beside filtered ones": {
+        "model": {"name": "mlp", "widths": [48], "weights": REFERENCES[3]}, "references": REFERENCES[:3], "attack": [],
+    },
+    "to the user's model, without references": {
+        "model": {"name": "mlp", "widths": [48], "weights": REFERENCES[3]}, "attack": [],
+        "forget": {"name": "indices", "path": "forget.txt", "holdout": "holdout.txt"},
+    },
+}  # fmt: skip
+KNOWN: dict[str, Table] = {
+    "to models that the run trains": {
+        "model": {"name": "mlp", "widths": [48]}, "references": "retrain", "seeds": [0, 1],
+        "train": {"epochs": 60, "learning_rate": 0.01}, "attack": [],
+    },
+    "to the user's model, beside filtered ones": {"references": REFERENCES[:1], "attack": []},
+    "to the user's model, without references": {
+        "forget": {"name": "indices", "path": "forget.txt", "holdout": "holdout.txt"}, "attack": [],
+    },
+}  # fmt: skip
+WARNING = "no audit shows that the model knows the forget set"
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_what_the_model_never_knew_is_said_before_unlearning_and_at_the_end(
+    folder: Path, tmp_path: Path, name: str
+) -> None:
+    path = write_spec(folder, spec(**UNKNOWN[name]))
+    result = finished(cli("run", path, "--out", tmp_path / "runs", "--workers", 1, "--json"))
+    lines = result.err.splitlines()
+    said = [number for number, line in enumerate(lines) if WARNING in line]
+    method = next(number for number, line in enumerate(lines) if "unlearn finetune" in line)
+    assert len(said) == 2 and said[0] < method < said[1], result.err
+    assert WARNING in json.loads(result.out)["warning"]
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_what_the_model_knows_is_not_called_unknown(folder: Path, tmp_path: Path, name: str) -> None:
+    path = write_spec(folder, spec(**KNOWN[name]))
+    assert WARNING not in finished(cli("run", path, "--out", tmp_path / "runs", "--workers", 1)).err
+
+
+def test_methods_wait_for_what_is_judged_before_them_in_several_processes_too(folder: Path) -> None:
+    plan = Plan(parse(spec(references=REFERENCES[:2]), folder))
+    judged = Beforehand(plan, MemoryStore(), print).stages
+    assert {(stage.kind, stage.model) for stage in judged} == {
+        (kind, model) for model in ("original", "reference") for kind in (model, "audit")
+    }
+    tasks: list[Computation] = []
+
+    @dataclass(frozen=True)
+    class Collecting(Executor):
+        def run(self, given: Sequence[Computation], begun: object, finished: object) -> None:
+            tasks.extend(given)
+
+    run_stages(
+        plan, MemoryStore(), plan.stages, Collecting(), lambda *_: None, print,
+        beforehand=Beforehand(plan, MemoryStore(), print),
+    )  # fmt: skip
+    [method] = [task for task in tasks if task.arguments[2].kind == "unlearn"]
+    assert {stage.key for stage in judged} <= set(method.needs)
+    assert [task.key for task in tasks[: len(judged)]] == [stage.key for stage in judged]

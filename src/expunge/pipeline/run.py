@@ -28,6 +28,7 @@ from expunge.core.texts import require_text_model
 from expunge.evidence.reasons import CHANGED_NOTHING
 from expunge.evidence.table import Table
 from expunge.evidence.verdict import Verdict
+from expunge.pipeline.beforehand import Beforehand
 from expunge.pipeline.diagnosis import diagnosis
 from expunge.pipeline.earlier import refuse_other, replaced
 from expunge.pipeline.executor import executor_of
@@ -58,6 +59,8 @@ class RunResult:
     """The result of each diagnostic, in the form of `pipeline.diagnosis`; empty without diagnostics."""
     saved: Sequence[Path] = ()
     """Folders of the models that were written on request."""
+    warning: str = ""
+    """Said if no audit shows that the originals know the forget set; empty otherwise."""
 
     def as_json(self) -> dict[str, Any]:
         """The table that `run --json` prints."""
@@ -67,6 +70,7 @@ class RunResult:
             "rows": self.rows,
             "verdicts": [verdict.as_json() for verdict in self.verdicts],
             **({"diagnosis": self.diagnosis} if self.diagnosis else {}),
+            **({"warning": self.warning} if self.warning else {}),
             **({"saved": [str(folder) for folder in self.saved]} if self.saved else {}),
         }
 
@@ -121,15 +125,18 @@ def run(
                 progress.say(f"{stage.name}: {CHANGED_NOTHING}")
         folder.event(stage.name, {**facts, "key": stage.key})
 
+    say = progress.say if progress else None
+    beforehand = Beforehand(plan, store, say or (lambda _: None))
     try:
-        run_stages(plan, store, plan.stages, executor, report, begun, progress.say if progress else None)
+        run_stages(plan, store, plan.stages, executor, report, begun, say, beforehand)
     finally:
         if progress is not None:
             progress.clear()
     table = folder.write(plan, store)
     folders = saved.write(store, folder.root) if saved else []
     rows, verdicts, diagnoses = table.rows(), table.verdicts(), diagnosis(plan, store)
-    return RunResult(folder.root, table, rows, verdicts, costs(plan, store), diagnoses, folders)
+    spent_on = costs(plan, store)
+    return RunResult(folder.root, table, rows, verdicts, spent_on, diagnoses, folders, beforehand.warning)
 
 
 def dry_run(spec: Spec, out: Path) -> list[StageForecast]:
