@@ -172,8 +172,12 @@ class BilinearLayer(nn.Module):
             The relative residual: 0 up to rounding if the units suffice. If not, raise `hidden`, or accept the change.
         """
         count = self.left.out_features - self.cancelling if hidden is None else hidden
-        factors = forms.refactor(self.interaction(), count, shared=self.shared)
-        self._assign(factors.left, factors.right, factors.out)
+        left, right, out = self.factors()
+        # In a basis of what the units read, the form is smaller; the factors do not depend on the basis.
+        x, y = [_basis(torch.cat([left, right]))] * 2 if self.shared else map(_basis, (left, right))
+        form = forms.interaction(left @ x, right @ y, out)
+        factors = forms.refactor(form, count, shared=self.shared)
+        self._assign(factors.left @ x.T, factors.right @ y.T, factors.out)
         self.cancelling = 0
         return factors.residual
 
@@ -208,6 +212,11 @@ def anneal(model: nn.Module, share: float) -> None:
 def bilinear_layers(model: nn.Module) -> dict[str, BilinearLayer]:
     """The model's bilinear layers by path, in the order of registration."""
     return {path: module for path, module in model.named_modules() if isinstance(module, BilinearLayer)}
+
+
+def _basis(rows: Tensor) -> Tensor:
+    """Orthonormal columns that span the rows, `[d, r]`."""
+    return torch.linalg.qr(rows.T).Q
 
 
 def _with_bias(side: nn.Linear) -> Tensor:

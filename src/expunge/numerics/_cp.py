@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SWEEPS, STEPS = 40, 8
+SWEEPS, STEPS = 20, 8
 NEGLIGIBLE = 1e-13
 """Strengths below this share of the largest are rounding."""
 SETTLED = 1e-4
