@@ -155,6 +155,13 @@ def facts_with(out: Path, stage: str, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+def linked(out: Path, stage: str) -> None:
+    """A whole output elsewhere, where others may change it."""
+    path = entry(out, stage)
+    path.rename(out.parent / "elsewhere")
+    path.symlink_to(out.parent / "elsewhere")
+
+
 MISSING: dict[str, Callable[[Path], object]] = {
     "scores of one audit": lambda out: (entry(out, AUDIT) / "scores.safetensors").unlink(),
     "scores of an attack": lambda out: (entry(out, ATTACK) / "scores.safetensors").unlink(),
@@ -168,6 +175,10 @@ MISSING: dict[str, Callable[[Path], object]] = {
     "stage.json has a huge number": lambda out: (entry(out, ORIGINAL) / "stage.json").write_text(
         (entry(out, ORIGINAL) / "stage.json").read_text().replace('"gradients":', '"gradients":' + "9" * 5000)
     ),
+    "stage.json names another cost": lambda out: facts_with(out, UNLEARNED, gradients=1),
+    "stage.json names another time": lambda out: facts_with(out, AUDIT, seconds=0.5),
+    "stage.json says that nothing changed": lambda out: facts_with(out, UNLEARNED, changed=False),
+    "the output is a link": lambda out: linked(out, AUDIT),
     "stage.json names fewer files": lambda out: facts_with(out, ATTACK, files={}),
     "stage.json is a folder": lambda out: in_place_of(entry(out, ORIGINAL) / "stage.json", "folder"),
     "weights are a folder": lambda out: in_place_of(weights_of(out, UNLEARNED), "folder"),
