@@ -84,6 +84,28 @@ def test_a_copy_shares_nothing_with_its_source(tmp_path: Path, before: bytes | s
     assert source.read_bytes() == b"new" and names(tmp_path) == {"source", "folder", "folder/target"}
 
 
+SEALED = {"a": float("nan"), "b": {10: [1e-7, 2**70], 9: None}, "c": Path("x"), "ä": "\ud800"}
+
+
+def test_a_sealed_table_comes_back_as_json_has_it() -> None:
+    table = {key: value for key, value in SEALED.items() if key != "a"}
+    assert record.unsealed(record.sealed(table).encode()) == {
+        "b": {"10": [1e-7, 2**70], "9": None},
+        "c": "x",
+        "ä": "\ud800",
+        "sha256": "mine",
+    }
+    assert record.canonical(record.unsealed(record.sealed(SEALED).encode())).count("NaN") == 1
+
+
+@pytest.mark.parametrize("change", [("1e-07", "2e-07"), ("null", "0"), ('"x"', '"y"'), ("}", ',"d":1}'), ("{", "[")])
+def test_a_sealed_table_that_was_changed_is_refused(change: tuple[str, str]) -> None:
+    text = record.sealed(SEALED)
+    assert text.replace(*change, 1) != text
+    with pytest.raises(ValueError):
+        record.unsealed(text.replace(*change, 1).encode())
+
+
 TEMPORARY = ".a.txt.0123456789abcdef.tmp"
 
 

@@ -17,7 +17,9 @@ from expunge.api.addresses import addresses_of
 from expunge.base import registry
 from expunge.base.errors import RunError
 from expunge.base.spec import read
+from expunge.base.store import Store
 from expunge.pipeline.plan import Plan
+from expunge.pipeline.worker import Worker
 from helpers import Result, tiny, write_spec
 
 BUILD = "import torch\ndef build(data):\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(10))\n"
@@ -185,6 +187,85 @@ def test_a_helper_of_a_notebooks_functions_is_hashed(beside: Path) -> None:
     after = addresses()
     assert isinstance(before, dict) and isinstance(after, dict)
     assert after["training"] != before["training"] and after["data"] == before["data"]
+
+
+LAZY = """
+import torch
+def build(data):
+    import layers
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, layers.WIDTH), torch.nn.Linear(layers.WIDTH, 10))
+def attack(model, case, seed):
+    import layers
+    raise AssertionError(layers)
+def fit(module, dataset, epochs=1):
+    import layers
+    optimiser = torch.optim.SGD(module.parameters(), lr=0.01 * layers.WIDTH)
+    for x, y in torch.utils.data.DataLoader(dataset, batch_size=32):
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(module(x), y).backward()
+        optimiser.step()
+def method(model, problem, recipe, seed, budget):
+    import layers
+    raise AssertionError(layers)
+"""
+LAZILY: dict[str, tuple[dict[str, Any], str]] = {
+    "a model's helper": ({"model": {"name": "mymod:build"}}, "layers.py"),
+    "the model's own module": ({"model": {"name": "mymod:build"}}, "mymod.py"),
+    "a training function's helper": ({"train": {"name": "mymod:fit"}}, "layers.py"),
+    "an attack's helper": ({"attack": [{"name": "mymod:attack", "label": "own"}]}, "layers.py"),
+    "a method's own module": ({"method": [{"name": "mymod:method", "label": "own"}]}, "mymod.py"),
+}
+
+
+@pytest.mark.parametrize("back", [True, False], ids=["and is put back", "and stays"])
+@pytest.mark.parametrize("case", LAZILY)
+def test_code_that_changes_during_a_run_ends_it(case: str, back: bool, tmp_path: Path) -> None:
+    """What a function imports when it is called may be other code than what was hashed."""
+    changes, file = LAZILY[case]
+    written(tmp_path, {"mymod.py": LAZY, "layers.py": "WIDTH = 4\n"})
+    spec = read(write_spec(tmp_path, tiny(seeds=[0], **changes)))
+    try:
+        plan, store = Plan(spec), Store(tmp_path / "cache")
+        store.open()
+        path, aside = tmp_path / file, tmp_path / "aside.py"
+        path.rename(aside)
+        path.write_text(aside.read_text().replace("WIDTH = 4", "WIDTH = 5").replace("0.01", "0.02"))
+        if back:
+            aside.replace(path)
+        stage = next(stage for stage in plan.stages if stage.kind == "original")
+        with pytest.raises(RunError, match=rf"{file} was changed while the run read it"):
+            Worker(plan, store).run(stage)
+        assert not store.has(stage.key)
+    finally:
+        start_again(tmp_path)
+
+
+@pytest.mark.parametrize("back", [True, False], ids=["and is put back", "and stays"])
+@pytest.mark.parametrize("file", ["mymod.py", "layers.py", "pack/deep.py"])
+def test_code_that_changes_while_a_worker_imports_it_is_refused(
+    file: str, back: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = LAZY.replace("import layers\n", "import layers\n    from pack import deep\n", 1)
+    written(tmp_path, {"mymod.py": text, "layers.py": "WIDTH = 4\n", "pack/deep.py": "X = 1\n"})
+    home = Plan(read(write_spec(tmp_path, tiny(seeds=[0], model={"name": "mymod:build"})))).home
+    start_again(tmp_path)
+    importing, path, aside = importlib.import_module, tmp_path / file, tmp_path / "aside.py"
+
+    def swapping(name: str, *arguments: Any) -> Any:
+        if name != "mymod" or aside.exists():
+            return importing(name, *arguments)
+        path.rename(aside)
+        path.write_text(aside.read_text() + "# other\n")
+        try:
+            return importing(name, *arguments)
+        finally:
+            if back:
+                aside.replace(path)
+
+    monkeypatch.setattr(importlib, "import_module", swapping)
+    with pytest.raises(RunError, match=rf"{Path(file).name}: .*changed while a worker imported it"):
+        home.plan()
+    start_again(tmp_path)
 
 
 MARK = "from pathlib import Path\nPath({!r}).touch()\nraise ImportError('a file beside the spec')\n"

@@ -27,6 +27,8 @@ LARGEST = 2**31
 _CHUNK = 2**20
 # Windows has neither flag; there, links are found by `lstat` alone.
 _FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_HANDLES = os.open in os.supports_dir_fd and hasattr(os, "O_DIRECTORY")
+"""Whether a file can be opened by its name in an open folder; not on Windows."""
 _KINDS = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
@@ -84,8 +86,12 @@ def open_inside(folder: Path, name: str) -> BinaryIO:
         path = path / last
         _require(path, _status(path, at).st_mode, stat.S_ISREG)
         file = os.fdopen(os.open(path if at is None else last, os.O_RDONLY | _FLAGS, dir_fd=at), "rb")
-    # It may have been replaced since the check.
-    _require(path, os.fstat(file.fileno()).st_mode, stat.S_ISREG)
+    try:
+        # It may have been replaced since the check.
+        _require(path, os.fstat(file.fileno()).st_mode, stat.S_ISREG)
+    except RunError:
+        file.close()
+        raise
     return file
 
 
@@ -96,7 +102,7 @@ def _status(path: Path, at: int | None) -> os.stat_result:
 
 def _handle(path: Path, at: int | None, opened: contextlib.ExitStack) -> int | None:
     """A handle of a folder, so that nobody can put a link in its place afterwards; none where the system has none."""
-    if os.open not in os.supports_dir_fd or not hasattr(os, "O_DIRECTORY"):
+    if not _HANDLES:
         return None
     # The folder of the record itself may be a link: the user has named it.
     flags = os.O_DIRECTORY | getattr(os, "O_PATH", os.O_RDONLY) | (0 if at is None else _FLAGS)

@@ -35,6 +35,26 @@ def address(value: Any) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:32]
 
 
+def sealed(table: Mapping[str, Any]) -> str:
+    """JSON of a table together with its own SHA-256, so that a change of it is noticed."""
+    plain = json.loads(canonical(table))  # numbers as keys become texts, which have another order
+    return canonical({**plain, "sha256": hashlib.sha256(canonical(plain).encode()).hexdigest()})
+
+
+def unsealed(content: bytes) -> dict[str, Any]:
+    """The table in a text that `sealed` made.
+
+    Raises:
+        ValueError: It is damaged, or not the one that was sealed.
+        RecursionError: It is nested too deeply.
+    """
+    table = json.loads(content)
+    expected = table.pop("sha256", None) if isinstance(table, dict) else None
+    if expected is None or hashlib.sha256(canonical(table).encode()).hexdigest() != expected:
+        raise ValueError("it has changed since it was written")
+    return dict(table)
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     with open(path, "rb") as file:

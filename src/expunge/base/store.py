@@ -16,21 +16,22 @@ from expunge.base.errors import RunError
 from expunge.base.inputs import digest
 from expunge.base.reading import read_inside
 from expunge.base.record import (
-    canonical,
     copy_file,
     locked,
     make_private,
     random_name,
     remove,
+    sealed,
     storage_error,
     sweep,
+    unsealed,
     write_file,
 )
 
-FORMAT = 2
+FORMAT = 3
 """How outputs are stored. It enters the keys of stages, so that outputs of another format are not used."""
 FACTS = "stage.json"
-"""File of an output that names its key, its cost, and the digest of every other file."""
+"""File of an output that names its key, its cost, and the digest of every other file and of itself."""
 RERUN = "run the same again, which computes it again"
 
 _Name = Annotated[str, msgspec.Meta(pattern=r"\A[^./\\\x00][^/\\\x00]*\Z")]
@@ -163,7 +164,7 @@ class Store:
         """
         temporary = self.root / random_name(key)
         digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-        stage_json = canonical({**facts, "key": key, "files": digests}).encode()
+        stage_json = sealed({**facts, "key": key, "files": digests}).encode()
         try:
             for name, content in {**files, FACTS: stage_json}.items():
                 write_file(temporary / name, content)
@@ -207,11 +208,11 @@ class Store:
     def _facts(self, key: str) -> _Facts:
         path = self.path(key, FACTS)
         try:
-            facts = msgspec.json.decode(read_inside(self.root, f"{key}/{FACTS}"), type=_Facts)
+            facts = msgspec.convert(unsealed(read_inside(self.root, f"{key}/{FACTS}")), _Facts)
         except RunError as error:
             place = error.where.removeprefix(f"{self.root / key}").lstrip("/") or "its folder"
             raise RunError(f"{place}: {error.finding}", where=str(path), remedy=RERUN) from None
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
             raise RunError(f"{FACTS} is damaged ({error})", where=str(path), remedy=RERUN) from None
         if facts.key != key:
             raise RunError(f"{FACTS} is that of another output", where=str(path), remedy=RERUN)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -19,12 +18,13 @@ from expunge.base.errors import RunError, SpecError, unknown
 from expunge.base.reading import read_inside, refuse_links
 from expunge.base.record import (
     address,
-    canonical,
     make_private,
     remove,
+    sealed,
     spelled,
     storage_error,
     sweep,
+    unsealed,
     write_file,
 )
 from expunge.base.store import RERUN
@@ -39,7 +39,7 @@ from expunge.study.study import Study, Work, at_preset
 
 FOLDER = "studies"
 RESULT = "study.json"
-_KEYS = {"key", "seconds", "measured", "sha256"}
+_KEYS = {"key", "seconds", "measured"}
 """What the file of a seed holds."""
 
 
@@ -151,15 +151,11 @@ def _measure(study: Study, seed: int, work: Work, basis: Mapping[str, Any], key:
         measured = _plain(dict(study.measure(seed, work, basis)))
     seconds = round(time.perf_counter() - start, 2)
     entry = spelled({"key": key, "seconds": seconds, "measured": measured})
-    write_file(work.folder / _name(seed), canonical({**entry, "sha256": _digest(entry)}) + "\n")
+    write_file(work.folder / _name(seed), sealed(entry) + "\n")
 
 
 def _name(seed: int) -> str:
     return f"seeds/{seed}.json"
-
-
-def _digest(entry: Mapping[str, Any]) -> str:
-    return hashlib.sha256(canonical(entry).encode()).hexdigest()
 
 
 def _undamaged(work: Work, seed: int) -> dict[str, Any]:
@@ -181,15 +177,14 @@ def _stored(work: Work, seed: int) -> dict[str, Any]:
     Raises:
         RunError: It is missing, cannot be read, or has changed since it was measured.
     """
-    where = str(work.folder / _name(seed))
+    finding = "it holds other keys than a result"
     try:
-        entry: Any = json.loads(read_inside(work.folder, _name(seed)), parse_constant=float)
-        expected = entry.pop("sha256") if isinstance(entry, dict) and entry.keys() == _KEYS else None
-        if expected is None or _digest(entry) != expected:
-            raise RunError("the file has changed since it was measured", where=where, remedy=RERUN)
+        entry = unsealed(read_inside(work.folder, _name(seed)))
+        if entry.keys() == _KEYS:
+            return entry
     except (ValueError, RecursionError) as error:
-        raise RunError(f"the file is damaged ({error})", where=where, remedy=RERUN) from None
-    return dict(entry)
+        finding = f"the file is damaged ({error})"
+    raise RunError(finding, where=str(work.folder / _name(seed)), remedy=RERUN)
 
 
 def _report(work: Work, seed: int) -> None:
