@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from expunge.api.recipe import FunctionRecipe
 from expunge.base.inputs import signatures
 from expunge.base.part import Part
 from expunge.base.seeds import derive
@@ -147,7 +148,7 @@ class CasePlan(Plan):
         if self.addresses:
             parts = {**self.methods, **self.attacks, **self.audits}
             code = {label: part.code_files() for label, part in parts.items()}
-        if self.addresses and recipe is not None:
+        if self.addresses and isinstance(recipe, FunctionRecipe):
             code["recipe"] = [path for function in (recipe.make, recipe.train) for path in code_files(function)]
         return InputFiles({}, signatures(path for paths in code.values() for path in paths), code)
 
@@ -301,6 +302,6 @@ def weights_digest(model: nn.Module) -> str:
 
 def _table(entry: Entry, part: Any) -> dict[str, Any]:
     settings = {} if isinstance(part, Given) else part.settings()
-    extras = {"label": entry.label if entry.label != entry.name else None, "budget": entry.budget, "after": entry.after}
-    extras["adapter"] = entry.adapter
+    label = entry.label if entry.label != entry.name else None
+    extras = {"label": label, "budget": entry.budget, "after": entry.after, "adapter": entry.adapter}
     return {"name": entry.name, **settings, **{key: value for key, value in extras.items() if value is not None}}
