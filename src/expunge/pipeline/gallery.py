@@ -56,7 +56,7 @@ def gallery(problem: Problem, models: Iterable[tuple[Name, nn.Module]], seed: in
         "texts"
         if data.has_tokens
         else "images"
-        if data.has_classes and _pixels(data.inputs[:1]) is not None
+        if data.has_classes and isinstance(data.example, Tensor) and _pixels(data.example) is not None
         else "vectors"
     )
     ids = chosen(problem, {"texts": TEXTS, "images": PICTURES}.get(kind, 0))
