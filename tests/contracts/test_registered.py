@@ -34,6 +34,7 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("task", "hard_examples"): {"count": 50, "nets": 2},
     ("task", "label_swap"): {"count": 60, "discovery": 0.5},
     ("task", "planted_text"): {"count": 6, "copies": 3},
+    ("data", "people"): {"people": 20, "public": 10, "test": 10, "vocabulary": 300},
 }
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -88,18 +86,6 @@ def test_what_is_saved_is_read_by_transformers_and_is_the_same(bpe: Tokenizer, t
     assert (outer.eos_token, outer.pad_token, len(outer)) == (EOS, PAD, bpe.size)
     assert read_tokenizer(tmp_path, "data.tokenizer").digest == bpe.digest
     assert train_tokenizer(TEXTS[:2], 320, "").digest != bpe.digest
-
-
-def test_a_bpe_does_not_depend_on_the_order_of_hashes(bpe: Tokenizer) -> None:
-    code = f"from expunge.core.tokens import train_tokenizer as t\nprint(t({TEXTS!r}, 320, '').digest)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=_environment())
-    assert done.stdout.strip() == bpe.digest
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    return {**os.environ, "PYTHONHASHSEED": "7"}
 
 
 def test_a_beginning_of_text_stands_before_each_text(bpe: Tokenizer, tmp_path: Path) -> None:

@@ -9,6 +9,9 @@ Each value comes with a baseline: what the model would score by answers that do 
 `core/answers.py`. Verdicts subtract it, tables do not. Where examples have labels, `worst_label_accuracy` is the
 accuracy of the label on which the model is worst: a label may be lost without a visible change of the mean.
 
+If the data have paraphrases of what is forgotten, on which no model trains, the same knowledge is judged on them, too.
+`erased` does not depend on them alone: they are one more way in which a model may show what it knows.
+
 If a task planted corruption and kept the true targets, `healed` is the utility metric against the true targets on all
 corrupted training examples, discovered or not. The inputs are those of training, with their trigger if they have one
 (2505.17730).
@@ -53,6 +56,7 @@ class Performance(Audit):
             "retain": sample(problem.retain, self.retain, "retain"),
             "test": problem.test,
             "holdout": problem.holdout,
+            "paraphrase": problem.paraphrases,
         }
         splits = {split: ids for split, ids in splits.items() if len(ids)}
         values = {split: measured(model, problem, ids) for split, ids in splits.items()}
@@ -70,21 +74,21 @@ class Performance(Audit):
 def _is_measured(metric: Metric, split: str, has_holdout: bool) -> bool:
     # Without retrained models, unseen examples are what the forget set is compared with.
     unseen = "holdout" if has_holdout else "test"
-    return metric.utility or not metric.knowledge or split in ("forget", unseen)
+    return metric.utility or not metric.knowledge or split in ("forget", "paraphrase", unseen)
 
 
 def _scores(
     metric: Metric, split: str, values: np.ndarray, ids: Tensor, problem: Problem, controls: Mapping[str, np.ndarray]
 ) -> Scores:
     role: Role = "description"
-    if split == "forget" and metric.knowledge:
+    if split in ("forget", "paraphrase") and metric.knowledge:
         role = "knowledge"
     if metric.utility and split in metric.utility_on:
         role = "utility"
     better: Better = metric.better if split in ("retain", "test") else "reference"
     return Scores(
         metric.name, split, values, ids.numpy(), role, metric.unit, better, group=_groups(problem, ids),
-        sign=metric.sign, required=role == "knowledge" and metric.required, bound=metric.bound,
+        sign=metric.sign, required=split == "forget" and role == "knowledge" and metric.required, bound=metric.bound,
         baseline=controls.get(metric.name),
     )  # fmt: skip
 

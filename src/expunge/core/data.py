@@ -87,6 +87,8 @@ class Data:
             is then as wide as its longest text. The outputs of a causal model do not depend on what is cut.
         forget: Ids to forget, where the data themselves say so; the task `given` takes them.
         holdout: Ids of unseen examples that resemble these.
+        paraphrases: Ids of texts with the facts of training texts in other words, on which no model trains. Their
+            groups are those of these texts.
 
     Raises:
         SpecError: A value is not finite, the objective refuses the targets, or shapes do not match.
@@ -106,6 +108,7 @@ class Data:
     lengths: Tensor | None = None
     forget: Tensor | None = None
     holdout: Tensor | None = None
+    paraphrases: Tensor | None = None
 
     def __post_init__(self) -> None:
         self._check_lengths()

@@ -89,6 +89,14 @@ class Problem:
         return self.forget[~self._is_exposed]
 
     @cached_property
+    def paraphrases(self) -> Tensor:
+        """The data's paraphrases of facts in `unexposed`; mostly there are none."""
+        if self.data.paraphrases is None:
+            return _nothing()
+        groups = self.data.group_of(self.data.paraphrases)
+        return self.data.paraphrases[torch.isin(groups, self.data.group_of(self.unexposed))]
+
+    @cached_property
     def _is_exposed(self) -> Tensor:
         groups = self.data.group_of(self.forget)
         unique = groups.unique()

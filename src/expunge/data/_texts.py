@@ -153,15 +153,16 @@ def chunks(document: str, tokenizer: Tokenizer, context: int) -> list[Encoded]:
 
 @dataclass(frozen=True)
 class Sets:
-    """Texts by set. `forget` and `holdout` may be empty."""
+    """Texts by set. All but `retain` and `test` may be empty."""
 
     retain: Sequence[Text]
     test: Sequence[Text]
     forget: Sequence[Text] = ()
     holdout: Sequence[Text] = ()
+    paraphrases: Sequence[Text] = ()
 
     def data(self, tokenizer: Tokenizer, context: int, outputs: int = 0) -> Data:
-        """The data set: forget, retain, test and hold-out texts, in this order.
+        """The data set: forget, retain, test and hold-out texts and paraphrases, in this order.
 
         Args:
             tokenizer: Makes tokens of texts.
@@ -174,7 +175,7 @@ class Sets:
         ids: dict[str, Tensor] = {}
         examples: list[Encoded] = []
         owners: list[list[Hashable]] = []
-        for name in ("forget", "retain", "test", "holdout"):
+        for name in ("forget", "retain", "test", "holdout", "paraphrases"):
             first = len(examples)
             for number, text in enumerate(getattr(self, name)):
                 with placed(text.place, f"data.{name}"):
@@ -192,9 +193,14 @@ class Sets:
             grouped(owners),
             tokenizer=tokenizer,
             lengths=lengths,
-            forget=ids["forget"] if len(ids["forget"]) else None,
-            holdout=ids["holdout"] if len(ids["holdout"]) else None,
+            forget=_if_any(ids["forget"]),
+            holdout=_if_any(ids["holdout"]),
+            paraphrases=_if_any(ids["paraphrases"]),
         )
+
+
+def _if_any(ids: Tensor) -> Tensor | None:
+    return ids if len(ids) else None
 
 
 def padded(examples: Sequence[Encoded], pad: int) -> tuple[Tensor, Tensor, Tensor]:

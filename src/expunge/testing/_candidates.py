@@ -19,6 +19,7 @@ def with_sets() -> Iterator[Data]:
     """Data that say what to forget, for tasks that refuse the others."""
     texts = _texts()
     yield replace(texts, train=torch.arange(180), forget=torch.arange(20), holdout=torch.arange(180, 200))
+    yield _people()
 
 
 def _digits() -> Data:
@@ -31,3 +32,9 @@ def _texts() -> Data:
     from expunge.data.python_docs import PythonDocs
 
     return PythonDocs(train=200, test=20)()
+
+
+def _people() -> Data:
+    from expunge.data.people import People
+
+    return People(people=20, public=10, test=10, vocabulary=300)()
