@@ -10,21 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from campaign.count import FAULTS, Tally
+from expunge.base.record import locked
 
 MARKS = re.compile(r"(<!-- counts: begin -->\n).*(<!-- counts: end -->)", re.DOTALL)
 
 
 def added(path: Path, kind: str, tally: Tally) -> None:
-    """Add the counts of one kind to those in the file."""
-    table = json.loads(path.read_text()) if path.exists() else {"kinds": {}}
-    held = table["kinds"].setdefault(kind, {"rows": {}, "seconds": 0})
-    counts = tally.as_json()
-    for row, numbers in counts["rows"].items():
-        old = held["rows"].setdefault(row, {})
-        held["rows"][row] = {name: old.get(name, 0) + numbers.get(name, 0) for name in ("tried", *FAULTS)}
-    held["seconds"] += counts["seconds"]
-    table |= {"commit": _commit(), "date": datetime.now(UTC).date().isoformat()}
-    path.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
+    """Add the counts of one kind to those in the file; parts of the campaign may run side by side."""
+    with locked(path.parent):
+        table = json.loads(path.read_text()) if path.exists() else {"kinds": {}}
+        held, counts = table["kinds"].setdefault(kind, {"rows": {}, "seconds": 0}), tally.as_json()
+        for row, numbers in counts["rows"].items():
+            old = held["rows"].setdefault(row, {})
+            held["rows"][row] = {name: old.get(name, 0) + numbers.get(name, 0) for name in ("tried", *FAULTS)}
+        held["seconds"] += counts["seconds"]
+        table |= {"commit": _commit(), "date": datetime.now(UTC).date().isoformat()}
+        path.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
 
 
 def text(table: dict[str, Any]) -> str:
