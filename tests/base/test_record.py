@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import pickle
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -130,6 +133,26 @@ def test_a_sweep_removes_only_abandoned_temporaries(what: str, tmp_path: Path, m
     monkeypatch.setattr(time, "time", lambda: now)
     sweep(tmp_path)
     assert names(tmp_path) == {name}
+
+
+@pytest.mark.parametrize("holder", ["stopped", "working", "killed"])
+def test_a_lock_of_another_process_is_no_hang(holder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that was stopped while it wrote keeps its lock; one that ended does not."""
+    monkeypatch.setattr(record, "PATIENCE", 0.3 if holder == "stopped" else 20.0)
+    code = "import fcntl, os, sys, time; h = os.open(sys.argv[1], os.O_RDONLY); fcntl.flock(h, fcntl.LOCK_EX)"
+    code += "; print(1, flush=True); time.sleep(0.5 if sys.argv[2] == 'working' else 60)"
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path, holder], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline()
+        if holder == "killed":
+            process.kill()
+        try:
+            raised = (
+                pytest.raises(RunError, match="another process") if holder == "stopped" else contextlib.nullcontext()
+            )
+            with raised, record.locked(tmp_path):
+                pass
+        finally:
+            process.kill()
 
 
 # Text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.utils.data import Subset, TensorDataset
 
 import expunge
 from expunge.api.addresses import addresses_of
-from expunge.base import registry
+from expunge.base import registry, user_code
 from expunge.base.errors import RunError
 from expunge.base.spec import read
 from expunge.base.store import Store
@@ -187,6 +188,21 @@ def test_a_helper_of_a_notebooks_functions_is_hashed(beside: Path) -> None:
     after = addresses()
     assert isinstance(before, dict) and isinstance(after, dict)
     assert after["training"] != before["training"] and after["data"] == before["data"]
+
+
+INSTALLED = ["sklearn.linear_model:LogisticRegression", "scipy.stats:spearmanr", "torch:nn.Linear", "jinja2:Template"]
+
+
+@pytest.mark.parametrize("target", INSTALLED)
+def test_another_version_of_an_installed_package_is_other_code(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only one of its files is hashed, and an update may change the others."""
+    thing, module = user_code.imported(target, where="model"), target.partition(":")[0]
+    before = user_code.source_digest(thing, module)
+    assert user_code.source_digest(thing, module) == before
+    known = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: known(name) + ".post1")
+    monkeypatch.setattr(user_code, "version", metadata.version, raising=False)
+    assert user_code.source_digest(thing, module) != before
 
 
 LAZY = """

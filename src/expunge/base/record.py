@@ -11,7 +11,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from expunge.base.errors import RunError
 
 ABANDONED = 24 * 3600
 """Seconds after which a temporary file belongs to no process: each is written within minutes."""
+PATIENCE = 300.0
+"""Seconds to wait for another process that writes into the same folder; a whole record takes a few."""
 _TEMPORARY = re.compile(r"\..+\.([0-9a-f]{16}|[0-9]+)(\.tmp)?", re.DOTALL)
 """Temporary names; those of earlier versions hold a process id."""
 _FICLONE = 0x40049409
@@ -206,7 +209,10 @@ def _shares_blocks(source: int, target: int) -> bool:
 def locked(folder: Path) -> Iterator[None]:
     """Inside, no other process of this machine or of its containers is inside for the same folder.
 
-    On file systems without locks nothing is locked.
+    On file systems without locks nothing is locked. A lock ends with its process.
+
+    Raises:
+        RunError: Another process has been inside for minutes; it may be stopped.
     """
     try:
         import fcntl
@@ -216,11 +222,24 @@ def locked(folder: Path) -> Iterator[None]:
         yield
         return
     try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        _wait(folder, lambda: fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB))
         yield
     finally:
         os.close(handle)
+
+
+def _wait(folder: Path, lock: Callable[[], None]) -> None:
+    """Try to lock until it succeeds, or is not possible on this file system."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        try:
+            return lock()
+        except BlockingIOError:
+            time.sleep(0.02)
+        except OSError:
+            return None
+    remedy = "wait until it has finished, or end it; then run the same again"
+    raise RunError(f"another process has been writing here for {PATIENCE:.0f} s", where=str(folder), remedy=remedy)
 
 
 def make_private(folder: Path) -> None:

@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from functools import cache, lru_cache
 from importlib.machinery import all_suffixes
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ def source_digest(thing: Any, module: str | None = None) -> str:
 
     Imports are followed through all files below the folder in which the module was found, also imports inside
     functions. If an imported name is only known at run time, every Python file below that folder is hashed. Of
-    installed packages, and of expunge's own parts, only the one file is hashed: they have versions.
+    installed packages the one file and the version are hashed; of expunge's own parts the file, for they have versions
+    of their own.
 
     Args:
         thing: A class, a function, or any other object of a module.
@@ -51,6 +53,8 @@ def source_digest(thing: Any, module: str | None = None) -> str:
         return sha.hexdigest()
     specs = _import_specs()
     for root, paths in _followed(thing, module):
+        if _is_installed(root):
+            sha.update(_version(module or thing.__module__).encode())
         for path in paths:
             content = path.read_bytes()
             _refuse_stale(path, content, specs)
@@ -132,6 +136,17 @@ def _installed_folders() -> frozenset[Path]:
 
 def _is_installed(root: Path) -> bool:
     return root.resolve() in _installed_folders() or root.name in _INSTALLED
+
+
+def _version(module: str) -> str:
+    """Name and version of the distributions that an installed module comes from; empty for Python's own modules."""
+    names = _distributions().get(module.partition(".")[0], [])
+    return "".join(f"{name} {version(name)}\n" for name in sorted(set(names)))
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    return packages_distributions()
 
 
 def _closure(file: Path, root: Path) -> set[Path]:

@@ -220,7 +220,9 @@ def finish(root: Path, manifest: Manifest) -> Table:
     write_file(root / "verdicts.json", verdicts_text(table))
     diagnosed = [DIAGNOSIS] if (root / DIAGNOSIS).is_file() else []
     names = [SPEC, ENVIRONMENT, "results.jsonl", "verdicts.json", *diagnosed]
-    write_manifest(root, replace(manifest, files={name: file_digest(root / name) for name in names}))
+    with _storage_errors(root):
+        digests = {name: file_digest(root / name) for name in names}
+    write_manifest(root, replace(manifest, files=digests))
     return table
 
 

@@ -30,8 +30,8 @@ class Kind:
     name: str
     full: int
     """Attempts of the full campaign."""
-    small: int
-    """Attempts in CI."""
+    small: tuple[int, ...]
+    """Numbers of the attempts in CI."""
     prepare: Callable[[Path], Any]
     """Makes what all attempts start from, in a folder."""
     attempt: Callable[[Any, int, random.Random, Path], Iterable[tuple[str, str]]]

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,17 @@ def small(**changes: Any) -> Table:
     return table | changes
 
 
+_made: dict[str, tempfile.TemporaryDirectory[str]] = {}
+"""Spec -> the folder of its undisturbed run, which all kinds of harm share."""
+
+
 def undisturbed(folder: Path, **changes: Any) -> Path:
-    """The folder for runs after one run that nothing disturbed."""
-    finished(run(small(**changes), folder / "runs"))
-    return folder / "runs"
+    """The folder for runs after one run that nothing disturbed; no attempt changes it."""
+    spec = repr(changes)
+    if spec not in _made:
+        _made[spec] = tempfile.TemporaryDirectory(prefix="campaign-undisturbed-")
+        finished(run(small(**changes), Path(_made[spec].name) / "runs"))
+    return Path(_made[spec].name) / "runs"
 
 
 def copied(source: Path, folder: Path) -> Path:
@@ -95,7 +103,8 @@ def watched(folder: Path, *written: str) -> Iterator[list[tuple[str, str]]]:
     before = _kept(folder, written)
     yield faults
     after = _kept(folder, written)
-    faults += [(OUTSIDE, name) for name in {**before, **after} if before.get(name) != after.get(name)]
+    changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    faults += [(OUTSIDE, ", ".join(changed))] if changed else []
 
 
 def _kept(folder: Path, written: Sequence[str]) -> dict[str, Any]:
