@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from expunge.api.recipe import FunctionRecipe
 from expunge.base.inputs import signatures
 from expunge.base.part import Part
 from expunge.base.seeds import derive
@@ -147,7 +148,7 @@ class CasePlan(Plan):
         if self.addresses:
             parts = {**self.methods, **self.attacks, **self.audits}
             code = {label: part.code_files() for label, part in parts.items()}
-        if self.addresses and recipe is not None:
+        if self.addresses and isinstance(recipe, FunctionRecipe):
             code["recipe"] = [path for function in (recipe.make, recipe.train) for path in code_files(function)]
         return InputFiles({}, signatures(path for paths in code.values() for path in paths), code)
 
