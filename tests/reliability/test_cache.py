@@ -585,6 +585,44 @@ def test_a_case_that_changes_on_its_way_to_a_worker_is_refused(
     sys.modules.pop("my_case")
 
 
+OF_CASE = {
+    "my_case.py": CASE.replace("import torch", "import torch\nimport my_layers", 1),
+    "my_layers.py": "WIDTH = 4\n",
+    "my_attack.py": "from my_helper import X\ndef attack(model, case, seed):\n    raise AssertionError(X)\n",
+    "my_helper.py": "X = 1\n",
+}
+
+
+@pytest.mark.parametrize("harm", ["changed", "gone"])
+@pytest.mark.parametrize("file", OF_CASE)
+def test_code_of_a_case_that_changes_on_its_way_to_a_worker_is_refused(
+    file: str, harm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker takes the keys from the notebook, so nothing else would notice."""
+    for name, text in OF_CASE.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    build, train = (registry.load("method", f"my_case:{name}") for name in ("build", "train"))
+    torch.manual_seed(1)
+    forget, retain, test = (TensorDataset(torch.randn(n, 4), torch.arange(n) % 3) for n in (6, 12, 9))
+    case = expunge.case(build(), forget=forget, retain=retain, test=test, recipe=expunge.recipe(build, train))
+    done = expunge.unlearn(case, "finetune", epochs=1)
+    addresses = addresses_of(case)
+    assert isinstance(addresses, dict)
+    attacks = {"own": registry.build("attack", "my_attack:attack", {}, where="attack")}
+    plan = CasePlan(spec_of(done, 1, (), (), False), case, done, attacks, {}, 1, addresses)
+    home = home_of(plan, tmp_path)
+    assert isinstance(home, CaseHome)
+    (tmp_path / file).write_text(OF_CASE[file] + "# other\n") if harm == "changed" else (tmp_path / file).unlink()
+    # The worker is another process; where a module is gone, its import fails first.
+    for name in OF_CASE if harm == "changed" else ():
+        sys.modules.pop(Path(name).stem, None)
+    with pytest.raises(RunError, match=rf"{file}: the code was changed while the audit ran"):
+        home.plan()
+    with pytest.raises(RunError, match=rf"{file} was changed while the run read it"):
+        plan.inputs.refuse_changes()
+
+
 # 23: a rerun that fails or is killed
 
 

@@ -113,6 +113,10 @@ def test_a_damaged_result_of_a_seed_is_measured_again_and_said(
     assert capsys.readouterr().err == ""
 
 
+def test_only_the_owner_reads_the_results(measured: Path) -> None:
+    assert measured.stat().st_mode & 0o777 == 0o700
+
+
 @pytest.mark.parametrize("name", ["study.json", "report.html"])
 def test_a_folder_in_the_place_of_a_result_is_named(name: str, tmp_path: Path) -> None:
     folder = run_study(NAME, "quick", tmp_path, seeds=[0])

@@ -233,11 +233,13 @@ def _wait(folder: Path, lock: Callable[[], None]) -> None:
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         try:
-            return lock()
+            lock()
         except BlockingIOError:
             time.sleep(0.02)
         except OSError:
-            return None
+            return
+        else:
+            return
     remedy = "wait until it has finished, or end it; then run the same again"
     raise RunError(f"another process has been writing here for {PATIENCE:.0f} s", where=str(folder), remedy=remedy)
 

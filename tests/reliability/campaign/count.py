@@ -86,8 +86,10 @@ def _attempt(
             repeat = f"python -m tests.reliability --kind {kind.name} --seed {seed} --only {number}"
             tally.findings.append(f"{what}: {row}: {text[-3000:]}\n    {repeat}")
             say(tally.findings[-1])
-    except Exception as error:
-        raise RuntimeError(f"the campaign itself failed at {kind.name} {number}: {traceback.format_exc()}") from error
+    except Exception:
+        tally.tried[row] -= 1
+        tally.findings.append(f"the campaign itself failed at {kind.name} {number}: {traceback.format_exc()}")
+        say(tally.findings[-1])
 
 
 def row(name: str) -> tuple[str, str]:

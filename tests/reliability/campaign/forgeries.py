@@ -65,7 +65,8 @@ def _attempt(genuine: Genuine, number: int, rng: random.Random, folder: Path) ->
         _altered(record, name, rng, values="value" in kind)
         if "fitted" in kind:
             _fit(record, name)
-    differs = not (record / name).is_file() or (record / name).read_bytes() != (genuine.folder / name).read_bytes()
+    ours, theirs = record / name, genuine.folder / name
+    differs = theirs.is_file() and (not ours.is_file() or ours.read_bytes() != theirs.read_bytes())
     what = f"{kind} in {name}"
     with watched(folder, "tiny", "compare.html") as changes:
         verified = limited("verify", record)
