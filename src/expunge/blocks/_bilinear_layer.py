@@ -216,7 +216,8 @@ def bilinear_layers(model: nn.Module) -> dict[str, BilinearLayer]:
 
 def _basis(rows: Tensor) -> Tensor:
     """Orthonormal columns that span the rows, `[d, r]`."""
-    return torch.linalg.qr(rows.T).Q
+    basis: Tensor = torch.linalg.qr(rows.T).Q
+    return basis
 
 
 def _with_bias(side: nn.Linear) -> Tensor:
