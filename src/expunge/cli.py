@@ -41,6 +41,7 @@ def cli() -> None:
 @click.option("--workers", type=click.IntRange(min=1), help="Number of parallel processes; by default one per core.")
 @click.option("--dry-run", is_flag=True, help="Print what is left to do and the expected time; run nothing.")
 @click.option("--stages", is_flag=True, help="With --dry-run, also list every stage.")
+@click.option("--save", type=click.Path(path_type=Path), help="Folder for the unlearned models, each in SAVE/LABEL.")
 @as_json
 def run(
     spec: Path,
@@ -49,6 +50,7 @@ def run(
     workers: int | None,
     dry_run: bool,
     stages: bool,
+    save: Path | None,
     json_: bool,
 ) -> None:
     """Train or load, unlearn, attack, audit, judge, and write the record; run again to finish what is missing."""
@@ -60,7 +62,7 @@ def run(
 
         _dry_run(parsed, out, workers or default_workers(), json_, stages)
         return
-    _finish(parsed, out, workers, json_)
+    _finish(parsed, out, workers, json_, save)
 
 
 @cli.command()
@@ -96,14 +98,21 @@ def diagnose(spec: Path, out: Path, overrides: tuple[str, ...], json_: bool) -> 
 @cli.command()
 @click.argument("spec", type=click.Path(path_type=Path))
 @click.option("--method", "label", help="Label of the method; by default the spec's first.")
-@click.option("--save", type=click.Path(path_type=Path), help="File for the weights; by default METHOD.safetensors.")
+@click.option(
+    "--save",
+    type=click.Path(path_type=Path),
+    help="File for the weights, by default METHOD.safetensors; any other name is a folder for the model.",
+)
 @click.option("--out", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder for runs.")
 @click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a value of the spec; repeatable.")
 @as_json
 def unlearn(
     spec: Path, label: str | None, save: Path | None, out: Path, overrides: tuple[str, ...], json_: bool
 ) -> None:
-    """Only unlearn: run one method on the spec's model with its first seed, and write the weights as safetensors."""
+    """Only unlearn: run one method on the spec's model with its first seed, and write the weights or a model folder.
+
+    A folder also holds a model card. For a Hugging Face model it is what from_pretrained and servers load.
+    """
     from expunge.base.spec import read
 
     parsed = read(spec, overrides)
@@ -124,8 +133,17 @@ def unlearn(
 @click.option("--out", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder for runs.")
 @click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a value of the spec; repeatable.")
 @click.option("--workers", type=click.IntRange(min=1), help="Number of parallel processes; by default one per core.")
+@click.option("--save", type=click.Path(path_type=Path), help="Folder for the model with its verdict, in SAVE/LABEL.")
 @as_json
-def audit(spec: Path, model: Path, out: Path, overrides: tuple[str, ...], workers: int | None, json_: bool) -> None:
+def audit(
+    spec: Path,
+    model: Path,
+    out: Path,
+    overrides: tuple[str, ...],
+    workers: int | None,
+    save: Path | None,
+    json_: bool,
+) -> None:
     """Only audit: attack and judge MODEL, the spec's model after it was unlearned elsewhere.
 
     MODEL is a safetensors file, or a folder that Hugging Face's save_pretrained wrote.
@@ -135,7 +153,7 @@ def audit(spec: Path, model: Path, out: Path, overrides: tuple[str, ...], worker
     parsed = read(spec, overrides)
     from expunge.pipeline.verbs import audit_of
 
-    _finish(audit_of(parsed, model), out, workers, json_)
+    _finish(audit_of(parsed, model), out, workers, json_, save)
 
 
 @cli.command()
@@ -230,9 +248,20 @@ def cite(name: str, json_: bool) -> None:
 @click.argument("folder", metavar="RUN", type=click.Path(path_type=Path))
 @as_json
 def verify(folder: Path, json_: bool) -> None:
-    """Recompute every digest, estimate and verdict of a run from its stored scores; needs no torch."""
+    """Recompute every digest, estimate and verdict of a run from its stored scores; needs no torch.
+
+    RUN may also be a folder of a model that `--save` wrote; then the digests of its files are checked.
+    """
+    from expunge.base.model_folder import is_model_folder, verify_folder
     from expunge.reporting.verify import verify as verify_run
 
+    if is_model_folder(folder):
+        checked = verify_folder(folder)
+        if json_:
+            _print_json({"model": str(folder), "status": "verified", **checked})
+        else:
+            say(f"{folder}: {checked['digests']} digests agree")
+        return
     checked = verify_run(folder)
     if json_:
         _print_json({"run": str(folder), "status": "verified", **checked})
@@ -365,7 +394,7 @@ def main() -> None:
         sys.exit(4)
 
 
-def _finish(spec: Any, out: Path, workers: int | None, json_: bool) -> None:
+def _finish(spec: Any, out: Path, workers: int | None, json_: bool, save: Path | None = None) -> None:
     """Run to the end and print the result; check gates last, so that the record is complete when one fails."""
     from expunge.base.record import locked
     from expunge.pipeline.run import check_gates, default_workers
@@ -374,7 +403,7 @@ def _finish(spec: Any, out: Path, workers: int | None, json_: bool) -> None:
     from expunge.reporting.progress import Progress
     from expunge.reporting.text import costs_table, verdict_table
 
-    outcome = run_spec(spec, out, workers=workers or default_workers(), progress=Progress())
+    outcome = run_spec(spec, out, workers=workers or default_workers(), progress=Progress(), save=save)
     with locked(outcome.folder):  # another run of this spec may be writing its record
         page = write_report(outcome.folder)
     if json_:
@@ -382,7 +411,9 @@ def _finish(spec: Any, out: Path, workers: int | None, json_: bool) -> None:
     else:
         say(verdict_table(outcome.table, outcome.verdicts))
         say(costs_table(outcome.costs), error=True)
-    say(f"record  {outcome.folder}\nreport  {page}", error=True)
+    lines = [outcome.warning] if outcome.warning else []
+    lines += [f"record  {outcome.folder}", f"report  {page}", *(f"model   {folder}" for folder in outcome.saved)]
+    say("\n".join(lines), error=True)
     check_gates(spec, outcome.verdicts)
 
 

@@ -97,7 +97,8 @@ def test_the_spec_in_the_record_has_every_value_given_or_default(out: Path) -> N
 
 def test_the_environment_names_what_numbers_depend_on(out: Path) -> None:
     found = json.loads((out / "tiny" / "env.json").read_text())
-    assert found == {**environment(), "device": "cpu", "precision": "float32"}
+    counts = {"forget": 12, "retain": 108, "test": 60, "holdout": 0}
+    assert found == {**environment(), "device": "cpu", "precision": "float32", "counts": counts}
     assert {"python", "system", "machine", "packages", "commit"} <= found.keys()
     assert {"expunge", "torch", "numpy"} <= found["packages"].keys()
 

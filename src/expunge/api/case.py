@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from expunge.api.recipe import Functions, check_recipe, recipe_of
 from expunge.base import registry
 from expunge.base.errors import SpecError
 from expunge.base.seeds import derive
+from expunge.core.adapter import Adapter, refuse_unadaptable
 from expunge.core.case import Case, Recipe, Unlearned
 from expunge.core.collect import Collected, collect, collect_lazily, items_of
 from expunge.core.copies import say_copies
@@ -28,6 +30,7 @@ from expunge.core.refusals import refuse_mixing
 from expunge.core.seeding import forked
 from expunge.evidence.reasons import CHANGED_NOTHING
 from expunge.reporting.progress import Progress
+from expunge.train import adapting
 from expunge.train.chance import no_better_than_chance
 from expunge.train.loop import evaluation_size
 
@@ -100,7 +103,13 @@ def _read(source: Any, name: str, seed: int, *, in_memory: bool) -> Collected:
 
 
 def unlearn(
-    case: Case, method: str, *, after: Unlearned | None = None, budget: int | None = None, **settings: Any
+    case: Case,
+    method: str,
+    *,
+    after: Unlearned | None = None,
+    budget: int | None = None,
+    adapter: Mapping[str, Any] | None = None,
+    **settings: Any,
 ) -> Unlearned:
     """Remove what the model learned from the forget set.
 
@@ -110,6 +119,8 @@ def unlearn(
         after: Result of another method on this case, from which this method starts. By default it starts from the
             original model. A method that measures from the original, or distils from it, still uses `case.original`.
         budget: Upper bound on the per-example gradients of this method alone.
+        adapter: Train a low-rank adapter instead of the weights, and merge it at the end: a table with `rank`, `alpha`
+            and `targets`, `{}` for the defaults; see `core.adapter.Adapter`.
         **settings: The method's settings.
 
     Returns:
@@ -125,16 +136,21 @@ def unlearn(
     # Errors about settings name places such as `scrub.epochs`, so an unknown method is reported first, at `method`.
     registry.load("method", method, where="method")
     part: Any = registry.build("method", method, settings, where=method)
+    lora = None if adapter is None else Adapter.from_table(adapter, where=f"{method}.adapter")
+    if lora is not None:
+        refuse_unadaptable(part, method)
     start, label = (case.original, method) if after is None else (after.model, f"{after.method}_{method}")
     seed = derive(case.seed, "unlearn", label)
     with forked(seed):  # for a plain function, which seeds nothing itself
         # The library's methods copy the model; a function of the user's may change it.
-        given = start if isinstance(part, Method) else copied(start)
+        given = start if isinstance(part, Method) or lora is not None else copied(start)
+        given = adapting.given(given, lora, seed, method)
         original = original_of(part, case.original)
         done: Unlearned = part(given, case.problem, case.recipe, seed, budget, **original)
     expect(done, Unlearned, method, "expunge.core.case.Unlearned, which a method returns")
     require_independent(done.model, {"your model": case.original}, method)
-    if not weights_differ(start, done.model):
+    model, _ = adapting.taken(done.model, start, lora, case.problem, method)
+    if not weights_differ(start, model):
         Progress().say(f"{label}: {CHANGED_NOTHING}")
     cost = done.cost if after is None else after.cost + done.cost
-    return Unlearned(done.model, label, cost, part, budget, after)
+    return Unlearned(model, label, cost, part, budget, after, None if lora is None else lora.settings())

@@ -35,6 +35,8 @@ def parts_of(kind: str, wanted: Sequence[str | Mapping[str, Any]]) -> dict[str, 
         table = _table(item, where)
         name = table.pop("name")
         label = table.pop("label", name)
+        if kind == "attack":
+            table.pop("adapter", None)
         if label in parts:
             remedy = f'give one of them another label: {{"name": {name!r}, "label": ...}}'
             raise SpecError(f"{label!r} is there twice", where=where, remedy=remedy.replace("'", '"'))
@@ -44,8 +46,10 @@ def parts_of(kind: str, wanted: Sequence[str | Mapping[str, Any]]) -> dict[str, 
 
 def entries_of(wanted: Sequence[str | Mapping[str, Any]]) -> tuple[Entry, ...]:
     """Name and label of each part that `parts_of` made."""
-    tables = [{"name": item} if isinstance(item, str) else item for item in wanted]
-    return tuple(Entry(table["name"], table.get("label", table["name"])) for table in tables)
+    tables: list[Mapping[str, Any]] = [{"name": item} if isinstance(item, str) else item for item in wanted]
+    return tuple(
+        Entry(table["name"], table.get("label", table["name"]), adapter=table.get("adapter")) for table in tables
+    )
 
 
 def expect(value: Any, wanted: type, where: str, allowed: str) -> None:

@@ -41,6 +41,8 @@ LONGEST = {"name": 100, "label": 60}
 DEVICES = "auto, cpu, cuda, cuda:<number> or mps"
 Precision = Literal["float32", "bf16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
+RETRAIN, NONE = "retrain", "none"
+"""Where references come from, if the spec does not list the user's own models."""
 VERDICTS = ("dormant", "incomplete", "damaged", "over-forgotten", "erased", "inconclusive")
 
 
@@ -55,6 +57,8 @@ class Entry:
     """Methods only: upper bound on the cost, in per-example gradients."""
     required: bool = False
     """Audits only: whether the verdict `erased` depends on it."""
+    adapter: Mapping[str, Any] | None = None
+    """Methods and attacks only: settings of the adapter that is trained instead of the weights (`core/adapter.py`)."""
     after: str | None = None
     """Methods only: label of the method whose model it starts from; by default it starts from the original."""
     at: tuple[str, ...] = ()
@@ -80,6 +84,8 @@ class Spec:
     forget: Entry
     method: tuple[Entry, ...]
     train: Mapping[str, Any] = field(default_factory=dict)
+    adapter: Mapping[str, Any] | None = None
+    """Settings of the adapter that originals and references train (`[train.adapter]`); by default none."""
     objective: Entry | None = None
     """The objective that models are trained and judged by; by default inferred from the data."""
     augmentation: tuple[Entry, ...] = ()
@@ -87,6 +93,10 @@ class Spec:
     """Blocks that are inserted into the model (`[[model.block]]`), in this order."""
     weights: str | None = None
     """Path of the user's own weights (`model.weights`); the original is then loaded instead of trained."""
+    one_original: bool = False
+    """Whether one original is trained, with the first seed, and verdicts are about it; seeds are then references."""
+    references: str | tuple[str, ...] = RETRAIN
+    """Where references come from: `retrain`, `none`, or paths of the user's own models, one for each seed."""
     attack: tuple[Entry, ...] = ()
     audit: tuple[Entry, ...] = ()
     diagnostic: tuple[Entry, ...] = ()
@@ -124,7 +134,7 @@ class Spec:
 
 
 KEYS = (
-    "name", "seeds", "threads", "device", "precision", "checkpointing", "gallery",
+    "name", "seeds", "one_original", "references", "threads", "device", "precision", "checkpointing", "gallery",
     "data", "objective", "augmentation", "model", "train", "forget",
     "method", "attack", "audit", "diagnostic", "monitor", "gate",
 )  # fmt: skip
@@ -207,15 +217,24 @@ def parse(table: Mapping[str, Any], folder: Path) -> Spec:
         raise SpecError(f"the name {plain['name']!r} is reserved", where="name", remedy="choose another")
     model = _converted(table["model"], "model", dict[str, Any], "a table")
     weights, blocks = model.pop("weights", None), model.pop("block", [])
-    methods = _entries(table, "method", extra=("budget", "after"))
+    train = plain.pop("train", {})
+    adapter = train.pop("adapter", None)
+    methods = _entries(table, "method", extra=("budget", "after", "adapter"))
     _check_chains(methods)
-    seeds = plain.pop("seeds", (0, 1, 2))
+    references = _references(table.get("references", RETRAIN), folder)
+    alone = 1 if references == NONE else None if references == RETRAIN else len(references)
+    seeds = plain.pop("seeds", (0, 1, 2) if alone is None else tuple(range(alone)))
     if not seeds or len(set(seeds)) != len(seeds):
         raise SpecError(f"found {list(seeds)}", where="seeds", allowed="at least one whole number, each once")
     if len(seeds) > MOST:
         raise SpecError(f"found {len(seeds)}", where="seeds", allowed=f"at most {MOST}")
+    if alone is not None and len(seeds) != alone:
+        finding = f"found {len(seeds)} seeds, and there {'is no reference' if references == NONE else f'are {alone}'}"
+        raise SpecError(finding, where="seeds", allowed=f"{alone}", remedy="leave seeds out")
     return Spec(
         **plain,
+        train=train,
+        adapter=None if adapter is None else _converted(adapter, "train.adapter", *_EXTRA["adapter"]),
         seeds=seeds,
         data=_entry(table["data"], "data"),
         objective=_entry(table["objective"], "objective") if "objective" in table else None,
@@ -224,8 +243,9 @@ def parse(table: Mapping[str, Any], folder: Path) -> Spec:
         block=_blocks(blocks),
         weights=None if weights is None else str(folder / _converted(weights, "model.weights", str, "a path")),
         forget=_entry(table["forget"], "forget") if "forget" in table else Entry(GIVEN, GIVEN),
+        references=references,
         method=methods,
-        attack=_entries(table, "attack"),
+        attack=_entries(table, "attack", extra=("adapter",)),
         audit=_entries(table, "audit", extra=("required",)),
         diagnostic=_entries(table, "diagnostic"),
         monitor=_entries(table, "monitor"),
@@ -248,6 +268,7 @@ _PLAIN: dict[str, tuple[Any, str]] = {
     "precision": (Precision, " or ".join(PRECISIONS)),
     "checkpointing": (str, "auto, or a glob over paths of modules, such as 'layers.*'"),
     "gallery": (bool, _FLAG),
+    "one_original": (bool, _FLAG),
     "train": (dict[str, Any], "a table"),
 }
 """Keys that are no parts: their types, and what is allowed in words."""
@@ -256,9 +277,11 @@ _EXTRA: dict[str, tuple[Any, str]] = {
     "budget": (Count, _ONE),
     "required": (bool, _FLAG),
     "after": (str, "the label of a method"),
+    "adapter": (dict[str, Any], "a table with rank, alpha and targets; an empty one has the defaults"),
     "at": (str | tuple[str, ...], _PATHS),
 }
 """The same of keys beside a part's settings."""
+_REFERENCES = f'"{RETRAIN}", "{NONE}", or a list of paths of models that never saw the forget set'
 _EXAMPLES = {
     "name": 'name = "my-run"',
     "data": '[data] with name = "fashion_mnist"',
@@ -308,6 +331,20 @@ def _entry(value: Any, where: str, extra: tuple[str, ...] = ()) -> Entry:
         # Without a label, the name is part of file names.
         label = _converted(name.replace(":", "."), f"{where}.name", *_EXTRA["label"])
     return Entry(name, label or name, table, **given)
+
+
+def _references(value: Any, folder: Path) -> str | tuple[str, ...]:
+    """Where references come from; paths of models count from the spec's folder."""
+    if value in (RETRAIN, NONE):
+        return str(value)
+    if isinstance(value, str):
+        value = [value]
+    paths = _converted(value, "references", tuple[str, ...], _REFERENCES)
+    if not paths:
+        raise SpecError("found no model", where="references", allowed=_REFERENCES, remedy='write references = "none"')
+    if len(paths) > MOST:
+        raise SpecError(f"found {len(paths)}", where="references", allowed=f"at most {MOST}")
+    return tuple(str(folder / path) for path in paths)
 
 
 def _blocks(value: Any) -> tuple[Entry, ...]:

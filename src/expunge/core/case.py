@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -76,6 +76,8 @@ class Unlearned:
     """The method's upper bound in per-example gradients."""
     after: Unlearned | None = None
     """Result of the method before this one; `None` if the method started from the original."""
+    adapter: Mapping[str, Any] | None = None
+    """Settings of the adapter that was trained and merged; `None` if the method changed weights directly."""
 
     def __repr__(self) -> str:
         model, cost = type(self.model).__name__, self.cost

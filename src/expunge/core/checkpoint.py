@@ -112,7 +112,7 @@ def _without_prefix(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], 
             return tensors
         plain, removed = {name.removeprefix(prefix): t for name, t in plain.items()}, removed + prefix
     if removed:
-        _say_once(f"{where}: the prefix {removed!r} is removed from every name")
+        say_once(f"{where}: the prefix {removed!r} is removed from every name")
     return plain
 
 
@@ -120,7 +120,7 @@ def _say_types(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], where
     changed = {(t.dtype, state[name].dtype) for name, t in tensors.items() if t.is_floating_point()}
     for stored, used in sorted(changed, key=str):
         if stored != used:
-            _say_once(f"{where}: weights are stored as {_name(stored)} and used as {_name(used)}")
+            say_once(f"{where}: weights are stored as {_name(stored)} and used as {_name(used)}")
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -128,7 +128,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 @cache
-def _say_once(line: str) -> None:
+def say_once(line: str) -> None:
     """Write a line to stderr once in a process: a run reads the same file several times."""
     Progress().say(line)
 

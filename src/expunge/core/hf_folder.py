@@ -15,8 +15,10 @@ from expunge.base.errors import MissingError, SpecError
 from expunge.base.inputs import input_digest
 from expunge.base.record import address
 from expunge.core import checkpoint
+from expunge.core.modules import half_precision
 
 CONFIG = "config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 """Names of models on the hub."""
 ASIDE = re.compile(r"_.*|.*drop.*|.*dtype|.*token_id|transformers_version|architectures|use_cache|id2label|label2id")
@@ -73,12 +75,15 @@ def require_config(folder: Path, where: str) -> None:
         SpecError: It has none.
     """
     if not (folder / CONFIG).is_file():
-        adapter = (folder / "adapter_config.json").is_file()
+        adapter = (folder / ADAPTER_CONFIG).is_file()
         raise SpecError(
             f"{folder} holds no {CONFIG}",
             where=where,
             allowed="a folder that save_pretrained wrote",
-            remedy="merge the adapter first: model.merge_and_unload().save_pretrained(...)" if adapter else "",
+            remedy="it is an adapter: in a spec, [model] takes its base as path and this folder as adapter; elsewhere, "
+            "merge the adapter first: model.merge_and_unload().save_pretrained(...)"
+            if adapter
+            else "",
         )
 
 
@@ -157,6 +162,9 @@ def loaded(family: Any, config: Any, name: str, where: str) -> tuple[nn.Module, 
     )
     mismatched = [entry[0] if isinstance(entry, tuple) else entry for entry in report["mismatched_keys"]]
     lacking = sorted({*report["missing_keys"], *mismatched})
+    narrow = half_precision(module)
+    if narrow:
+        checkpoint.say_once(f"{where}: {narrow}; all weights are used as float32, in which small steps count")
     return module.float().train(), lacking, sorted(report["unexpected_keys"])
 
 

@@ -44,6 +44,8 @@ class Method(Part):
     file."""
     measures: ClassVar[bool] = False
     """Whether `measure` returns anything."""
+    adapts: ClassVar[bool] = False
+    """Whether it changes the model by gradient steps alone, so that it may train an adapter instead of the weights."""
 
     @property
     def required(self) -> frozenset[str]:

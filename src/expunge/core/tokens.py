@@ -205,6 +205,26 @@ def read_tokenizer(folder: Path, where: str) -> Tokenizer:
     return Tokenizer(outer.backend_tokenizer, outer.eos_token, outer.pad_token, outer)
 
 
+def require_same_tokenizer(tokenizer: Tokenizer | None, folder: Path, where: str) -> None:
+    """Refuse a model's folder whose tokenizer gives other tokens than that of the data.
+
+    A folder without a tokenizer, and data that nobody knows the tokenizer of, cannot be compared.
+
+    Raises:
+        SpecError: The tokenizers differ, or that of the folder cannot be read.
+    """
+    if tokenizer is None or not any((folder / name).is_file() for name in VOCABULARIES):
+        return
+    other = read_tokenizer(folder, where)
+    if other.digest != tokenizer.digest:
+        raise SpecError(
+            f"the tokenizer in {folder} has the digest {other.digest}, that of the data {tokenizer.digest}",
+            where=where,
+            allowed="a model for the tokens of the data",
+            remedy="give the data the model's tokenizer, or check the folder",
+        )
+
+
 def train_tokenizer(texts: Iterable[str], vocabulary: int, where: str) -> Tokenizer:
     """A byte-level BPE of at most `vocabulary` tokens, trained on texts in their order; it can encode any text.
 

@@ -21,6 +21,10 @@ NO_RETRAINING = (
     "Held-out examples replace retrained models, so no model can be called erased. A forget set that was not drawn at "
     "random may differ from held-out examples even without training."
 )
+GIVEN_REFERENCES = (
+    "The references are models that the user gave. That they never saw the forget set is not proven: only their "
+    "weights and their accuracy were compared with the original's."
+)
 SEE_DEGREES = "An audit that sees degrees in each example can accuse with fewer: add an [[audit]], `u_lira` or `loss`."
 CHANGED_NOTHING = "this method changed nothing: every weight is that of the model that it started from."
 NOT_A_GUARANTEE = "This is an empirical pass of these audits and attacks, not a guarantee."

@@ -15,12 +15,14 @@ from expunge.base.manifest import Manifest
 from expunge.base.record import spelled
 from expunge.evidence.estimate import Estimate
 from expunge.evidence.quantity import Quantity
-from expunge.evidence.reasons import changed_nothing
+from expunge.evidence.reasons import GIVEN_REFERENCES, changed_nothing
 from expunge.evidence.scores import Scores, load, over_runs
 from expunge.evidence.tow import tow_rows
 from expunge.evidence.verdict import Verdict, judge_method, judge_model, judge_without_reference
 
 ORIGINAL, REFERENCE = "original", "reference"
+GIVEN = "given"
+"""The part of a `reference` stage that loads a model of the user's instead of training one."""
 
 Key = tuple[str, str]
 """Metric and split."""
@@ -49,6 +51,7 @@ class Table:
         about_one_model: Whether one original and one unlearned model are compared with many references.
         training: Labels of the attacks that train; by default all attacks.
         unchanged: Method and seed of each run of a method that changed no weight.
+        given: Whether the references are models of the user's.
 
     Raises:
         SpecError: Two audits measured the same metric on the same split of one model.
@@ -62,6 +65,7 @@ class Table:
     about_one_model: bool = False
     training: Sequence[str] | None = None
     unchanged: Sequence[tuple[str, int]] = ()
+    given: bool = False
 
     def __post_init__(self) -> None:
         index: dict[tuple[Any, ...], Scores] = {}
@@ -123,6 +127,8 @@ class Table:
 
     def _noted(self, verdict: Verdict) -> Verdict:
         """The verdict; if the method changed nothing, with that as its first reason."""
+        if self.given:
+            verdict = replace(verdict, reasons=[*verdict.reasons, GIVEN_REFERENCES])
         seeds = [seed for model, seed in self.unchanged if model == verdict.model]
         runs = 1 if self.about_one_model else len(self.seeds)
         return replace(verdict, reasons=[changed_nothing(seeds, runs), *verdict.reasons]) if seeds else verdict
@@ -216,6 +222,7 @@ def read_table(root: Path, manifest: Manifest) -> Table:
         manifest.about_one_model,
         manifest.training,
         [(stage.model, stage.seed) for stage in manifest.stages if stage.changed is False and stage.seed is not None],
+        any(stage.kind == REFERENCE and stage.part == GIVEN for stage in manifest.stages),
     )
 
 

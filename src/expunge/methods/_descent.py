@@ -60,6 +60,7 @@ class Descent(Method):
     """Base of the methods that take gradient steps, starting from their input model."""
 
     version: ClassVar[int] = 2
+    adapts: ClassVar[bool] = True
 
     epochs: Count = 10
     """Passes over the retain set."""
@@ -162,6 +163,8 @@ class PerturbedDescent(Descent):
     Scales of norms and biases count as weights. A tied weight is changed once, and frozen weights are not changed. The
     two parts of a complex weight are two weights.
     """
+
+    adapts: ClassVar[bool] = False
 
     def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Perturb, then descend on retain batches."""

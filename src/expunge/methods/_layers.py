@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -124,6 +125,8 @@ def training_only(model: nn.Module, chosen: Sequence[TrainableLayer]) -> Iterato
 @dataclass(frozen=True)
 class LastLayers(Descent):
     """Base of the methods that train the last k layers on the retain set and do not change the others."""
+
+    adapts: ClassVar[bool] = False
 
     k: Count = 4
     """Number of layers, counted from the output, that may change; at most all of them."""

@@ -2,7 +2,7 @@
 
 Nothing is trained. A file must hold weights of the spec's own architecture: as safetensors, or a state dict that
 `torch.save` wrote. Only tensors are read from it. A folder is one that Hugging Face's `save_pretrained` wrote; its
-configuration must be that of the spec's model.
+configuration must be that of the spec's model, and its tokenizer, if it holds one, that of the data.
 
 Cost: none here; what it cost elsewhere is not known.
 """
@@ -21,6 +21,8 @@ from expunge.core import checkpoint
 from expunge.core.hf_folder import load_folder
 from expunge.core.job import Job
 from expunge.core.method import Method
+from expunge.core.problem import Problem
+from expunge.core.tokens import require_same_tokenizer
 
 WHERE = "path"
 
@@ -40,6 +42,11 @@ class Checkpoint(Method):
     def expected_gradients(self, retain: int, forget: int) -> float:
         """None: nothing is trained."""
         return 0
+
+    def check(self, problem: Problem) -> None:
+        """Refuse a folder whose tokenizer is not that of the data."""
+        if Path(self.path).is_dir():
+            require_same_tokenizer(problem.data.tokenizer, Path(self.path), WHERE)
 
     def check_model(self, model: nn.Module) -> None:
         """Refuse a file that cannot be read, and weights or a configuration of another model."""

@@ -40,6 +40,7 @@ from expunge.train.loop import PairBatch
 class ConnectivityBreaking(RetainingDescent):
     """Fine-tuning with a reward for a loss barrier on the line to the original."""
 
+    adapts: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset({"decisions"})
     cite: ClassVar[str] = "siddiqui2025dormant"
     paper: ClassVar[str] = "connectivity breaking (CBFT), 2025"

@@ -33,6 +33,7 @@ from expunge.train.optim import OptimizerName
 class L1Sparse(Descent):
     """Fine-tuning with a decreasing L1 penalty."""
 
+    adapts: ClassVar[bool] = False
     cite: ClassVar[str] = "jia2023sparse"
     paper: ClassVar[str] = "l1-sparse, 2023"
     effort: ClassVar[str] = "R E"

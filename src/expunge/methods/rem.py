@@ -78,6 +78,7 @@ from expunge.train.loop import batches, evaluation_size, in_order
 class REM(Descent):
     """Redirection for erasing memory."""
 
+    adapts: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset({"decisions"})
     blocks: ClassVar[tuple[type[nn.Module], ...]] = (TiedLayer,)
     cite: ClassVar[tuple[str, ...]] = ("schoepf2025rem", "maini2023localized")

@@ -2,10 +2,12 @@
 
 The folder holds *the* model: its weights are the original model, and the verdict is about this model alone. References
 are trained by the spec's recipe. They start from fresh weights of the folder's configuration or, if the model was
-fine-tuned, from the checkpoint before fine-tuning (`base`). For images the model is an image classifier, for texts a
-causal language model. Both are called with their inputs only.
+fine-tuned, from the checkpoint before fine-tuning (`base`). For images the model is an image classifier, for texts with
+a target per token a causal language model, for texts with one class each an encoder with a classifier. Inputs with
+names, such as `input_ids` and `attention_mask`, are passed by name.
 
-All weights are converted to single precision, because in half precision an optimiser's small steps vanish. transformers
+All weights are converted to single precision, because in half precision an optimiser's small steps vanish; a line on
+stderr says so. transformers
 itself reads the folder, because it stores some weights under other names than those of their modules. After that,
 weights are stored as for any other model.
 """
@@ -17,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from torch import nn
+from torch import Tensor, nn
 
 from expunge.base.errors import SpecError
 from expunge.base.inputs import input_digest
+from expunge.base.record import address
 from expunge.core.contracts import Architecture
 from expunge.core.data import Data
 from expunge.core.hf_folder import (
@@ -35,6 +38,7 @@ from expunge.core.hf_folder import (
     quietly,
     transformers_library,
 )
+from expunge.core.peft_folder import adapter_files, with_adapter
 from expunge.core.texts import not_causal, refuse_length
 from expunge.models._images import image_shape
 
@@ -46,7 +50,11 @@ class HF(Architecture):
     path: str
     """Folder that `save_pretrained` wrote, relative to the spec file; or the model's name in the local cache."""
     base: str | None = None
-    """Checkpoint from which retrained models start, in the same form as `path`; by default fresh weights."""
+    """Checkpoint from which retrained models start, in the same form as `path`; by default fresh weights, and with an
+    adapter the model at `path`."""
+    adapter: str | None = None
+    """Folder of an adapter that PEFT's `save_pretrained` wrote. The model is then the one at `path` with the adapter
+    merged."""
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any], *, where: str, folder: Path | None = None) -> Self:
@@ -59,16 +67,29 @@ class HF(Architecture):
         for key in ("path", "base"):
             if folder is not None and isinstance(settings.get(key), str) and _beside(folder, settings[key]):
                 settings[key] = str(folder / settings[key])
+        if folder is not None and isinstance(settings.get("adapter"), str):
+            settings["adapter"] = str(folder / settings["adapter"])
         return super().from_table(settings, where=where, folder=folder)
 
+    def settings(self) -> dict[str, Any]:
+        """Every field with its value; without an adapter as in records that know of none."""
+        return {name: value for name, value in super().settings().items() if name != "adapter" or value is not None}
+
     def input_files(self) -> dict[str, dict[str, Path]]:
-        """Configuration and weights of the model and of its base.
+        """Configuration and weights of the model, of its base and of its adapter.
 
         Raises:
             MissingError: There is no such folder.
+            SpecError: A folder holds something else.
         """
         named = {"path": self.path} | ({"base": self.base} if self.base else {})
-        return {field: files_of(folder_of(name, f"model.{field}")) for field, name in named.items()}
+        files = {field: files_of(folder_of(name, f"model.{field}")) for field, name in named.items()}
+        return files | ({"adapter": adapter_files(self.adapter, "model.adapter")} if self.adapter else {})
+
+    @property
+    def start(self) -> str | None:
+        """Checkpoint from which retrained models start; `None` for fresh weights."""
+        return self.base or (self.path if self.adapter else None)
 
     def fingerprint(self) -> dict[str, Any]:
         """Digests of configuration and base, on which retrained models depend; without the model's own weights."""
@@ -76,24 +97,28 @@ class HF(Architecture):
             "path": input_digest(folder_of(self.path, "model.path") / CONFIG),
             "transformers": transformers_library().__version__,
         }
-        facts |= {"base": content_of(folder_of(self.base, "model.base"))} if self.base else {}
+        facts |= {"base": content_of(folder_of(self.start, "model.base"))} if self.start else {}
         return {**super().fingerprint(), "settings": facts}
 
     def original_digest(self) -> str:
-        """Content address of the folder's configuration and weights."""
-        return content_of(folder_of(self.path, "model.path"))
+        """Content address of configuration and weights of the folder and of the adapter."""
+        digest = content_of(folder_of(self.path, "model.path"))
+        if self.adapter is None:
+            return digest
+        files = adapter_files(self.adapter, "model.adapter")
+        return address({"path": digest} | {name: input_digest(file) for name, file in files.items()})
 
     def original(self, data: Data) -> nn.Module:
-        """The folder's model.
+        """The folder's model, with the adapter merged if there is one.
 
         Raises:
-            MissingError: transformers is not installed, or the folder or the cached model does not exist.
-            SpecError: The model is incomplete, or does not fit the data.
+            MissingError: transformers or PEFT is not installed, or a folder or the cached model does not exist.
+            SpecError: The model is incomplete, or does not fit the data or the adapter.
         """
         module, lacking, _ = loaded(_family(data), self._config(data), self.path, "model.path")
         if lacking:
             raise incomplete("model.path", self.path, lacking)
-        return module
+        return with_adapter(module, self.adapter, "model.adapter") if self.adapter else module
 
     def __call__(self, data: Data) -> nn.Module:
         """The model from which retraining starts, with fresh weights or those of the base.
@@ -105,15 +130,15 @@ class HF(Architecture):
             SpecError: The configuration does not fit the data, or the base does not fit the configuration.
         """
         config = self._config(data)
-        if self.base is None:
+        if self.start is None:
             fresh: nn.Module = quietly("model.path", self.path, lambda: _family(data).from_config(config))
             return fresh.float().train()
-        module, lacking, _ = loaded(_family(data), config, self.base, "model.base")
+        module, lacking, _ = loaded(_family(data), config, self.start, "model.base")
         # A fine-tuned backbone may get a new classifier. Any other missing tensor would stay random.
         inner = f"{getattr(module, 'base_model_prefix', '')}."
         lost = [name for name in lacking if name.startswith(inner) or data.has_tokens]
         if lost:
-            raise incomplete("model.base", self.base, lost)
+            raise incomplete("model.base", self.start, lost)
         return module
 
     def _config(self, data: Data) -> Any:
@@ -132,7 +157,17 @@ class HF(Architecture):
 
 def _family(data: Data) -> Any:
     library = transformers_library()
-    return library.AutoModelForCausalLM if data.has_tokens else library.AutoModelForImageClassification
+    if data.has_tokens:
+        return library.AutoModelForCausalLM
+    texts = _token_ids(data) is not None
+    return library.AutoModelForSequenceClassification if texts else library.AutoModelForImageClassification
+
+
+def _token_ids(data: Data) -> Tensor | None:
+    """Token ids `[1, t]` of the first text, if the examples are texts; a mapping holds them beside a mask."""
+    inputs = data.example.get("input_ids") if isinstance(data.example, Mapping) else data.example
+    tokens = isinstance(inputs, Tensor) and inputs.ndim == 2 and not inputs.is_floating_point()
+    return inputs if tokens else None
 
 
 def _beside(folder: Path, name: str) -> bool:
@@ -144,11 +179,15 @@ def _beside(folder: Path, name: str) -> bool:
 def _check_size(config: Any, data: Data) -> None:
     """Refuse sizes that transformers would report only in a forward pass, or not at all."""
     wanted: list[tuple[str, int]] = []
+    tokens = _token_ids(data)
+    if tokens is not None:
+        refuse_length(config, tokens.shape[1], "model (hf)")
     if data.has_tokens:
         if getattr(config, "is_encoder_decoder", False):
             raise not_causal(config.model_type, "has an encoder and a decoder")
         _check_vocabulary(getattr(config, "vocab_size", None), len(data.labels))
-        refuse_length(config, data.shape[0], "model (hf)")
+    elif tokens is not None:
+        wanted = [("num_labels", len(data.labels))]
     else:
         channels, height, width = image_shape(data, 1, "hf")
         size = getattr(config, "image_size", None)

@@ -7,7 +7,7 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -39,15 +39,17 @@ from expunge.base.record import (
     rows_to_text,
     spelled,
     storage_error,
-    sweep_files,
+    sweep,
     write_file,
 )
 from expunge.base.store import Store
+from expunge.core.problem import Problem
 from expunge.evidence.table import Table, read_table, verdicts_text
 from expunge.pipeline.diagnosis import diagnosis
 from expunge.pipeline.earlier import refuse_other
 from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.stage_kind import kind_of
+from expunge.pipeline.worker import Worker
 
 RESULTS = ("report.html", "results.jsonl", "verdicts.json", DIAGNOSIS)
 """Files of a finished run, besides the manifest, that an unfinished one does not have."""
@@ -71,19 +73,21 @@ class RunFolder:
         refuse_links(self.root)
         refuse_other(self.root, plan)
         make_private(self.root)
-        sweep_files(self.root)
-        if not (self.root / MANIFEST).is_file():
-            # A run that was killed while it wrote its record may have left results.
-            self._remove_results()
-            self._describe(plan)
+        sweep(self.root)
+        with locked(self.root):  # another run of this spec may be writing its record
+            if not (self.root / MANIFEST).is_file():
+                # A run that was killed while it wrote its record may have left results.
+                self._remove_results()
+                self._describe(plan)
 
-    def _describe(self, plan: Plan) -> None:
-        """Write the spec and the environment."""
+    def _describe(self, plan: Plan, counts: Mapping[str, int] | None = None) -> None:
+        """Write the spec and the environment; of a finished run also how many examples each set holds."""
         resolved = plan.resolved()
         write_file(self.root / SPEC, json.dumps(spelled(resolved), indent=1) + "\n")
         ran_on = {key: resolved.get(key) for key in ("device", "precision")}
         digests = plan.inputs.digests()
         facts = {**environment(), **ran_on, **({"inputs": digests} if digests else {})}
+        facts |= {"counts": dict(counts)} if counts else {}
         write_file(self.root / ENVIRONMENT, json.dumps(facts, indent=1) + "\n")
 
     def event(self, what: str, facts: dict[str, Any]) -> None:
@@ -104,7 +108,7 @@ class RunFolder:
         make_private(self.root)
         with locked(self.root):
             earlier = self._remove_results()
-            self._describe(plan)
+            self._describe(plan, _counts(plan, store))
             diagnoses = diagnosis(plan, store)
             if diagnoses:
                 write_file(self.root / DIAGNOSIS, json.dumps(spelled(diagnoses), indent=1, allow_nan=False) + "\n")
@@ -164,6 +168,17 @@ class RunFolder:
         )
 
 
+def _counts(plan: Plan, store: Store | MemoryStore) -> dict[str, int]:
+    """The sizes of the sets of the first seed's problem."""
+    original = next(stage for stage in plan.stages if stage.kind == "original")
+    return set_sizes(Worker(plan, store).problem(original))
+
+
+def set_sizes(problem: Problem) -> dict[str, int]:
+    """Name of each set of examples -> its size."""
+    return {name: len(getattr(problem, name)) for name in ("forget", "retain", "test", "holdout")}
+
+
 def spent(stage: Stage, plan: Plan, store: Store | MemoryStore) -> dict[str, Any]:
     """Per-example gradients and seconds that a stage took.
 
@@ -205,7 +220,9 @@ def finish(root: Path, manifest: Manifest) -> Table:
     write_file(root / "verdicts.json", verdicts_text(table))
     diagnosed = [DIAGNOSIS] if (root / DIAGNOSIS).is_file() else []
     names = [SPEC, ENVIRONMENT, "results.jsonl", "verdicts.json", *diagnosed]
-    write_manifest(root, replace(manifest, files={name: file_digest(root / name) for name in names}))
+    with _storage_errors(root):
+        digests = {name: file_digest(root / name) for name in names}
+    write_manifest(root, replace(manifest, files=digests))
     return table
 
 

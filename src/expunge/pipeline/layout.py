@@ -15,7 +15,7 @@ from expunge.base.record import address
 from expunge.base.spec import Entry
 from expunge.base.store import FORMAT
 from expunge.base.user_code import source_digest
-from expunge.evidence.table import ORIGINAL, REFERENCE
+from expunge.evidence.table import GIVEN, ORIGINAL, REFERENCE
 from expunge.pipeline.parts import Parts
 from expunge.pipeline.stage import Inputs, Stage
 from expunge.pipeline.stage_kind import kind_of
@@ -48,7 +48,7 @@ class Layout:
         yield from [self._measured] if self._measured else []
         original: Stage | None = None
         for seed in self.parts.spec.seeds:
-            # If the user gives a model, there is one original and one unlearned model for any number of references.
+            # If verdicts are about one model, there is one original for any number of references.
             known = original if self.parts.about_one_model else None
             original = known or self._original(seed)
             yield from self._of_seed(seed, original, only_reference=known is not None)
@@ -73,7 +73,12 @@ class Layout:
 
     @cached_property
     def _training(self) -> dict[str, Any]:
-        return {"training": self.parts.training.fingerprint()}
+        return {"training": self.parts.training.fingerprint()} | self._adapter("train", "")
+
+    def _adapter(self, kind: str, label: str) -> dict[str, Any]:
+        """Facts of the adapter that a part trains; none without one, so that other keys stay."""
+        adapter = self.parts.adapters.get((kind, label))
+        return {} if adapter is None else {f"{kind} adapter": adapter.fingerprint()}
 
     @cached_property
     def _watched(self) -> dict[str, Any]:
@@ -82,13 +87,23 @@ class Layout:
         return self._training | ({"monitors": monitors} if monitors else {})
 
     def _original(self, seed: int) -> Stage:
-        weights = {"weights": self.parts.own_digest} if self.parts.about_one_model else {}
+        weights = {"weights": self.parts.own_digest} if self.parts.gives_original else {}
         return self.stage("original", ORIGINAL, seed, None, "original", self._watched | weights, {})
+
+    def _reference(self, seed: int) -> Stage:
+        if self.parts.trains:
+            return self.stage("reference", REFERENCE, seed, None, "reference", self._watched, {})
+        place = f"references[{self.parts.spec.seeds.index(seed)}]"
+        return self.stage("reference", REFERENCE, seed, None, GIVEN, {GIVEN: self._digests[place]}, {})
+
+    @cached_property
+    def _digests(self) -> dict[str, str]:
+        return self.parts.inputs.digests()
 
     def _of_seed(self, seed: int, original: Stage, *, only_reference: bool) -> Iterator[Stage]:
         models = {} if only_reference else {ORIGINAL: original}
-        if self.parts.retrains:
-            models[REFERENCE] = self.stage("reference", REFERENCE, seed, None, "reference", self._watched, {})
+        if self.parts.has_references:
+            models[REFERENCE] = self._reference(seed)
         yield from models.values()
         for entry in () if only_reference else self.parts.spec.chained:
             start = models[entry.after or ORIGINAL]
@@ -121,13 +136,14 @@ class Layout:
         """
         method = self.parts.methods[entry.label]
         facts = facts | self._training | {"part": method.fingerprint(), "budget": entry.budget}
+        facts |= self._adapter("method", entry.label)
         statistics, inputs = self._statistics("method", entry.label, start, original)
         return [*statistics, self.stage(kind, entry.label, start.seed, None, part, facts, inputs)]
 
     def _attacking(
         self, kind: str, attack: str, model: Stage, original: Stage, part: str, facts: dict[str, Any]
     ) -> list[Stage]:
-        facts = facts | {"part": self.parts.attacks[attack].fingerprint()}
+        facts = facts | {"part": self.parts.attacks[attack].fingerprint()} | self._adapter("attack", attack)
         statistics, inputs = self._statistics("attack", attack, model, original)
         return [*statistics, self.stage(kind, model.model, model.seed, attack, part, facts, inputs)]
 

@@ -16,9 +16,10 @@ from expunge.base.inputs import digest
 from expunge.base.part import Part
 from expunge.base.reading import require_file
 from expunge.base.seeds import derive
-from expunge.base.spec import Entry, Spec
+from expunge.base.spec import NONE, RETRAIN, Entry, Spec
 from expunge.blocks import Placed, with_blocks
 from expunge.core import checkpoint
+from expunge.core.adapter import Adapter, refuse_unadaptable
 from expunge.core.case import Attacked, Unlearned
 from expunge.core.contracts import Architecture, Attack, Audit, Augmentation, Diagnostic, Monitor, Source, Task
 from expunge.core.data import Data
@@ -60,6 +61,7 @@ class Parts:
         # All parts are made now, so that a bad setting is reported before anything is computed.
         _ = self.source, self.objective, self.augmentations, self.architecture, self.training, self.task
         _ = self.device, self.methods, self.attacks, self.diagnostics, self.monitors, self.inputs, self.audits
+        _ = self.adapters
 
     def _build(self, kind: str, entry: Entry, where: str) -> Part:
         part = registry.build(kind, entry.name, entry.settings, where=where, folder=self.spec.folder)
@@ -82,6 +84,23 @@ class Parts:
         """How models are trained: by the library's loop, or by a function named in the spec."""
         kind = FunctionTraining if "name" in self.spec.train else Training
         return kind.from_table(self.spec.train, where="train")
+
+    @cached_property
+    def adapters(self) -> dict[tuple[str, str], Adapter]:
+        """What is trained instead of weights, by kind of part and label; `("train", "")` for originals and references.
+
+        Raises:
+            SpecError: A setting is bad, or the part trains nothing that an adapter could replace.
+        """
+        tables = [("train", "", "train", self.spec.adapter)]
+        tables += [("method", e.label, f"method[{i}]", e.adapter) for i, e in enumerate(self.spec.method)]
+        tables += [("attack", e.label, f"attack[{i}]", e.adapter) for i, e in enumerate(self.spec.attack)]
+        made = {}
+        for kind, label, where, table in tables:
+            if table is not None:
+                refuse_unadaptable(None if kind == "train" else self.part(kind, label), where)
+                made[kind, label] = Adapter.from_table(table, where=f"{where}.adapter")
+        return made
 
     @cached_property
     def task(self) -> Task:
@@ -122,7 +141,7 @@ class Parts:
         for kind in ("augmentation", "method", "attack", "diagnostic", "monitor"):
             parts += [(f"{kind} {label!r}", part) for label, part in getattr(self, f"{kind}s").items()]
         parts += [(f"audit {label!r}", part) for label, part in self._named_audits.items()]
-        return InputFiles.of(parts, self.spec.weights)
+        return InputFiles.of(parts, self.spec.weights, self.given_references)
 
     @cached_property
     def diagnostics(self) -> dict[str, Diagnostic]:
@@ -204,17 +223,28 @@ class Parts:
             monitors=self.monitors if watched else {},
             device=self.device,
             checkpointing=self.spec.checkpointing,
+            adapter=self.adapters.get(("train", "")),
         )
 
     @property
-    def retrains(self) -> bool:
-        """Whether the run trains references."""
-        return True
+    def trains(self) -> bool:
+        """Whether models can be trained: references, and what methods and audits train anew."""
+        return self.spec.references == RETRAIN
+
+    @property
+    def given_references(self) -> tuple[Path, ...]:
+        """Files or folders of the user's own references, in the order of the seeds; empty if there are none."""
+        return () if isinstance(self.spec.references, str) else tuple(map(Path, self.spec.references))
+
+    @property
+    def has_references(self) -> bool:
+        """Whether the run has references, trained or given."""
+        return self.spec.references != NONE
 
     @property
     def models(self) -> list[str]:
         """Labels of the models that are attacked, audited and shown, in order."""
-        return [ORIGINAL, *([REFERENCE] if self.retrains else []), *self.methods]
+        return [ORIGINAL, *([REFERENCE] if self.has_references else []), *self.methods]
 
     def labels(self, kind: str, model: str, attack: str | None, part: str) -> Any:
         """What a stage's key contains of its labels: nothing, because seeds do not depend on labels."""
@@ -236,7 +266,12 @@ class Parts:
 
     @property
     def about_one_model(self) -> bool:
-        """Whether the verdict is about the user's own model rather than about methods."""
+        """Whether verdicts are about one model, the user's own or one that is trained, rather than about methods."""
+        return self.gives_original or self.spec.one_original
+
+    @property
+    def gives_original(self) -> bool:
+        """Whether the original is the user's own model; otherwise it is trained."""
         return self.own_digest is not None
 
     @cached_property
@@ -260,7 +295,7 @@ class Parts:
         """
         if self.spec.weights is not None:
             return checkpoint.load(self.recipe(data).build(0), Path(self.spec.weights), where="model.weights")
-        own = self.architecture.original(data) if self.about_one_model else None
+        own = self.architecture.original(data) if self.gives_original else None
         return None if own is None else placed(own, self.device)
 
     def resolved(self) -> dict[str, Any]:

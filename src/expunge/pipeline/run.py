@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from expunge.base.errors import GateFailed, MissingError, SpecError
 from expunge.base.spec import CACHE, Spec
 from expunge.base.store import Store
 from expunge.core import checkpoint
+from expunge.core.adapter import targets_of
 from expunge.core.contracts import Attack, Audit
 from expunge.core.copies import say_copies
 from expunge.core.first_pass import EXAMPLES, first_pass
@@ -26,11 +28,13 @@ from expunge.core.texts import require_text_model
 from expunge.evidence.reasons import CHANGED_NOTHING
 from expunge.evidence.table import Table
 from expunge.evidence.verdict import Verdict
+from expunge.pipeline.beforehand import Beforehand
 from expunge.pipeline.diagnosis import diagnosis
 from expunge.pipeline.earlier import refuse_other, replaced
 from expunge.pipeline.executor import executor_of
 from expunge.pipeline.folder import RunFolder, file_name, spent
 from expunge.pipeline.forecast import StageForecast, forecast
+from expunge.pipeline.hand_over import Saved
 from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.schedule import run_stages
 from expunge.reporting.progress import Progress
@@ -53,6 +57,10 @@ class RunResult:
     """Kind of stage -> number of stages, seconds and per-example gradients, reused outputs included."""
     diagnosis: list[dict[str, Any]]
     """The result of each diagnostic, in the form of `pipeline.diagnosis`; empty without diagnostics."""
+    saved: Sequence[Path] = ()
+    """Folders of the models that were written on request."""
+    warning: str = ""
+    """Said if no audit shows that the originals know the forget set; empty otherwise."""
 
     def as_json(self) -> dict[str, Any]:
         """The table that `run --json` prints."""
@@ -62,11 +70,19 @@ class RunResult:
             "rows": self.rows,
             "verdicts": [verdict.as_json() for verdict in self.verdicts],
             **({"diagnosis": self.diagnosis} if self.diagnosis else {}),
+            **({"warning": self.warning} if self.warning else {}),
+            **({"saved": [str(folder) for folder in self.saved]} if self.saved else {}),
         }
 
 
 def run(
-    spec: Spec, out: Path, *, workers: int = 1, on: str | None = None, progress: Progress | None = None
+    spec: Spec,
+    out: Path,
+    *,
+    workers: int = 1,
+    on: str | None = None,
+    progress: Progress | None = None,
+    save: Path | None = None,
 ) -> RunResult:
     """Run a spec, or the part of it that is missing.
 
@@ -76,6 +92,8 @@ def run(
         workers: How many stages run at the same time; the numbers do not depend on it.
         on: Name of the executor. By default, one worker runs in this process, and several workers in processes.
         progress: Shows each stage; silent by default.
+        save: Folder for the unlearned models of the first seed, each in a folder `<save>/<label>` with a model card;
+            by default none is written. The record keeps their weights in any case.
 
     Returns:
         Rows, verdicts and costs; the record holds them too.
@@ -85,6 +103,7 @@ def run(
     """
     executor = executor_of(on, workers)
     plan, store, folder = Plan(spec), Store(out / CACHE), RunFolder(out / spec.name)
+    saved = None if save is None else Saved(save, plan)
     _check(plan)
     folder.open(plan)
     store.open()
@@ -106,13 +125,18 @@ def run(
                 progress.say(f"{stage.name}: {CHANGED_NOTHING}")
         folder.event(stage.name, {**facts, "key": stage.key})
 
+    say = progress.say if progress else None
+    beforehand = Beforehand(plan, store, say or (lambda _: None))
     try:
-        run_stages(plan, store, plan.stages, executor, report, begun, progress.say if progress else None)
+        run_stages(plan, store, plan.stages, executor, report, begun, say, beforehand)
     finally:
         if progress is not None:
             progress.clear()
     table = folder.write(plan, store)
-    return RunResult(folder.root, table, table.rows(), table.verdicts(), costs(plan, store), diagnosis(plan, store))
+    folders = saved.write(store, folder.root) if saved else []
+    rows, verdicts, diagnoses = table.rows(), table.verdicts(), diagnosis(plan, store)
+    spent_on = costs(plan, store)
+    return RunResult(folder.root, table, rows, verdicts, spent_on, diagnoses, folders, beforehand.warning)
 
 
 def dry_run(spec: Spec, out: Path) -> list[StageForecast]:
@@ -156,6 +180,7 @@ def costs(plan: Plan, store: Store) -> dict[str, dict[str, float]]:
 def _check(plan: Plan) -> None:
     """Refuse, before training, what would fail after it; checks the first seed's problem if that is cheap to make."""
     require_examples(plan.data)
+    _check_untrained(plan)
     if not plan.spec.names_code:  # the user's code is not run more often than needed
         refuse_too_large(plan.architecture, plan.data, where="model")
     fresh = built(lambda: plan.recipe(plan.data).build(0), where="model")
@@ -163,7 +188,9 @@ def _check(plan: Plan) -> None:
         require_independent(plan.recipe(plan.data).build(1), {"that of an earlier call": fresh}, "model")
     for label, method in plan.methods.items():
         if isinstance(method, Method):
-            refuse_unmet(unmet_needs(method, plan.data.objective, fresh, recipe=True), where=f"method {label!r}")
+            refuse_unmet(unmet_needs(method, plan.data.objective, fresh, recipe=plan.trains), where=f"method {label!r}")
+    for (kind, label), adapter in plan.adapters.items():
+        targets_of(fresh, adapter, f"{kind} {label!r}.adapter" if label else f"{kind}.adapter")
     _check_shadows(plan)
     _check_required(plan)
     _check_names(plan)
@@ -192,9 +219,30 @@ def _check(plan: Plan) -> None:
             if isinstance(checked, Method | Attack):
                 checked.check(problem)
         require_unretained(problem)
-        warning = no_better_than_chance(model, problem) if plan.about_one_model else ""
+        warning = no_better_than_chance(model, problem) if plan.gives_original else ""
         if warning:
             Progress().say(warning)
+
+
+def _check_untrained(plan: Plan) -> None:
+    """Refuse what trains models if the spec says that none can be trained."""
+    if plan.trains:
+        return
+    if not plan.gives_original:
+        raise SpecError(
+            "the spec trains its own originals, so it can train references too",
+            where="references",
+            allowed="a model of yours: [model] with weights, or hf",
+            remedy="leave references out",
+        )
+    training = [f"audit {label!r}" for label, audit in plan.audits.items() if audit.shadow_pairs]
+    training += ["forget"] if plan.task.measures else []
+    if training:
+        raise MissingError(
+            "it trains models, and the spec says that none can be trained",
+            where=training[0],
+            remedy="leave it out, or leave references out if you know the training",
+        )
 
 
 def _check_shadows(plan: Plan) -> None:

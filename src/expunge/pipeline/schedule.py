@@ -9,9 +9,10 @@ from typing import Any
 from expunge.base.errors import RunError
 from expunge.base.memory import MemoryStore
 from expunge.base.store import Store
+from expunge.pipeline.beforehand import Beforehand
 from expunge.pipeline.executor import Computation, Executor
 from expunge.pipeline.input_files import UNCHANGED
-from expunge.pipeline.outstanding import discard, outstanding
+from expunge.pipeline.outstanding import mended
 from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.references import Distinct
 from expunge.pipeline.worker import Worker
@@ -31,6 +32,7 @@ def run_stages(
     report: Report,
     begun: Begun,
     say: Callable[[str], None] | None = None,
+    beforehand: Beforehand | None = None,
 ) -> None:
     """Compute the stages that the store lacks, each after the stages that it needs.
 
@@ -44,18 +46,22 @@ def run_stages(
         report: Called with each stage that has finished.
         begun: Called with each stage that starts.
         say: Called with one line if outputs were damaged; writes it to stderr by default.
+        beforehand: Stages for which all methods wait, and what is judged when they have finished.
 
     Raises:
         ExpungeError: The first failure. Stages that are running then finish first. The outputs of all finished stages
             are kept.
     """
     home = plan.home
-    reasons = outstanding(plan, store, stages)
-    line = discard(plan, store, reasons)
+    reasons, line = mended(plan, store, stages)
     if line is not None:
         (say or Progress().say)(line)
-    missing = {stage.key: stage for stage in stages if stage.key in reasons}
-    tasks = [Computation(key, compute, (home, store, stage), stage.needs) for key, stage in missing.items()]
+    first = beforehand.stages if beforehand is not None else []
+    early = {stage.key for stage in first}
+    missing = {stage.key: stage for stage in (*first, *stages) if stage.key in reasons}
+    unjudged = early & missing.keys()
+    waits = {key: (*stage.needs, *(early if stage.kind == "unlearn" else ())) for key, stage in missing.items()}
+    tasks = [Computation(key, compute, (home, store, stage), waits[key]) for key, stage in missing.items()]
     distinct = Distinct(plan, store)
     for stage in stages:
         if stage.key not in missing:
@@ -64,7 +70,13 @@ def run_stages(
     def finished(stage: Stage, cost: dict[str, Any]) -> None:
         report(stage, cost)
         distinct.add(stage)
+        if stage.key in unjudged:
+            unjudged.remove(stage.key)
+            if beforehand is not None and not unjudged:
+                beforehand.judge()
 
+    if beforehand is not None and first and not unjudged:
+        beforehand.judge()
     with _known(home, Worker(plan, store)):
         executor.run(tasks, lambda task: begun(missing[task.key]), lambda task, cost: finished(missing[task.key], cost))
 

@@ -31,6 +31,8 @@ class Output:
     gradients: int = 0
     changed: bool | None = None
     """For a method: whether any weight differs from those of the model that it started from."""
+    merging: float | None = None
+    """With an adapter: the largest difference between outputs of the merged model and those with the adapter."""
 
 
 @dataclass(frozen=True)

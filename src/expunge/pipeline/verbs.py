@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.base.errors import ExpungeError, SpecError, unknown
+from expunge.base.model_folder import refuse_foreign
 from expunge.base.record import write_file
 from expunge.base.spec import CACHE, Entry, Spec, label_of
 from expunge.base.store import Store
@@ -15,6 +16,7 @@ from expunge.pipeline.diagnosis import diagnosis
 from expunge.pipeline.executor import executor_of
 from expunge.pipeline.folder import spent
 from expunge.pipeline.forecast import forecast, gradients
+from expunge.pipeline.hand_over import OPTION, unlearned_stage, write_unaudited
 from expunge.pipeline.outstanding import leading_to, outstanding
 from expunge.pipeline.parts import Parts
 from expunge.pipeline.plan import Plan, Stage
@@ -31,11 +33,12 @@ def unlearn_one(spec: Spec, out: Path, label: str | None, save: Path | None, pro
         spec: Names the model, the forget set and the method.
         out: Folder for runs; outputs of stages go to its cache and are reused by `run`.
         label: The method; the spec's first by default.
-        save: File for the weights; `<label>.safetensors` by default.
+        save: A file for the weights, `<label>.safetensors` by default; or, under a name without that ending, a folder
+            for the model with its card, and for a model of transformers all that `from_pretrained` reads.
         progress: Shows each stage.
 
     Returns:
-        Path of the weights, method, seconds and gradients; seconds and gradients include the methods before it.
+        Path of the file or folder, method, seconds and gradients; seconds and gradients include the methods before it.
 
     Raises:
         ExpungeError: The spec has no such method, or a stage failed.
@@ -46,17 +49,23 @@ def unlearn_one(spec: Spec, out: Path, label: str | None, save: Path | None, pro
     chosen = label or labels[0]
     if chosen not in labels:
         raise unknown("method", chosen, labels, where="--method")
+    path = save or Path(f"{chosen}.safetensors")
+    as_folder = path.suffix != ".safetensors"
+    if as_folder:
+        refuse_foreign(path, OPTION)
     plan, store = (
         Plan(replace(spec, seeds=spec.seeds[:1], attack=(), audit=(), diagnostic=(), gate=())),
         Store(out / CACHE),
     )
     prepare(plan, store)
-    final = next(stage for stage in plan.stages if stage.kind == "unlearn" and stage.model == chosen)
+    final = unlearned_stage(plan, chosen)
     stages = leading_to([final], plan)
     _start(plan, store, stages, progress)
     _run(plan, store, stages, progress)
-    path = save or Path(f"{chosen}.safetensors")
-    write_file(path, store.read(final.key, WEIGHTS))
+    if as_folder:
+        write_unaudited(plan, store, chosen, path)
+    else:
+        write_file(path, store.read(final.key, WEIGHTS))
     return {"model": str(path), "method": chosen, **spent(final, plan, store)}
 
 

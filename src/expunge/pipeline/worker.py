@@ -15,7 +15,7 @@ from expunge.base.errors import ExpungeError, RunError
 from expunge.base.memory import MemoryStore
 from expunge.base.store import Store
 from expunge.core import checkpoint
-from expunge.core.case import Case, Shadows
+from expunge.core.case import Case, Recipe, Shadows
 from expunge.core.device import computing, device_name
 from expunge.core.problem import Problem
 from expunge.core.seeding import forked
@@ -65,6 +65,7 @@ class Worker:
         ran_on = {"device": device_name(self.plan.device), "precision": precision}
         facts = {"stage": stage.name, "gradients": output.gradients, "seconds": seconds, **ran_on}
         facts |= {} if output.changed is None else {"changed": output.changed}
+        facts |= {} if output.merging is None else {"merging": output.merging}
         # The key names contents that were hashed when the plan was made. The stage may have read its files later.
         self.plan.inputs.refuse_changes()
         self.store.put(stage.key, output.files, facts)
@@ -96,7 +97,11 @@ class Worker:
     def case(self, stage: Stage, original: nn.Module, shadows: Shadows | None = None) -> Case:
         """The case that a part of this stage works on."""
         problem = self.problem(stage)
-        return Case(self.plan.seeds.case(stage), problem, original, self.plan.recipe(problem.data), shadows=shadows)
+        return Case(self.plan.seeds.case(stage), problem, original, self.recipe(problem), shadows=shadows)
+
+    def recipe(self, problem: Problem) -> Recipe | None:
+        """How models are trained; `None` if nobody knows."""
+        return self.plan.recipe(problem.data) if self.plan.trains else None
 
     def statistics(self, stage: Stage) -> dict[str, Mapping[str, Tensor]]:
         """Keywords for the call of the stage's part: its statistics, if it has any."""

@@ -24,12 +24,16 @@ from expunge.tasks._split import without
 class Indices(Task):
     """Ids from a file; each must be the id of a training example."""
 
-    paths: ClassVar[tuple[str, ...]] = ("path", "retain")
+    paths: ClassVar[tuple[str, ...]] = ("path", "retain", "holdout")
 
     path: str
     """The file with the ids to forget; a relative path counts from the spec file."""
     retain: str | None = None
     """Optionally a file with the ids to retain; by default all other training examples."""
+
+    holdout: str | None = None
+    """Optionally a file with ids of test examples that resemble those to forget, such as other people's. Where there
+    are no references, they replace them; they do not count for utility."""
 
     def __call__(self, data: Data, seed: int, measured: Mapping[str, Tensor]) -> Problem:
         """The problem.
@@ -37,17 +41,23 @@ class Indices(Task):
         Raises:
             SpecError: The file cannot be read; or its ids are out of range, occur twice, are none, or are all ids.
         """
-        forget = _training_ids(self.path, data, "forget.path")
-        retain = without(data, forget) if self.retain is None else _training_ids(self.retain, data, "forget.retain")
-        return Problem(data, forget, retain, data.test)
+        forget = _ids_of("training", data.train, self.path, data, "forget.path")
+        retain = without(data, forget)
+        if self.retain is not None:
+            retain = _ids_of("training", data.train, self.retain, data, "forget.retain")
+        if self.holdout is None:
+            return Problem(data, forget, retain, data.test)
+        holdout = _ids_of("test", data.test, self.holdout, data, "forget.holdout")
+        return Problem(data, forget, retain, data.test[~torch.isin(data.test, holdout)], holdout=holdout)
 
 
-def _training_ids(path: str, data: Data, where: str) -> Tensor:
+def _ids_of(what: str, allowed: Tensor, path: str, data: Data, where: str) -> Tensor:
+    """The ids in a file, each of which is a training example or a test example."""
     ids = _read(Path(path), where)
     check_ids(ids, len(data), where=where)
-    foreign = ids[~torch.isin(ids, data.train)]
+    foreign = ids[~torch.isin(ids, allowed)]
     if len(foreign):
-        raise SpecError(f"id {int(foreign[0])} is no training example", where=where, allowed="ids of training examples")
+        raise SpecError(f"id {int(foreign[0])} is no {what} example", where=where, allowed=f"ids of {what} examples")
     return ids
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from expunge.base.errors import SpecError
 from expunge.base.part import Count, NonNegative, Part, Positive, Share
+from expunge.core.adapter import Adapter, attach, merge
 from expunge.core.case import Meter
 from expunge.core.data import Data
 from expunge.core.device import placed
@@ -118,6 +119,8 @@ class TrainedRecipe:
     """What the monitors measured in the last training, by label; `None` for a number that is not finite."""
     device: torch.device | str = "cpu"
     checkpointing: str | None = None
+    adapter: Adapter | None = None
+    """What is trained instead of the weights; it is merged at the end."""
 
     def build(self, seed: int) -> nn.Module:
         """The freshly initialised model of this seed.
@@ -140,6 +143,11 @@ class TrainedRecipe:
             RunError: The loss is not finite.
         """
         self.records.clear()
+        if self.adapter is None:
+            return self._fit(module, data, ids, seed, meter)
+        return merge(self._fit(attach(module, self.adapter, seed, "train.adapter"), data, ids, seed, meter))
+
+    def _fit(self, module: nn.Module, data: Data, ids: Tensor, seed: int, meter: Meter | None) -> nn.Module:
         if not self.monitors:
             return self.training.fit(module, data, ids, seed, meter)
         if not isinstance(self.training, Training):

@@ -23,6 +23,7 @@ from expunge.pipeline.references import refuse_unlike
 from expunge.pipeline.stage import CURVE, MONITORS, SCORES, WEIGHTS, Stage
 from expunge.pipeline.stage_kind import Output, setting
 from expunge.pipeline.worker import Worker
+from expunge.train import adapting
 
 
 def trained(worker: Worker, stage: Stage, ids: Tensor, *, watched: bool = False) -> Output:
@@ -30,7 +31,8 @@ def trained(worker: Worker, stage: Stage, ids: Tensor, *, watched: bool = False)
     plan, data, meter = worker.plan, worker.problem(stage).data, Meter()
     recipe = plan.recipe(data, watched=watched)
     model = train_model(recipe, data, ids, plan.seeds.train(stage), meter)
-    if stage.kind == "reference" and plan.about_one_model:
+    # References of a trained original have its own recipe.
+    if stage.kind == "reference" and plan.gives_original:
         original = plan.original(data)
         assert original is not None
         refuse_unlike(model, original, worker.problem(stage), stage.name)
@@ -50,12 +52,14 @@ def unlearned(worker: Worker, stage: Stage) -> Output:
     problem, plan = worker.problem(stage), worker.plan
     start, original = worker.model_and_original(stage)
     method, budget = plan.methods[stage.model], plan.spec.chain(stage.model)[-1].budget
-    recipe, seed = plan.recipe(problem.data), plan.seeds.unlearn(stage)
+    recipe, seed = worker.recipe(problem), plan.seeds.unlearn(stage)
     given: dict[str, Any] = {**worker.statistics(stage), **original_of(method, original)}
-    done = method(start, problem, recipe, seed, budget, **given)
+    adapter, where = plan.adapters.get(("method", stage.model)), f"method {stage.model!r}"
+    done = method(adapting.given(start, adapter, seed, where), problem, recipe, seed, budget, **given)
+    model, merging = adapting.taken(done.model, start, adapter, problem, where)
     # Loaded again, because a plain function may have changed its argument.
-    changed = weights_differ(worker.model(stage.input("model"), problem), done.model)
-    return Output({WEIGHTS: checkpoint.dump(done.model)}, done.cost.gradients, changed)
+    changed = weights_differ(worker.model(stage.input("model"), problem), model)
+    return Output({WEIGHTS: checkpoint.dump(model)}, done.cost.gradients, changed, merging)
 
 
 def attacked(worker: Worker, stage: Stage) -> Output:
@@ -64,15 +68,18 @@ def attacked(worker: Worker, stage: Stage) -> Output:
     assert label is not None
     model, original = worker.model_and_original(stage)
     attack, seed = worker.plan.attacks[label], worker.plan.seeds.attack(stage)
-    done = attack(model, worker.case(stage, original), seed, **worker.statistics(stage))
+    adapter, where = worker.plan.adapters.get(("attack", label)), f"attack {label!r}"
+    given = adapting.given(model, adapter, seed, where)
+    done = attack(given, worker.case(stage, original), seed, **worker.statistics(stage))
+    result, merging = adapting.taken(done.model, model, adapter, problem, where)
     curve = {"steps": torch.from_numpy(done.curve.steps), "values": torch.from_numpy(done.curve.values)}
     end = _end_of(done.curve.values, done.curve.ids, problem)
     files = {
-        WEIGHTS: checkpoint.dump(done.model),
+        WEIGHTS: checkpoint.dump(result),
         CURVE: save_tensors(curve),
         SCORES: score_files.dumps([end]),
     }
-    return Output(files, done.cost.gradients)
+    return Output(files, done.cost.gradients, merging=merging)
 
 
 def _end_of(values: np.ndarray, ids: np.ndarray, problem: Problem) -> Scores:

@@ -42,7 +42,7 @@ class MeasureStage(StageKind):
             model, original = worker.model_and_original(stage)
             with forked(seed):
                 device = first_parameter(model).device
-                job = Job(problem, plan.recipe(problem.data), seed, meter, device, original)
+                job = Job(problem, worker.recipe(problem), seed, meter, device, original)
                 tensors = part.measure(model, job)
         return Output({STATISTICS: save_tensors({n: t.contiguous() for n, t in tensors.items()})}, meter.gradients)
 

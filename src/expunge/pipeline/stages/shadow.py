@@ -6,7 +6,7 @@ There are many shadow models, and only audits use them: they stay in the cache a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from expunge.evidence.table import ORIGINAL, REFERENCE
@@ -33,7 +33,7 @@ class ShadowStage(StageKind):
     def run(self, worker: Worker, stage: Stage) -> Output:
         if stage.attack is not None:
             output = attacked(worker, stage)
-            return Output({WEIGHTS: output.files[WEIGHTS]}, output.gradients)
+            return replace(output, files={WEIGHTS: output.files[WEIGHTS]})
         if stage.model not in (ORIGINAL, REFERENCE):
             return unlearned(worker, stage)
         problem = worker.problem(stage)
