@@ -31,6 +31,7 @@ from expunge.core.generators import generator_of
 from expunge.core.modules import evaluating, is_transposed
 from expunge.core.norms import training_mode
 from expunge.core.objective import Objective
+from expunge.core.positions import output_layer
 from expunge.numerics.precision import wide
 
 ALL = "all-linear"
@@ -216,7 +217,7 @@ def _sizes(layer: nn.Module) -> tuple[int, int]:
 
 def _all(model: nn.Module, layers: dict[str, nn.Module]) -> dict[str, nn.Module]:
     """All layers but the output layer of a language model, which PEFT leaves out too."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    head = output_layer(model)
     chosen = {path: layer for path, layer in layers.items() if layer is not head}
     if not chosen:
         raise SpecError(

@@ -18,6 +18,7 @@ from expunge.base.errors import SpecError, unknown
 from expunge.core.data import Batch
 from expunge.core.decisions import Decisions
 from expunge.core.modules import evaluating
+from expunge.core.positions import decided_only
 from expunge.core.problem import Problem
 from expunge.core.recompute import micro_batches
 from expunge.numerics.precision import wide
@@ -53,8 +54,8 @@ class Features:
         caught: dict[FeatureSite, Any] = {}
         handles = [_catch(model.get_submodule(layer.path), layer, caught) for layer in self.layers]
         try:
-            # The hooks keep one forward pass, so the whole batch must be in one pass.
-            with micro_batches(1):
+            # The hooks keep one forward pass, so the whole batch and all positions must be in one pass.
+            with micro_batches(1), decided_only(False):
                 decisions = self.problem.objective.decisions(model, batch)
         finally:
             for handle in handles:

@@ -16,6 +16,7 @@ from expunge.core.example_ids import example_ids
 from expunge.core.modules import first_parameter
 from expunge.core.norms import statistics_for
 from expunge.core.once import kept_output
+from expunge.core.positions import At, only_at
 from expunge.core.recompute import in_micro_batches
 from expunge.numerics.norms import sound_norms
 from expunge.numerics.precision import wide
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from expunge.core.data import Batch
 
 
-def output_of(model: nn.Module, batch: Batch, output: str | int | None = None) -> Tensor:
+def output_of(model: nn.Module, batch: Batch, output: str | int | None = None, at: At | None = None) -> Tensor:
     """Run the model on a batch.
 
     Args:
@@ -32,17 +33,18 @@ def output_of(model: nn.Module, batch: Batch, output: str | int | None = None) -
         batch: The examples; their inputs are moved to the model's device and floating-point type.
         output: Which output to take: a key or attribute, or a position in a tuple. By default the output itself if it
             is a tensor, otherwise its `logits`.
+        at: For a model that `chooses_positions`: the positions of each batch or micro-batch of which logits are needed.
 
     Returns:
-        A tensor in float32 or wider, with gradients if enabled.
+        A tensor in float32 or wider, with gradients if enabled; with `at`, a row per position, `[n, v]`.
 
     Raises:
         SpecError: The model returns several outputs and `output` does not say which one to take; or the model has batch
             norm in training mode, and the batch runs in micro-batches or has one value per channel.
     """
     # The precision is read here: a backward pass may repeat the forward pass in another thread, without the setting.
-    run = partial(_pass, model, output, precision())
-    return kept_output(model, batch.ids, output, partial(_run, run, model, batch))
+    run = partial(_run, partial(_pass, model, output, at, precision()), model, batch)
+    return run() if at is not None else kept_output(model, batch.ids, output, run)
 
 
 def _run(run: Callable[[Batch], Tensor], model: nn.Module, batch: Batch) -> Tensor:
@@ -50,10 +52,11 @@ def _run(run: Callable[[Batch], Tensor], model: nn.Module, batch: Batch) -> Tens
         return in_micro_batches(run, model, batch)
 
 
-def _pass(model: nn.Module, output: str | int | None, precision: Precision, batch: Batch) -> Tensor:
+def _pass(model: nn.Module, output: str | int | None, at: At | None, precision: Precision, batch: Batch) -> Tensor:
     place = first_parameter(model)
     inputs = moved(batch.inputs, place)
-    with forward_pass(place.device, precision), example_ids(batch.ids), sound_norms(), _several_values(model):
+    context = forward_pass(place.device, precision), only_at(model, batch, at)
+    with context[0], context[1], example_ids(batch.ids), sound_norms(), _several_values(model):
         if isinstance(inputs, Tensor):
             returned = model(inputs)
         elif isinstance(inputs, Mapping):

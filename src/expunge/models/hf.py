@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -46,6 +46,8 @@ from expunge.models._images import image_shape
 @dataclass(frozen=True)
 class HF(Architecture):
     """Your own model from transformers, for images or texts."""
+
+    version: ClassVar[int] = 2
 
     path: str
     """Folder that `save_pretrained` wrote, relative to the spec file; or the model's name in the local cache."""

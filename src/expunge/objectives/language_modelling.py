@@ -19,7 +19,9 @@ from expunge.base.part import Count
 from expunge.core.answers import AnswerRates
 from expunge.core.data import Batch, Data
 from expunge.core.decisions import Decisions, correct, knows, mean_losses, per_example, share_right
+from expunge.core.forward import output_of
 from expunge.core.objective import DECISIONS, IGNORE, RELABEL, TOKENS, Deciding, Metric, wrong_width
+from expunge.core.positions import chooses_positions
 from expunge.core.texts import refuse_shifted
 from expunge.objectives._targets import drawn_wrong, labels_up_to, require_decided, require_labels, require_whole
 
@@ -83,12 +85,16 @@ class LanguageModelling(Deciding):
 
     def decisions(self, model: nn.Module, batch: Batch) -> Decisions:
         """Logits `[b, t, v]` against targets `[b, t]`, flattened to the positions that are decisions."""
-        logits = self.prediction(model, batch)
-        if logits.ndim != 3 or logits.shape[2] != self.outputs:
+        decided = batch.targets != self.ignore
+        # An objective with another `prediction` may need all positions.
+        chosen = type(self).prediction is Deciding.prediction and chooses_positions(model) and not decided.all()
+        at = (lambda part: part.targets != self.ignore) if chosen else None
+        logits = output_of(model, batch, self.output, at) if chosen else self.prediction(model, batch)
+        if logits.ndim != (2 if chosen else 3) or logits.shape[-1] != self.outputs:
             raise wrong_width(model, logits, f"[batch, tokens, {self.outputs}]", self.outputs)
-        targets = batch.targets.to(logits.device)
-        decided = targets != self.ignore
-        return Decisions(logits[decided], targets[decided], decided.nonzero()[:, 0])
+        targets, decided = batch.targets.to(logits.device), decided.to(logits.device)
+        rows = logits if chosen else logits[decided]
+        return Decisions(rows, targets[decided], decided.nonzero()[:, 0])
 
     def measure(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Share of right tokens, their geometric mean probability, the recited prefix, and recitation, per example."""

@@ -14,6 +14,7 @@ from expunge.base.errors import RunError
 from expunge.core.case import Meter
 from expunge.core.data import Batch, Data
 from expunge.core.decisions import OUTPUT_VALUES
+from expunge.core.positions import decided_only
 from expunge.core.recompute import micro_batches
 from expunge.numerics.norms import sound_norms
 
@@ -97,7 +98,7 @@ def fit(
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * schedule(step)
         optimizer.zero_grad(set_to_none=True)
-        with micro_batches(accumulate), sound_norms():
+        with micro_batches(accumulate), decided_only(), sound_norms():
             loss = loss_fn(item)
         loss.backward()
         if clip is not None:
