@@ -35,6 +35,27 @@ def test_a_file_that_stays_is_read_once(tmp_path: Path, monkeypatch: pytest.Monk
     assert digest(path) == hashlib.sha256(b"abd").hexdigest() and len(reads) == 2
 
 
+@pytest.mark.parametrize("grain", [1, 2, 0.01])
+def test_the_digest_is_that_of_the_content_where_time_stamps_are_coarse(
+    grain: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole seconds on old network disks, even ones on FAT, hundredths on exFAT."""
+    path, signature, coarse = tmp_path / "a", inputs.signature, int(grain * 10**9)
+    path.write_bytes(b"abc")
+    now = time.time_ns()
+
+    def kept(path: Path) -> inputs.Signature | None:
+        found = signature(path)
+        return found and (found[0], *(now // coarse * coarse for _ in found[1:]))  # type: ignore[return-value]
+
+    monkeypatch.setattr(inputs, "signature", kept)
+    # Both writes have one time stamp.
+    monkeypatch.setattr(time, "time_ns", lambda: now // coarse * coarse + coarse * 9 // 10)
+    assert digest(path) == hashlib.sha256(b"abc").hexdigest()
+    path.write_bytes(b"abd")
+    assert digest(path) == hashlib.sha256(b"abd").hexdigest()
+
+
 def rewritten(path: Path) -> None:
     """Another content of the same size, with the old time of the last change."""
     status = path.stat()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import pickle
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +22,7 @@ from expunge.base.record import (
     rows_to_text,
     spelled,
     storage_error,
+    sweep,
     write_file,
 )
 
@@ -80,6 +85,74 @@ def test_a_copy_shares_nothing_with_its_source(tmp_path: Path, before: bytes | s
     assert target.read_bytes() == b"new" and target.stat().st_nlink == 1 and not source.samefile(target)
     target.write_bytes(b"edited")
     assert source.read_bytes() == b"new" and names(tmp_path) == {"source", "folder", "folder/target"}
+
+
+SEALED = {"a": float("nan"), "b": {10: [1e-7, 2**70], 9: None}, "c": Path("x"), "ä": "\ud800"}
+
+
+def test_a_sealed_table_comes_back_as_json_has_it() -> None:
+    table = {key: value for key, value in SEALED.items() if key != "a"}
+    assert record.unsealed(record.sealed(table).encode()) == {
+        "b": {"10": [1e-7, 2**70], "9": None},
+        "c": "x",
+        "ä": "\ud800",
+        "sha256": "mine",
+    }
+    assert record.canonical(record.unsealed(record.sealed(SEALED).encode())).count("NaN") == 1
+
+
+@pytest.mark.parametrize("change", [("1e-07", "2e-07"), ("null", "0"), ('"x"', '"y"'), ("}", ',"d":1}'), ("{", "[")])
+def test_a_sealed_table_that_was_changed_is_refused(change: tuple[str, str]) -> None:
+    text = record.sealed(SEALED)
+    assert text.replace(*change, 1) != text
+    with pytest.raises(ValueError):
+        record.unsealed(text.replace(*change, 1).encode())
+
+
+TEMPORARY = ".a.txt.0123456789abcdef.tmp"
+
+
+OF_OTHERS = {
+    "a live file, by a clock of next week": (TEMPORARY, 0.0, 7.0),
+    "a live file, by a clock of last week": (TEMPORARY, 0.0, -7.0),
+    "an old file of another program": (".bashrc.tmp", 9.0, 0.0),
+    "another old file of another program": (".a.swp.tmp", 9.0, 0.0),
+    "an old file with a plain name": ("a.txt", 9.0, 0.0),
+}
+
+
+@pytest.mark.parametrize("what", OF_OTHERS)
+def test_a_sweep_removes_only_abandoned_temporaries(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, days, ahead = OF_OTHERS[what]
+    abandoned, other = tmp_path / TEMPORARY.replace("a.txt", "b"), tmp_path / name
+    for path, age in ((abandoned, 2.0), (other, days)):
+        path.write_text("mine")
+        os.utime(path, (time.time() - age * 86400,) * 2)
+    # On a network disk, this host's clock is not the one that stamps files.
+    now = time.time() + ahead * 86400
+    monkeypatch.setattr(time, "time", lambda: now)
+    sweep(tmp_path)
+    assert names(tmp_path) == {name}
+
+
+@pytest.mark.parametrize("holder", ["stopped", "working", "killed"])
+def test_a_lock_of_another_process_is_no_hang(holder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that was stopped while it wrote keeps its lock; one that ended does not."""
+    monkeypatch.setattr(record, "PATIENCE", 0.3 if holder == "stopped" else 20.0)
+    code = "import fcntl, os, sys, time; h = os.open(sys.argv[1], os.O_RDONLY); fcntl.flock(h, fcntl.LOCK_EX)"
+    code += "; print(1, flush=True); time.sleep(0.5 if sys.argv[2] == 'working' else 60)"
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path, holder], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline()
+        if holder == "killed":
+            process.kill()
+        try:
+            raised = (
+                pytest.raises(RunError, match="another process") if holder == "stopped" else contextlib.nullcontext()
+            )
+            with raised, record.locked(tmp_path):
+                pass
+        finally:
+            process.kill()
 
 
 # Text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -127,7 +128,15 @@ def test_a_function_that_takes_any_setting_gets_all(beside: Path) -> None:
 
 def test_a_function_needs_nothing_and_fits_everything(beside: Path) -> None:
     part = build("own_module:scale")
-    assert not part.measures and part.after_attack and not part.needs
+    assert not part.measures and part.after_attack and not part.needs and not part.trains and not part.control
+
+
+@pytest.mark.parametrize("fact", ["trains", "control"])
+@pytest.mark.parametrize(("value", "counts"), [(True, True), (False, False), ("yes", False), (1, False)])
+def test_a_function_of_an_attack_says_what_it_does(beside: Path, fact: str, value: object, counts: bool) -> None:
+    part = build("own_module:scale")
+    setattr(part.function, fact, value)
+    assert getattr(part, fact) is counts
 
 
 def test_a_class_is_a_part_like_those_that_are_there(beside: Path) -> None:
@@ -159,6 +168,7 @@ def test_code_of_the_users_counts_as_its_version(beside: Path) -> None:
     before = [build(name).fingerprint() for name in names]
     assert before == [build(name).fingerprint() for name in names]
     (beside / "own_module.py").write_text(MODULE + "# changed\n")
+    importlib.reload(sys.modules["own_module"])
     for name, old in zip(names, before, strict=True):
         assert build(name).fingerprint() != old
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +65,7 @@ def test_a_run_that_was_interrupted_keeps_what_it_computed(out: Path) -> None:
 
 @pytest.mark.parametrize("harm", ["no stage.json", "a file", "an empty folder"])
 def test_what_is_no_output_is_listed_as_damaged_and_removed(harm: str, out: Path) -> None:
-    place = out / "cache" / "mine"
+    place = out / "cache" / ("0" * 32)
     if harm == "a file":
         place.write_text("x")
     else:
@@ -72,6 +74,55 @@ def test_what_is_no_output_is_listed_as_damaged_and_removed(harm: str, out: Path
             (place / "weights.safetensors").write_text("xyz")
     found = counts(out, "--yes")["kinds"]["damaged"]
     assert found["outputs"] == 1 and not place.exists()
+
+
+def outside(out: Path) -> Path:
+    folder = out.parent / "mine"
+    (folder / ("a" * 32)).mkdir(parents=True)
+    (folder / ("a" * 32) / "letter.txt").write_text("mine")
+    return folder
+
+
+def received(out: Path) -> Path:
+    """A folder from somebody else beside the runs."""
+    (out / "theirs").mkdir()
+    return out / "theirs"
+
+
+def log(text: str) -> Callable[[Path], object]:
+    return lambda out: (received(out) / "events.jsonl").write_text(text)
+
+
+FOREIGN: dict[str, Callable[[Path], object]] = {
+    "a link in place of a run's cache": lambda out: (received(out) / "cache").symlink_to(outside(out)),
+    "a linked folder with a cache": lambda out: (out / "theirs").symlink_to(with_cache(out)),
+    "a link in the cache": lambda out: (out / "cache" / ("b" * 32)).symlink_to(outside(out) / ("a" * 32)),
+    "a folder of another program": lambda out: shutil.copytree(outside(out), out / "cache" / "mine"),
+    "an old hidden folder of another program": lambda out: aged(shutil.copytree(outside(out), out / "cache" / ".a.b")),
+    "a log with a list as key": log('{"at": "2026-01-01T00:00:00+00:00", "key": [1]}\n'),
+    "a log of the year 1": log('{"at": "0001-01-01T00:00:00", "key": "a"}\n{"at": 1, "key": {}}\n[1]\n"a"\n'),
+    "a log that is a link": lambda out: (received(out) / "events.jsonl").symlink_to("/dev/zero"),
+    "a log that is a pipe": lambda out: os.mkfifo(received(out) / "events.jsonl"),
+}
+
+
+def with_cache(out: Path) -> Path:
+    shutil.copytree(outside(out), out.parent / "other" / "cache")
+    return out.parent / "other"
+
+
+def aged(folder: Path) -> None:
+    for path in (*folder.rglob("*"), folder):
+        os.utime(path, (0, 0))
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_nothing_of_others_is_removed_and_nothing_of_theirs_ends_it(what: str, out: Path) -> None:
+    FOREIGN[what](out)
+    kept = list(out.parent.rglob("letter.txt"))
+    before = stages_done(out)
+    assert counts(out, "--yes")["unneeded"]["outputs"] == (1 if what == "a link in the cache" else 0)
+    assert [path for path in kept if not path.exists()] == [] and stages_done(out) == before
 
 
 def test_the_cache_of_studies_is_listed_too(out: Path) -> None:

@@ -278,6 +278,56 @@ class ObjectiveFails(Classification):
         raise ValueError("no")
 
 
+class BaselineOfAnotherMetric(Classification):
+    def baseline(self, model: nn.Module, batch: Batch, answers: Any) -> dict[str, Tensor]:
+        return {"margin": torch.zeros(batch.size)}
+
+
+class BaselineIsOneNumber(Classification):
+    def baseline(self, model: nn.Module, batch: Batch, answers: Any) -> dict[str, Tensor]:
+        return {"accuracy": torch.zeros(1)}
+
+
+class BaselineIsNoNumber(Classification):
+    def baseline(self, model: nn.Module, batch: Batch, answers: Any) -> dict[str, Tensor]:
+        return {"accuracy": super().baseline(model, batch, answers)["accuracy"] / 0}
+
+
+class BaselineOfBatches(Classification):
+    def baseline(self, model: nn.Module, batch: Batch, answers: Any) -> dict[str, Tensor]:
+        values = super().baseline(model, batch, answers)["accuracy"]
+        return {"accuracy": values + batch.targets.double().mean()}
+
+
+class AnswersOfTheLastBatch(Classification):
+    def answers(self, model: nn.Module, batches: Any) -> Any:
+        return super().answers(model, list(batches)[-1:])
+
+
+class LabelsOfOtherRows(Classification):
+    def by_label(self, model: nn.Module, batch: Batch) -> Any:
+        parts = super().by_label(model, batch)
+        return parts and parts._replace(example=parts.example + batch.size)
+
+
+class LabelsBelowZero(Classification):
+    def by_label(self, model: nn.Module, batch: Batch) -> Any:
+        parts = super().by_label(model, batch)
+        return parts and parts._replace(label=parts.label - 1)
+
+
+class LabelsTwice(Classification):
+    def by_label(self, model: nn.Module, batch: Batch) -> Any:
+        parts = super().by_label(model, batch)
+        return parts and type(parts)(*(torch.cat([part, part]) for part in parts))
+
+
+class LabelsAreShort(Classification):
+    def by_label(self, model: nn.Module, batch: Batch) -> Any:
+        parts = super().by_label(model, batch)
+        return parts and parts._replace(label=parts.label[:-1])
+
+
 class ObjectiveRefusesAll(Classification):
     def bound_to(self, data: Data) -> Self:
         raise SpecError("no", where="nowhere")
@@ -302,6 +352,15 @@ WRONG_OBJECTIVES = {
     ObjectiveOfOtherRows: "decisions are rows",
     RelabelsRight: "wrong targets are wrong",
     RelabelsAtRandom: "deterministic",
+    BaselineOfAnotherMetric: "baselines of metrics",
+    BaselineIsOneNumber: "one value per example",
+    BaselineIsNoNumber: "finite",
+    BaselineOfBatches: "examples are judged alone",
+    AnswersOfTheLastBatch: "baselines",
+    LabelsOfOtherRows: "utility by label",
+    LabelsBelowZero: "utility by label",
+    LabelsTwice: "utility by label",
+    LabelsAreShort: "one value per example",
     ObjectiveDraws: "global randomness is untouched",
     ObjectiveChangesModes: "the input model is unchanged",
     ObjectiveChangesData: "the data are unchanged",

@@ -332,6 +332,8 @@ def test_a_model_that_peft_has_wrapped_is_unlearned_in_its_adapter() -> None:
     case = expunge.case(model, forget=rows[:3], retain=rows[3:8], test=rows[8:])
     done = expunge.unlearn(case, "npo", epochs=1, learning_rate=1e-2)
     before, after = (dict(m.named_parameters()) for m in (model, done.model))
-    assert {name for name in before if not torch.equal(before[name], after[name])} == {
-        name for name, parameter in model.named_parameters() if parameter.requires_grad
-    } != set()
+    assert (
+        {name for name in before if not torch.equal(before[name], after[name])}
+        == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        != set()
+    )

@@ -101,7 +101,7 @@ def test_kronecker_rows_have_the_second_moments_of_inputs_and_output_gradients(n
     layer, inputs = made(name)
     use = use_of(layer, inputs)
     found = kronecker_rows(use.layer, use.inputs, use.gradients, use.path)
-    given = torch.cat([_seen(layer, example) for example in inputs])
+    given = torch.cat([seen(layer, example) for example in inputs])
     torch.testing.assert_close(found.inputs.T @ found.inputs, given.T @ given, **EXACT)
     output = layer(inputs).detach().requires_grad_()
     values = output.flatten(1)
@@ -114,7 +114,7 @@ def test_kronecker_rows_have_the_second_moments_of_inputs_and_output_gradients(n
     torch.testing.assert_close((product.T if "transposed" in name else product).view_as(whole), whole, **EXACT)
 
 
-def _seen(layer: nn.Module, example: Tensor) -> Tensor:
+def seen(layer: nn.Module, example: Tensor) -> Tensor:
     """What the weight is multiplied by, a row per position: the derivative of one output channel by the weight."""
     if not isinstance(layer, nn.Conv1d | nn.Conv2d):
         return example.reshape(-1, example.shape[-1])

@@ -158,3 +158,18 @@ def test_references_of_one_model_share_its_shadows(folder: Path) -> None:
     asked = [made.intersection(s.needs) for s in plan.stages if (s.part, s.model) == ("u_lira", "reference")]
     assert len(made) == 2 * 3 and len(asked) == 3
     assert all(keys == asked[0] and len(keys) == 4 for keys in asked)
+
+
+def test_one_trained_original_is_compared_with_a_reference_of_each_seed(folder: Path) -> None:
+    """Only one original is trained; it is the one that a run with an original of each seed trains first."""
+    out = folder / "trained"
+    alone = spec(name="alone", one_original=True, model={"name": "mlp", "widths": [64]}, attack=[], seeds=[3, 1, 2])
+    finished(run(alone, out))
+    manifest = json.loads((out / "alone" / "manifest.json").read_text())
+    count = Counter((stage["kind"], stage["model"]) for stage in manifest["stages"] if stage["kind"] != "audit")
+    assert count == {("original", "original"): 1, ("reference", "reference"): 3, ("unlearn", "finetune"): 1}
+    assert manifest["about_one_model"] and json.loads((out / "alone" / "spec.json").read_text())["one_original"]
+    each = Plan(parse({**alone, "name": "each", "one_original": False}, folder))
+    keys = {stage.seed: stage.key for stage in each.stages if stage.kind == "original"}
+    assert [s["key"] for s in manifest["stages"] if s["kind"] == "original"] == [keys[3]]
+    assert "one_original" in run({**alone, "one_original": False}, out).message()

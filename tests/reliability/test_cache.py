@@ -11,6 +11,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +35,7 @@ from expunge.core import checkpoint
 from expunge.data import fashion_mnist
 from expunge.data.arrays import Arrays
 from expunge.pipeline import folder as run_folder
-from expunge.pipeline import schedule
+from expunge.pipeline import outstanding, schedule
 from expunge.pipeline.executor import Computation, Executor
 from expunge.pipeline.plan import Plan
 from expunge.pipeline.schedule import run_stages
@@ -155,6 +156,13 @@ def facts_with(out: Path, stage: str, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+def linked(out: Path, stage: str) -> None:
+    """A whole output elsewhere, where others may change it."""
+    path = entry(out, stage)
+    path.rename(out.parent / "elsewhere")
+    path.symlink_to(out.parent / "elsewhere")
+
+
 MISSING: dict[str, Callable[[Path], object]] = {
     "scores of one audit": lambda out: (entry(out, AUDIT) / "scores.safetensors").unlink(),
     "scores of an attack": lambda out: (entry(out, ATTACK) / "scores.safetensors").unlink(),
@@ -168,6 +176,10 @@ MISSING: dict[str, Callable[[Path], object]] = {
     "stage.json has a huge number": lambda out: (entry(out, ORIGINAL) / "stage.json").write_text(
         (entry(out, ORIGINAL) / "stage.json").read_text().replace('"gradients":', '"gradients":' + "9" * 5000)
     ),
+    "stage.json names another cost": lambda out: facts_with(out, UNLEARNED, gradients=1),
+    "stage.json names another time": lambda out: facts_with(out, AUDIT, seconds=0.5),
+    "stage.json says that nothing changed": lambda out: facts_with(out, UNLEARNED, changed=False),
+    "the output is a link": lambda out: linked(out, AUDIT),
     "stage.json names fewer files": lambda out: facts_with(out, ATTACK, files={}),
     "stage.json is a folder": lambda out: in_place_of(entry(out, ORIGINAL) / "stage.json", "folder"),
     "weights are a folder": lambda out: in_place_of(weights_of(out, UNLEARNED), "folder"),
@@ -369,6 +381,51 @@ def test_two_runs_at_once_end_right(changes: Table, clean: Path, tmp_path: Path)
     assert {name: data for name, data in contents(out).items() if not name.startswith("other")} == expected
 
 
+@pytest.mark.parametrize("moment", ["diagnosis.json", "results.jsonl", "verdicts.json", "manifest.json"])
+def test_a_run_that_starts_while_another_writes_its_record_waits(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would take the half-written record for that of a killed run, and remove its results."""
+    table = tiny(seeds=[0], diagnostic=[{"name": "recommendation"}])
+    out, plan, started = tmp_path / "runs", Plan(parse(table, tmp_path)), list[threading.Thread]()
+    write = record.write_file
+
+    def writing(path: Path, content: Any) -> None:
+        write(path, content)
+        if path.name == moment and not started and path.parent == out / "tiny":
+            started.append(threading.Thread(target=run_folder.RunFolder(path.parent).open, args=(plan,)))
+            started[0].start()
+            started[0].join(0.3)
+
+    for place in ("expunge.pipeline.folder", "expunge.base.manifest", "expunge.base.record"):
+        monkeypatch.setattr(f"{place}.write_file", writing)
+    finished(run(table, out))
+    started[0].join(10)
+    assert finished(cli("verify", out / "tiny")).code == 0
+
+
+@pytest.mark.parametrize("harmed", [ORIGINAL, STATISTICS, UNLEARNED, AUDIT])
+def test_what_another_run_has_computed_again_is_not_removed(
+    harmed: str, out: Path, clean: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both find the same damage, and one is slower to discard it."""
+    flip(next(entry(out, harmed).glob("*.safetensors")))
+    discard, calls = Store.discard, list[str]()
+    look = outstanding.outstanding
+
+    def slow(*arguments: Any) -> Any:
+        reasons = look(*arguments)
+        if not calls:
+            calls.append("")
+            finished(run(two_seeds(), out))  # the quicker run
+            monkeypatch.setattr(Store, "discard", lambda store, key: (calls.append(key), discard(store, key)))
+        return reasons
+
+    monkeypatch.setattr(outstanding, "outstanding", slow)
+    finished(run(two_seeds(), out))
+    assert calls == [""] and contents(out) == contents(clean)
+
+
 # 22: inputs that change between planning and the end of a stage
 
 
@@ -526,6 +583,44 @@ def test_a_case_that_changes_on_its_way_to_a_worker_is_refused(
     with pytest.raises(RunError, match=rf"{file}\.safetensors: .*(changed|cannot read).*run the same again"):
         home.plan()
     sys.modules.pop("my_case")
+
+
+OF_CASE = {
+    "my_case.py": CASE.replace("import torch", "import torch\nimport my_layers", 1),
+    "my_layers.py": "WIDTH = 4\n",
+    "my_attack.py": "from my_helper import X\ndef attack(model, case, seed):\n    raise AssertionError(X)\n",
+    "my_helper.py": "X = 1\n",
+}
+
+
+@pytest.mark.parametrize("harm", ["changed", "gone"])
+@pytest.mark.parametrize("file", OF_CASE)
+def test_code_of_a_case_that_changes_on_its_way_to_a_worker_is_refused(
+    file: str, harm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker takes the keys from the notebook, so nothing else would notice."""
+    for name, text in OF_CASE.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    build, train = (registry.load("method", f"my_case:{name}") for name in ("build", "train"))
+    torch.manual_seed(1)
+    forget, retain, test = (TensorDataset(torch.randn(n, 4), torch.arange(n) % 3) for n in (6, 12, 9))
+    case = expunge.case(build(), forget=forget, retain=retain, test=test, recipe=expunge.recipe(build, train))
+    done = expunge.unlearn(case, "finetune", epochs=1)
+    addresses = addresses_of(case)
+    assert isinstance(addresses, dict)
+    attacks = {"own": registry.build("attack", "my_attack:attack", {}, where="attack")}
+    plan = CasePlan(spec_of(done, 1, (), (), False), case, done, attacks, {}, 1, addresses)
+    home = home_of(plan, tmp_path)
+    assert isinstance(home, CaseHome)
+    (tmp_path / file).write_text(OF_CASE[file] + "# other\n") if harm == "changed" else (tmp_path / file).unlink()
+    # The worker is another process; where a module is gone, its import fails first.
+    for name in OF_CASE if harm == "changed" else ():
+        sys.modules.pop(Path(name).stem, None)
+    with pytest.raises(RunError, match=rf"{file}: the code was changed while the audit ran"):
+        home.plan()
+    with pytest.raises(RunError, match=rf"{file} was changed while the run read it"):
+        plan.inputs.refuse_changes()
 
 
 # 23: a rerun that fails or is killed

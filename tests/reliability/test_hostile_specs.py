@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
-import random
 import struct
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from _mutations import flipped, mutated, quoted, spec
+from _mutations import quoted, spec
 from _within import within
 
-from expunge.base.errors import ExpungeError
-from expunge.core import checkpoint
 from expunge.data.arrays import Arrays
-from expunge.evidence import scores
 from expunge.reporting.svg import drawing, panel
-from expunge.tasks.indices import Indices
 from helpers import Result, Table, cli, run, tiny
 
 
@@ -300,61 +293,3 @@ FIXED = "from expunge.cli import main\nmain()\n"
 def test_a_message_that_cannot_be_written_keeps_its_exit_code(redirect: str, tmp_path: Path) -> None:
     command = f"{sys.executable} -c '{FIXED}' run nowhere.toml {redirect}"
     assert subprocess.run(["sh", "-c", command], timeout=60).returncode == 2
-
-
-def tracebacks(results: Iterator[tuple[int, Result]]) -> list[str]:
-    """What went wrong, by the number of the mutation."""
-    return [f"{i}: {r.code} {r.err[-1500:]}" for i, r in results if r.code not in (0, 2, 3) or "Traceback" in r.err]
-
-
-def test_mutated_specs_are_planned_or_refused(tmp_path: Path) -> None:
-    """No traceback, no hang, no other exit code; the campaign takes more seeds."""
-    (tmp_path / "own.npz").write_bytes(packed(arrays()))
-    (tmp_path / "forget.json").write_text("[0, 1, 2]")
-    bases = [tiny(), own(), tiny(diagnostic=[{"name": "memorization"}], gate=[{"method": "x", "verdict": "erased"}])]
-
-    def results() -> Iterator[tuple[int, Result]]:
-        for number in range(300):
-            rng = random.Random(number)
-            table = bases[number % len(bases)]
-            text = spec(mutated(table, rng))
-            yield number, planned(text if number % 4 else flipped(text.encode(), rng), tmp_path)
-
-    assert tracebacks(results()) == []
-
-
-def test_mutated_files_are_read_or_refused(tmp_path: Path) -> None:
-    """Arrays, ids, weights and scores: whatever the bytes are, there is a result or one of expunge's errors."""
-    data = Arrays(str(tmp_path / "own.npz"))
-    model = torch.nn.Linear(5, 3)
-    ids = io.BytesIO()
-    np.save(ids, np.arange(3))
-    held = scores.Scores("loss", "forget", np.arange(4.0), np.arange(4), "knowledge", "nats", "lower")
-    (tmp_path / "own.npz").write_bytes(packed(arrays()))
-    whole = data()
-
-    def read_ids(name: str, content: bytes) -> None:
-        (tmp_path / name).write_bytes(content)
-        Indices(str(tmp_path / name))(whole, 0, {})
-
-    def read_arrays(content: bytes) -> None:
-        (tmp_path / "own.npz").write_bytes(content)
-        data()
-
-    readers = [
-        (packed(arrays()), read_arrays),
-        (ids.getvalue(), lambda content: read_ids("ids.npy", content)),
-        (b"[0, 1, 2]", lambda content: read_ids("ids.json", content)),
-        (b"0\n1\n2\n", lambda content: read_ids("ids.txt", content)),
-        (checkpoint.dump(model), lambda content: checkpoint.restore(torch.nn.Linear(5, 3), content, "weights")),
-        (scores.dumps([held]), scores.loads),
-    ]
-    wrong = []
-    for number in range(600):
-        content, read = readers[number % len(readers)]
-        try:
-            with within(20), contextlib.suppress(ExpungeError):
-                read(flipped(content, random.Random(number)))
-        except BaseException as error:
-            wrong.append(f"{number}: {type(error).__name__}: {error}")
-    assert wrong == []

@@ -17,8 +17,9 @@ from _written import accept_digest, judge_again
 from expunge.base.errors import RunError, SpecError
 from expunge.base.spec import VERDICTS, parse
 from expunge.reporting._toml import toml
-from expunge.reporting.cards import MEANINGS
+from expunge.reporting.cards import MEANINGS, cards
 from expunge.reporting.page import write_report
+from expunge.reporting.record import Run
 from expunge.reporting.svg import drawing, panel
 
 
@@ -175,6 +176,16 @@ def test_a_run_without_attacks_says_so(make_run: Callable[..., Path]) -> None:
     page = page_of(make_run(attacks=[]))
     assert "No attack was tried" in page
     assert 'id="attacks"' not in page
+
+
+def test_what_an_attack_that_destroys_every_model_shows_is_not_believed(make_run: Callable[..., Path]) -> None:
+    folder = make_run(attacks=["crush", "relearn"], destroying=("crush",))
+    run, reader = Run.open(folder), Reader(write_report(folder).read_text())
+    assert [card["worst"] for card in cards(run)] == ["relearn", "relearn"]
+    assert run.worst("hidden", ("accuracy", "forget"))["attack"] == "relearn"
+    rows = [audit for card in cards(run) for audit in card["audits"] if audit["name"] == "accuracy on forget"]
+    assert {audit["when"] for audit in rows if not audit["proves"]} == {"after crush"}
+    assert reader.text.count("after crush (proves nothing)") == len(rows) // 3
 
 
 def test_examples_are_shown_only_where_the_record_has_them(run_folder: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import _toy_study as toy
@@ -49,17 +52,78 @@ def test_another_scale_is_measured_again(tmp_path: Path) -> None:
     run_study(NAME, "quick", tmp_path, seeds=[0])
     assert log.read_text().split() == ["0"]
     folder = next((tmp_path / "studies").glob("*Toy-quick-s0"))
-    held = json.loads((folder / "seeds" / "0.json").read_text())
-    (folder / "seeds" / "0.json").write_text(json.dumps(held | {"key": "of other settings"}))
+    run_study(NAME, "quick", tmp_path, seeds=[0, 1])
+    # The entry of another seed is whole, but answers another question.
+    path, other = folder / "seeds" / "0.json", next((tmp_path / "studies").glob("*Toy-quick-s0-1")) / "seeds" / "1.json"
+    path.write_bytes(other.read_bytes())
     run_study(NAME, "quick", tmp_path, seeds=[0])
-    assert log.read_text().split() == ["0", "0"]
+    assert log.read_text().split() == ["0", "0", "1", "0"]
 
 
-def test_half_a_file_is_measured_again(tmp_path: Path) -> None:
-    folder = run_study(NAME, "quick", tmp_path)
-    before = read(folder)["measured"]
-    (folder / "seeds" / "2.json").write_text('{"key": ')
-    assert read(run_study(NAME, "quick", tmp_path))["measured"] == before
+def rewritten(change: Callable[[dict], object]) -> Callable[[Path], object]:
+    def act(path: Path) -> None:
+        entry = json.loads(path.read_text())
+        change(entry)
+        path.write_text(json.dumps(entry))
+
+    return act
+
+
+def in_its_place(make: Callable[[Path], object]) -> Callable[[Path], object]:
+    def act(path: Path) -> None:
+        path.unlink()
+        make(path)
+
+    return act
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "another number": rewritten(lambda entry: entry["measured"].update(mean=9.0)),
+    "another time": rewritten(lambda entry: entry.update(seconds=0.25)),
+    "a number more": rewritten(lambda entry: entry["measured"].update({"mean.sampling": 0.1})),
+    "no digest": rewritten(lambda entry: entry.pop("sha256", entry["measured"].update(mean=9.0))),
+    "no results": rewritten(lambda entry: entry.pop("measured")),
+    "half a file": lambda path: path.write_text('{"key": '),
+    "nothing": lambda path: path.write_text(""),
+    "a list": lambda path: path.write_text("[1]"),
+    "no text": lambda path: path.write_bytes(b"\xff\xfe"),
+    "deep": lambda path: path.write_text("[" * 100_000),
+    "a folder": in_its_place(Path.mkdir),
+    "a pipe": in_its_place(os.mkfifo),
+    "a link": in_its_place(lambda path: path.symlink_to("0.json")),
+}
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_study(NAME, "quick", tmp_path_factory.mktemp("toy"))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_result_of_a_seed_is_measured_again_and_said(
+    damage: str, measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "studies" / measured.name
+    shutil.copytree(measured.parent, folder.parent)
+    DAMAGES[damage](folder / "seeds" / "2.json")
+    assert read(run_study(NAME, "quick", tmp_path))["measured"] == read(measured)["measured"]
+    assert capsys.readouterr().err.count("damaged result of seed 2: ") == 1
+    assert (tmp_path / "studies" / "log").read_text().split()[4:] == ["2"]
+    run_study(NAME, "quick", tmp_path)
+    assert capsys.readouterr().err == ""
+
+
+def test_only_the_owner_reads_the_results(measured: Path) -> None:
+    assert measured.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("name", ["study.json", "report.html"])
+def test_a_folder_in_the_place_of_a_result_is_named(name: str, tmp_path: Path) -> None:
+    folder = run_study(NAME, "quick", tmp_path, seeds=[0])
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    with pytest.raises(RunError, match="a folder is in the way"):
+        run_study(NAME, "quick", tmp_path, seeds=[0])
 
 
 def test_the_page_shows_every_claim_and_figure(tmp_path: Path) -> None:

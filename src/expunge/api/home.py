@@ -18,6 +18,7 @@ from expunge.api.plan import CasePlan
 from expunge.api.recipe import FunctionRecipe
 from expunge.base import registry
 from expunge.base.errors import RunError
+from expunge.base.inputs import changed, digest, signatures
 from expunge.base.record import address, make_private, write_file
 from expunge.base.spec import Spec
 from expunge.core import checkpoint
@@ -51,13 +52,16 @@ class CaseHome:
     audits: Mapping[str, Any]
     references: int
     addresses: Mapping[str, str]
+    code: Mapping[Path, str]
+    """File of the user's code -> its SHA-256 when the audit was planned."""
 
     def plan(self) -> CasePlan:
         """The plan of this case.
 
         Raises:
-            RunError: A file of the folder has changed since `home_of` wrote it.
+            RunError: A file of the folder, or of the user's code, has changed since `home_of` wrote the folder.
         """
+        before = signatures(self.code)
         tensors = load_tensors(self._read("data.safetensors"))
         inputs, targets = tensors["inputs"], tensors["targets"]
         groups = tensors.get("groups")
@@ -72,6 +76,9 @@ class CaseHome:
             done = Unlearned(model, entry.label, Cost(0, 0.0), part, entry.budget, done, entry.adapter)
         assert done is not None
         parts = dict(self.attacks), dict(self.audits)
+        differing = [path for path, sha256 in self.code.items() if not path.is_file() or digest(path) != sha256]
+        for path in (*differing, *changed(before)):
+            raise RunError("the code was changed while the audit ran", where=str(path), remedy=UNCHANGED)
         return CasePlan(self.spec, case, done, *parts, self.references, self.addresses)
 
     def _model(self, recipe: FunctionRecipe, label: str) -> nn.Module:
@@ -119,6 +126,8 @@ def home_of(plan: CasePlan, folder: Path) -> CaseHome | str:
         label: tuple(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
         for label, model in models.items()
     }
+    code = {path: digest(path) for paths in plan.inputs.code.values() for path in paths}
+    plan.inputs.refuse_changes()
     names = tuple(f"{function.__module__}:{function.__name__}" for function in (recipe.make, recipe.train))
     return CaseHome(
         root,
@@ -134,6 +143,7 @@ def home_of(plan: CasePlan, folder: Path) -> CaseHome | str:
         plan.audits,
         plan.references,
         plan.addresses,
+        code,
     )
 
 

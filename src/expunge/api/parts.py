@@ -46,7 +46,7 @@ def parts_of(kind: str, wanted: Sequence[str | Mapping[str, Any]]) -> dict[str, 
 
 def entries_of(wanted: Sequence[str | Mapping[str, Any]]) -> tuple[Entry, ...]:
     """Name and label of each part that `parts_of` made."""
-    tables = [{"name": item} if isinstance(item, str) else item for item in wanted]
+    tables: list[Mapping[str, Any]] = [{"name": item} if isinstance(item, str) else item for item in wanted]
     return tuple(
         Entry(table["name"], table.get("label", table["name"]), adapter=table.get("adapter")) for table in tables
     )

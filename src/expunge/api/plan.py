@@ -18,9 +18,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from expunge.api.recipe import FunctionRecipe
+from expunge.base.inputs import signatures
 from expunge.base.part import Part
 from expunge.base.seeds import derive
 from expunge.base.spec import Entry, Spec
+from expunge.base.user_code import code_files
 from expunge.core import checkpoint
 from expunge.core.case import Case, Unlearned
 from expunge.core.data import Data
@@ -87,7 +90,7 @@ class CasePlan(Plan):
     """What other processes make this plan from, see `api/home.py`; `None` if it runs in this process only."""
 
     def __post_init__(self) -> None:
-        """Nothing to do: the parts exist already."""
+        _ = self.inputs  # before anything is computed, so that a later change is noticed
 
     @cached_property
     def source(self) -> Any:
@@ -140,8 +143,14 @@ class CasePlan(Plan):
 
     @cached_property
     def inputs(self) -> InputFiles:
-        """None: data and models are in memory."""
-        return InputFiles({}, {})
+        """The user's code, if outputs are stored; data and models are in memory."""
+        recipe, code = self.case.recipe, dict[str, list[Path]]()
+        if self.addresses:
+            parts = {**self.methods, **self.attacks, **self.audits}
+            code = {label: part.code_files() for label, part in parts.items()}
+        if self.addresses and isinstance(recipe, FunctionRecipe):
+            code["recipe"] = [path for function in (recipe.make, recipe.train) for path in code_files(function)]
+        return InputFiles({}, signatures(path for paths in code.values() for path in paths), code)
 
     @cached_property
     def monitors(self) -> Any:
@@ -293,6 +302,6 @@ def weights_digest(model: nn.Module) -> str:
 
 def _table(entry: Entry, part: Any) -> dict[str, Any]:
     settings = {} if isinstance(part, Given) else part.settings()
-    extras = {"label": entry.label if entry.label != entry.name else None, "budget": entry.budget, "after": entry.after}
-    extras["adapter"] = entry.adapter
+    label = entry.label if entry.label != entry.name else None
+    extras = {"label": label, "budget": entry.budget, "after": entry.after, "adapter": entry.adapter}
     return {"name": entry.name, **settings, **{key: value for key, value in extras.items() if value is not None}}

@@ -50,7 +50,8 @@ class Relearn(Attack):
     version: ClassVar[int] = 2
 
     k: Natural = 0
-    """Number of different forget examples that the attacker has, from the exposed part, each with all its copies."""
+    """Number of different forget examples that the attacker has, from the exposed part. A group, such as an example's
+    copies or the texts about a person, counts as one, and the attacker has all of it."""
     source: Literal["retain", "test", "forget"] = "retain"
     """Other training data: `retain`, `test`, or `forget` for nothing but the k examples (k at least 1)."""
     epochs: Count = 5
@@ -106,7 +107,9 @@ class Relearn(Attack):
         distinct = list(dict.fromkeys(groups.tolist()))
         if self.k > len(distinct):
             raise SpecError(
-                f"found {self.k}", where="attack.k", allowed=f"0 to {len(distinct)}, the exposed forget examples"
+                f"found {self.k}",
+                where="attack.k",
+                allowed=f"0 to {len(distinct)}, the exposed forget examples; a group counts as one",
             )
         chosen = torch.isin(groups, torch.tensor(distinct[: self.k], dtype=torch.int64))
         source = {"retain": problem.retain, "test": problem.test, "forget": problem.forget[:0]}[self.source]

@@ -30,6 +30,7 @@ from expunge.base.part import Count
 from expunge.core.case import Case
 from expunge.core.contracts import Audit
 from expunge.core.objective import Metric
+from expunge.core.once import once_per_batch
 from expunge.core.problem import Problem
 from expunge.evidence.estimate import Better
 from expunge.evidence.scores import Role, Scores
@@ -50,7 +51,10 @@ class Performance(Audit):
 
     def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
         """The value of each metric per example, and utility by label."""
-        problem = case.problem
+        with once_per_batch(model):
+            return self._scores(model, case.problem)
+
+    def _scores(self, model: nn.Module, problem: Problem) -> list[Scores]:
         splits = {
             "forget": problem.unexposed,
             "retain": sample(problem.retain, self.retain, "retain"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,12 +12,15 @@ from pathlib import Path
 
 from expunge.base.errors import ExpungeError, SpecError
 from expunge.base.manifest import NAME, read_manifest
+from expunge.base.reading import read_inside
 from expunge.base.spec import CACHE
 from expunge.base.store import Store
 
 EVENTS = "events.jsonl"
 """The log of a run: a line for each stage that it computed, with the stage's key."""
 DAMAGED = "damaged"
+_KEY = re.compile("[0-9a-f]{32}")
+"""Names of outputs. Anything else in a cache is somebody else's, and stays."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,8 @@ class Held:
 def held(out: Path) -> list[Held]:
     """Every output in the caches of a folder for runs, studies included.
 
-    A finished run needs the outputs of all its stages, and an unfinished one those that it has computed so far.
+    Only what has the name of an output counts, and no link is followed into a folder elsewhere, except from `out/cache`
+    itself. A finished run needs the outputs of all its stages, and an unfinished one those that it has computed so far.
 
     Raises:
         SpecError: There is no such folder.
@@ -44,9 +49,10 @@ def held(out: Path) -> list[Held]:
     if not out.is_dir():
         raise SpecError(f"there is no folder {out}", where="--out", allowed="a folder that 'expunge run' wrote")
     outputs: list[Held] = []
-    for root in sorted({out / CACHE, *out.glob(f"*/{CACHE}")}):
+    inner = (root for root in out.glob(f"*/{CACHE}") if not root.is_symlink() and not root.parent.is_symlink())
+    for root in sorted({out / CACHE, *inner}):
         needed, store = set(_needed(root.parent)), Store(root)
-        for folder in sorted(root.glob("[!.]*")):
+        for folder in sorted(path for path in root.glob("*") if _KEY.fullmatch(path.name)):
             outputs.append(Held(store, folder.name, _kind(store, folder.name), _size(folder), folder.name in needed))
     return outputs
 
@@ -57,10 +63,12 @@ def remove(outputs: Iterable[Held]) -> None:
     Raises:
         RunError: An output could not be removed.
     """
+    outputs = list(outputs)
     for output in outputs:
         if not output.needed:
             output.store.discard(output.key)
-        output.store.sweep()
+    for store in {output.store for output in outputs}:
+        store.sweep()
 
 
 def _needed(runs: Path) -> Iterator[str]:
@@ -71,21 +79,21 @@ def _needed(runs: Path) -> Iterator[str]:
             finished = int((folder / NAME).stat().st_mtime)
         except (ExpungeError, OSError):
             pass
-        yield from _computed(folder / EVENTS, finished)
+        yield from _computed(folder, finished)
 
 
-def _computed(events: Path, since: float) -> Iterator[str]:
+def _computed(folder: Path, since: float) -> Iterator[str]:
     """Keys of the stages that a run has computed since it last finished."""
     try:
-        lines = events.read_text(encoding="utf-8").splitlines() if events.is_file() else []
-    except (OSError, ValueError):
+        lines = read_inside(folder, EVENTS).decode().splitlines()
+    except (ExpungeError, ValueError):
         return
     for line in lines:
         try:
             event = json.loads(line)
             if datetime.fromisoformat(event["at"]).timestamp() >= since:
-                yield event["key"]
-        except (ValueError, KeyError, TypeError, RecursionError):
+                yield str(event["key"])
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue
 
 

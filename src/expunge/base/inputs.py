@@ -11,8 +11,11 @@ from expunge.base.record import file_digest
 
 Signature = tuple[int, int, int]
 """Size in bytes, and the times in ns of the last change of the content and of the file's entry in the file system."""
-RECENT = 100_000_000
-"""A file that was changed in the last 0.1 s may change again without another time stamp: its digest is not kept."""
+SECOND = 10**9
+"""In ns."""
+RECENT, COARSE = SECOND // 10, 4 * SECOND
+"""A file that was changed in the last 0.1 s may change again without another time stamp: its digest is not kept. Some
+file systems keep whole seconds, or even ones only."""
 
 _digests: dict[Path, tuple[Signature, str]] = {}
 
@@ -21,7 +24,7 @@ def signature(path: Path) -> Signature | None:
     """What changes whenever the content of a file changes; `None` if there is no such file."""
     try:
         status = path.stat()
-    except OSError:
+    except (OSError, ValueError):
         return None
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
@@ -37,9 +40,15 @@ def digest(path: Path) -> str:
     if known is not None and known[0] == before:
         return known[1]
     computed = file_digest(path)
-    if before is not None and before == signature(path) and max(before[1:]) < time.time_ns() - RECENT:
+    if before is not None and before == signature(path) and _is_settled(before):
         _digests[place] = before, computed
     return computed
+
+
+def _is_settled(before: Signature) -> bool:
+    """Whether another change now would have another time stamp."""
+    coarse = all(time_stamp % SECOND == 0 for time_stamp in before[1:])
+    return max(before[1:]) < time.time_ns() - (COARSE if coarse else RECENT)
 
 
 def input_digest(path: Path) -> str:

@@ -21,7 +21,7 @@ from expunge.base.errors import SpecError, unknown
 from expunge.base.extremes import refuse_extremes
 from expunge.base.inputs import input_digest
 from expunge.base.reading import refuse_unreadable
-from expunge.base.user_code import OURS, source_digest
+from expunge.base.user_code import OURS, code_files, source_digest
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 """A whole number of at least 1."""
@@ -94,6 +94,10 @@ class Part(abc.ABC):  # noqa: B024 - each kind has abstract methods of its own
         paths = {field: Path(value) for field in self.paths if (value := getattr(self, field))}
         files = {field: _files(path) for field, path in paths.items()}
         return {field: by_name for field, by_name in files.items() if by_name}
+
+    def code_files(self) -> list[Path]:
+        """The files of the user's code that this part is made of; none of expunge's own parts."""
+        return code_files(type(self))
 
     def fingerprint(self) -> dict[str, Any]:
         """What enters the keys of stages that use this part."""

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO
 
 from expunge.base.errors import ExpungeError, RunError, SpecError
-from expunge.base.record import storage_error
+from expunge.base.record import storage_error, write_file
 
 RERUN = "run `expunge run SPEC` again, which keeps finished stages"
 LARGEST = 2**31
@@ -27,6 +27,8 @@ LARGEST = 2**31
 _CHUNK = 2**20
 # Windows has neither flag; there, links are found by `lstat` alone.
 _FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_HANDLES = os.open in os.supports_dir_fd and hasattr(os, "O_DIRECTORY")
+"""Whether a file can be opened by its name in an open folder; not on Windows."""
 _KINDS = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
@@ -38,22 +40,22 @@ _KINDS = {
 }
 
 
-def read_inside(folder: Path, name: str, sha256: str | None = None) -> bytes:
+def read_inside(folder: Path, name: str, sha256: str | None = None, largest: int | None = LARGEST) -> bytes:
     """The content of a file of a record.
 
     Args:
         folder: The record's folder.
         name: Path of the file in the folder, with `/` between its parts.
         sha256: The digest that the content must have; any, if there is none in the record.
+        largest: The most bytes that the file may have.
 
     Raises:
         RunError: The path leaves the folder, or is no regular file that can be read; or the content has another digest.
     """
     with open_inside(folder, name) as file, _reading_of(folder / name):
-        size = os.fstat(file.fileno()).st_size
-        if size > LARGEST:
-            raise RunError(f"it has {size} bytes", where=str(folder / name), allowed=f"at most {LARGEST}")
-        content = file.read()
+        content = file.read(-1 if largest is None else largest + 1)
+        if largest is not None and len(content) > largest:
+            raise RunError("it is too large", where=str(folder / name), allowed=f"at most {largest} bytes")
     _check_digest(hashlib.sha256(content).hexdigest(), sha256, folder / name)
     return content
 
@@ -74,22 +76,43 @@ def open_inside(folder: Path, name: str) -> BinaryIO:
     Raises:
         RunError: As for `read_inside`.
     """
-    path = folder
-    with _reading_of(folder / name):
-        *folders, last = _words(folder, name)
-        for word in folders:
+    with _reading_of(folder / name), contextlib.ExitStack() as opened:
+        *outer, last = _words(folder, name)
+        path, at = folder, _handle(folder, None, opened)
+        for word in outer:
             path = path / word
-            _require(path, path.lstat().st_mode, stat.S_ISDIR)
+            _require(path, _status(path, at).st_mode, stat.S_ISDIR)
+            at = _handle(path, at, opened)
         path = path / last
-        _require(path, path.lstat().st_mode, stat.S_ISREG)
-        file = os.fdopen(os.open(path, os.O_RDONLY | _FLAGS), "rb")
-    # It may have been replaced since the check.
-    _require(path, os.fstat(file.fileno()).st_mode, stat.S_ISREG)
+        _require(path, _status(path, at).st_mode, stat.S_ISREG)
+        file = os.fdopen(os.open(path if at is None else last, os.O_RDONLY | _FLAGS, dir_fd=at), "rb")
+    try:
+        # It may have been replaced since the check.
+        _require(path, os.fstat(file.fileno()).st_mode, stat.S_ISREG)
+    except RunError:
+        file.close()
+        raise
     return file
 
 
+def _status(path: Path, at: int | None) -> os.stat_result:
+    """What is at a path, without following links; `at` is the handle of its folder."""
+    return path.lstat() if at is None else os.stat(path.name, dir_fd=at, follow_symlinks=False)
+
+
+def _handle(path: Path, at: int | None, opened: contextlib.ExitStack) -> int | None:
+    """A handle of a folder, so that nobody can put a link in its place afterwards; none where the system has none."""
+    if not _HANDLES:
+        return None
+    # The folder of the record itself may be a link: the user has named it.
+    flags = os.O_DIRECTORY | getattr(os, "O_PATH", os.O_RDONLY) | (0 if at is None else _FLAGS)
+    handle = os.open(path if at is None else path.name, flags, dir_fd=at)
+    opened.callback(os.close, handle)
+    return handle
+
+
 def append_inside(folder: Path, name: str, line: str) -> None:
-    """Append a line to a file of a record; never to a file elsewhere that a link names.
+    """Append a line to a file of a record; never to a file elsewhere that a link or a hard link names.
 
     Raises:
         RunError: The file is a link or no regular file, or cannot be written.
@@ -98,6 +121,8 @@ def append_inside(folder: Path, name: str, line: str) -> None:
     try:
         if os.path.lexists(path):
             _require(path, path.lstat().st_mode, stat.S_ISREG)
+            if path.lstat().st_nlink > 1:
+                write_file(path, path.read_bytes())  # a copy of its own
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _FLAGS, 0o666)
         with os.fdopen(descriptor, "a", encoding="utf-8") as file:
             file.write(line)

@@ -6,11 +6,13 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
+import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,10 @@ from expunge.base.errors import RunError
 
 ABANDONED = 24 * 3600
 """Seconds after which a temporary file belongs to no process: each is written within minutes."""
+PATIENCE = 300.0
+"""Seconds to wait for another process that writes into the same folder; a whole record takes a few."""
+_TEMPORARY = re.compile(r"\..+\.([0-9a-f]{16}|[0-9]+)(\.tmp)?", re.DOTALL)
+"""Temporary names; those of earlier versions hold a process id."""
 _FICLONE = 0x40049409
 """Linux's request to share the blocks of another file."""
 
@@ -30,6 +36,26 @@ def canonical(value: Any) -> str:
 def address(value: Any) -> str:
     """Content address of plain data: 32 hexadecimal digits of SHA-256 over its canonical JSON."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:32]
+
+
+def sealed(table: Mapping[str, Any]) -> str:
+    """JSON of a table together with its own SHA-256, so that a change of it is noticed."""
+    plain = json.loads(canonical(table))  # numbers as keys become texts, which have another order
+    return canonical({**plain, "sha256": hashlib.sha256(canonical(plain).encode()).hexdigest()})
+
+
+def unsealed(content: bytes) -> dict[str, Any]:
+    """The table in a text that `sealed` made.
+
+    Raises:
+        ValueError: It is damaged, or not the one that was sealed.
+        RecursionError: It is nested too deeply.
+    """
+    table = json.loads(content)
+    expected = table.pop("sha256", None) if isinstance(table, dict) else None
+    if expected is None or hashlib.sha256(canonical(table).encode()).hexdigest() != expected:
+        raise ValueError("it has changed since it was written")
+    return dict(table)
 
 
 def file_digest(path: Path) -> str:
@@ -60,13 +86,16 @@ def write_file(path: Path, content: bytes | str) -> None:
     except OSError as error:
         raise storage_error(error, path) from None
     finally:
-        _remove(temporary)
+        remove(temporary)
 
 
-def _remove(temporary: Path) -> None:
-    # If the folder is missing or is a file, there is nothing to remove.
+def remove(path: Path) -> None:
+    """Remove a file or a folder, whatever is there; what cannot be removed stays. The target of a link stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
     with contextlib.suppress(OSError):
-        temporary.unlink()
+        path.unlink()
 
 
 def storage_error(error: OSError, path: Path) -> RunError:
@@ -99,23 +128,36 @@ def spelled(value: Any) -> Any:
     return value
 
 
-def sweep_files(folder: Path) -> None:
-    """Remove temporary files below a folder that no process can still be writing, because they are a day old."""
-    for path in folder.rglob(".*.tmp"):
-        if is_abandoned(path):
-            _remove(path)
-
-
-def is_abandoned(path: Path) -> bool:
-    """Whether a temporary file or folder was last written more than a day ago.
+def sweep(folder: Path, pattern: str = "**/.*.tmp") -> None:
+    """Remove temporary files and folders that no process can still be writing, because they are a day old.
 
     Age is the only sign that holds when containers or hosts share the folder: they do not see each other's processes.
+
+    Args:
+        folder: Where to look.
+        pattern: Of the paths; only names that `random_name` makes are removed.
     """
+    temporary = [path for path in folder.glob(pattern) if _TEMPORARY.fullmatch(path.name)]
+    oldest = _clock(folder) - ABANDONED if temporary else 0.0
+    for path in temporary:
+        with contextlib.suppress(OSError):
+            if max(path.lstat().st_mtime, *(entry.lstat().st_mtime for entry in path.glob("*")), 0.0) < oldest:
+                remove(path)
+
+
+def _clock(folder: Path) -> float:
+    """The time in seconds by the clock that stamps files in a folder; on a network disk, it is not this host's.
+
+    Minus infinity if nothing can be written there.
+    """
+    probe = folder / f"{random_name('clock')}.tmp"
     try:
-        times = [path.lstat().st_mtime, *(entry.lstat().st_mtime for entry in path.glob("*"))]
+        with open(probe, "xb"):
+            return probe.lstat().st_mtime
     except OSError:
-        return False
-    return max(times) < time.time() - ABANDONED
+        return -math.inf
+    finally:
+        remove(probe)
 
 
 def random_name(name: str) -> str:
@@ -148,7 +190,7 @@ def copy_file(source: Path, target: Path) -> str:
     except OSError as error:
         raise storage_error(error, target) from None
     finally:
-        _remove(temporary)
+        remove(temporary)
     return digest
 
 
@@ -167,7 +209,10 @@ def _shares_blocks(source: int, target: int) -> bool:
 def locked(folder: Path) -> Iterator[None]:
     """Inside, no other process of this machine or of its containers is inside for the same folder.
 
-    On file systems without locks nothing is locked.
+    On file systems without locks nothing is locked. A lock ends with its process.
+
+    Raises:
+        RunError: Another process has been inside for minutes; it may be stopped.
     """
     try:
         import fcntl
@@ -177,11 +222,26 @@ def locked(folder: Path) -> Iterator[None]:
         yield
         return
     try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        _wait(folder, lambda: fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB))
         yield
     finally:
         os.close(handle)
+
+
+def _wait(folder: Path, lock: Callable[[], None]) -> None:
+    """Try to lock until it succeeds, or is not possible on this file system."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        try:
+            lock()
+        except BlockingIOError:
+            time.sleep(0.02)
+        except OSError:
+            return
+        else:
+            return
+    remedy = "wait until it has finished, or end it; then run the same again"
+    raise RunError(f"another process has been writing here for {PATIENCE:.0f} s", where=str(folder), remedy=remedy)
 
 
 def make_private(folder: Path) -> None:

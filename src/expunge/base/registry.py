@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 from expunge.base.errors import ExpungeError, SpecError, unknown
 from expunge.base.part import Part
-from expunge.base.user_code import failed, imported, refuse_hidden, source_digest
+from expunge.base.user_code import code_files, failed, imported, refuse_hidden, source_digest
 
 FOLDERS = {
     "data": "data",
@@ -56,14 +56,23 @@ class FunctionPart(Part):
     It is called with the positional arguments of its kind's contract, and with the table's settings as keywords.
     """
 
-    # A function cannot declare facts as a class does; the pipeline uses these defaults.
+    # A function declares few facts, as its own attributes; for the others the pipeline uses these defaults.
     measures: ClassVar[bool] = False
     after_attack: ClassVar[bool] = True
-    control: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset()
     repeatable: ClassVar[bool] = True
     shadow_pairs: ClassVar[int] = 0
     predicts: ClassVar[Mapping[str, str]] = MappingProxyType({})
+
+    @property
+    def trains(self) -> bool:
+        """Of an attack: the function says `attack.trains = True`."""
+        return getattr(self.function, "trains", False) is True
+
+    @property
+    def control(self) -> bool:
+        """Of an attack: the function says `attack.control = True`."""
+        return getattr(self.function, "control", False) is True
 
     def repeats(self, data: Any) -> bool:
         """Of a diagnostic: it runs on every seed's original."""
@@ -103,6 +112,9 @@ class FunctionPart(Part):
 
     def settings(self) -> dict[str, Any]:
         return dict(self.keywords)
+
+    def code_files(self) -> list[Path]:
+        return code_files(self.function, self.target.partition(":")[0])
 
     def fingerprint(self) -> dict[str, Any]:
         code = source_digest(self.function, self.target.partition(":")[0])

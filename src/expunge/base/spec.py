@@ -93,6 +93,8 @@ class Spec:
     """Blocks that are inserted into the model (`[[model.block]]`), in this order."""
     weights: str | None = None
     """Path of the user's own weights (`model.weights`); the original is then loaded instead of trained."""
+    one_original: bool = False
+    """Whether one original is trained, with the first seed, and verdicts are about it; seeds are then references."""
     references: str | tuple[str, ...] = RETRAIN
     """Where references come from: `retrain`, `none`, or paths of the user's own models, one for each seed."""
     attack: tuple[Entry, ...] = ()
@@ -132,7 +134,7 @@ class Spec:
 
 
 KEYS = (
-    "name", "seeds", "references", "threads", "device", "precision", "checkpointing", "gallery",
+    "name", "seeds", "one_original", "references", "threads", "device", "precision", "checkpointing", "gallery",
     "data", "objective", "augmentation", "model", "train", "forget",
     "method", "attack", "audit", "diagnostic", "monitor", "gate",
 )  # fmt: skip
@@ -266,6 +268,7 @@ _PLAIN: dict[str, tuple[Any, str]] = {
     "precision": (Precision, " or ".join(PRECISIONS)),
     "checkpointing": (str, "auto, or a glob over paths of modules, such as 'layers.*'"),
     "gallery": (bool, _FLAG),
+    "one_original": (bool, _FLAG),
     "train": (dict[str, Any], "a table"),
 }
 """Keys that are no parts: their types, and what is allowed in words."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import shutil
 import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,12 +14,24 @@ import msgspec
 
 from expunge.base.errors import RunError
 from expunge.base.inputs import digest
-from expunge.base.record import canonical, copy_file, is_abandoned, make_private, random_name, storage_error, write_file
+from expunge.base.reading import read_inside
+from expunge.base.record import (
+    copy_file,
+    locked,
+    make_private,
+    random_name,
+    remove,
+    sealed,
+    storage_error,
+    sweep,
+    unsealed,
+    write_file,
+)
 
-FORMAT = 2
+FORMAT = 3
 """How outputs are stored. It enters the keys of stages, so that outputs of another format are not used."""
 FACTS = "stage.json"
-"""File of an output that names its key, its cost, and the digest of every other file."""
+"""File of an output that names its key, its cost, and the digest of every other file and of itself."""
 RERUN = "run the same again, which computes it again"
 
 _Name = Annotated[str, msgspec.Meta(pattern=r"\A[^./\\\x00][^/\\\x00]*\Z")]
@@ -60,9 +70,7 @@ class Store:
 
     def sweep(self) -> None:
         """Remove the temporary folders that are a day old."""
-        for folder in self.root.glob(".*.*"):
-            if is_abandoned(folder):
-                _remove(folder)
+        sweep(self.root, ".*.*")
 
     def fault(self, key: str, names: Iterable[str] | None = None) -> str | None:
         """What is wrong with a stored output.
@@ -104,14 +112,10 @@ class Store:
         Raises:
             RunError: It cannot be read, or it has changed since the stage wrote it.
         """
-        path, expected = self.path(key, name), self.digest(key, name)
-        try:
-            # Opening a pipe would wait for ever.
-            content = path.read_bytes() if stat.S_ISREG(path.lstat().st_mode) else b""
-        except OSError as error:
-            raise RunError(f"cannot read ({error.strerror})", where=str(path), remedy=RERUN) from None
+        expected = self.digest(key, name)
+        content = read_inside(self.root, f"{key}/{name}", largest=None)
         if hashlib.sha256(content).hexdigest() != expected:
-            raise _changed(path)
+            raise _changed(self.path(key, name))
         return content
 
     def keep(self, key: str, name: str, target: Path) -> None:
@@ -160,7 +164,7 @@ class Store:
         """
         temporary = self.root / random_name(key)
         digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-        stage_json = canonical({**facts, "key": key, "files": digests}).encode()
+        stage_json = sealed({**facts, "key": key, "files": digests}).encode()
         try:
             for name, content in {**files, FACTS: stage_json}.items():
                 write_file(temporary / name, content)
@@ -168,7 +172,7 @@ class Store:
         except OSError as error:
             raise storage_error(error, self.root / key) from None
         finally:
-            _remove(temporary)
+            remove(temporary)
 
     def discard(self, key: str) -> None:
         """Remove an output, whatever is there in its place.
@@ -183,7 +187,7 @@ class Store:
             return
         except OSError as error:
             raise storage_error(error, self.root / key) from None
-        _remove(aside)
+        remove(aside)
 
     def _rename(self, temporary: Path, key: str) -> None:
         """Give a complete folder its final name, unless another run has stored the same output a moment before."""
@@ -191,7 +195,10 @@ class Store:
         if fault is None:
             return
         if fault:
-            self.discard(key)
+            with locked(self.root):
+                # Another run may have stored a good one since.
+                if self.fault(key):
+                    self.discard(key)
         try:
             os.replace(temporary, self.root / key)
         except OSError:
@@ -201,14 +208,11 @@ class Store:
     def _facts(self, key: str) -> _Facts:
         path = self.path(key, FACTS)
         try:
-            if not stat.S_ISREG(path.lstat().st_mode):
-                raise RunError(f"{FACTS} is not a regular file", where=str(path), remedy=RERUN)
-            facts = msgspec.json.decode(path.read_bytes(), type=_Facts)
-        except FileNotFoundError:
-            raise RunError(f"{FACTS} is missing", where=str(path), remedy=RERUN) from None
-        except OSError as error:
-            raise RunError(f"{FACTS} cannot be read ({error.strerror})", where=str(path), remedy=RERUN) from None
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            facts = msgspec.convert(unsealed(read_inside(self.root, f"{key}/{FACTS}")), _Facts)
+        except RunError as error:
+            place = error.where.removeprefix(f"{self.root / key}").lstrip("/") or "its folder"
+            raise RunError(f"{place}: {error.finding}", where=str(path), remedy=RERUN) from None
+        except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
             raise RunError(f"{FACTS} is damaged ({error})", where=str(path), remedy=RERUN) from None
         if facts.key != key:
             raise RunError(f"{FACTS} is that of another output", where=str(path), remedy=RERUN)
@@ -229,11 +233,3 @@ def _fault(path: Path, expected: str) -> str | None:
 
 def _changed(path: Path) -> RunError:
     return RunError("the file has changed since it was computed", where=str(path), remedy=RERUN)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-        return
-    with contextlib.suppress(OSError):
-        path.unlink()

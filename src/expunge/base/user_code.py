@@ -11,13 +11,14 @@ import os
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache, lru_cache
 from importlib.machinery import all_suffixes
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
-from expunge.base.errors import SpecError
+from expunge.base.errors import RunError, SpecError
 
 OURS = __package__.partition(".")[0]
 _LITERAL = ("import_module", "__import__")
@@ -25,6 +26,8 @@ _LOADERS = (*_LITERAL, "run_path", "run_module", "spec_from_file_location", "exe
 """Functions that load code whose name a syntax tree may not show."""
 _INSTALLED = ("site-packages", "dist-packages", "node_modules", "__pycache__")
 """Folders of installed or generated code."""
+_hashed: dict[Path, tuple[Any, str]] = {}
+"""File of a module -> the module's spec when the file was hashed, and the digest."""
 _beside: list[Path] = []
 """The one folder that `add_search_path` has put on the path."""
 
@@ -34,7 +37,8 @@ def source_digest(thing: Any, module: str | None = None) -> str:
 
     Imports are followed through all files below the folder in which the module was found, also imports inside
     functions. If an imported name is only known at run time, every Python file below that folder is hashed. Of
-    installed packages, and of expunge's own parts, only the one file is hashed: they have versions.
+    installed packages the one file and the version are hashed; of expunge's own parts the file, for they have versions
+    of their own.
 
     Args:
         thing: A class, a function, or any other object of a module.
@@ -43,18 +47,64 @@ def source_digest(thing: Any, module: str | None = None) -> str:
     Returns:
         Hexadecimal digits; of no bytes if there is no such file.
     """
-    defined = getattr(thing, "__module__", None)
-    named = {name: file for name in (module, defined) if (file := _file_of(thing, name)) is not None}
     sha = hashlib.sha256()
-    if (module or defined or "").partition(".")[0] == OURS:
-        sha.update(b"".join(file.read_bytes() for file in list(named.values())[:1]))
+    if _is_ours(thing, module):
+        sha.update(b"".join(file.read_bytes() for file in list(_named_files(thing, module).values())[:1]))
         return sha.hexdigest()
-    for name, file in named.items():
-        root = _root(file, name)
-        for path in sorted(_closure(file, root)):
+    specs = _import_specs()
+    for root, paths in _followed(thing, module):
+        if _is_installed(root):
+            sha.update(_version(module or thing.__module__).encode())
+        for path in paths:
             content = path.read_bytes()
+            _refuse_stale(path, content, specs)
             sha.update(f"{path.relative_to(root).as_posix()}\0{len(content)}\0".encode() + content)
     return sha.hexdigest()
+
+
+def code_files(thing: Any, module: str | None = None) -> list[Path]:
+    """The files that `source_digest` hashes; none of expunge's own parts."""
+    return [] if _is_ours(thing, module) else [path for _, paths in _followed(thing, module) for path in paths]
+
+
+def _is_ours(thing: Any, module: str | None) -> bool:
+    return (module or getattr(thing, "__module__", None) or "").partition(".")[0] == OURS
+
+
+def _named_files(thing: Any, module: str | None) -> dict[str | None, Path]:
+    """The file of the module that the user named, and of the one that defines the thing."""
+    names = (module, getattr(thing, "__module__", None))
+    return {name: file for name in names if (file := _file_of(thing, name)) is not None}
+
+
+def _followed(thing: Any, module: str | None) -> Iterator[tuple[Path, list[Path]]]:
+    """The folder in which imports are looked up, and the files of it, for each of the named files."""
+    for name, file in _named_files(thing, module).items():
+        root = _root(file, name)
+        yield root, sorted(_closure(file, root))
+
+
+def _import_specs() -> dict[str, Any]:
+    """The spec of every module that Python has imported, by its file. An import or a reload makes a new one."""
+    modules = [getattr(module, "__dict__", {}) for module in list(sys.modules.values())]
+    return {str(names["__file__"]): names.get("__spec__") for names in modules if names.get("__file__")}
+
+
+def _refuse_stale(path: Path, content: bytes, specs: Mapping[str, Any]) -> None:
+    """Refuse a file that has changed since Python imported it: what runs is not what is hashed.
+
+    Raises:
+        RunError: It has changed since this process hashed it first.
+    """
+    spec, sha = specs.get(str(path)), hashlib.sha256(content).hexdigest()
+    known = _hashed.get(path)
+    if spec is not None and known is not None and known[0] is spec and known[1] != sha:
+        raise RunError(
+            "the file has changed since Python imported it, and the old code would run",
+            where=str(path),
+            remedy="start Python again, or reload the module",
+        )
+    _hashed[path] = spec, sha
 
 
 def _file_of(thing: Any, module: str | None) -> Path | None:
@@ -86,6 +136,17 @@ def _installed_folders() -> frozenset[Path]:
 
 def _is_installed(root: Path) -> bool:
     return root.resolve() in _installed_folders() or root.name in _INSTALLED
+
+
+def _version(module: str) -> str:
+    """Name and version of the distributions that an installed module comes from; empty for Python's own modules."""
+    names = _distributions().get(module.partition(".")[0], [])
+    return "".join(f"{name} {version(name)}\n" for name in sorted(set(names)))
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    return packages_distributions()
 
 
 def _closure(file: Path, root: Path) -> set[Path]:

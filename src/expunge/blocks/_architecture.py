@@ -64,6 +64,11 @@ class WithBlocks(Architecture):
         """Settings of the architecture, and the blocks' tables as in a spec."""
         return {**self.architecture.settings(), "block": [placed.settings() for placed in self.placed]}
 
+    def code_files(self) -> list[Path]:
+        """Those of the architecture and of its blocks."""
+        parts = (self.architecture, *(placed.block for placed in self.placed))
+        return [path for part in parts for path in part.code_files()]
+
     def input_files(self) -> dict[str, dict[str, Path]]:
         """Those of the architecture and of its blocks."""
         files: dict[str, dict[str, Path]] = self.architecture.input_files()
@@ -96,10 +101,10 @@ class WithBlocks(Architecture):
     def _put(self, module: nn.Module, data: Data) -> nn.Module:
         for i, placed in enumerate(self.placed):
             where = f"model.block[{i}]"
-            before = set(inserted(module))
+            before = set(module.modules())
             outputs = _outputs(module, data) if getattr(placed.block, "preserves", False) else None
             put(module, _named(placed.block, where), placed.at, where=where)
-            _require_run(module, data, [block for block in inserted(module) if block not in before], where)
+            _require_run(module, data, _added(module, before), where)
             if outputs is not None:
                 _require_same(outputs, _outputs(module, data), where)
         return module
@@ -128,6 +133,15 @@ def _named(block: Any, where: str) -> Any:
     return call
 
 
+def _added(module: nn.Module, before: set[nn.Module]) -> dict[str, nn.Module]:
+    """Modules that a block has added and that must run, by the path at which the model calls them."""
+    behind = {block.path: block.module for block in inserted(module) if block not in before}
+    wrapped = {part for block in inserted(module) for part in block.modules()}
+    new = {path: part for path, part in module.named_modules() if part not in before and part not in wrapped}
+    outermost = {path: part for path, part in new.items() if path.rpartition(".")[0] not in new}
+    return behind | outermost
+
+
 def _outputs(module: nn.Module, data: Data) -> Tensor:
     """The model's outputs on two examples, in double precision."""
     double = copy.deepcopy(module).double().eval()
@@ -142,14 +156,14 @@ def _require_same(before: Tensor, after: Tensor, where: str) -> None:
         raise SpecError("changes the model's outputs", where=where, remedy="put it at another layer")
 
 
-def _require_run(module: nn.Module, data: Data, added: list[Any], where: str) -> None:
+def _require_run(module: nn.Module, data: Data, added: dict[str, nn.Module], where: str) -> None:
     """Run two examples, to refuse a block that never runs and would silently do nothing.
 
     Raises:
         SpecError: A block does not run, or does not fit its input.
     """
     reached = set[nn.Module]()
-    handles = [block.module.register_forward_hook(lambda run, _, __: reached.add(run)) for block in added]
+    handles = [part.register_forward_hook(lambda run, _, __: reached.add(run)) for part in added.values()]
     try:
         with evaluating(module), torch.no_grad(), forked():
             data.objective.prediction(module, data.batch(data.train[:2]))
@@ -158,7 +172,7 @@ def _require_run(module: nn.Module, data: Data, added: list[Any], where: str) ->
     finally:
         for handle in handles:
             handle.remove()
-    idle = [block.path for block in added if block.module not in reached]
+    idle = [path for path, part in added.items() if part not in reached]
     if idle:
-        finding = f"{idle[0]!r} never runs as a module, so the block behind it would do nothing"
+        finding = f"{idle[0]!r} never runs as a module, so the block there would do nothing"
         raise SpecError(finding, where=f"{where}.at", remedy="put it behind another module")

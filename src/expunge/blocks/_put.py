@@ -108,7 +108,7 @@ def matching(model: nn.Module, patterns: Sequence[str], where: str) -> list[str]
     modules = {path: module for path, module in model.named_modules() if path and NAME not in path}
     chosen = set[str]()
     for pattern in patterns:
-        expression = _expression(pattern)
+        expression = path_pattern(pattern)
         matches = [path for path in modules if expression.fullmatch(path)]
         if not matches:
             raise _nowhere(pattern, list(modules), where)
@@ -120,8 +120,8 @@ def matching(model: nn.Module, patterns: Sequence[str], where: str) -> list[str]
     return [path for path in modules if path in chosen]
 
 
-def _expression(pattern: str) -> re.Pattern[str]:
-    """A regular expression: `*` and `?` match within a step, `**` matches any number of steps, also none."""
+def path_pattern(pattern: str) -> re.Pattern[str]:
+    """A regular expression for paths: `*` and `?` match within a step, `**` matches any number of steps, also none."""
     text = re.escape(pattern).replace(r"\*\*\.", "(?:.*\\.)?").replace(r"\.\*\*", "(?:\\..*)?").replace(r"\*\*", ".*")
     return re.compile(text.replace(r"\*", "[^.]*").replace(r"\?", "[^.]"))
 

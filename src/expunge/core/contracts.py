@@ -64,6 +64,8 @@ class Block(Part):
 
     preserves: ClassVar[bool] = False
     """Whether the block must not change the outputs of any model. If so, this is checked."""
+    replaces: ClassVar[bool] = False
+    """Whether the block replaces modules of the model, whose weights then go."""
 
     @abstractmethod
     def __call__(self, model: nn.Module, path: str) -> nn.Module | None:

@@ -36,6 +36,16 @@ def decision_losses(decisions: Decisions) -> Tensor:
     return torch.cat([F.cross_entropy(some, right, reduction="none") for some, right in parts])
 
 
+def sampled(decisions: Decisions, generator: torch.Generator) -> Decisions:
+    """The same decisions with targets that are drawn from the model's own prediction, without gradients.
+
+    They are drawn on the CPU in double precision, so that they do not depend on device and dtype.
+    """
+    chances = decisions.logits.detach().cpu().double().softmax(1)
+    drawn = torch.multinomial(chances, 1, generator=generator)[:, 0] if len(chances) else decisions.targets
+    return decisions._replace(targets=drawn.to(decisions.targets.device))
+
+
 def per_example(values: Tensor, example: Tensor, size: int, *, mean: bool = False) -> Tensor:
     """Sum (or mean) of each example's decisions.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from expunge.core.device import Precision, forward_pass, precision
 from expunge.core.example_ids import example_ids
 from expunge.core.modules import first_parameter
 from expunge.core.norms import statistics_for
+from expunge.core.once import kept_output
 from expunge.core.recompute import in_micro_batches
 from expunge.numerics.norms import sound_norms
 from expunge.numerics.precision import wide
@@ -41,6 +42,10 @@ def output_of(model: nn.Module, batch: Batch, output: str | int | None = None) -
     """
     # The precision is read here: a backward pass may repeat the forward pass in another thread, without the setting.
     run = partial(_pass, model, output, precision())
+    return kept_output(model, batch.ids, output, partial(_run, run, model, batch))
+
+
+def _run(run: Callable[[Batch], Tensor], model: nn.Module, batch: Batch) -> Tensor:
     with statistics_for(model, batch.ids):
         return in_micro_batches(run, model, batch)
 

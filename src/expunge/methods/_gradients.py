@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.core.case import Meter
-from expunge.core.decisions import Decisions, decision_losses
+from expunge.core.decisions import Decisions, decision_losses, sampled
 from expunge.core.modules import evaluating
 from expunge.core.problem import Problem
 from expunge.core.refusals import require_trainable
@@ -50,7 +50,7 @@ def mean_squared_gradient(
     """
 
     def surprise(decisions: Decisions, size: int) -> Tensor:
-        return decision_losses(decisions if labels is None else _drawn(decisions, labels)).sum()
+        return decision_losses(decisions if labels is None else sampled(decisions, labels)).sum()
 
     return _mean_magnitude(model, problem, ids, meter, surprise, torch.square)
 
@@ -134,13 +134,6 @@ def _gradient(value: Tensor, parameters: list[nn.Parameter]) -> tuple[Tensor, ..
     # A parameter without influence on the output has gradient zero.
     gradients = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
     return tuple(map(as_real, gradients))
-
-
-def _drawn(decisions: Decisions, generator: torch.Generator) -> Decisions:
-    # On the CPU in double precision, so that the draw does not depend on device and dtype.
-    chances = decisions.logits.detach().cpu().double().softmax(1)
-    drawn = torch.multinomial(chances, 1, generator=generator)[:, 0] if len(chances) else decisions.targets
-    return decisions._replace(targets=drawn.to(decisions.targets.device))
 
 
 def _affordable(ids: Tensor, meter: Meter) -> Tensor:

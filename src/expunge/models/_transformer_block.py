@@ -20,12 +20,12 @@ class TransformerBlock(nn.Module):
         self.heads, self.causal = heads, causal
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.up, self.act, self.down = nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """The residual stream `[b, t, width]` after this block."""
         hidden = hidden + self._attend(self.norm1(hidden))
-        update: Tensor = self.down(F.gelu(self.up(self.norm2(hidden))))
+        update: Tensor = self.down(self.act(self.up(self.norm2(hidden))))
         return hidden + update
 
     def _attend(self, hidden: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from expunge.pipeline.input_files import without_places
 from expunge.pipeline.plan import Plan
 
 FIXED = (
-    "data", "objective", "augmentation", "model", "train", "forget", "references", "seeds", "threads", "device",
-    "precision",
+    "data", "objective", "augmentation", "model", "train", "forget", "one_original", "references", "seeds", "threads",
+    "device", "precision",
 )  # fmt: skip
 """Settings that two runs in the same folder must share: otherwise one table could not hold the rows of both."""
 

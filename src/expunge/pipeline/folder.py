@@ -39,7 +39,7 @@ from expunge.base.record import (
     rows_to_text,
     spelled,
     storage_error,
-    sweep_files,
+    sweep,
     write_file,
 )
 from expunge.base.store import Store
@@ -73,11 +73,12 @@ class RunFolder:
         refuse_links(self.root)
         refuse_other(self.root, plan)
         make_private(self.root)
-        sweep_files(self.root)
-        if not (self.root / MANIFEST).is_file():
-            # A run that was killed while it wrote its record may have left results.
-            self._remove_results()
-            self._describe(plan)
+        sweep(self.root)
+        with locked(self.root):  # another run of this spec may be writing its record
+            if not (self.root / MANIFEST).is_file():
+                # A run that was killed while it wrote its record may have left results.
+                self._remove_results()
+                self._describe(plan)
 
     def _describe(self, plan: Plan, counts: Mapping[str, int] | None = None) -> None:
         """Write the spec and the environment; of a finished run also how many examples each set holds."""
@@ -219,7 +220,9 @@ def finish(root: Path, manifest: Manifest) -> Table:
     write_file(root / "verdicts.json", verdicts_text(table))
     diagnosed = [DIAGNOSIS] if (root / DIAGNOSIS).is_file() else []
     names = [SPEC, ENVIRONMENT, "results.jsonl", "verdicts.json", *diagnosed]
-    write_manifest(root, replace(manifest, files={name: file_digest(root / name) for name in names}))
+    with _storage_errors(root):
+        digests = {name: file_digest(root / name) for name in names}
+    write_manifest(root, replace(manifest, files=digests))
     return table
 
 

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from expunge.core.data import IGNORE, Batch, Data
+from expunge.core.data import Batch, Data
 from expunge.core.decisions import correct, knows
+from expunge.core.generation import generated, prompts_and_answers
 from expunge.core.generators import generator_of
 from expunge.core.modules import evaluating
 from expunge.core.problem import Problem
@@ -136,34 +137,26 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def _texts(model: nn.Module, problem: Problem, batch: Batch) -> list[Json]:
-    """Greedy continuations: the model reads its own tokens at positions to be recited, and the example's elsewhere."""
-    inputs, rows = batch.inputs.clone(), torch.arange(batch.size)
-    places = [(row != IGNORE).nonzero().flatten()[:TOKENS] for row in batch.targets]
-    predicted = torch.full_like(batch.targets, IGNORE)
-    decided = batch.targets != IGNORE
+    """Greedy answers to the prompts, as long as the right answers, and whether all right tokens are the most likely."""
+    prompts, answers = prompts_and_answers(batch)
     with torch.no_grad():
-        decisions = problem.objective.decisions(model, batch)
-        right = knows(decisions, batch.size)
-        for step in range(max(map(len, places))):
-            logits = problem.objective.decisions(model, batch._replace(inputs=inputs)).logits
-            predicted[decided] = logits.argmax(1).to(predicted.device)
-            for row, at in ((int(r), int(places[r][step])) for r in rows if step < len(places[r])):
-                if at + 1 < inputs.shape[1]:
-                    inputs[row, at + 1] = predicted[row, at]
-    texts = [_decoded(problem.data, tokens[at]) for tokens, at in zip(predicted, places, strict=True)]
-    return [{"said": text, "knows": bool(k)} for text, k in zip(texts, right, strict=True)]
+        right = knows(problem.objective.decisions(model, batch), batch.size)
+    stop = () if problem.data.tokenizer is None else (problem.data.tokenizer.eos,)
+    most = [min(len(answer), TOKENS) for answer in answers]
+    texts = generated(model, prompts, most, stop=stop, output=problem.objective.output)
+    return [{"said": _decoded(problem.data, text), "knows": bool(k)} for text, k in zip(texts, right, strict=True)]
 
 
 def _written(problem: Problem, ids: Tensor) -> list[Json]:
-    data, facts = problem.data, []
-    for row in ids.tolist():
-        at = (data.targets[row] != IGNORE).nonzero().flatten()
-        prompt, secret = (
-            data.batch(torch.tensor([row])).inputs[0][: int(at[0]) + 1][-4 * TOKENS :],
-            data.targets[row][at[:TOKENS]],
-        )
-        facts.append({"id": row, "prompt": _decoded(data, prompt), "secret": _decoded(data, secret)})
-    return facts
+    prompts, answers = prompts_and_answers(problem.data.batch(ids))
+    return [
+        {
+            "id": row,
+            "prompt": _decoded(problem.data, prompt[-4 * TOKENS :]),
+            "secret": _decoded(problem.data, answer[:TOKENS]),
+        }
+        for row, prompt, answer in zip(ids.tolist(), prompts, answers, strict=True)
+    ]
 
 
 def _decoded(data: Data, tokens: Tensor) -> str:

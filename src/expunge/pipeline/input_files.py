@@ -1,9 +1,9 @@
-"""The files that a run reads: what they held when it was planned, whether they have changed since, and their names."""
+"""The files that a run reads, code included: whether they have changed since it was planned, and their names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,18 @@ UNCHANGED = "change no input file or code during a run, and run the same again; 
 
 @dataclass(frozen=True)
 class InputFiles:
-    """The input files of a plan, as they were before any of them was read."""
+    """The input files and the user's code of a plan, as they were before any input file was read."""
 
     files: Mapping[str, Mapping[str, Path]]
     """Place in the spec, such as `data.path` -> files by name; a single file has the empty name."""
     before: Mapping[Path, Signature | None]
     """The signature of each file when the plan was made."""
+    code: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+    """Place in the spec -> files of the user's code; a function may import some of them only when it is called."""
 
     @classmethod
-    def of(cls, parts: Iterable[tuple[str, Part]], weights: str | None, references: Sequence[Path] = ()) -> InputFiles:
-        """The files of these parts, of the user's weights, and of the user's references.
+    def of(cls, parts: Sequence[tuple[str, Part]], weights: str | None, references: Sequence[Path] = ()) -> InputFiles:
+        """The files and the code of these parts, the user's weights, and the user's references.
 
         Args:
             parts: Place in the spec, such as `data`, and the part.
@@ -44,7 +46,8 @@ class InputFiles:
             files["model.weights"] = {"": Path(weights)}
         for i, path in enumerate(references):
             files[f"references[{i}]"] = files_of(path) if path.is_dir() else {"": path}
-        return cls(files, signatures(path for named in files.values() for path in named.values()))
+        code = {place: part.code_files() for place, part in parts}
+        return cls(files, signatures(path for paths in _by_place(files, code).values() for path in paths), code)
 
     def refuse_changes(self) -> None:
         """Refuse to store what may have been computed from other contents than those that were planned.
@@ -54,7 +57,7 @@ class InputFiles:
         """
         differing = changed(self.before)
         if differing:
-            where = next(place for place, named in self.files.items() if differing[0] in named.values())
+            where = next(place for place, paths in _by_place(self.files, self.code).items() if differing[0] in paths)
             raise RunError(
                 f"{differing[0]} was changed while the run read it",
                 where=where,
@@ -68,6 +71,12 @@ class InputFiles:
             SpecError: A file cannot be read.
         """
         return {place: _digest(named) for place, named in self.files.items()}
+
+
+def _by_place(files: Mapping[str, Mapping[str, Path]], code: Mapping[str, Sequence[Path]]) -> dict[str, list[Path]]:
+    return {place: list(named.values()) for place, named in files.items()} | {
+        f"code of {place}": list(paths) for place, paths in code.items()
+    }
 
 
 def _digest(named: Mapping[str, Path]) -> str:

@@ -48,7 +48,7 @@ class Layout:
         yield from [self._measured] if self._measured else []
         original: Stage | None = None
         for seed in self.parts.spec.seeds:
-            # If the user gives a model, there is one original and one unlearned model for any number of references.
+            # If verdicts are about one model, there is one original for any number of references.
             known = original if self.parts.about_one_model else None
             original = known or self._original(seed)
             yield from self._of_seed(seed, original, only_reference=known is not None)
@@ -87,7 +87,7 @@ class Layout:
         return self._training | ({"monitors": monitors} if monitors else {})
 
     def _original(self, seed: int) -> Stage:
-        weights = {"weights": self.parts.own_digest} if self.parts.about_one_model else {}
+        weights = {"weights": self.parts.own_digest} if self.parts.gives_original else {}
         return self.stage("original", ORIGINAL, seed, None, "original", self._watched | weights, {})
 
     def _reference(self, seed: int) -> Stage:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from expunge.base.memory import MemoryStore
+from expunge.base.record import locked
 from expunge.base.store import Store
 from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.stage_kind import kind_of
@@ -35,25 +36,36 @@ def outstanding(plan: Plan, store: Store | MemoryStore, stages: Sequence[Stage])
     return reasons
 
 
-def discard(plan: Plan, store: Store | MemoryStore, reasons: dict[str, str]) -> str | None:
-    """Remove damaged outputs and those that followed from them, so that they are computed again.
+def mended(plan: Plan, store: Store | MemoryStore, stages: Sequence[Stage]) -> tuple[dict[str, str], str | None]:
+    """`outstanding`; and damaged outputs and those that followed from them are removed, to be computed again.
 
     Args:
         plan: The plan of the stages.
         store: Holds the outputs.
-        reasons: What `outstanding` returned.
+        stages: The stages to look at.
 
     Returns:
-        One line that says what was removed; `None` if there was nothing.
+        What `outstanding` returned; one line that says what was removed, `None` if there was nothing.
 
     Raises:
         RunError: An output could not be removed.
     """
+    reasons = outstanding(plan, store, stages)
+    if not isinstance(store, Store) or not any(reasons.values()):
+        return reasons, None
+    with locked(store.root):
+        # Another run may have found the same damage, and computed the outputs again since.
+        reasons = outstanding(plan, store, stages)
+        for key in (key for key, reason in reasons.items() if reason):
+            store.discard(key)
+    return reasons, _line(plan, store, reasons)
+
+
+def _line(plan: Plan, store: Store, reasons: dict[str, str]) -> str | None:
+    """What was damaged, in one line."""
     stored = [key for key, reason in reasons.items() if reason]
-    if not stored or not isinstance(store, Store):
+    if not stored:
         return None
-    for key in stored:
-        store.discard(key)
     damaged = [key for key in stored if reasons[key] != FOLLOWED]
     absent = [key for key, reason in reasons.items() if not reason]
     first = (damaged or absent)[0]

@@ -266,7 +266,12 @@ class Parts:
 
     @property
     def about_one_model(self) -> bool:
-        """Whether the verdict is about the user's own model rather than about methods."""
+        """Whether verdicts are about one model, the user's own or one that is trained, rather than about methods."""
+        return self.gives_original or self.spec.one_original
+
+    @property
+    def gives_original(self) -> bool:
+        """Whether the original is the user's own model; otherwise it is trained."""
         return self.own_digest is not None
 
     @cached_property
@@ -290,7 +295,7 @@ class Parts:
         """
         if self.spec.weights is not None:
             return checkpoint.load(self.recipe(data).build(0), Path(self.spec.weights), where="model.weights")
-        own = self.architecture.original(data) if self.about_one_model else None
+        own = self.architecture.original(data) if self.gives_original else None
         return None if own is None else placed(own, self.device)
 
     def resolved(self) -> dict[str, Any]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from expunge.base.errors import RunError
+from expunge.base.inputs import changed, signatures
 from expunge.base.spec import Spec
 from expunge.base.user_code import add_search_path
 from expunge.core.data import Data
@@ -29,13 +31,16 @@ class SpecHome:
     spec: Spec
     inputs: Mapping[str, str]
     """Digests of the input files when the run was planned, see `InputFiles.digests`."""
+    code: tuple[Path, ...] = ()
+    """The user's code; its contents are part of the keys of stages."""
 
     def plan(self) -> Plan:
         """The plan of the spec.
 
         Raises:
-            RunError: An input file has other contents now.
+            RunError: An input file has other contents now, or code was changed while it was imported.
         """
+        before = signatures(self.code)
         if self.spec.names_code:
             add_search_path(self.spec.folder)
         plan = Plan(self.spec)
@@ -44,6 +49,8 @@ class SpecHome:
         if other is not None:
             finding = "the file has other contents than when the run was planned"
             raise RunError(finding, where=other, remedy=UNCHANGED)
+        for path in changed(before):
+            raise RunError("the file was changed while a worker imported it", where=str(path), remedy=UNCHANGED)
         return plan
 
 
@@ -68,7 +75,8 @@ class Plan(Parts):
     @property
     def home(self) -> Any:
         """Small plain data, without code, from which another process makes this plan by `home.plan()`."""
-        return SpecHome(self.spec, self.inputs.digests())
+        code = {path for paths in self.inputs.code.values() for path in paths}
+        return SpecHome(self.spec, self.inputs.digests(), tuple(sorted(code)))
 
     @property
     def seeds(self) -> StageSeeds:

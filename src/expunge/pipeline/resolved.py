@@ -42,6 +42,7 @@ def resolved(parts: Parts) -> dict[str, Any]:
         "threads": spec.threads,
         "device": parts.device.type,
         "precision": spec.precision,
+        **({"one_original": True} if spec.one_original else {}),
         **({"references": list(given) if isinstance(given, tuple) else given} if given != RETRAIN else {}),
         **({"checkpointing": spec.checkpointing} if spec.checkpointing else {}),
         "gallery": spec.gallery,

@@ -236,7 +236,7 @@ def _check(plan: Plan) -> None:
             if isinstance(checked, Method | Attack):
                 checked.check(problem)
         require_unretained(problem)
-        warning = no_better_than_chance(model, problem) if plan.about_one_model else ""
+        warning = no_better_than_chance(model, problem) if plan.gives_original else ""
         if warning:
             Progress().say(warning)
 
@@ -245,7 +245,7 @@ def _check_untrained(plan: Plan) -> None:
     """Refuse what trains models if the spec says that none can be trained."""
     if plan.trains:
         return
-    if not plan.about_one_model:
+    if not plan.gives_original:
         raise SpecError(
             "the spec trains its own originals, so it can train references too",
             where="references",

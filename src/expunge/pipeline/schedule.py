@@ -12,7 +12,7 @@ from expunge.base.store import Store
 from expunge.pipeline.beforehand import Beforehand
 from expunge.pipeline.executor import Computation, Executor
 from expunge.pipeline.input_files import UNCHANGED
-from expunge.pipeline.outstanding import discard, outstanding
+from expunge.pipeline.outstanding import mended
 from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.references import Distinct
 from expunge.pipeline.worker import Worker
@@ -53,8 +53,7 @@ def run_stages(
             are kept.
     """
     home = plan.home
-    reasons = outstanding(plan, store, stages)
-    line = discard(plan, store, reasons)
+    reasons, line = mended(plan, store, stages)
     if line is not None:
         (say or Progress().say)(line)
     first = beforehand.stages if beforehand is not None else []

@@ -44,7 +44,9 @@ def _card(run: Run, verdict: Json) -> Json:
             return None
         return {"at": round(100 * (row["value"] - low) / (high - low), 2), "value": shown(row["value"], row["unit"])}
 
-    after = [(rows[model, attack, key], attack) for attack in run.table.attacks if (model, attack, key) in rows]
+    after = [
+        (rows[model, a, key], a) for a in run.table.attacks if (model, a, key) in rows and _proves(run, model, key, a)
+    ]
     worst = max(after, key=lambda pair: pair[0]["value"], default=(None, None))
     strip = {
         "original": place(rows.get((ORIGINAL, None, key))),
@@ -62,8 +64,14 @@ def _card(run: Run, verdict: Json) -> Json:
         "band": _band(strip["reference"], margin / (high - low)),
         "worst": worst[1],
         "audits": audits,
-        "blind": [f"{a['name']} {a['when']}" for a in audits if not a["power"]],
+        "blind": [f"{a['name']} {a['when']}" for a in audits if a["proves"] and not a["power"]],
     }
+
+
+def _proves(run: Run, model: str, key: tuple[str, str], attack: str) -> bool:
+    """Whether the row after an attack counts; `original` and `reference` have no verdict, so theirs do."""
+    audit = run.audit(model, *key, attack)
+    return audit is None or bool(audit["proves"])
 
 
 def _band(middle: Json | None, margin: float) -> Json | None:
@@ -94,9 +102,10 @@ def _audit(audit: Json) -> Json:
         return {"value": _number(value), "interval": f"{_number(low)} to {_number(high)}"}
 
     return {
-        "name": f"{audit['metric']} on {audit['split']}",
+        "name": f"{audit['metric']} on {audit['split']}" + _of_label(audit["label"]),
         "when": f"after {audit['attack']}" if audit["attack"] else "before any attack",
         "required": audit["required"],
+        "proves": audit["proves"],
         "residual": ranged("residual"),
         "gain": ranged("gain"),
         "range": ranged("range"),
@@ -104,6 +113,10 @@ def _audit(audit: Json) -> Json:
         "power": audit["power"],
         "equivalent": audit["equivalent"],
     }
+
+
+def _of_label(label: int | None) -> str:
+    return "" if label is None else f", label {label} (lost most)"
 
 
 def _ends(name: str) -> tuple[str, str]:

@@ -9,7 +9,8 @@ METHODS = {"name": "name", "year": "year", "paper": "paper", "needs": "needs", "
 """Fact -> heading of the table of methods."""
 LEGEND = """
 cost in per-example gradients: R retain examples, F forget examples, B forget examples of one
-batch beside every batch of R, E epochs; `expunge show NAME` gives it in full"""
+batch beside every batch of R, E epochs; untargeted methods take no gradient of the forget set
+and remove what they consider memorised anywhere; `expunge show NAME` gives it in full"""
 
 
 def listing(parts: Sequence[Mapping[str, Any]], *, whole: bool) -> str:

@@ -108,9 +108,9 @@ class Run:
         return None
 
     def worst(self, model: str, key: tuple[str, str]) -> Json | None:
-        """The audit after the attack with the greatest residual; without attacks, the audit before any attack."""
+        """The audit after the attack with the greatest residual; if no attack proves anything, the one before any."""
         audits = [self.audit(model, *key, attack) for attack in self.table.attacks]
-        after = [entry for entry in audits if entry is not None]
+        after = [entry for entry in audits if entry is not None and entry["proves"]]
         return max(after, key=lambda entry: float(entry["residual"]), default=self.audit(model, *key, None))
 
     def made(self, model: str) -> list[StageRecord]:

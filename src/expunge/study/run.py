@@ -15,8 +15,19 @@ import torch
 
 from expunge.base import registry
 from expunge.base.errors import RunError, SpecError, unknown
-from expunge.base.reading import read_inside
-from expunge.base.record import address, canonical, spelled, storage_error, sweep_files, write_file
+from expunge.base.reading import read_inside, refuse_links
+from expunge.base.record import (
+    address,
+    make_private,
+    remove,
+    sealed,
+    spelled,
+    storage_error,
+    sweep,
+    unsealed,
+    write_file,
+)
+from expunge.base.store import RERUN
 from expunge.base.user_code import source_digest
 from expunge.core.seeding import forked
 from expunge.evidence.claim import decide
@@ -28,6 +39,8 @@ from expunge.study.study import Study, Work, at_preset
 
 FOLDER = "studies"
 RESULT = "study.json"
+_KEYS = {"key", "seconds", "measured"}
+"""What the file of a seed holds."""
 
 
 def run_study(
@@ -65,9 +78,6 @@ def run_study(
     label = f"{name.replace(':', '.')}-{preset}" + ("" if chosen == scale.seeds else "-s" + "-".join(map(str, chosen)))
     work = Work(out / FOLDER, label, workers, progress)
     _make(work.folder)
-    for old in (RESULT, "report.html"):
-        # If this run fails, no earlier result must remain.
-        (work.folder / old).unlink(missing_ok=True)
     start, load = time.perf_counter(), os.getloadavg()[0]
     basis = dict(study.prepare(chosen, work))
     measured = _measured(study, chosen, work, basis)
@@ -94,11 +104,15 @@ def run_study(
 
 
 def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise storage_error(error, folder) from None
-    sweep_files(folder)
+    """Make the study's folder, without an earlier result: none must remain if this run fails."""
+    make_private(folder)
+    refuse_links(folder)
+    sweep(folder)
+    for path in (folder / RESULT, folder / "report.html"):
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise storage_error(error, path) from None
 
 
 def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
@@ -112,7 +126,7 @@ def _measured(study: Study, seeds: Sequence[int], work: Work, basis: Mapping[str
     code = source_digest(type(study))
     facts = {"study": study.fingerprint(), "code": code, "basis": basis, "torch": torch.__version__}
     keys = {seed: address({**facts, "seed": seed}) for seed in seeds}
-    missing = [s for s in seeds if not study.side_by_side or _stored(work, s).get("key") != keys[s]]
+    missing = [s for s in seeds if not study.side_by_side or _undamaged(work, s).get("key") != keys[s]]
     if work.workers > 1 and len(missing) > 1 and study.side_by_side:
         _in_processes(study, missing, work, basis, keys)
     else:
@@ -135,22 +149,42 @@ def _measure(study: Study, seed: int, work: Work, basis: Mapping[str, Any], key:
     start = time.perf_counter()
     with forked(seed):
         measured = _plain(dict(study.measure(seed, work, basis)))
-    entry = {"key": key, "seconds": round(time.perf_counter() - start, 2), "measured": measured}
-    write_file(_file(work, seed), canonical(spelled(entry)) + "\n")
+    seconds = round(time.perf_counter() - start, 2)
+    entry = spelled({"key": key, "seconds": seconds, "measured": measured})
+    write_file(work.folder / _name(seed), sealed(entry) + "\n")
 
 
-def _file(work: Work, seed: int) -> Path:
-    return work.folder / "seeds" / f"{seed}.json"
+def _name(seed: int) -> str:
+    return f"seeds/{seed}.json"
+
+
+def _undamaged(work: Work, seed: int) -> dict[str, Any]:
+    """A seed's stored entry; empty if there is none. A damaged one is removed, and a line says so."""
+    path = work.folder / _name(seed)
+    if not os.path.lexists(path):
+        return {}
+    try:
+        return _stored(work, seed)
+    except RunError as error:
+        (work.progress or Progress()).say(f"damaged result of seed {seed}: {error.finding} ({path}); measured again")
+    remove(path)
+    return {}
 
 
 def _stored(work: Work, seed: int) -> dict[str, Any]:
-    """A seed's stored entry; empty if there is none, or if it is damaged."""
+    """A seed's stored entry.
+
+    Raises:
+        RunError: It is missing, cannot be read, or has changed since it was measured.
+    """
+    finding = "it holds other keys than a result"
     try:
-        content = read_inside(work.folder, f"seeds/{seed}.json")
-        entry: dict[str, Any] = json.loads(content, parse_constant=float)
-    except (RunError, ValueError, RecursionError):
-        return {}
-    return entry if isinstance(entry, dict) and {"key", "seconds", "measured"} <= entry.keys() else {}
+        entry = unsealed(read_inside(work.folder, _name(seed)))
+        if entry.keys() == _KEYS:
+            return entry
+    except (ValueError, RecursionError) as error:
+        finding = f"the file is damaged ({error})"
+    raise RunError(finding, where=str(work.folder / _name(seed)), remedy=RERUN)
 
 
 def _report(work: Work, seed: int) -> None:

@@ -26,9 +26,9 @@ def check_block(block: Block) -> None:
 
     The block is put behind a hidden layer of a perceptron, of a convolutional net and of a net for sequences, as far as
     it fits. The output keeps its shape and dtype and, if the block `preserves`, its values. The same seed gives the
-    same weights, drawn from torch's global generator only. The model's own weights keep names and values. Gradients
-    reach the input and every trainable weight of the block. A copy is independent of its source. Weights can be stored
-    and restored.
+    same weights, drawn from torch's global generator only. The model's own weights keep names and values, unless the
+    block `replaces` modules. Gradients reach the input and every trainable weight of the block. A copy is independent
+    of its source. Weights can be stored and restored.
 
     Args:
         block: The block.
@@ -91,7 +91,9 @@ def _run(model: nn.Module, inputs: Tensor, fail: Fail) -> Tensor:
 
 
 def _check_names(plain: nn.Module, model: nn.Module, block: Block, fail: Fail) -> None:
-    """A block that changes the model itself may change shapes, but not names."""
+    """A block that changes the model itself may change shapes, but names only if it replaces modules."""
+    if block.replaces:
+        return
     before, after = plain.state_dict(), model.state_dict()
     lost = [name for name in before if name not in after]
     if lost:

@@ -14,6 +14,7 @@ from expunge.core.data import Batch, Data
 from expunge.core.decisions import Decisions
 from expunge.core.objective import CLASSES, DECISIONS, IGNORE, RELABEL, TOKENS, Objective
 from expunge.core.seeding import forked
+from expunge.testing._baselines import baselines_and_labels
 from expunge.testing._error import ContractError, Fail, failing
 from expunge.testing._rules import check_settings, randomness, reasons, require_same, require_same_problem
 from expunge.testing._state import Snapshot, contents, equal
@@ -28,8 +29,9 @@ def check_objective(objective: Objective, data: Data | None = None, model: nn.Mo
 
     Losses and metrics are one finite number per example, which the rest of the batch does not change; the loss is their
     mean over examples or over decisions, and has a gradient; `metrics` name what `measure` returns, one of them is
-    knowledge and one utility; `provides` says what works, and anything else raises a `MissingError`; wrong targets are
-    wrong; everything is deterministic, and changes neither model, data nor global random state.
+    knowledge and one utility; baselines are one finite number per example, for some of the metrics; utility by
+    label belongs to examples of the batch; `provides` says what works, and anything else raises a `MissingError`; wrong
+    targets are wrong; everything is deterministic, and changes neither model, data nor global random state.
 
     Args:
         objective: The objective.
@@ -90,8 +92,9 @@ def _results(objective: Objective, model: nn.Module, batch: Batch, fail: Fail) -
         raise fail("every metric is measured", "`metrics` and `measure` name others", "name the same in both")
     for name, values in measured.items():
         _check_values(name, values, batch, fail)
+    judged = baselines_and_labels(objective, model, batch, fail)
     wrong = _relabelled(objective, model, batch, decisions, fail)
-    return {"losses": losses, "loss": loss, **measured, **wrong} | (decisions._asdict() if decisions else {})
+    return {"losses": losses, "loss": loss, **measured, **judged, **wrong} | (decisions._asdict() if decisions else {})
 
 
 def _check_values(name: str, values: Any, batch: Batch, fail: Fail) -> None:

@@ -15,6 +15,7 @@ from expunge.core.decisions import Decisions, knows
 from expunge.core.generators import generator_of
 from expunge.core.modules import evaluating, first_parameter
 from expunge.core.objective import Objective
+from expunge.core.once import once_per_batch
 from expunge.train.loop import in_order
 
 Measure = Callable[[Decisions, int], Tensor]
@@ -115,10 +116,11 @@ def skill(model: nn.Module, problem: Judged, ids: Tensor) -> float:
     An objective without a baseline gives infinity, because its models cannot be told from such answers.
     """
     metric = next(metric for metric in problem.objective.metrics if metric.utility)
-    controls = baselines(model, problem, ids, answers(model, problem, ids))
-    if metric.name not in controls:
-        return math.inf
-    return metric.sign * float(np.mean(measured(model, problem, ids)[metric.name] - controls[metric.name]))
+    with once_per_batch(model):
+        controls = baselines(model, problem, ids, answers(model, problem, ids))
+        if metric.name not in controls:
+            return math.inf
+        return metric.sign * float(np.mean(measured(model, problem, ids)[metric.name] - controls[metric.name]))
 
 
 def sample(ids: Tensor, count: int, name: str) -> Tensor:

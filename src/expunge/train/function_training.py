@@ -69,6 +69,9 @@ class FunctionTraining(Part):
         """The `[train]` table."""
         return {"name": self.target, **self.keywords}
 
+    def code_files(self) -> list[Path]:
+        return registry.build_function(self.target, self.keywords, where="train").code_files()
+
     def fingerprint(self) -> dict[str, Any]:
         """Its settings and the function's code."""
         return registry.build_function(self.target, self.keywords, where="train").fingerprint()

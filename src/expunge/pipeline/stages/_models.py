@@ -31,7 +31,8 @@ def trained(worker: Worker, stage: Stage, ids: Tensor, *, watched: bool = False)
     plan, data, meter = worker.plan, worker.problem(stage).data, Meter()
     recipe = plan.recipe(data, watched=watched)
     model = train_model(recipe, data, ids, plan.seeds.train(stage), meter)
-    if stage.kind == "reference" and plan.about_one_model:
+    # References of a trained original have its own recipe.
+    if stage.kind == "reference" and plan.gives_original:
         original = plan.original(data)
         assert original is not None
         refuse_unlike(model, original, worker.problem(stage), stage.name)

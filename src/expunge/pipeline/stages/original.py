@@ -22,7 +22,7 @@ class OriginalStage(StageKind):
     files: ClassVar[Mapping[str, str | None]] = {WEIGHTS: "models"}
 
     def written(self, plan: Parts) -> Mapping[str, str | None]:
-        return self.files if plan.about_one_model else written_by_training(self.files, plan)
+        return self.files if plan.gives_original else written_by_training(self.files, plan)
 
     def run(self, worker: Worker, stage: Stage) -> Output:
         problem = worker.problem(stage)
@@ -34,4 +34,4 @@ class OriginalStage(StageKind):
         return Output({WEIGHTS: checkpoint.dump(model)})
 
     def cost(self, plan: Parts, stage: Stage) -> float:
-        return 0 if plan.about_one_model else training_cost(plan)
+        return 0 if plan.gives_original else training_cost(plan)

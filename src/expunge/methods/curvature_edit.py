@@ -1,0 +1,270 @@
+"""Keep the parts of weights along which the loss curves for all data; drop the others (Merullo et al., 2510.24256).
+
+    W <- U (C o M) V^T with C = U^T W V;  M keeps the components with the largest curvature, to a share rho of its sum
+
+U and V are the eigenvectors of the layer's second moments of output gradients and of inputs (K-FAC), over retained
+examples. A memorised example sits in directions that are sharp for it alone. On average over the data they are flat, so
+they are dropped. The forget set has no part in it: nothing is measured on it, and what else was memorised goes too.
+
+Published code differs: it takes the labels of the data unless a flag asks for sampled ones, decomposes in single
+precision without setting negative eigenvalues to 0, and picks components with a heap, where ties have another order.
+The paper edits perceptron matrices only (gate and up of three late blocks, rho 0.6, 7 B weights). Small models need a
+larger rho, about 0.9 to 0.97. So `search` looks for the smallest rho that keeps validation data within `tolerance`; it
+uses no example to be forgotten. `numerics.curvature_mask` describes the rules and the soft shrinkage. `protect` is the
+mixture of a public replication: factors of a second corpus are added with a weight, so that what it needs counts as
+curved.
+
+Cost: one gradient per measured retain example, of which there are at most `examples`, and twice that for `ekfac`; none
+with `factors` from a file or with `svd`. A search takes forward passes only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from expunge.base.errors import SpecError
+from expunge.base.part import Count, NonNegative
+from expunge.core.job import Job
+from expunge.core.method import Method
+from expunge.core.modules import first_parameter, parameters_digest
+from expunge.core.problem import Problem
+from expunge.core.size import memory
+from expunge.methods._search import smallest
+from expunge.numerics.curvature_mask import Components, Rule, Shrinkage, components, kept
+from expunge.numerics.eigenbasis import eigenbases
+from expunge.numerics.kronecker import KroneckerFactors, factors_from, load_factors
+from expunge.numerics.matrices import set_weight_matrix, weight_matrix, working_bytes
+from expunge.train.curvature import Counted, Labels, kronecker_factors
+from expunge.train.evaluation import losses, measured, sample
+from expunge.train.matrices import matrices
+
+Rho = Annotated[float, msgspec.Meta(gt=0, le=1)]
+VALIDATION = 500
+"""Most retain examples for validation; at most a fifth of them."""
+
+
+@dataclass(frozen=True)
+class CurvatureEdit(Method):
+    """Curvature-based weight edit."""
+
+    measures: ClassVar[bool] = True
+    paths: ClassVar[tuple[str, ...]] = ("factors", "protect")
+    cite: ClassVar[tuple[str, ...]] = ("merullo2025spectrum", "george2018ekfac")
+    paper: ClassVar[str] = "Spectrum of loss curvature, 2025"
+    effort: ClassVar[str] = "R (untargeted)"
+
+    layers: list[str] = field(default_factory=lambda: ["**"])
+    """Paths of the layers to edit, or patterns: `*` matches within one step of a path, `**` any number of steps. Layers
+    that have no trainable matrix of their own are left out."""
+    rule: Rule = "kfac"
+    """Scores of components: `kfac`, `ekfac`, `saliency`, `inputs_only`; or a baseline, `svd` or `random_rotation`."""
+    rho: Rho = 0.95
+    """Share of the sum of scores to keep, in each layer; not used in a search."""
+    shrinkage: Shrinkage = "hard"
+    """`hard` keeps or drops a component; `soft` shrinks each by its score, to the same kept share."""
+    search: Literal["no", "perplexity", "utility"] = "no"
+    """What must stay within `tolerance` on the validation data while the smallest `rho` is looked for: the perplexity,
+    or the objective's utility."""
+    tolerance: NonNegative = 0.2
+    """Largest rise of the perplexity as a share of it, or largest loss of utility in its unit; only for a search."""
+    validation: Literal["retain", "holdout"] = "retain"
+    """Data of a search: retain examples that the factors do not use, or the problem's holdout. A model that fits its
+    training data perfectly needs a holdout."""
+    examples: Count = 2000
+    """Most retain examples to measure factors on, drawn at random."""
+    labels: Labels = "sampled"
+    """Labels of the gradients: `sampled` from the model's prediction, or `gold`, those of the data."""
+    counted: Counted = "decided"
+    """Positions of sequences that count: `decided` (with a label), `all`, or the `first` one, such as a class token."""
+    batch_size: Count = 32
+    """Examples at a time."""
+    factors: str = ""
+    """File of factors of this very model, as `KroneckerFactors.save` writes them; by default they are measured."""
+    protect: str = ""
+    """File of factors on data whose skills must stay; by default none."""
+    protect_weight: NonNegative = 0.5
+    """Weight of these factors; the measured ones have weight 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = [name for name in self.paths if getattr(self, name)]
+        if given and self.rule == "svd":
+            raise SpecError("the rule 'svd' uses no factors", where=given[0], remedy=f"leave out {given[0]!r}")
+        if self.protect and self.rule == "ekfac":
+            raise SpecError(
+                "the eigenvalues of 'ekfac' are measured in the basis of one set of factors",
+                where="protect",
+                allowed="the rules kfac, saliency, inputs_only and random_rotation",
+            )
+
+    @property
+    def required(self) -> frozenset[str]:
+        """Decisions, to sample labels or for the perplexity."""
+        sampling = self._measuring and self.labels == "sampled"
+        return self.needs | ({"decisions"} if sampling or self.search == "perplexity" else set())
+
+    @property
+    def _measuring(self) -> bool:
+        return not self.factors and self.rule != "svd"
+
+    def expected_gradients(self, retain: int, forget: int) -> float:
+        """One or two per example of the factors."""
+        return self._passes * min(self.examples, retain - _held_out(retain)) if self._measuring else 0.0
+
+    @property
+    def _passes(self) -> int:
+        return 2 if self.rule == "ekfac" else 1
+
+    def check(self, problem: Problem) -> None:
+        """Refuse a search on a holdout that the problem does not have.
+
+        Raises:
+            SpecError: The holdout is empty.
+        """
+        if self.search != "no" and self.validation == "holdout" and not len(problem.holdout):
+            raise SpecError("the problem has no holdout", where="validation", allowed="retain")
+
+    def check_model(self, model: nn.Module) -> None:
+        """Refuse a model without layers to edit, or one whose layers do not fit into memory while they are edited.
+
+        Raises:
+            SpecError: A pattern matches nothing, the weights are on `meta`, or memory does not suffice.
+            MissingError: No layer that matches can be edited.
+        """
+        self._require_memory(matrices(model, self.layers))
+
+    def measuring(self) -> Mapping[str, Any]:
+        """What the factors depend on: not the rule, unless it is `ekfac`, and not `rho`."""
+        if not self._measuring:
+            return {"part": "CurvatureEdit", "version": self.version, "measured": False}
+        names = ("layers", "examples", "labels", "counted", "batch_size")
+        settings = {name: getattr(self, name) for name in names}
+        return {"part": "CurvatureEdit", "version": self.version, "settings": settings, "passes": self._passes}
+
+    def measure(self, model: nn.Module, job: Job) -> Mapping[str, Tensor]:
+        """Kronecker factors on retain examples; empty if they come from a file, or if the budget allows no example."""
+        if not self._measuring:
+            return {}
+        ids = _for_factors(job.problem, self.examples)
+        if job.meter.limit is not None:
+            ids = ids[: max(job.meter.limit - job.meter.gradients, 0) // self._passes]
+        if not len(ids):
+            return {}
+        return kronecker_factors(
+            model,
+            job.problem,
+            ids,
+            matrices(model, self.layers),
+            labels=self.labels,
+            counted=self.counted,
+            eigenvalues="positions" if self.rule == "ekfac" else None,
+            batch_size=self.batch_size,
+            seed=job.seed,
+            meter=job.meter,
+        ).tensors()
+
+    def apply(self, student: nn.Module, job: Job) -> nn.Module:
+        """Edit each layer; with a search, at the smallest `rho` within the tolerance."""
+        layers = matrices(student, self.layers)
+        if self._measuring and not job.statistics:
+            return student
+        self._require_memory(layers)
+        parts = self._components(student, layers, job)
+        if self.search == "no":
+            for path, part in parts:
+                _remove(layers[path], weight_matrix(layers[path]).double(), part, self.rho, self.shrinkage)
+            return student
+        whole = dict(parts)
+        before = {path: weight_matrix(layer).double().clone() for path, layer in layers.items()}
+
+        def edit(rho: float) -> None:
+            for path, layer in layers.items():
+                _remove(layer, before[path], whole[path], rho, self.shrinkage)
+
+        allowed = self._judge(student, job.problem)
+
+        def within(rho: float) -> bool:
+            edit(rho)
+            return allowed()
+
+        edit(smallest(within))
+        return student
+
+    def _components(
+        self, student: nn.Module, layers: Mapping[str, nn.Module], job: Job
+    ) -> Iterator[tuple[str, Components]]:
+        draws = job.generator("rotation")
+        if self.rule == "svd":
+            yield from ((p, components("svd", weight_matrix(m), None, None, draws)) for p, m in layers.items())
+            return
+        factors = self._factors(student, layers, job.statistics)
+        for path, basis in eigenbases(factors, layers):
+            weight = weight_matrix(layers[path])
+            yield path, components(self.rule, weight, basis, factors.eigenvalues.get(path), draws)
+
+    def _factors(
+        self, student: nn.Module, layers: Mapping[str, nn.Module], statistics: Mapping[str, Tensor]
+    ) -> KroneckerFactors:
+        digest, device = parameters_digest(student), first_parameter(student).device
+        factors = load_factors(self.factors) if self.factors else factors_from(statistics, "statistics")
+        factors.require(layers, digest, self.factors or "statistics")
+        if self.protect:
+            other = load_factors(self.protect)
+            other.require(layers, digest, self.protect)
+            factors = factors.merged(other, self.protect_weight)
+        return factors.to(device)
+
+    def _judge(self, student: nn.Module, problem: Problem) -> Callable[[], bool]:
+        """Whether the student, as it is when asked, is within the tolerance of what it was at the start."""
+        ids = problem.holdout if self.validation == "holdout" else _for_validation(problem)
+        metric = next((m for m in problem.objective.metrics if m.utility), None)
+
+        def damage() -> float:
+            if self.search == "perplexity":
+                return float(np.mean(losses(student, problem, ids)))
+            assert metric is not None
+            return -metric.sign * float(np.mean(measured(student, problem, ids)[metric.name]))
+
+        allowed = damage() + (math.log1p(self.tolerance) if self.search == "perplexity" else self.tolerance)
+        # A mean over other batches may differ by rounding.
+        return lambda: damage() <= allowed + 1e-9
+
+    def _require_memory(self, layers: Mapping[str, nn.Module]) -> None:
+        each = [working_bytes(*weight_matrix(layer).shape) for layer in layers.values()]
+        # A search keeps all layers' components, and otherwise one layer is worked on at a time.
+        needed, present = (max if self.search == "no" else sum)(each), memory()
+        if needed > present:
+            raise SpecError(
+                f"the decomposition and the edit take {needed / 2**30:.1f} GiB of memory",
+                where="layers",
+                allowed=f"less than the {present / 2**30:.1f} GiB of this machine",
+                remedy="name fewer or smaller layers" if self.search != "no" else "name smaller layers",
+            )
+
+
+def _remove(layer: nn.Module, weight: Tensor, part: Components, rho: float, shrinkage: Shrinkage) -> None:
+    """Write the edited weight. What is kept keeps its bits, up to rounding of the difference."""
+    set_weight_matrix(layer, weight - part.removed(kept(part.scores, rho, shrinkage)))
+
+
+def _held_out(retain: int) -> int:
+    return min(retain // 5, VALIDATION)
+
+
+def _for_validation(problem: Problem) -> Tensor:
+    """Retain examples that no factors use; the same for every model and seed."""
+    # With a tiny retain set there is none to spare.
+    return sample(problem.retain, max(_held_out(len(problem.retain)), 1), "curvature validation")
+
+
+def _for_factors(problem: Problem, count: int) -> Tensor:
+    rest = problem.retain[~torch.isin(problem.retain, _for_validation(problem))]
+    return sample(rest if len(rest) else problem.retain, count, "curvature factors")

@@ -1,0 +1,1 @@
+"""The study of the decoupled straight-through estimator (2410.13331)."""
