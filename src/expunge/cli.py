@@ -421,13 +421,16 @@ def _dry_run(spec: Any, out: Path, workers: int, json_: bool, listed: bool) -> N
     from expunge.pipeline.run import dry_run
     from expunge.reporting.progress import forecast_text
 
-    forecasts = dry_run(spec, out)
+    forecasts, memory = dry_run(spec, out, workers)
     seconds = sum(f.seconds for f in forecasts) / workers
     if json_:
         stages = [{"stage": f.stage.name, "done": f.done, "seconds": f.seconds} for f in forecasts]
-        _print_json({"run": spec.name, "status": "planned", "stages": stages, "seconds": seconds, "workers": workers})
+        facts = {"run": spec.name, "status": "planned", "stages": stages, "seconds": seconds, "workers": workers}
+        _print_json(facts | ({"memory": {"bytes": memory.bytes, "what": memory.what}} if memory else {}))
         return
     say(forecast_text([(f.stage.kind, None if f.done else f.seconds) for f in forecasts], workers))
+    if memory is not None:
+        say(str(memory))
     for f in forecasts if listed else ():
         say(f"{'done' if f.done else f'{f.seconds:.1f} s':>8}  {f.stage.name}")
 

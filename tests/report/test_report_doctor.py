@@ -51,6 +51,20 @@ def test_missing_and_old_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["numpy"]["remedy"].startswith("pip install 'numpy>=1.26")
 
 
+@pytest.mark.parametrize("name", doctor.HF)
+def test_it_says_what_the_extra_for_hugging_face_needs(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    real = importlib.metadata.version
+
+    def version(package: str) -> str:
+        if package == name:
+            raise importlib.metadata.PackageNotFoundError(package)
+        return real(package)
+
+    monkeypatch.setattr(doctor, "version", version)
+    check = checks()[f"hf: {name}"]
+    assert not check["ok"] and check["found"] == "not installed" and "[hf]" in check["remedy"]
+
+
 def of_torch(**said: Any) -> Any:
     """A PyTorch that says so."""
     gpu = SimpleNamespace(name="NVIDIA H200", total_memory=139 * 2**30, major=said.get("major", 9), minor=0)

@@ -57,10 +57,10 @@ class Live(TorchDispatchMode):
 
 def _place(tensor: Tensor) -> int:
     # Two empty tensors may share an address; they hold nothing.
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
-def step_bytes(model: nn.Module, data: Data, loss: Callable[[Batch], Tensor], size: int) -> int:
+def step_bytes(model: nn.Module, data: Data, loss: Callable[[Batch], Tensor], size: int, graphs: int = 1) -> int:
     """Bytes that the forward and backward pass of a batch needs, its gradients included, weights not.
 
     Args:
@@ -68,6 +68,7 @@ def step_bytes(model: nn.Module, data: Data, loss: Callable[[Batch], Tensor], si
         data: Gives the longest examples of the training set.
         loss: A scalar loss of a batch, by the model.
         size: Examples of the batch.
+        graphs: Parts of the batch that the loss runs one after the other; the small batches have an example in each.
 
     Returns:
         An estimate that leaves out what kernels use inside.
@@ -78,7 +79,7 @@ def step_bytes(model: nn.Module, data: Data, loss: Callable[[Batch], Tensor], si
         gradients = torch.autograd.grad(loss(batch), trained, allow_unused=True)
         del gradients
 
-    return _extended(data, run, size)
+    return _extended(data, run, size, graphs)
 
 
 def evaluation_bytes(data: Data, run: Callable[[Batch], Any], size: int) -> int:
@@ -91,16 +92,17 @@ def evaluation_bytes(data: Data, run: Callable[[Batch], Any], size: int) -> int:
     return _extended(data, without, size)
 
 
-def _extended(data: Data, run: Callable[[Batch], None], size: int) -> int:
-    """The peak of a pass over `size` examples, from passes over one and two."""
-    ids = longest(data, min(size, 2))
-    one, two = (_moments(run, data.batch(ids[:count])) for count in (1, len(ids)))
-    if size <= 2:
+def _extended(data: Data, run: Callable[[Batch], None], size: int, parts: int = 1) -> int:
+    """The peak of a pass over `size` examples, from passes over one and two in each part of the batch."""
+    ids = longest(data, min(size, 2 * parts))
+    one, two = (_moments(run, data.batch(ids[:count])) for count in (parts, len(ids)))
+    if size <= 2 * parts:
         return max(two)
     if len(one) != len(two):
         # The pass takes another way for one example than for two.
-        return max(two) * size // 2
-    return max(first + (size - 1) * (second - first) for first, second in zip(one, two, strict=True))
+        return max(two) * size // (2 * parts)
+    steps = size / parts - 1
+    return int(max(first + steps * (second - first) for first, second in zip(one, two, strict=True)))
 
 
 def longest(data: Data, count: int) -> Tensor:

@@ -47,6 +47,20 @@ class Method(Part):
     adapts: ClassVar[bool] = False
     """Whether it changes the model by gradient steps alone, so that it may train an adapter instead of the weights."""
 
+    held: ClassVar[float] = 0.0
+    """Further copies of all weights that a call holds beside its input and the student, as a forecast of memory counts
+    them: teachers, importances, saved states. Gradients and the optimiser's states are counted apart."""
+
+    @property
+    def held_copies(self) -> float:
+        """`held`, unless a setting changes it."""
+        return self.held
+
+    @property
+    def together(self) -> tuple[int, int]:
+        """Examples whose activations a step holds at the same time, and from how many graphs; 0 without steps."""
+        return int(getattr(self, "batch_size", 0)), 1
+
     @property
     def required(self) -> frozenset[str]:
         """What the method requires with these settings: `needs`, unless a setting adds to it."""

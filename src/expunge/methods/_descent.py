@@ -234,6 +234,11 @@ class PairedDescent(Descent):
             job.generator("batches"),
         )
 
+    @property
+    def together(self) -> tuple[int, int]:
+        """Both batches, each with a graph of its own."""
+        return self.batch_size + self.forget_batch_size, 2
+
     @abstractmethod
     def pair_loss(self, student: nn.Module, job: Job) -> Callable[[PairBatch], Tensor]:
         """Make the loss of one step for this student; if the method has a teacher, it is made here."""
@@ -252,6 +257,11 @@ class RetainingDescent(PairedDescent):
     def required(self) -> frozenset[str]:
         """With `kl`, decisions are required too."""
         return self.needs | ({"decisions"} if self.retain == "kl" else set())
+
+    @property
+    def held_copies(self) -> float:
+        """With `kl` at least the frozen original."""
+        return max(self.held, 1.0) if self.retain == "kl" else self.held
 
     def retain_loss(self, student: nn.Module, job: Job, teacher: nn.Module | None = None) -> Callable[[Batch], Tensor]:
         """The retain term as a function of a retain batch.

@@ -34,6 +34,7 @@ from expunge.methods._gradients import mean_squared_gradient
 class ASSD(Method):
     """Adaptive selective synaptic dampening."""
 
+    held: ClassVar[float] = 7.5
     needs: ClassVar[frozenset[str]] = frozenset({"decisions"})
     cite: ClassVar[str] = "schoepf2024assd"
     paper: ClassVar[str] = "ASSD, 2024"

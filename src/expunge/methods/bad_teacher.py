@@ -34,6 +34,7 @@ from expunge.train.loop import batches
 class BadTeacher(Descent):
     """Distillation from an incompetent and a competent teacher."""
 
+    held: ClassVar[float] = 2
     adapts: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset({"decisions"})
     cite: ClassVar[str] = "chundawat2023bad"

@@ -54,6 +54,7 @@ WHERE = "method.circuit_breakers.layers"
 class CircuitBreakers(PairedDescent):
     """Hidden states of forget become orthogonal to the original's; those of retain are preserved."""
 
+    held: ClassVar[float] = 1
     needs: ClassVar[frozenset[str]] = frozenset({"decisions"})
     cite: ClassVar[str] = "zou2024breakers"
     paper: ClassVar[str] = "circuit breakers, 2024"

@@ -29,6 +29,7 @@ from expunge.methods._distill import divergence, logits_of, teacher_of
 class DELETE(ForgetDescent):
     """Decoupled distillation: everything except the right answer."""
 
+    held: ClassVar[float] = 1
     needs: ClassVar[frozenset[str]] = frozenset({"decisions"})
     cite: ClassVar[str] = "zhou2025delete"
     paper: ClassVar[str] = "DELETE, 2025"

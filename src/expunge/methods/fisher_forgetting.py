@@ -37,6 +37,7 @@ from expunge.numerics.real import as_real
 class FisherForgetting(Method):
     """Noise shaped by the inverse Fisher information."""
 
+    held: ClassVar[float] = 3.5
     needs: ClassVar[frozenset[str]] = frozenset({"decisions"})
     version: ClassVar[int] = 2
     cite: ClassVar[str] = "golatkar2020eternal"

@@ -32,6 +32,7 @@ from expunge.methods._gradients import mean_absolute_gradient
 class LFSSD(Method):
     """Label-free selective synaptic dampening."""
 
+    held: ClassVar[float] = 3.5
     needs: ClassVar[frozenset[str]] = frozenset({"decisions"})
     cite: ClassVar[str] = "foster2024lfssd"
     paper: ClassVar[str] = "LFSSD, 2024"

@@ -44,6 +44,7 @@ from expunge.train.optim import cosine
 class NoisyDistillation(PairedDescent):
     """Distortion, then distillation of all but the answers that must go."""
 
+    held: ClassVar[float] = 1
     adapts: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset({"decisions"})
     cite: ClassVar[str] = "lee2025undo"

@@ -37,6 +37,7 @@ from expunge.train.loop import PairBatch
 class NPO(RetainingDescent):
     """Negative preference optimisation with a retain term."""
 
+    held: ClassVar[float] = 1
     needs: ClassVar[frozenset[str]] = frozenset({"decisions"})
     cite: ClassVar[str] = "zhang2024npo"
     paper: ClassVar[str] = "NPO, 2024"

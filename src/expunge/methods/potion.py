@@ -48,6 +48,7 @@ from expunge.train.evaluation import known_share
 class Potion(Method):
     """Label-free adaptive dampening, searched for the smallest share that forgets."""
 
+    held: ClassVar[float] = 8.5
     needs: ClassVar[frozenset[str]] = frozenset({"decisions"})
     cite: ClassVar[str] = "schoepf2024potion"
     paper: ClassVar[str] = "Potion, 2024"

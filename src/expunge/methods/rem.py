@@ -78,6 +78,7 @@ from expunge.train.loop import batches, evaluation_size, in_order
 class REM(Descent):
     """Redirection for erasing memory."""
 
+    held: ClassVar[float] = 14.5
     adapts: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset({"decisions"})
     blocks: ClassVar[tuple[type[nn.Module], ...]] = (TiedLayer,)

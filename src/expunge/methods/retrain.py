@@ -22,6 +22,7 @@ from expunge.core.method import Method
 class Retrain(Method):
     """Retrain on the retain set, which still contains undiscovered corruption."""
 
+    held: ClassVar[float] = 1
     needs: ClassVar[frozenset[str]] = frozenset({"recipe"})
     effort: ClassVar[str] = "R E of training"
 

@@ -43,6 +43,7 @@ from expunge.train.loop import PairBatch
 class SalUn(RetainingDescent):
     """Random relabelling under a saliency mask."""
 
+    held: ClassVar[float] = 2.5
     adapts: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset({"decisions"})
     cite: ClassVar[str] = "fan2024salun"

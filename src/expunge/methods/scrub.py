@@ -73,6 +73,11 @@ class SCRUB(Descent):
         """One per retain example and epoch, and one per forget example in the first of them."""
         return self.epochs * retain + min(self.forget_epochs, self.epochs) * forget
 
+    @property
+    def held_copies(self) -> float:
+        """The teacher, and with `rewind` the weights of each epoch."""
+        return 1 + (self.epochs if self.rewind else 0)
+
     def apply(self, student: nn.Module, job: Job) -> nn.Module:
         """Alternate; then rewind if `rewind` is set."""
         problem, teacher, saved = job.problem, teacher_of(job.original), list[dict[str, Tensor]]()

@@ -32,6 +32,7 @@ from expunge.methods._gradients import mean_squared_gradient
 class SSD(Method):
     """Selective synaptic dampening."""
 
+    held: ClassVar[float] = 3.5
     needs: ClassVar[frozenset[str]] = frozenset({"decisions"})
     version: ClassVar[int] = 2
     cite: ClassVar[str] = "foster2024ssd"

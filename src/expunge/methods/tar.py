@@ -80,6 +80,7 @@ class Round:
 class TAR(Method):
     """Keep entropy on forget high while an adversary relearns it; for a model that another method has unlearned."""
 
+    held: ClassVar[float] = 7.5
     adapts: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"decisions"})
     version: ClassVar[int] = 2

@@ -30,6 +30,7 @@ from expunge.methods._descent import ForgetDescent
 class TaskNegation(ForgetDescent):
     """Subtraction of the forget set's task vector."""
 
+    held: ClassVar[float] = 1
     adapts: ClassVar[bool] = False
     cite: ClassVar[str] = "ilharco2023task"
     paper: ClassVar[str] = "task arithmetic, 2023"

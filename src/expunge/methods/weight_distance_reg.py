@@ -39,6 +39,7 @@ EPSILON = 1e-8
 class WeightDistanceReg(Descent):
     """Fine-tuning with a reward for the distance from the original weights."""
 
+    held: ClassVar[float] = 1
     adapts: ClassVar[bool] = False
     cite: ClassVar[str] = "siddiqui2025dormant"
     paper: ClassVar[str] = "weight distance regularisation, 2025"

@@ -35,6 +35,8 @@ from expunge.pipeline.executor import executor_of
 from expunge.pipeline.folder import RunFolder, file_name, spent
 from expunge.pipeline.forecast import StageForecast, forecast
 from expunge.pipeline.hand_over import Saved
+from expunge.pipeline.memory import MemoryForecast, forecast_memory
+from expunge.pipeline.outstanding import outstanding
 from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.schedule import run_stages
 from expunge.reporting.progress import Progress
@@ -105,6 +107,7 @@ def run(
     plan, store, folder = Plan(spec), Store(out / CACHE), RunFolder(out / spec.name)
     saved = None if save is None else Saved(save, plan)
     _check(plan)
+    _refuse_memory(plan, store, workers)
     folder.open(plan)
     store.open()
     word = replaced(folder.root, plan)
@@ -139,16 +142,30 @@ def run(
     return RunResult(folder.root, table, rows, verdicts, spent_on, diagnoses, folders, beforehand.warning)
 
 
-def dry_run(spec: Spec, out: Path) -> list[StageForecast]:
-    """What a run would do: every stage, whether its output is stored already, and its expected seconds.
+def dry_run(spec: Spec, out: Path, workers: int = 1) -> tuple[list[StageForecast], MemoryForecast | None]:
+    """What a run would do: every stage, whether its output is stored already, its expected seconds, and the memory.
 
     Raises:
         ExpungeError: As for `run`, if the mistake can be seen before the run. Nothing is written.
     """
-    plan = Plan(spec)
+    plan, store = Plan(spec), Store(out / CACHE)
     _check(plan)
     refuse_other(out / spec.name, plan)
-    return forecast(plan, Store(out / CACHE))
+    memory = _refuse_memory(plan, store, workers)
+    return forecast(plan, store), memory
+
+
+def _refuse_memory(plan: Plan, store: Store, workers: int) -> MemoryForecast | None:
+    """The memory that the missing stages need.
+
+    Raises:
+        MissingError: It is more than this machine has.
+    """
+    missing = outstanding(plan, store, plan.stages)
+    memory = forecast_memory(plan, [stage for stage in plan.stages if stage.key in missing], workers)
+    if memory is not None:
+        memory.refuse()
+    return memory
 
 
 def check_gates(spec: Spec, verdicts: list[Verdict]) -> None:

@@ -18,6 +18,8 @@ EMBEDDED = ("fashion_mnist_12k.npz", "fashion_mnist_cscores.npz")
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 FASHION_MNIST_FILES = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+HF = ("transformers", "tokenizers", "peft")
+"""Packages of the extra hf: models of Hugging Face, tokenizers of texts, and adapters by path."""
 MEMORY_GB = 2.0
 """Memory that the demo needs with two workers, torch included."""
 DISK_GB = 1.0
@@ -33,6 +35,7 @@ def examine() -> dict[str, list[Check]]:
         `{"checks": [{"what", "ok", "found", "remedy"}]}`; the remedy is empty if the check passes.
     """
     checks = [_python(), _torch(), *(_package(name) for name in ("numpy", "scipy")), _cores(), _memory(), _disk()]
+    checks += [_extra(name) for name in HF]
     devices = [_check(*fact) for fact in accelerators()]
     return {"checks": [*checks, *devices, _embedded(), _fashion_mnist(), _browser()]}
 
@@ -66,6 +69,11 @@ def _package(name: str, remedy: str = "") -> Check:
     return _check(name, True, f"{installed} (at least {wanted})", "")
 
 
+def _extra(name: str) -> Check:
+    check = _package(name, "pip install -e '.[hf]' in the clone; only Hugging Face models and texts need it")
+    return {**check, "what": f"hf: {name}"}
+
+
 def _lowest(name: str) -> str:
     """The lowest version of a package that expunge accepts, `0` if it declares none."""
     try:
@@ -86,6 +94,12 @@ def _cores() -> Check:
     setting = f", OMP_NUM_THREADS={threads}" if threads else ""
     finding = f"{usable} usable, one worker on each{setting}; the spec sets the threads of a worker"
     return _check("cores", True, finding, "")
+
+
+def free_bytes() -> int | None:
+    """Bytes of memory that are available, within the limit of a container; `None` if that is not known."""
+    _, free = _memory_gb()
+    return None if free is None else int(free * 2**30)
 
 
 def _memory() -> Check:

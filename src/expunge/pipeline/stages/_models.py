@@ -57,8 +57,9 @@ def unlearned(worker: Worker, stage: Stage) -> Output:
     adapter, where = plan.adapters.get(("method", stage.model)), f"method {stage.model!r}"
     done = method(adapting.given(start, adapter, seed, where), problem, recipe, seed, budget, **given)
     model, merging = adapting.taken(done.model, start, adapter, problem, where)
-    # Loaded again, because a plain function may have changed its argument.
-    changed = weights_differ(worker.model(stage.input("model"), problem), model)
+    # A method never changes its argument. A plain function may have, so that it is loaded again.
+    before = start if isinstance(method, Method) else worker.model(stage.input("model"), problem)
+    changed = weights_differ(before, model)
     return Output({WEIGHTS: checkpoint.dump(model)}, done.cost.gradients, changed, merging)
 
 
