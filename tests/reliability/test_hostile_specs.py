@@ -286,6 +286,43 @@ def test_a_function_that_is_no_part_is_named(case: str, tmp_path: Path) -> None:
     refused(planned(changed(**FUNCTIONS[case]), tmp_path))
 
 
+OTHER_KINDS: dict[str, Table] = {
+    "a function as objective": {"objective": {"name": "json:dumps"}},
+    "a function of mine as objective": {"objective": {"name": "mine_of_test:act"}},
+    "a method as objective": {"objective": {"name": "expunge.methods.finetune:Finetune"}},
+    "an audit as method": {"method": [{"name": "expunge.audits.loss:Loss", "label": "x"}]},
+    "a method as audit": {"audit": [{"name": "expunge.methods.finetune:Finetune", "label": "x"}]},
+    "a task as model": {"model": {"name": "expunge.tasks.random_subset:RandomSubset"}},
+    "a data set as task": {"forget": {"name": "expunge.data.digits:Digits"}},
+    "an attack as data": {"data": {"name": "expunge.attacks.relearn:Relearn"}},
+    "a method as attack": {"attack": [{"name": "expunge.methods.finetune:Finetune", "label": "x"}]},
+    "a model as diagnostic": {"diagnostic": [{"name": "expunge.models.mlp:MLP", "label": "x"}]},
+    "a method as block": {"model": {**MLP, "block": [{"name": "expunge.methods.finetune:Finetune", "at": "layers"}]}},
+    "a block as augmentation": {"augmentation": [{"name": "expunge.blocks.widen:Widen", "label": "x"}]},
+}
+
+
+@pytest.mark.parametrize("case", OTHER_KINDS)
+def test_a_part_of_another_kind_is_named(case: str, tmp_path: Path) -> None:
+    (tmp_path / "mine_of_test.py").write_text("def act(*arguments):\n    return 1\n")
+    refused(planned(changed(**OTHER_KINDS[case]), tmp_path), "is no ")
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("path", ["/proc", "/usr", "full"])
+def test_a_folder_of_very_many_files_is_refused_before_they_are_read(
+    path: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as the root of the file system; files of `/proc` also come and go while they are listed."""
+    monkeypatch.setattr("expunge.base.part.MOST_FILES", 50)
+    (tmp_path / "ids.txt").write_text("0\n1\n")
+    (tmp_path / "full").mkdir()
+    for i in range(60):
+        (tmp_path / "full" / f"{i}").touch()
+    table, word = PLACES[place]
+    refused(planned(changed(**table).replace('"there"', quoted(path)), tmp_path), word)
+
+
 FIXED = "from expunge.cli import main\nmain()\n"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
+import os
 import typing
 from collections.abc import Mapping
 from functools import cache
@@ -40,10 +41,20 @@ def _plain(value: Any) -> Any:
     return value.item() if type(value).__module__ == "numpy" and getattr(value, "shape", None) == () else value
 
 
-def _files(path: Path) -> dict[str, Path]:
+MOST_FILES = 10_000
+"""Files in a folder that a setting names: a model or a data set has far fewer, and a home folder has more."""
+
+
+def _files(path: Path, field: str) -> dict[str, Path]:
     if path.is_file():
         return {"": path}
-    return {str(file.relative_to(path)): file for file in sorted(path.rglob("*")) if file.is_file()}
+    files: list[Path] = []
+    for folder, _, names in os.walk(path):
+        files += [file for file in (Path(folder) / name for name in names) if file.is_file()]
+        if len(files) > MOST_FILES:
+            finding = f"{path} holds more than {MOST_FILES} files"
+            raise SpecError(finding, where=field, allowed="a file, or the folder of a model or data set")
+    return {str(file.relative_to(path)): file for file in sorted(files)}
 
 
 @cache
@@ -92,7 +103,7 @@ class Part(abc.ABC):  # noqa: B024 - each kind has abstract methods of its own
         Fields whose file does not exist are left out; a part reports them when it is called.
         """
         paths = {field: Path(value) for field in self.paths if (value := getattr(self, field))}
-        files = {field: _files(path) for field, path in paths.items()}
+        files = {field: _files(path, field) for field, path in paths.items()}
         return {field: by_name for field, by_name in files.items() if by_name}
 
     def code_files(self) -> list[Path]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from expunge.base.errors import RunError
+from expunge.base.errors import RunError, SpecError
 from expunge.base.inputs import Signature, changed, input_digest, signature, signatures
 from expunge.base.part import Part
 from expunge.base.record import address
@@ -38,10 +38,14 @@ class InputFiles:
 
         Raises:
             MissingError: A part's files are not on this machine.
+            SpecError: A setting names a folder with too many files.
         """
-        files: dict[str, Mapping[str, Path]] = {
-            f"{place}.{field}": named for place, part in parts for field, named in part.input_files().items()
-        }
+        files = dict[str, Mapping[str, Path]]()
+        for place, part in parts:
+            try:
+                files |= {f"{place}.{field}": named for field, named in part.input_files().items()}
+            except SpecError as error:
+                raise error.at(place) from None
         if weights is not None:
             files["model.weights"] = {"": Path(weights)}
         for i, path in enumerate(references):

@@ -21,7 +21,7 @@ from expunge.blocks import Placed, with_blocks
 from expunge.core import checkpoint
 from expunge.core.adapter import Adapter, refuse_unadaptable
 from expunge.core.case import Attacked, Unlearned
-from expunge.core.contracts import Architecture, Attack, Audit, Augmentation, Diagnostic, Monitor, Source, Task
+from expunge.core.contracts import Architecture, Attack, Audit, Augmentation, Block, Diagnostic, Monitor, Source, Task
 from expunge.core.data import Data
 from expunge.core.device import placed, resolve
 from expunge.core.method import Method
@@ -35,9 +35,22 @@ from expunge.pipeline.resolved import resolved, resolved_objective
 from expunge.train.function_training import FunctionTraining
 from expunge.train.training import TrainedRecipe, Training
 
+CLASSES: dict[str, type[Part]] = {
+    "data": Source,
+    "objective": Objective,
+    "augmentation": Augmentation,
+    "model": Architecture,
+    "block": Block,
+    "task": Task,
+    "method": Method,
+    "attack": Attack,
+    "audit": Audit,
+    "diagnostic": Diagnostic,
+    "monitor": Monitor,
+}
+"""Kind of part -> its base class."""
 RETURNS: dict[str, Any] = {
     "data": Data,
-    "objective": Objective,
     "augmentation": torch.Tensor,
     "model": nn.Module,
     "block": (nn.Module, type(None)),
@@ -65,7 +78,16 @@ class Parts:
 
     def _build(self, kind: str, entry: Entry, where: str) -> Part:
         part = registry.build(kind, entry.name, entry.settings, where=where, folder=self.spec.folder)
-        return replace(part, returns=RETURNS[kind]) if isinstance(part, registry.FunctionPart) else part
+        if isinstance(part, registry.FunctionPart) and kind != "objective":
+            return replace(part, returns=RETURNS[kind])
+        if not isinstance(part, CLASSES[kind]):
+            function = ", or a function" if kind != "objective" else ""
+            raise SpecError(
+                f"{entry.name!r} is no {kind}",
+                where=f"{where}.name",
+                allowed=f"a registered name, a class derived from {CLASSES[kind].__name__}{function}",
+            )
+        return part
 
     @cached_property
     def source(self) -> Source:

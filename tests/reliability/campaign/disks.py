@@ -46,7 +46,11 @@ class Clean:
 
 def _prepare(folder: Path) -> Clean:
     (folder / "own").mkdir()
-    return Clean(undisturbed(folder), made(folder / "own"))
+    clean = Clean(undisturbed(folder), made(folder / "own"))
+    copied(clean.runs, folder)
+    for verb in ("verify", "report"):  # Python imports now what another user may not read
+        limited(verb, folder / "runs" / "tiny")
+    return clean
 
 
 def _attempt(clean: Clean, number: int, rng: random.Random, folder: Path) -> Faults:
@@ -163,8 +167,8 @@ def _unreadable(clean: Clean, rng: random.Random, folder: Path) -> Faults:
         if case == "record for reading":
             command, codes = (rng.choice(["verify", "report"]), runs / "tiny"), (2, 4)
     mode = 0o500 if case in ("runs", "out") else rng.choice([0o000, 0o200])
-    with _as_nobody(folder, closed, mode) as user:
-        result = ended(started(MAIN, *command, **user))
+    with _as_nobody(folder, closed, mode):
+        result = limited(*command)
     yield from answered(result, codes, f"{case} {[p.name for p in closed]} with mode {mode:o}")
     if case in ("cache", "output", "record") and result is not None:
         again = limited("run", spec, "--out", runs, "--workers", 1)
@@ -172,8 +176,8 @@ def _unreadable(clean: Clean, rng: random.Random, folder: Path) -> Faults:
 
 
 @contextmanager
-def _as_nobody(folder: Path, closed: list[Path], mode: int) -> Iterator[dict[str, Any]]:
-    """Keywords for a process of a user to whom the folder belongs, with some of its files closed."""
+def _as_nobody(folder: Path, closed: list[Path], mode: int) -> Iterator[None]:
+    """Inside, this process has the rights of a user to whom the folder belongs, with some of its files closed."""
     root = os.getuid() == 0
     for place in (folder.parent, folder):
         place.chmod(0o755)
@@ -183,12 +187,16 @@ def _as_nobody(folder: Path, closed: list[Path], mode: int) -> Iterator[dict[str
     for path in closed:
         path.chmod(mode)
     try:
-        yield {"user": NOBODY, "group": NOBODY, "extra_groups": []} if root else {}
+        if root:
+            os.setresuid(NOBODY, NOBODY, 0)
+        yield
     finally:
+        if root:
+            os.setresuid(0, 0, 0)
         for path, old in before.items():
             if path.exists():
                 path.chmod(old)
-        for path in folder.rglob("*") if root else ():
+        for path in (folder, *folder.rglob("*")) if root else ():
             if not path.is_symlink():
                 os.chown(path, 0, 0)
 
