@@ -124,10 +124,10 @@ def masked_weights(layers: Mapping[str, nn.Module], share: float, generator: tor
     finally:
         for path, layer in layers.items():
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
-            _in_order(layer._parameters, order[path])
+            in_order(layer._parameters, order[path])
 
 
-def _in_order(parameters: dict[str, Any], names: list[str]) -> None:
+def in_order(parameters: dict[str, Any], names: list[str]) -> None:
     """Restore the order in which a layer lists its parameters; removing a parametrisation puts its own last."""
     whole = dict(parameters)
     parameters.clear()

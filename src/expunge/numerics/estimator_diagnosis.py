@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from expunge.base.errors import RunError, SpecError
-from expunge.numerics.estimators import Estimator, Exact, Loss, Pathwise, two_categories
+from expunge.numerics._estimator import Loss
+from expunge.numerics.estimators import Estimator, Exact, Pathwise, two_categories
 
 
 @dataclass(frozen=True)

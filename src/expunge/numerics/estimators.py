@@ -32,11 +32,10 @@ from torch.nn import functional as F
 
 from expunge.base.errors import unknown
 from expunge.numerics._draws import categorical, conditional_gumbel, gumbel, one_hot
-from expunge.numerics._estimator import Estimator, Loss, Pathwise, Temperature, two_categories
+from expunge.numerics._estimator import Estimator, Pathwise, Temperature, two_categories
 from expunge.numerics._unbiased import Exact, ReinforceLOO, all_choices
 
 __all__ = [
-    "ESTIMATORS",
     "STGS",
     "DecoupledST",
     "DecoupledSTGS",
@@ -44,12 +43,10 @@ __all__ = [
     "Exact",
     "GumbelRao",
     "IdentityST",
-    "Loss",
     "Pathwise",
     "ReinMax",
     "ReinforceLOO",
     "SoftmaxST",
-    "Temperature",
     "all_choices",
     "estimator",
     "two_categories",
@@ -162,10 +159,12 @@ class ReinMax(Pathwise):
         """The choice, and a tensor whose derivative is 2 J(d) - J(p) / 2."""
         scaled = logits / self.forward
         hard = categorical(scaled, generator)
-        middle = (F.softmax(scaled.detach() / self.temperature, -1) + hard) / 2
-        # softmax(log d + l' - l') is d, and its derivative by the first l' is J(d).
-        first = F.softmax(middle.log() + (scaled - scaled.detach()), -1)
-        return hard, 2 * first - F.softmax(scaled, -1) / 2
+        flat = scaled.detach()
+        p = F.softmax(flat, -1)
+        middle = (F.softmax(flat / self.temperature, -1) + hard) / 2
+        # The derivative of q * (l' - sum q l') by l' is J(q) if q is held fixed; two more softmaxes would be slower.
+        centred = 2 * middle * (scaled - (middle * scaled).sum(-1, keepdim=True))
+        return hard, centred - p / 2 * (scaled - (p * scaled).sum(-1, keepdim=True))
 
 
 ESTIMATORS: dict[str, type[Estimator]] = {
