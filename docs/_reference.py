@@ -122,7 +122,8 @@ def public(module: ModuleType) -> dict[str, Any]:
     """The public functions and classes of a module: those in `__all__`, or else those that it defines."""
     listed = getattr(module, "__all__", None)
     own = [n for n, v in vars(module).items() if n[0] != "_" and getattr(v, "__module__", "") == module.__name__]
-    return {name: getattr(module, name) for name in (own if listed is None else listed)}
+    named = {name: getattr(module, name) for name in (own if listed is None else listed)}
+    return {name: value for name, value in named.items() if callable(value)}
 
 
 def signature(function: Any) -> str:
