@@ -289,6 +289,6 @@ def weights_digest(model: nn.Module) -> str:
 
 def _table(entry: Entry, part: Any) -> dict[str, Any]:
     settings = {} if isinstance(part, Given) else part.settings()
-    extras = {"label": entry.label if entry.label != entry.name else None, "budget": entry.budget, "after": entry.after}
-    extras["adapter"] = entry.adapter
+    label = entry.label if entry.label != entry.name else None
+    extras = {"label": label, "budget": entry.budget, "after": entry.after, "adapter": entry.adapter}
     return {"name": entry.name, **settings, **{key: value for key, value in extras.items() if value is not None}}
