@@ -247,6 +247,16 @@ def test_in_a_notebook(tmp_path: Path) -> None:
     assert "adapter" not in spec["attack"][1]
 
 
+@pytest.mark.parametrize("adapter", [3, "all-linear", ["q_proj"], True])
+def test_in_a_notebook_an_adapter_is_a_table(adapter: Any) -> None:
+    case = case_of(SETTINGS[PLAIN])
+    with pytest.raises(SpecError, match=r"npo\.adapter: found .* a table with rank, alpha and targets"):
+        expunge.unlearn(case, "npo", adapter=adapter)
+    done = expunge.unlearn(case, "finetune", epochs=1)
+    with pytest.raises(SpecError, match=r"attacks\[0\]\.adapter: found .* a table with rank"):
+        expunge.audit(done, case, attacks=[{"name": "relearn", "adapter": adapter}])
+
+
 @pytest.mark.parametrize("name", ["retrain", "ssd", "weight_distortion", "eu_k"])
 def test_in_a_notebook_methods_that_change_weights_otherwise_are_refused(name: str) -> None:
     with pytest.raises(SpecError, match="does not train what an adapter could replace"):

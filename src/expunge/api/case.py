@@ -10,7 +10,7 @@ from torch import nn
 
 from expunge.api.model import in_single_precision, require_module
 from expunge.api.objective import objective as named
-from expunge.api.parts import expect
+from expunge.api.parts import ADAPTER, expect
 from expunge.api.pool import pooled
 from expunge.api.recipe import Functions, check_recipe, recipe_of
 from expunge.base import registry
@@ -136,6 +136,7 @@ def unlearn(
     # Errors about settings name places such as `scrub.epochs`, so an unknown method is reported first, at `method`.
     registry.load("method", method, where="method")
     part: Any = registry.build("method", method, settings, where=method)
+    expect({} if adapter is None else adapter, Mapping, f"{method}.adapter", ADAPTER)
     lora = None if adapter is None else Adapter.from_table(adapter, where=f"{method}.adapter")
     if lora is not None:
         refuse_unadaptable(part, method)

@@ -9,6 +9,8 @@ from expunge.base import registry
 from expunge.base.errors import SpecError
 from expunge.base.spec import Entry
 
+ADAPTER = "a table with rank, alpha and targets; an empty one has the defaults"
+
 
 def parts_of(kind: str, wanted: Sequence[str | Mapping[str, Any]]) -> dict[str, Any]:
     """Make parts from names, or from tables as in a spec.
@@ -36,7 +38,7 @@ def parts_of(kind: str, wanted: Sequence[str | Mapping[str, Any]]) -> dict[str, 
         name = table.pop("name")
         label = table.pop("label", name)
         if kind == "attack":
-            table.pop("adapter", None)
+            expect(table.pop("adapter", {}), Mapping, f"{where}.adapter", ADAPTER)
         if label in parts:
             remedy = f'give one of them another label: {{"name": {name!r}, "label": ...}}'
             raise SpecError(f"{label!r} is there twice", where=where, remedy=remedy.replace("'", '"'))
