@@ -79,8 +79,7 @@ def test_from_pretrained_gives_the_audited_logits_bit_for_bit(folder: Path, tmp_
     family = type(MODELS[name][0]())
     shipped = family.from_pretrained(target)
     assert {p.dtype for p in shipped.parameters()} == {torch.float32}
-    [weights] = [p for p in (folder / "runs" / name / "cache").glob("*/weights.safetensors")
-                 if json.loads((p.parent / "stage.json").read_text())["stage"] == "seed 0: unlearn finetune"]  # fmt: skip
+    weights = stored(folder / "runs" / name)
     # As a run makes the models that it audits: from the configuration of the user's folder.
     config = transformers.AutoConfig.from_pretrained(folder / name)
     audited = transformers.AutoModelForCausalLM.from_config(config).float().eval()
@@ -93,6 +92,61 @@ def test_from_pretrained_gives_the_audited_logits_bit_for_bit(folder: Path, tmp_
     # What generates needs the cache, which training switches off.
     assert shipped.config.use_cache == transformers.AutoConfig.from_pretrained(folder / name).use_cache is True
     assert finished(cli("verify", target)).out.strip().endswith("digests agree")
+
+
+def stored(out: Path) -> Path:
+    """The weights that `unlearn` stored."""
+    return next(p for p in (out / "cache").glob("*/weights.safetensors")
+                if "unlearn finetune" in (p.parent / "stage.json").read_text())  # fmt: skip
+
+
+MASKED = """
+import torch
+from expunge.core.data import Data
+from expunge.objectives.classification import Classification
+
+def load():
+    ids = torch.arange(12)
+    tokens = torch.randint(20, (12, 7), generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(7) < torch.tensor([[7, 4, 5]]).T.repeat(4, 1)).long()
+    inputs = {"input_ids": tokens, "attention_mask": mask}
+    return Data(inputs, ids % 3, ids[:8], ids[8:], ("a", "b", "c"), objective=Classification())
+"""
+
+
+def test_an_encoder_is_handed_over_with_its_logits(tmp_path: Path) -> None:
+    config = transformers.BertConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                                     intermediate_size=24, max_position_embeddings=8, num_labels=3)  # fmt: skip
+    transformers.BertForSequenceClassification(config).save_pretrained(tmp_path / "mine")
+    (tmp_path / "masked_texts_of_mine.py").write_text(MASKED)
+    (tmp_path / "forget.txt").write_text("0\n1\n2")
+    table = write_spec(tmp_path, spec("mine", data={"name": "masked_texts_of_mine:load"}))
+    finished(cli("unlearn", table, "--save", tmp_path / "model", "--out", tmp_path / "runs"))
+    audited = transformers.BertForSequenceClassification(config).eval()
+    load_model(audited, stored(tmp_path / "runs"))
+    shipped = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "model")
+    tokens, mask = torch.randint(20, (3, 7)), torch.tensor([[1] * 7, [1] * 4 + [0] * 3, [1] * 5 + [0] * 2])
+    with torch.no_grad():
+        assert torch.equal(shipped(tokens, attention_mask=mask).logits, audited(tokens, attention_mask=mask).logits)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+def test_a_model_with_adapters_is_handed_over_merged(folder: Path, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(3)
+    tuned = peft.get_peft_model(llama(), peft.LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    tuned.save_pretrained(folder / "adapter")
+    table = spec("tied llama", name="adapted", model={"name": "hf", "path": "tied llama", "adapter": "adapter"})
+    table["method"] = [{**table["method"][0], "adapter": {"rank": 2}}]
+    out = tmp_path / "runs"
+    finished(cli("unlearn", write_spec(folder, table), "--save", tmp_path / "model", "--out", out))
+    shipped = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "model")
+    audited = llama().eval()
+    load_model(audited, stored(out))
+    tokens = torch.from_numpy(np.load(folder / "texts.npz")["x"])
+    with torch.no_grad():
+        assert torch.equal(shipped(tokens).logits, audited(tokens).logits)
+    assert not any("lora" in name or "adapter" in name for name in shipped.state_dict())
 
 
 def test_the_folder_is_audited_with_the_numbers_of_the_run(folder: Path, tmp_path: Path) -> None:

@@ -8,6 +8,9 @@ uses inside itself is not seen.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -116,6 +119,24 @@ def _moments(run: Callable[[Batch], None], batch: Batch) -> list[int]:
     with forked(), Live() as live:
         run(batch)
     return live.moments or [0]
+
+
+LARGE = 2**25
+"""Bytes of weights from which memory is given back before a file of them is made; below it is not worth the time."""
+
+
+def release(model: nn.Module) -> nn.Module:
+    """Give back what training a large model has left: gradients, the optimiser's states, and freed memory; in place.
+
+    An optimiser is part of a cycle of references, and the C library keeps freed memory for later.
+    """
+    if weight_bytes(model) < LARGE:
+        return model
+    model.zero_grad(set_to_none=True)
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return model
 
 
 def weight_bytes(model: nn.Module, *, trained: bool = False) -> int:

@@ -5,7 +5,7 @@ Counted for each stage, on top of what the process has when it begins:
     weights      the model that it starts from, its student, the original, and further copies that a method holds
     states       of the optimiser: two copies of the trained weights for Adam, one for SGD with momentum
     step         activations, logits and gradients of a forward and backward pass, measured: see `core/footprint.py`
-    file         weights are read and written with up to two more copies
+    file         weights are read and written with further copies, when gradients and states are gone
 
 Diagnostics and user-defined functions are counted as one step of training.
 """
@@ -36,7 +36,7 @@ from expunge.train.loop import evaluation_size
 
 STATES = {"adam": 2, "adamw": 2, "sgd": 1}
 """Optimiser -> copies of the trained weights that it keeps."""
-LOADED, WRITTEN = 3, 2
+LOADED, WRITTEN = 3, 3
 """Copies of the weights while a file of them is read, the model included, and while one is made, without the model."""
 FINITE = 1.75
 """Bytes per byte of the largest weight that the check for finite numbers after the last step takes."""
@@ -102,7 +102,7 @@ class Footprints:
         if stage.kind in ("original", "reference") and not self._trains(stage):
             return (LOADED + WRITTEN) * whole
         adapter = plan.adapters.get(("train", ""))
-        return max(self._training(plan.training, adapter, whole), (1 + WRITTEN) * whole + self._trained(adapter))
+        return max(self._training(plan.training, adapter, whole), (1 + WRITTEN) * whole)
 
     def _trains(self, stage: Stage) -> bool:
         return self.plan.trains if stage.kind == "reference" else not self.plan.about_one_model
@@ -113,17 +113,31 @@ class Footprints:
         part, adapter = self.plan.attacks[label], self.plan.adapters.get(("attack", label))
         before = (1 + (stage.input("model") != stage.input("original")) + (adapter is not None)) * self.weights
         resident, loaded = before + 2 * self.weights, before + (LOADED - 1) * self.weights
-        return max(loaded, self._training(part, adapter, resident), resident + self._evaluation)
+        rest = max(WRITTEN * self.weights, self._evaluation)
+        return max(loaded, self._training(part, adapter, resident), resident + rest)
 
     def _unlearning(self, stage: Stage) -> int:
-        method, adapter = self.plan.methods[stage.model], self.plan.adapters.get(("method", stage.model))
-        before = 1 + (stage.input("model") != stage.input("original")) + (adapter is not None)
-        held = method.held_copies if isinstance(method, Method) else 1
-        part: Any = self.plan.training if "recipe" in getattr(method, "needs", ()) else method
-        peak = self._training(part, adapter, int((before + 1 + held) * self.weights), method)
+        method, before = self.plan.methods[stage.model], self._before(stage)
         # A plain function may have changed its argument, which is therefore read again.
         end = (before + 1 + (WRITTEN if isinstance(method, Method) else LOADED)) * self.weights
-        return max((before - 1 + LOADED) * self.weights, peak, end + self._trained(adapter))
+        return max((before - 1 + LOADED) * self.weights, self.during(stage), end)
+
+    def during(self, stage: Stage) -> int:
+        """What is there while the method of an `unlearn` stage runs: its input too."""
+        method, adapter = self.plan.methods[stage.model], self.plan.adapters.get(("method", stage.model))
+        held = method.held_copies if isinstance(method, Method) else 1
+        resident = int((self._before(stage) + 1 + held) * self.weights)
+        return self._training(self._steps_of(stage), adapter, resident, method)
+
+    def _before(self, stage: Stage) -> int:
+        """Copies of the weights that are there before the student: its start, the original, the one with an adapter."""
+        adapted = ("method", stage.model) in self.plan.adapters
+        return 1 + (stage.input("model") != stage.input("original")) + adapted
+
+    def _steps_of(self, stage: Stage) -> Any:
+        """The part that has the settings of an `unlearn` stage's steps."""
+        method: Any = self.plan.methods[stage.model]
+        return self.plan.training if "recipe" in getattr(method, "needs", ()) else method
 
     def _training(self, part: Any, adapter: Adapter | None, resident: int, method: Any = None) -> int:
         """Of gradient steps with the settings of a part, on top of models that are there."""
@@ -135,9 +149,12 @@ class Footprints:
             # The outputs of the whole batch are joined: logits, their logarithms, and the gradient of both.
             step += 12 * size * self.plan.data.objective.output_size(self.plan.data.targets)
         trained = self._trained(adapter)
-        states = STATES.get(str(getattr(part, "optimizer", "")), 0) * trained
+        states = self._states(part, adapter)
         largest = max((p.numel() * p.element_size() for p in self.model.parameters()), default=0)
         return resident + states + max(step, trained + int(FINITE * largest))
+
+    def _states(self, part: Any, adapter: Adapter | None) -> int:
+        return STATES.get(str(getattr(part, "optimizer", "")), 0) * self._trained(adapter)
 
     def _adapted(self, adapter: Adapter | None) -> nn.Module:
         if adapter is None:

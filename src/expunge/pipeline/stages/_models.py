@@ -13,6 +13,7 @@ from torch import Tensor
 
 from expunge.core import checkpoint
 from expunge.core.case import Meter, train_model
+from expunge.core.footprint import release
 from expunge.core.method import Method, original_of
 from expunge.core.modules import weights_differ
 from expunge.core.problem import Problem
@@ -36,7 +37,7 @@ def trained(worker: Worker, stage: Stage, ids: Tensor, *, watched: bool = False)
         original = plan.original(data)
         assert original is not None
         refuse_unlike(model, original, worker.problem(stage), stage.name)
-    files = {WEIGHTS: checkpoint.dump(model)}
+    files = {WEIGHTS: checkpoint.dump(release(model))}
     if watched and plan.monitors:
         files[MONITORS] = json.dumps(recipe.records, indent=1, allow_nan=False).encode()
     return Output(files, meter.gradients)
@@ -60,7 +61,7 @@ def unlearned(worker: Worker, stage: Stage) -> Output:
     # A method never changes its argument. A plain function may have, so that it is loaded again.
     before = start if isinstance(method, Method) else worker.model(stage.input("model"), problem)
     changed = weights_differ(before, model)
-    return Output({WEIGHTS: checkpoint.dump(model)}, done.cost.gradients, changed, merging)
+    return Output({WEIGHTS: checkpoint.dump(release(model))}, done.cost.gradients, changed, merging)
 
 
 def attacked(worker: Worker, stage: Stage) -> Output:
@@ -76,7 +77,7 @@ def attacked(worker: Worker, stage: Stage) -> Output:
     curve = {"steps": torch.from_numpy(done.curve.steps), "values": torch.from_numpy(done.curve.values)}
     end = _end_of(done.curve.values, done.curve.ids, problem)
     files = {
-        WEIGHTS: checkpoint.dump(result),
+        WEIGHTS: checkpoint.dump(release(result)),
         CURVE: save_tensors(curve),
         SCORES: score_files.dumps([end]),
     }
