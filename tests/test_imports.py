@@ -12,8 +12,8 @@ import expunge
 
 SOURCE = Path(expunge.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
-SHARED_NAMES = {"Sharpness"}
-"""Registered parts of two kinds: `sharpness` is a diagnostic of an original and a monitor of a training."""
+SHARED_NAMES = {"People", "Sharpness"}
+"""Registered parts of two kinds: `sharpness` is a diagnostic and a monitor, `people` a data set and a task."""
 
 
 def module_of(file: Path) -> str:

@@ -13,9 +13,9 @@ from expunge.numerics.estimators import DecoupledST, DecoupledSTGS, all_choices
 from expunge.studies.decoupled_st import nets, setup, study
 from expunge.studies.decoupled_st.fidelity import diagnoses, online
 from expunge.studies.decoupled_st.images import images, sprites
-from expunge.studies.decoupled_st.setup import CELLS, COARSE, DIAGONAL, EXPERIMENTS, FINE, GRID, Scale, SideBySide
+from expunge.studies.decoupled_st.setup import CELLS, COARSE, DIAGONAL, EXPERIMENTS, FINE, GRID, SideBySide, Sizes
 
-SCALE = Scale(hidden=8, images=100, tests=30, steps=3)
+SCALE = Sizes(hidden=8, images=100, tests=30, steps=3)
 
 
 def test_cells_are_a_grid_and_a_finer_diagonal() -> None:
@@ -102,7 +102,7 @@ def test_pairs_are_chosen_on_their_own_seeds(monkeypatch: pytest.MonkeyPatch) ->
     """Known losses: the rate by the first seeds, the pair by the others; a net that diverged is never chosen."""
     asked = []
 
-    def known(name: str, cells: list[setup.Cell], rates: list[float], seed: int, scale: Scale) -> nets.Readings:
+    def known(name: str, cells: list[setup.Cell], rates: list[float], seed: int, scale: Sizes) -> nets.Readings:
         asked.append(seed)
         distance = {cell: abs(math.log(cell[0] / 0.707)) + abs(math.log(cell[1] / 1.414)) for cell in CELLS}
         losses = [distance[cell] + (rate != 1e-2) + 1 for cell, rate in zip(cells, rates, strict=True)]

@@ -39,7 +39,7 @@ from expunge.pipeline.stage import Stage
 
 
 @dataclass(frozen=True)
-class Given(Part):
+class InMemory(Part):
     """An object from the user, which replaces a part that a spec would name."""
 
     measures: ClassVar[bool] = False
@@ -94,19 +94,19 @@ class CasePlan(Plan):
 
     @cached_property
     def source(self) -> Any:
-        return Given("data", self.addresses.get("data", ""))
+        return InMemory("data", self.addresses.get("data", ""))
 
     @cached_property
     def architecture(self) -> Any:
-        return Given("model", self.addresses.get("model", ""))
+        return InMemory("model", self.addresses.get("model", ""))
 
     @cached_property
     def training(self) -> Any:
-        return Given("training", self.addresses.get("training", ""))
+        return InMemory("training", self.addresses.get("training", ""))
 
     @cached_property
     def task(self) -> Any:
-        return Given("forget set")
+        return InMemory("forget set")
 
     @cached_property
     def steps(self) -> dict[str, Unlearned]:
@@ -115,7 +115,7 @@ class CasePlan(Plan):
 
     @cached_property
     def methods(self) -> Any:
-        return {label: step.part or Given(label) for label, step in self.steps.items()}
+        return {label: step.part or InMemory(label) for label, step in self.steps.items()}
 
     @cached_property
     def attacks(self) -> Any:
@@ -301,7 +301,7 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def _table(entry: Entry, part: Any) -> dict[str, Any]:
-    settings = {} if isinstance(part, Given) else part.settings()
+    settings = {} if isinstance(part, InMemory) else part.settings()
     label = entry.label if entry.label != entry.name else None
     extras = {"label": label, "budget": entry.budget, "after": entry.after, "adapter": entry.adapter}
     return {"name": entry.name, **settings, **{key: value for key, value in extras.items() if value is not None}}

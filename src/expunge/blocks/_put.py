@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from expunge.base.errors import SpecError
+from expunge.core.modules import path_pattern
 
 NAME = "expunge_block"
 """Name of the child module that holds an inserted block; a second one is `expunge_block_2`."""
@@ -118,12 +118,6 @@ def matching(model: nn.Module, patterns: Sequence[str], where: str) -> list[str]
             finding = f"{path!r} is a {type(modules[path]).__name__}, which is never called"
             raise SpecError(finding, where=f"{where}.at", remedy=f"name its members: {path}.*")
     return [path for path in modules if path in chosen]
-
-
-def path_pattern(pattern: str) -> re.Pattern[str]:
-    """A regular expression for paths: `*` and `?` match within a step, `**` matches any number of steps, also none."""
-    text = re.escape(pattern).replace(r"\*\*\.", "(?:.*\\.)?").replace(r"\.\*\*", "(?:\\..*)?").replace(r"\*\*", ".*")
-    return re.compile(text.replace(r"\*", "[^.]*").replace(r"\?", "[^.]"))
 
 
 def _nowhere(pattern: str, paths: list[str], where: str) -> SpecError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -193,3 +194,9 @@ def is_transposed(layer: nn.Module) -> bool:
 def tensors(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name; a tied one occurs once."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def path_pattern(pattern: str) -> re.Pattern[str]:
+    """A regular expression for paths: `*` and `?` match within a step, `**` matches any number of steps, also none."""
+    text = re.escape(pattern).replace(r"\*\*\.", "(?:.*\\.)?").replace(r"\.\*\*", "(?:\\..*)?").replace(r"\*\*", ".*")
+    return re.compile(text.replace(r"\*", "[^.]*").replace(r"\?", "[^.]"))

@@ -20,7 +20,8 @@ from expunge.base.part import Count, Natural
 from expunge.core.contracts import Source
 from expunge.core.data import Data
 from expunge.core.tokens import Tokenizer, train_tokenizer
-from expunge.data._facts import PAIRS, VALUES, Person, names, people
+from expunge.data._facts import PAIRS, Person, names, people
+from expunge.data._facts import VALUES as VALUES
 from expunge.data._texts import Sets, Text
 
 TRAINED, PARAPHRASE, ALL = range(PAIRS - 1), range(PAIRS - 1, PAIRS), range(PAIRS)

@@ -94,7 +94,7 @@ class LearnedMask(PairedDescent):
         """Train the logits, then remove what they choose."""
         parameters = list(student.parameters())
         trainable = [parameter.requires_grad for parameter in parameters]
-        gates = {path: Gate(layer, self.units) for path, layer in matrices(student, self.layers).items()}
+        gates = {path: LayerGate(layer, self.units) for path, layer in matrices(student, self.layers).items()}
         for parameter in parameters:
             parameter.requires_grad_(False)
         student.eval()
@@ -123,7 +123,7 @@ class LearnedMask(PairedDescent):
 
         return loss
 
-    def _loss(self, student: nn.Module, job: Job, gates: list[Gate]) -> Callable[[PairBatch], Tensor]:
+    def _loss(self, student: nn.Module, job: Job, gates: list[LayerGate]) -> Callable[[PairBatch], Tensor]:
         pair_loss, choice, generator = self.pair_loss(student, job), self.choice(), job.generator("mask")
         count = sum(gate.logits.numel() for gate in gates)
 
@@ -136,7 +136,7 @@ class LearnedMask(PairedDescent):
         return loss
 
 
-class Gate:
+class LayerGate:
     """The mask of one layer: its logits, and what stays in the current draw.
 
     Args:
@@ -185,7 +185,7 @@ class Gate:
 class _Masked(nn.Module):
     """A parametrisation by a gate."""
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: LayerGate) -> None:
         super().__init__()
         self.gate = gate
 

@@ -20,7 +20,7 @@ SETTLED = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
-class Factors:
+class Decomposition:
     """W `[h, d_x]`, V `[h, d_y]` and P `[o, h]`, and |B - their tensor| / |B|."""
 
     left: Tensor
@@ -29,7 +29,7 @@ class Factors:
     residual: float
 
 
-def factored(stack: Tensor, hidden: int, *, shared: bool) -> Factors:
+def factored(stack: Tensor, hidden: int, *, shared: bool) -> Decomposition:
     """Factors of B `[o, d_x, d_y]` with exactly `hidden` units; unused ones are zero."""
     left, right, strengths, output = _units(stack, shared=shared)
     kept = strengths.argsort(descending=True, stable=True)[:hidden]
@@ -42,7 +42,7 @@ def factored(stack: Tensor, hidden: int, *, shared: bool) -> Factors:
     residual = _residual(stack, left, right, out, shared=shared)
     spare = hidden - len(kept)
     grown = [torch.cat([side, side.new_zeros(spare, side.shape[1])]) for side in (left, right)]
-    return Factors(grown[0], grown[1], torch.cat([out, out.new_zeros(len(out), spare)], 1), residual)
+    return Decomposition(grown[0], grown[1], torch.cat([out, out.new_zeros(len(out), spare)], 1), residual)
 
 
 def _units(stack: Tensor, *, shared: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:

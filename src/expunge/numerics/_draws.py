@@ -74,5 +74,5 @@ def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
 
     The usual `hard + soft - soft.detach()` is exact only up to rounding, so that a one-hot sample is not quite one.
     """
-    connected: Tensor = _StraightThrough.apply(hard, soft)  # type: ignore[no-untyped-call]
+    connected: Tensor = _StraightThrough.apply(hard, soft)
     return connected

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from expunge.base.errors import SpecError
-from expunge.numerics._cp import Factors, factored
+from expunge.numerics._cp import Decomposition, factored
 
 __all__ = [
     "GAP",
-    "Factors",
+    "Decomposition",
     "Modes",
     "interaction",
     "modes",
@@ -194,7 +194,7 @@ def predict_collateral(change: Tensor, left: Tensor, right: Tensor) -> float:
     return float((left @ change @ right * change).sum())
 
 
-def refactor(form: Tensor, hidden: int, *, shared: bool) -> Factors:
+def refactor(form: Tensor, hidden: int, *, shared: bool) -> Decomposition:
     """Factors that depend on the form alone, so that they do not hold what an edit cancelled.
 
     Args:

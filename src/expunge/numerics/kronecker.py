@@ -29,7 +29,9 @@ from torch import Tensor, nn
 
 from expunge.base.errors import RunError, SpecError, unknown
 from expunge.numerics._capture import Losses
-from expunge.numerics._cases import Cases, Positions, Sharing, runs
+from expunge.numerics._cases import Cases, runs
+from expunge.numerics._cases import Positions as Positions
+from expunge.numerics._cases import Sharing as Sharing
 from expunge.numerics.matrices import weight_matrix
 
 _ABOUT = "about"

@@ -18,7 +18,7 @@ from expunge.core.contracts import Task
 from expunge.core.data import Data
 from expunge.core.generators import generator_of
 from expunge.core.problem import Problem
-from expunge.data._facts import VALUES
+from expunge.data.people import VALUES
 from expunge.tasks._split import without
 
 

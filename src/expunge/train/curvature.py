@@ -15,9 +15,8 @@ from expunge.core.decisions import decision_losses, per_example, sampled
 from expunge.core.generators import generator_of
 from expunge.core.modules import evaluating, parameters_digest
 from expunge.core.objective import DECISIONS, TOKENS, Objective
-from expunge.numerics._cases import Positions, Sharing
 from expunge.numerics.eigenbasis import eigenbases, ekfac_eigenvalues
-from expunge.numerics.kronecker import KroneckerFactors, collect
+from expunge.numerics.kronecker import KroneckerFactors, Positions, Sharing, collect
 from expunge.numerics.norms import sound_norms
 from expunge.train.evaluation import Judged
 from expunge.train.loop import in_order

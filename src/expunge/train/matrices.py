@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from expunge.base.errors import MissingError, SpecError, unknown
-from expunge.blocks._put import path_pattern
+from expunge.core.modules import path_pattern
 from expunge.numerics.matrices import MATRICES, is_matrix
 
 

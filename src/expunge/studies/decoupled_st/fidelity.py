@@ -11,14 +11,14 @@ from expunge.base.seeds import derive
 from expunge.numerics.estimator_diagnosis import EstimatorDiagnosis, diagnose_estimator
 from expunge.numerics.estimators import DecoupledSTGS
 from expunge.studies.decoupled_st.nets import CategoricalVAE
-from expunge.studies.decoupled_st.setup import EXPERIMENTS, FINE, Cell, Scale, SideBySide
+from expunge.studies.decoupled_st.setup import EXPERIMENTS, FINE, Cell, SideBySide, Sizes
 
 NAME, EQUAL = "VAE", (1.0, 1.0)
 IMAGES = 8
 """Images whose logits' gradients are compared."""
 
 
-def trained(seed: int, rate: float, scale: Scale) -> SideBySide:
+def trained(seed: int, rate: float, scale: Sizes) -> SideBySide:
     """One VAE that was trained at (1, 1)."""
     nets = SideBySide(_net(scale), [EQUAL], [rate], seed, DecoupledSTGS)
     nets.train(scale.steps)
@@ -36,7 +36,7 @@ def diagnoses(nets: SideBySide, cells: Sequence[Cell], samples: int, seed: int) 
     return {cell: diagnose_estimator(DecoupledSTGS(*cell), logits, loss, noise, samples=samples) for cell in cells}
 
 
-def online(seed: int, rate: float, scale: Scale, looks: int, samples: int) -> tuple[float, list[float]]:
+def online(seed: int, rate: float, scale: Sizes, looks: int, samples: int) -> tuple[float, list[float]]:
     """Train with the backward temperature of the largest cosine, chosen again at equal intervals.
 
     Returns:
@@ -53,7 +53,7 @@ def online(seed: int, rate: float, scale: Scale, looks: int, samples: int) -> tu
     return float(nets.read()["loss"][0]), chosen
 
 
-def _net(scale: Scale) -> CategoricalVAE:
+def _net(scale: Sizes) -> CategoricalVAE:
     net = EXPERIMENTS[NAME].net(scale.hidden, scale.images, scale.tests)
     assert isinstance(net, CategoricalVAE)
     return net

@@ -28,7 +28,7 @@ TEST_DRAWS = 4
 
 
 @dataclass(frozen=True)
-class Net(ABC):
+class DiscreteNet(ABC):
     """An architecture for some images."""
 
     images: Images
@@ -78,7 +78,7 @@ def spread(pixels: Tensor, weights: Weights) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Autoencoder(Net):
+class Autoencoder(DiscreteNet):
     """Binary code."""
 
     code: int = 24
@@ -157,7 +157,7 @@ class CategoricalVAE(Autoencoder):
 
 
 @dataclass(frozen=True)
-class BinaryNet(Net):
+class BinaryNet(DiscreteNet):
     """Random bits as hidden units."""
 
     def weights(self, generator: torch.Generator) -> Weights:
@@ -179,7 +179,7 @@ class BinaryNet(Net):
 
 
 @dataclass(frozen=True)
-class GateNet(Net):
+class GateNet(DiscreteNet):
     """Two layers of gates and a count of the ones in each class's group; `hidden` is the number of gates a layer."""
 
     sharpness: ClassVar[float] = 4.0
@@ -215,7 +215,8 @@ class GateNet(Net):
             signals = c[:, 0] + c[:, 1] * a + c[:, 2] * b + c[:, 3] * (a * b)
         classes = int(self.images.train_labels.max()) + 1
         groups = signals[..., : self.hidden // classes * classes].unflatten(-1, (classes, -1))
-        return self.sharpness * math.sqrt(groups.shape[-1]) * groups.mean(-1)
+        logits: Tensor = self.sharpness * math.sqrt(groups.shape[-1]) * groups.mean(-1)
+        return logits
 
 
 def _functions() -> Tensor:

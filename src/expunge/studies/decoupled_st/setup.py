@@ -16,7 +16,15 @@ from torch import Tensor
 from expunge.base.seeds import derive
 from expunge.numerics.estimators import DecoupledST, DecoupledSTGS, Pathwise
 from expunge.studies.decoupled_st.images import Images, images
-from expunge.studies.decoupled_st.nets import Autoencoder, BinaryNet, CategoricalVAE, GateNet, Net, Readings, Weights
+from expunge.studies.decoupled_st.nets import (
+    Autoencoder,
+    BinaryNet,
+    CategoricalVAE,
+    DiscreteNet,
+    GateNet,
+    Readings,
+    Weights,
+)
 
 Cell = tuple[float, float]
 """Temperatures of the forward and of the backward pass."""
@@ -36,7 +44,7 @@ BATCH = 64
 class Experiment:
     """A task with one version of the estimator."""
 
-    make: Callable[[Images, int], Net]
+    make: Callable[[Images, int], DiscreteNet]
     """Called with images and hidden width."""
     images: str
     version: type[DecoupledSTGS] | type[DecoupledST]
@@ -45,7 +53,7 @@ class Experiment:
     width: int = 1
     """Hidden width, as a multiple of the study's."""
 
-    def net(self, hidden: int, count: int, tests: int) -> Net:
+    def net(self, hidden: int, count: int, tests: int) -> DiscreteNet:
         """The net for its images."""
         return self.make(images(self.images, count, tests), self.width * hidden)
 
@@ -88,7 +96,7 @@ class SideBySide:
 
     def __init__(
         self,
-        net: Net,
+        net: DiscreteNet,
         cells: Sequence[Cell],
         rates: Sequence[float],
         seed: int,
@@ -145,7 +153,7 @@ def _fixed(value: Tensor) -> bool:
 
 
 @dataclass(frozen=True)
-class Scale:
+class Sizes:
     """How large nets are, and how long they train."""
 
     hidden: int
@@ -154,7 +162,7 @@ class Scale:
     steps: int
 
 
-def final(name: str, cells: Sequence[Cell], rates: Sequence[float], seed: int, scale: Scale) -> Readings:
+def final(name: str, cells: Sequence[Cell], rates: Sequence[float], seed: int, scale: Sizes) -> Readings:
     """Train nets of an experiment and read them."""
     experiment = EXPERIMENTS[name]
     net = experiment.net(scale.hidden, scale.images, scale.tests)
@@ -163,7 +171,7 @@ def final(name: str, cells: Sequence[Cell], rates: Sequence[float], seed: int, s
     return nets.read()
 
 
-def choose(name: str, scale: Scale, rate_seeds: Sequence[int], cell_seeds: Sequence[int]) -> dict[str, Any]:
+def choose(name: str, scale: Sizes, rate_seeds: Sequence[int], cell_seeds: Sequence[int]) -> dict[str, Any]:
     """Choose each cell's rate and then the best pair of equal and of different temperatures, on different seeds.
 
     Returns:
@@ -188,7 +196,7 @@ def choose(name: str, scale: Scale, rate_seeds: Sequence[int], cell_seeds: Seque
     }
 
 
-def _losses(name: str, cells: Sequence[Cell], rates: Sequence[float], seed: int, scale: Scale) -> np.ndarray[Any, Any]:
+def _losses(name: str, cells: Sequence[Cell], rates: Sequence[float], seed: int, scale: Sizes) -> np.ndarray[Any, Any]:
     losses = final(name, cells, rates, seed, scale)["loss"].double().numpy()
     # A net that diverged is worse than any other.
     return np.where(np.isfinite(losses), losses, 1e9)

@@ -62,9 +62,9 @@ class DecoupledSTStudy(Study):
     """How often the backward temperature is chosen again, online."""
 
     @property
-    def scale(self) -> setup.Scale:
+    def scale(self) -> setup.Sizes:
         """The size of each run."""
-        return setup.Scale(self.hidden, self.images, self.tests, self.steps)
+        return setup.Sizes(self.hidden, self.images, self.tests, self.steps)
 
     @property
     def names(self) -> tuple[str, ...]:
