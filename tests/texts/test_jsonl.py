@@ -152,12 +152,10 @@ def test_groups_join_the_users_groups_documents_and_copies(tmp_path: Path) -> No
 
 
 def test_documents_that_end_alike_are_no_relatives(tmp_path: Path) -> None:
-    end = " It was the end of the day in Rome."
-    forget = [{"text": f"{name} walked{end}"} for name in ("Annabel", "Christopher", "Bernadette")]
-    copied = [*forget, forget[1]]
-    data = loaded(tmp_path, {"forget": copied}, context=4)
+    forget = [{"text": f"{name} walked home."} for name in NAMES[:3]]
+    data = loaded(tmp_path, {"forget": [*forget, forget[1]]}, context=4, vocabulary=258)
     rows = [tuple(row.tolist()) for row in data.inputs[data.forget]]
-    assert len(set(rows)) < len(rows) - rows.count(rows[-1]) + 1  # some chunks are alike
+    assert (len(rows), len(set(rows))) == (16, 6)  # all chunks but the first are alike
     assert len(data.group_of(data.forget).unique()) == 3
 
 
