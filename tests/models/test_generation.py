@@ -78,8 +78,9 @@ def test_it_is_the_naive_loop(make: Callable[[], nn.Module], monkeypatch: pytest
     ended = [naive(model, prompt, most, stop) for prompt, most in zip(PROMPTS, MOST, strict=True)]
     assert ended != plain
     model.train()
-    for together in (1, 2, 64):
+    for together, spread in ((1, 16), (2, 16), (64, 0), (64, 2), (64, 16)):
         monkeypatch.setattr(generation, "TOGETHER", together)
+        monkeypatch.setattr(generation, "SPREAD", spread)
         assert [text.tolist() for text in generated(model, PROMPTS, MOST)] == plain
         assert [text.tolist() for text in generated(model, PROMPTS, MOST, stop=stop)] == ended
     assert all(module.training for module in model.modules())

@@ -1,8 +1,9 @@
 """Greedy generation: what a causal language model writes after a prompt.
 
-Prompts of one length run together, so there is no padding, and every position is what it is for a prompt alone.
-A model from transformers keeps keys and values of earlier tokens: each step reads one new token. Any other causal model
-reads the whole text again in each step.
+Prompts of similar length run together without padding: all texts grow by a token in each step, and a longer prompt
+gives its own next token until it ends. So every position is what it is for the prompt alone. A model from transformers
+keeps keys and values of earlier tokens: each step reads one new token. Any other causal model reads the whole text
+again in each step.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from expunge.core.modules import evaluating, first_parameter
 
 CACHES = ("cache", "past_key_values")
 """What transformers calls keys and values of earlier tokens, newest name first, as an argument and in outputs."""
-TOGETHER = 64
-"""Most prompts that run together."""
+TOGETHER, SPREAD = 64, 16
+"""Most prompts that run together, and most tokens by which the longest of them exceeds the shortest."""
 
 
 def generated(
@@ -47,14 +48,12 @@ def generated(
         The new tokens of each prompt on the CPU, with the token that ended it; `[k]` int64.
     """
     results: list[Tensor] = [torch.empty(0, dtype=torch.int64)] * len(prompts)
-    step = _Cached if _cache_of(model) else _Plain
+    step, plain = _Cached if _cache_of(model) else _Plain, [prompt.tolist() for prompt in prompts]
     with evaluating(model), torch.no_grad(), forward_pass(first_parameter(model).device, precision()):
-        for rows in _groups(prompts):
-            tokens = torch.stack([prompts[row] for row in rows]).to(first_parameter(model).device)
-            limits = [most[row] for row in rows]
-            new = _continue(step(model, output), tokens, limits, stop)
-            for row, text, limit in zip(rows, new, limits, strict=True):
-                results[row] = _ended(text[:limit], stop)
+        for rows in _groups([len(prompt) if limit else 0 for prompt, limit in zip(plain, most, strict=True)]):
+            new = _continue(step(model, output), [plain[row] for row in rows], [most[row] for row in rows], stop)
+            for row, text in zip(rows, new, strict=True):
+                results[row] = torch.tensor(text)
     return results
 
 
@@ -81,27 +80,37 @@ def prompts_and_answers(batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
     return prompts, answers
 
 
-def _groups(prompts: Sequence[Tensor]) -> Iterator[list[int]]:
-    """Prompts of one length, at most `TOGETHER` of them."""
-    by_length: dict[int, list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        by_length.setdefault(len(prompt), []).append(row)
-    for length in sorted(by_length):
-        rows = by_length[length] if length else []
-        yield from (rows[at : at + TOGETHER] for at in range(0, len(rows), TOGETHER))
+def _groups(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Rows with prompts of similar length, at most `TOGETHER`; those of length 0 are left out."""
+    group: list[int] = []
+    for row in sorted((row for row, length in enumerate(lengths) if length), key=lengths.__getitem__):
+        if group and (len(group) == TOGETHER or lengths[row] > lengths[group[0]] + SPREAD):
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
 
 
-def _continue(step: _Plain | _Cached, tokens: Tensor, limits: Sequence[int], stop: Collection[int]) -> Tensor:
-    """New tokens `[b, k]`; of a text that has ended, those behind its end mean nothing."""
-    new, active = tokens[:, :0], torch.ones(len(tokens), dtype=torch.bool)
-    for length in range(max(limits)):
-        active &= torch.tensor(limits) > length
-        if not active.any():
-            break
-        token = step(torch.cat([tokens, new], 1)).argmax(1, keepdim=True)
-        new = torch.cat([new, token], 1)
-        active &= torch.tensor([value not in stop for value in token.flatten().tolist()])
-    return new.cpu()
+def _continue(
+    step: _Plain | _Cached, prompts: list[list[int]], limits: Sequence[int], stop: Collection[int]
+) -> list[list[int]]:
+    """New tokens of each prompt. All texts grow by one token in each step: by their own while the prompt lasts."""
+    place = first_parameter(step.model).device
+    tokens = torch.tensor([prompt[: min(map(len, prompts))] for prompt in prompts], device=place)
+    texts: list[list[int]] = [[] for _ in prompts]
+    unfinished = set(range(len(prompts)))
+    while unfinished:
+        following, at = step(tokens).argmax(1).tolist(), tokens.shape[1]
+        for row, prompt in enumerate(prompts):
+            if at < len(prompt):
+                following[row] = prompt[at]
+            elif row in unfinished:
+                texts[row].append(following[row])
+                if following[row] in stop or len(texts[row]) == limits[row]:
+                    unfinished.remove(row)
+        tokens = torch.cat([tokens, torch.tensor(following, device=place)[:, None]], 1)
+    return texts
 
 
 class _Plain:
@@ -140,8 +149,3 @@ def _cache_of(model: nn.Module) -> str:
 
 def _arguments(model: nn.Module) -> set[str]:
     return set(inspect.signature(model.forward).parameters)
-
-
-def _ended(text: Tensor, stop: Collection[int]) -> Tensor:
-    ends = [i for i, token in enumerate(text.tolist()) if token in stop]
-    return text[: ends[0] + 1] if ends else text
