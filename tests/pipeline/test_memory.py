@@ -100,6 +100,18 @@ def test_what_saves_memory_lowers_the_forecast() -> None:
     assert need(adapter={"rank": 2}) < whole + weight_bytes(nn.Linear(32, 32))
 
 
+def test_examples_that_the_task_adds_count() -> None:
+    """Planted texts are no part of the data set, and they are in the batches."""
+
+    def need(count: int) -> int:
+        forget = {"name": "planted_text", "count": count, "copies": 2}
+        table = TEXTS | {"data": {"name": "python_docs", "train": 8, "test": 4}, "forget": forget}
+        plan = plan_of(**table, method=[{"name": "npo", "batch_size": 8, "forget_batch_size": 24}])
+        return Footprints(plan).of(next(stage for stage in plan.stages if stage.kind == "unlearn"))
+
+    assert need(2) < need(6) < need(12)
+
+
 def test_tied_weights_count_once() -> None:
     layer = nn.Linear(8, 8, bias=False)
     tied = nn.Sequential(layer, layer)

@@ -142,7 +142,9 @@ class Footprints:
     def _training(self, part: Any, adapter: Adapter | None, resident: int, method: Any = None) -> int:
         """Of gradient steps with the settings of a part, on top of models that are there."""
         size, graphs = getattr(method, "together", (int(getattr(part, "batch_size", 0)), 1))
-        size = min(size or self.plan.training.batch_size, len(self.plan.data.train))
+        # Not the size of the training set: some tasks add examples to it.
+        most = sum(self.plan.sizes) if graphs > 1 else max(self.plan.sizes)
+        size = min(size or self.plan.training.batch_size, most)
         accumulate = int(getattr(part, "accumulate", 1) or 1)
         step = self._step(adapter, math.ceil(size / accumulate), graphs)
         if accumulate > 1:
