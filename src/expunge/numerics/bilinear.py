@@ -25,7 +25,6 @@ from expunge.base.errors import SpecError
 from expunge.numerics._cp import Decomposition, factored
 
 __all__ = [
-    "GAP",
     "Decomposition",
     "Modes",
     "interaction",
@@ -35,6 +34,8 @@ __all__ = [
     "refactor",
     "remove_modes",
     "remove_subspace",
+    "require_separate",
+    "symmetric",
 ]
 
 GAP = 1e-3
