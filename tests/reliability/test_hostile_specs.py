@@ -309,7 +309,7 @@ def test_a_part_of_another_kind_is_named(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("path", ["/proc", "/usr", "full"])
+@pytest.mark.parametrize("path", ["/proc", "/proc/1", "/usr", "full"])
 def test_a_folder_of_very_many_files_is_refused_before_they_are_read(
     path: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,7 +50,8 @@ def _files(path: Path, field: str) -> dict[str, Path]:
         return {"": path}
     files: list[Path] = []
     for folder, _, names in os.walk(path):
-        files += [file for file in (Path(folder) / name for name in names) if file.is_file()]
+        # `Path.is_file` fails where a link leads to something that may not be looked at.
+        files += [Path(folder) / name for name in names if os.path.isfile(f"{folder}/{name}")]  # noqa: PTH113
         if len(files) > MOST_FILES:
             finding = f"{path} holds more than {MOST_FILES} files"
             raise SpecError(finding, where=field, allowed="a file, or the folder of a model or data set")

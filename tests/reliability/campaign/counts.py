@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from campaign import KINDS
 from campaign.count import FAULTS, Tally
 from expunge.base.record import locked
 
@@ -36,6 +37,9 @@ def text(table: dict[str, Any]) -> str:
         lines.append(f"| {row} | {numbers['tried']:,} | {' | '.join(str(numbers[name]) for name in FAULTS)} |")
     totals = {name: sum(numbers[name] for numbers in rows.values()) for name in ("tried", *FAULTS)}
     lines.append(f"| **all** | {totals['tried']:,} | {' | '.join(str(totals[name]) for name in FAULTS)} |")
+    made = {name: sum(row["tried"] for row in held["rows"].values()) for name, held in table["kinds"].items()}
+    shares = ", ".join(f"{name} {made.get(name, 0):,} of {kind.full:,}" for name, kind in KINDS.items())
+    lines += ["", f"Attempts of the full campaign that these counts hold: {shares}."]
     seconds = sum(kind["seconds"] for kind in table["kinds"].values())
     lines += [
         "",
