@@ -13,7 +13,7 @@ TASKS = setup.tasks(0, 12)
 
 
 class Exact(nn.Module):
-    def __init__(self, task: setup.Task) -> None:
+    def __init__(self, task: setup.LearningTask) -> None:
         super().__init__()
         self.operators = task.operators
 
@@ -27,7 +27,7 @@ def test_the_true_operators_have_no_error_and_stay_on_track(name):
     exact = Exact(task)
     assert setup.operator_error(exact, task) < 1e-6
     assert setup.rollout_error(exact, task, 200, torch.Generator().manual_seed(0)) < 1e-5
-    doubled = Exact(setup.Task(2 * task.operators, task.states, task.size))
+    doubled = Exact(setup.LearningTask(2 * task.operators, task.states, task.size))
     if name != "se3":
         assert setup.operator_error(doubled, task) == pytest.approx(1, abs=1e-6)
 

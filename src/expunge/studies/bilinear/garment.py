@@ -8,8 +8,7 @@ import numpy as np
 import torch
 
 from expunge.audits.probe import fit_probe
-from expunge.blocks import with_blocks
-from expunge.blocks._architecture import Placed
+from expunge.blocks import Placed, with_blocks
 from expunge.blocks.bilinear import Bilinear, replace
 from expunge.core.case import train_model
 from expunge.data.fashion_mnist import FashionMNIST

@@ -81,7 +81,7 @@ def _hidden(size: int, per_unit: int, outputs: int) -> int:
 
 
 @dataclass(frozen=True)
-class Task:
+class LearningTask:
     """Operators `[k, d, d]`, a sampler of states, and the number of weights of every network."""
 
     operators: Tensor
@@ -89,7 +89,7 @@ class Task:
     size: int
 
 
-def tasks(seed: int, cycle: int) -> dict[str, Task]:
+def tasks(seed: int, cycle: int) -> dict[str, LearningTask]:
     """The four tasks. Rotations have 0.1 to 0.4 radians about random axes; shifts of the cycle are 1, 2, -1 and -2."""
     generator = torch.Generator().manual_seed(seed)
     angles = torch.tensor([0.1, 0.2, 0.3, 0.4])
@@ -112,11 +112,11 @@ def tasks(seed: int, cycle: int) -> dict[str, Task]:
     }
 
 
-def _task(operators: Tensor, states: Callable[[int, torch.Generator], Tensor]) -> Task:
+def _task(operators: Tensor, states: Callable[[int, torch.Generator], Tensor]) -> LearningTask:
     controls, width, _ = operators.shape
     # Four times the products that small operators need, so that the concatenated form can hold them, too.
     hidden = (4 if width < 10 else 1) * controls * width
-    return Task(operators, states, hidden * (controls + 2 * width))
+    return LearningTask(operators, states, hidden * (controls + 2 * width))
 
 
 def _rotation2(angle: float) -> Tensor:
@@ -133,7 +133,7 @@ Batches = Callable[[], tuple[Tensor, Tensor, Tensor]]
 """Draws controls, states and wanted outputs."""
 
 
-def batches(task: Task, generator: torch.Generator, weights: Tensor) -> Batches:
+def batches(task: LearningTask, generator: torch.Generator, weights: Tensor) -> Batches:
     """Batches with controls drawn by these weights `[k]`."""
 
     def draw() -> tuple[Tensor, Tensor, Tensor]:
@@ -158,7 +158,7 @@ def train(network: nn.Module, draw: Batches, steps: int, rate: float = 3e-3) -> 
 
 
 @torch.no_grad()
-def operators_of(network: nn.Module, task: Task) -> Tensor:
+def operators_of(network: nn.Module, task: LearningTask) -> Tensor:
     """The operator that a network applies for each control, `[k, d, d]`, from its answers to unit states.
 
     On rotations, half the difference of opposite states counts; on rigid motions, the difference to the origin; on the
@@ -182,13 +182,13 @@ def operators_of(network: nn.Module, task: Task) -> Tensor:
     return torch.stack(columns)
 
 
-def operator_error(network: nn.Module, task: Task) -> float:
+def operator_error(network: nn.Module, task: LearningTask) -> float:
     """|Q - Q*| / |Q*| over all controls."""
     return float((operators_of(network, task) - task.operators).norm() / task.operators.norm())
 
 
 @torch.no_grad()
-def rollout_error(network: nn.Module, task: Task, steps: int, generator: torch.Generator) -> float:
+def rollout_error(network: nn.Module, task: LearningTask, steps: int, generator: torch.Generator) -> float:
     """Root mean square error of the state after random controls, relative to the true state; at most 1e6."""
     state = true = task.states(64, generator)
     controls = len(task.operators)
@@ -201,7 +201,7 @@ def rollout_error(network: nn.Module, task: Task, steps: int, generator: torch.G
 
 
 @torch.no_grad()
-def errors_by_control(network: nn.Module, task: Task, generator: torch.Generator) -> dict[int, float]:
+def errors_by_control(network: nn.Module, task: LearningTask, generator: torch.Generator) -> dict[int, float]:
     """Root mean square error of one step, relative to the output, for each control."""
     states = task.states(512, generator)
     errors = {}
@@ -212,7 +212,7 @@ def errors_by_control(network: nn.Module, task: Task, generator: torch.Generator
     return errors
 
 
-def forget(network: nn.Module, task: Task, steps: int, generator: torch.Generator) -> nn.Module:
+def forget(network: nn.Module, task: LearningTask, steps: int, generator: torch.Generator) -> nn.Module:
     """Fine-tune the output for one control to zero, without data of the others."""
     weights = torch.zeros(len(task.operators))
     weights[FORGOTTEN] = 1

@@ -30,7 +30,7 @@ from expunge.evidence.figure import Chart, Figure, Series
 from expunge.studies.bilinear import modular, setup
 from expunge.studies.bilinear.flow import correlated, flow
 from expunge.studies.bilinear.garment import removed
-from expunge.studies.bilinear.setup import FORGOTTEN, NETWORKS, RIVALS, Network, Task
+from expunge.studies.bilinear.setup import FORGOTTEN, NETWORKS, RIVALS, Network, LearningTask
 from expunge.study.claims import read_claims
 from expunge.study.read import array, spearman
 from expunge.study.study import Preset, Study, Work
@@ -111,7 +111,7 @@ class BilinearStudy(Study):
         measured["layer_below_still_knows"] = garment["probe"]
         return measured | {"errors": errors, "rollouts": rollouts}
 
-    def _networks(self, task: Task, generator: torch.Generator) -> dict[str, nn.Module]:
+    def _networks(self, task: LearningTask, generator: torch.Generator) -> dict[str, nn.Module]:
         controls, width, _ = task.operators.shape
         draw = setup.batches(task, generator, torch.ones(controls))
         return {n: setup.train(Network(n, controls, width, width, task.size), draw, self.steps) for n in NETWORKS}
@@ -143,7 +143,11 @@ class BilinearStudy(Study):
         }
 
     def _removals(
-        self, task: Task, networks: Mapping[str, nn.Module], sums: Mapping[str, Network], generator: torch.Generator
+        self,
+        task: LearningTask,
+        networks: Mapping[str, nn.Module],
+        sums: Mapping[str, Network],
+        generator: torch.Generator,
     ) -> dict[str, Any]:
         table = sums["bilinear"].body
         assert isinstance(table, BilinearLayer)
@@ -172,7 +176,7 @@ class BilinearStudy(Study):
             "collateral": {name: list(pair) for name, pair in collateral.items()},
         }
 
-    def _steps_to_learn(self, task: Task, network: nn.Module, generator: torch.Generator) -> int:
+    def _steps_to_learn(self, task: LearningTask, network: nn.Module, generator: torch.Generator) -> int:
         """Steps of Adam on all controls until the control to forget is known."""
         draw = setup.batches(task, generator, torch.ones(setup.CONTROLS))
         optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
@@ -187,7 +191,7 @@ class BilinearStudy(Study):
 
     def _structure(
         self,
-        tasks: Mapping[str, Task],
+        tasks: Mapping[str, LearningTask],
         networks: Mapping[str, Mapping[str, nn.Module]],
         errors: Mapping[str, Mapping[str, float]],
         rollouts: Mapping[str, Mapping[str, list[float]]],
@@ -239,8 +243,8 @@ def _without_control(network: nn.Module) -> nn.Module:
     return edited
 
 
-def _double(task: Task) -> Task:
-    return Task(task.operators.double(), lambda n, g: task.states(n, g).double(), task.size)
+def _double(task: LearningTask) -> LearningTask:
+    return LearningTask(task.operators.double(), lambda n, g: task.states(n, g).double(), task.size)
 
 
 def _seeded() -> torch.Generator:
