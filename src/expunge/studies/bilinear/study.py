@@ -30,7 +30,7 @@ from expunge.evidence.figure import Chart, Figure, Series
 from expunge.studies.bilinear import modular, setup
 from expunge.studies.bilinear.flow import correlated, flow
 from expunge.studies.bilinear.garment import removed
-from expunge.studies.bilinear.setup import FORGOTTEN, NETWORKS, RIVALS, Network, LearningTask
+from expunge.studies.bilinear.setup import FORGOTTEN, NETWORKS, RIVALS, LearningTask, Network
 from expunge.study.claims import read_claims
 from expunge.study.read import array, spearman
 from expunge.study.study import Preset, Study, Work
