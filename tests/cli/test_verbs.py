@@ -238,7 +238,7 @@ def test_a_name_that_is_not_there_is_refused_with_the_nearest(verb: str) -> None
     ("words", "begun", "found"),
     [
         (["show"], "scr", {"scrub"}),
-        (["cite"], "rem", {"rem"}),
+        (["cite"], "rem", {"rem", "remove_modes"}),
         (["list"], "", set(registry.FOLDERS.values())),
         (["study"], "", set(registry.names("study"))),
         (["study", "rem", "--preset"], "", {"quick", "cpu", "long", "paper"}),
