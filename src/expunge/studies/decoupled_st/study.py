@@ -34,7 +34,9 @@ ByCell = Mapping[Cell, float]
 class DecoupledSTStudy(Study):
     """Decoupled temperatures against equal ones, and the fidelity of their gradients."""
 
-    cite: ClassVar[str] = "shah2024decoupled"
+    cite: ClassVar[tuple[str, ...]] = (
+        "shah2024decoupled", "bengio2013stochastic", "jang2017gumbel", "kool2019buy", "liu2023reinmax", "paulus2021rao",
+    )  # fmt: skip
     paper: ClassVar[str] = "Decoupled Straight-Through, 2024"
     claims: ClassVar[tuple[Claim, ...]] = read_claims(__file__)
     presets: ClassVar[Mapping[str, Preset]] = {
