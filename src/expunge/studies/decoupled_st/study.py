@@ -35,7 +35,8 @@ class DecoupledSTStudy(Study):
     """Decoupled temperatures against equal ones, and the fidelity of their gradients."""
 
     cite: ClassVar[tuple[str, ...]] = (
-        "shah2024decoupled", "bengio2013stochastic", "jang2017gumbel", "kool2019buy", "liu2023reinmax", "paulus2021rao",
+        "shah2024decoupled", "bengio2013stochastic", "huh2023straightening", "jang2017gumbel", "kool2019buy",
+        "liu2023reinmax", "paulus2021rao",
     )  # fmt: skip
     paper: ClassVar[str] = "Decoupled Straight-Through, 2024"
     claims: ClassVar[tuple[Claim, ...]] = read_claims(__file__)
