@@ -34,7 +34,7 @@ FACTS: dict[str, tuple[str, ...]] = {
 LONGEST = 80
 """Letters of an answer; longer ones are left out."""
 UNSEEN = 5
-"""Every so many-th country, in the order of names, is in the test set."""
+"""Every so many-th country of those to keep, in the order of names, is in the test set."""
 
 
 @dataclass(frozen=True)
@@ -51,17 +51,17 @@ class Factbook(Questions):
 
         Raises:
             MissingError: The package is not installed; or transformers or tokenizers.
-            SpecError: There is no such country, or it is unseen anyway.
+            SpecError: There is no such country.
         """
         facts = {name: _texts(name, table, self) for name, table in sorted(_countries().items())}
-        unseen = list(facts)[UNSEEN - 1 :: UNSEEN]
-        trained = [name for name in facts if name not in unseen]
         for i, name in enumerate(self.forget):
-            if name not in trained:
-                raise unknown("country", name, trained, where=f"data.forget[{i}]")
+            if name not in facts:
+                raise unknown("country", name, facts, where=f"data.forget[{i}]")
         if not self.forget:
             raise SpecError("no country is to be forgotten", where="data.forget", allowed="at least one name")
-        retained = [name for name in trained if name not in self.forget]
+        others = [name for name in facts if name not in self.forget]
+        unseen = others[UNSEEN - 1 :: UNSEEN]
+        retained = [name for name in others if name not in unseen]
         sets = {"forget": self.forget, "retain": retained, "test": unseen}
         return self.tokenized(Sets(**{part: [t for n in names for t in facts[n]] for part, names in sets.items()}))
 
