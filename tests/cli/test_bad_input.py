@@ -59,8 +59,8 @@ SPECS: dict[str, tuple[Table, tuple[str, ...]]] = {
     "unknown model": ({"model": {"name": "mpl"}}, ("model.name: ", "unknown model 'mpl'", "did you mean 'mlp'?")),
     "unknown data": ({"data": {"name": "digit"}}, ("data.name: ", "did you mean 'digits'?")),
     "data of another format": (
-        {"data": {"name": "jsonl"}},
-        ("unknown data 'jsonl'", "your own code as module:function"),
+        {"data": {"name": "parquet"}},
+        ("unknown data 'parquet'", "your own code as module:function"),
     ),
     "a model by its class": ({"model": {"name": "LlamaForCausalLM"}}, ("or your own code as module:function",)),
     "a task of one's own": ({"forget": {"name": "by_author"}}, ("forget.name: ", "your own code as module:function")),
