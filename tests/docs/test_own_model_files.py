@@ -27,6 +27,7 @@ def test_the_commands_on_files_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "my_models.py").write_text(_block("{ .python }", files))
     (tmp_path / "mine.toml").write_text(_block("toml", files))
     commands = [line.partition("#")[0].split() for line in _block("bash", files).splitlines()]
-    assert [words[1] for words in commands] == ["diagnose", "unlearn", "audit", "run"]
-    told = [finished(cli(*words[1:])).out for words in commands[:3]]
-    assert "hardness" in told[0] and "unlearned.safetensors" in told[1] and "verdict" in told[2]
+    assert [words[1] for words in commands] == ["diagnose", "unlearn", "unlearn", "audit", "run"]
+    told = [finished(cli(*words[1:])).out for words in commands[:4]]
+    assert "hardness" in told[0] and "unlearned.safetensors" in told[1] and "verdict" in told[3]
+    assert {path.name for path in (tmp_path / "unlearned").iterdir()} >= {"weights.safetensors", "README.md"}

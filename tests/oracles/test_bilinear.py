@@ -22,7 +22,7 @@ def randn(*shape: int) -> Tensor:
 
 
 def layer(inputs: int = 5, hidden: int = 7, outputs: int = 3, other: int | None = None, bias: bool = True):
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         made = BilinearLayer(inputs, hidden, outputs, other=other, bias=bias).double()
         for p in made.parameters():

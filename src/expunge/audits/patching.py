@@ -213,7 +213,8 @@ def _patch(module: nn.Module, state: Tensor, positions: Tensor | None) -> Iterat
         own = output[0] if isinstance(output, tuple) else output
         new = state.to(own)
         if positions is not None:
-            new = own.flatten(0, 1).index_copy(0, positions, new.flatten(0, 1)[positions]).view(own.shape)
+            at = positions.to(own.device)
+            new = own.flatten(0, 1).index_copy(0, at, new.flatten(0, 1)[at]).view(own.shape)
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
     handle = module.register_forward_hook(replace)

@@ -75,7 +75,7 @@ class BilinearLayer(nn.Module):
         return "" if self.linear_share == 1 else f"linear_share={self.linear_share}"
 
     def factors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """W `[h, d_x]`, V `[h, d_y]` and P `[o, h]` in double precision; biases are the last columns of W and V.
+        """W `[h, d_x]`, V `[h, d_y]` and P `[o, h]` in double precision, on the CPU; W and V end with their biases.
 
         Raises:
             SpecError: The left side is still a gate.
@@ -83,12 +83,13 @@ class BilinearLayer(nn.Module):
         if self.linear_share < 1:
             finding = f"its left side is still a gate (linear share {self.linear_share:g})"
             raise SpecError(finding, where="bilinear layer", remedy="train on while anneal(model, share) rises to 1")
-        left, right = (_with_bias(side).detach().double() for side in (self.left, self.right))
-        return left, right, self.out.weight.detach().double()
+        # On the CPU, because some accelerators have no double precision.
+        left, right = (_with_bias(side).detach().cpu().double() for side in (self.left, self.right))
+        return left, right, self.out.weight.detach().cpu().double()
 
     def interaction(self, direction: Tensor | None = None) -> Tensor:
         """The matrix of one output direction `[o]`, or the tensor of all outputs; symmetric for one shared input."""
-        form = forms.interaction(*self.factors(), None if direction is None else direction.double())
+        form = forms.interaction(*self.factors(), None if direction is None else direction.cpu().double())
         return forms.symmetric(form) if self.shared else form
 
     def modes(self, direction: Tensor) -> Modes:
@@ -113,9 +114,9 @@ class BilinearLayer(nn.Module):
         """
         if not self.shared:
             raise SpecError("it has two inputs", where="bilinear layer", remedy="use remove_subspace")
-        kept = forms.projector(basis.double(), None if moments is None else moments.double())
+        kept = forms.projector(basis.cpu().double(), None if moments is None else moments.cpu().double())
         for side in (self.left, self.right):
-            side.weight -= (side.weight.double() @ kept).to(side.weight)
+            side.weight -= (side.weight.cpu().double() @ kept).to(side.weight)
 
     def remove_modes(self, direction: Tensor, chosen: Sequence[int], gap: float = GAP) -> Modes:
         """Remove modes of an output direction, exactly, by hidden units that cancel them; then call `refactor`.

@@ -63,6 +63,6 @@ def _caught(layer: BilinearLayer) -> Iterator[dict[str, Tensor]]:
 
 
 def _rows(values: Tensor, layer: BilinearLayer) -> Tensor:
-    """One row per position, in double precision."""
+    """One row per position, in double precision, on the CPU."""
     moved = values if layer.dim == -1 else values.movedim(layer.dim, -1)
-    return moved.detach().flatten(0, -2).double()
+    return moved.detach().flatten(0, -2).cpu().double()

@@ -42,6 +42,7 @@ class BalancedSubnet(Descent):
     cite: ClassVar[str] = "sakarvadia2025mitigating"
     paper: ClassVar[str] = "BalancedSubnet, 2025"
     effort: ClassVar[str] = "2 F E"
+    adapts: ClassVar[bool] = False
 
     epochs: Count = 5
     """Passes over the forget set."""

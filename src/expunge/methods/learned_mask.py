@@ -47,6 +47,7 @@ class LearnedMask(PairedDescent):
     needs: ClassVar[frozenset[str]] = frozenset({"decisions"})
     cite: ClassVar[tuple[str, ...]] = ("shah2024decoupled", "sakarvadia2025mitigating")
     effort: ClassVar[str] = "(R + B) E"
+    adapts: ClassVar[bool] = False
 
     learning_rate: Positive = 0.1
     """Step size of the logits."""

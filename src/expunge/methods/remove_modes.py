@@ -168,7 +168,7 @@ class RemoveModes(Method):
             forget, gradients = forget_rows(model, layer, problem)
             retain = retain_rows(model, layer, problem, sample(problem.retain, self.count, "remove_modes"))
         units, explained = _directions(gradients, self.directions)
-        before = copy.deepcopy(layer).double()
+        before = copy.deepcopy(layer).cpu().double()
         removals = [self._removal(before, unit, forget) for unit in units]
         predicted, residual = _predicted(removals, _with_one(retain, before)), 0.0
         for unit, removal in zip(units, removals, strict=True):
@@ -178,7 +178,7 @@ class RemoveModes(Method):
         if self.rank is not None:
             residual = layer.refactor()
         with torch.no_grad():
-            was, now = before(retain), copy.deepcopy(layer).double()(retain)
+            was, now = before(retain), copy.deepcopy(layer).cpu().double()(retain)
         measured, size = (float(t.square().sum(1).mean()) for t in (now - was, was))
         return Certificate(
             path,

@@ -56,7 +56,7 @@ def notebook(folder: Path, workers: int) -> str:
     x = torch.randn(90, 6, generator=draw)
     items = TensorDataset(x, (x[:, :3] + 0.3 * torch.randn(90, 3, generator=draw)).argmax(1))
     forget, retain, test = (Subset(items, ids) for ids in (range(8), range(8, 60), range(60, 90)))
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build()
         train(model, Subset(items, range(60)))
