@@ -115,9 +115,10 @@ def _session(pid: int) -> int | None:
 
 
 def aged(out: Path, seconds: float) -> None:
-    """Make temporary files and folders look as if they were last written so long ago."""
+    """Make temporary files and folders, and what is in them, look as if they were last written so long ago."""
     for path in temporaries(out):
-        os.utime(path, (time.time() - seconds,) * 2)
+        for written in (path, *path.rglob("*")):
+            os.utime(written, (time.time() - seconds,) * 2)
 
 
 def test_the_same_bytes_whatever_the_number_of_workers(tmp_path: Path) -> None:
