@@ -166,7 +166,9 @@ def test_a_dry_run_answers_first_and_lists_stages_on_request(tmp_path: Path, nam
     answer = re.fullmatch(r"(\d+) of (\d+) stages to run, about .* with \d workers?", first)
     assert answer is not None, first
     left, stages = int(answer[1]), int(answer[2])
-    assert len(rest) < 10 and sum(int(line.split()[0]) for line in rest) == left <= stages
+    memory, kinds = [line for line in rest if line.startswith("Memory: ")], [line for line in rest if line[0] == " "]
+    assert len(memory) == 1 and len(rest) == 1 + len(kinds) < 10
+    assert sum(int(line.split()[0]) for line in kinds) == left <= stages
     listed = finished(cli(*dry, "--stages")).out.splitlines()
     assert listed[0] == first and len(listed) == 1 + len(rest) + stages
     assert (left < stages) == (name == "half done")

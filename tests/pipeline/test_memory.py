@@ -143,7 +143,7 @@ def test_a_run_that_cannot_fit_is_refused_before_anything_is_written(
     monkeypatch.setattr("expunge.pipeline.memory.free_bytes", lambda: 1000)
     result = cli("run", write_spec(tmp_path, tiny(**changes)), "--out", tmp_path / "runs", *arguments)
     assert result.code == 3, result.err
-    assert "MB, and 0.001 MB are free" in result.message() and "--workers 1" in result.message()
+    assert ", and 0.001 MB are free" in result.message() and "--workers 1" in result.message()
     assert not (tmp_path / "runs").exists()
 
 

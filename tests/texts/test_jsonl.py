@@ -153,7 +153,9 @@ def test_groups_join_the_users_groups_documents_and_copies(tmp_path: Path) -> No
 
 def test_documents_that_end_alike_are_no_relatives(tmp_path: Path) -> None:
     forget = [{"text": f"{name} walked home."} for name in NAMES[:3]]
-    data = loaded(tmp_path, {"forget": [*forget, forget[1]]}, context=4, vocabulary=258)
+    others = [{"text": f"{name} came in."} for name in NAMES[3:7]]
+    sets: dict[str, Rows] = {"forget": [*forget, forget[1]], "retain": others[:2], "test": others[2:]}
+    data = loaded(tmp_path, sets, context=4, vocabulary=258)
     rows = [tuple(row.tolist()) for row in data.inputs[data.forget]]
     assert (len(rows), len(set(rows))) == (16, 6)  # all chunks but the first are alike
     assert len(data.group_of(data.forget).unique()) == 3

@@ -76,7 +76,7 @@ def run_study(
     study, scale = at_preset(study_class, preset)
     chosen = _distinct(scale.seeds if seeds is None else tuple(seeds))
     label = f"{name.replace(':', '.')}-{preset}" + ("" if chosen == scale.seeds else "-s" + "-".join(map(str, chosen)))
-    work = Work(out / FOLDER, label, workers, progress)
+    work = Work(out / FOLDER, label, workers, progress, pages=preset != "quick")
     _make(work.folder)
     start, load = time.perf_counter(), os.getloadavg()[0]
     basis = dict(study.prepare(chosen, work))

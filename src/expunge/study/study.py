@@ -51,6 +51,8 @@ class Work:
     """Study and preset, such as `dormant-cpu`."""
     workers: int = 1
     progress: Progress | None = None
+    pages: bool = True
+    """Whether each run gets a page; not in the preset `quick`, whose runs nobody reads."""
 
     @property
     def folder(self) -> Path:
@@ -65,7 +67,7 @@ class Work:
             name: Name of the run within the study; its record is `out/<study>-<preset>-<name>`.
 
         Returns:
-            The record, with its report beside it.
+            The record, with its page beside it if `pages`.
         """
         folder = self.out / f"{self.name}-{name}"
         try:
@@ -77,7 +79,8 @@ class Work:
                 raise
             remedy = f"delete {folder}; what it computed stays in {self.out / 'cache'}"
             raise SpecError(error.finding, where=error.where, allowed=error.allowed, remedy=remedy) from None
-        write_report(done.folder)
+        if self.pages:
+            write_report(done.folder)
         return self.record(name)
 
     def spent(self) -> float:
