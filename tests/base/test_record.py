@@ -87,6 +87,32 @@ def test_a_copy_shares_nothing_with_its_source(tmp_path: Path, before: bytes | s
     assert source.read_bytes() == b"new" and names(tmp_path) == {"source", "folder", "folder/target"}
 
 
+@pytest.mark.parametrize(
+    "what", ["nothing", "below a file", "too long a name", "a file without rights", "a folder without rights"]
+)
+def test_what_cannot_be_removed_stays_and_is_no_error(tmp_path: Path, what: str) -> None:
+    """The clean-up after a failed write must not hide why it failed."""
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    (closed / "file").write_text("mine")
+    paths = {"nothing": "none", "below a file": "closed/file/x", "too long a name": "x" * 300}
+    path = tmp_path / paths.get(what, "closed/file" if what == "a file without rights" else "closed/folder")
+    if what == "a folder without rights":
+        path.mkdir()
+    before = names(tmp_path)
+    closed.chmod(0o000 if "rights" in what else 0o700)
+    root = os.getuid() == 0
+    if root and "rights" in what:
+        os.seteuid(65534)
+    try:
+        record.remove(path)
+    finally:
+        if root:
+            os.seteuid(0)
+        closed.chmod(0o700)
+    assert (closed / "file").read_text() == "mine" and names(tmp_path) == before
+
+
 SEALED = {"a": float("nan"), "b": {10: [1e-7, 2**70], 9: None}, "c": Path("x"), "ä": "\ud800"}
 
 

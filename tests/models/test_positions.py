@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from expunge.core.adapter import Adapter, adapted
 from expunge.core.data import IGNORE, Data
 from expunge.core.features import Features, FeatureSite
-from expunge.core.positions import decided_only, output_layer
+from expunge.core.modules import embedding_layer
+from expunge.core.positions import decided_only
 from expunge.core.problem import Problem
 from expunge.core.recompute import checkpointed, micro_batches
 from expunge.methods.npo import NPO, npo_loss
@@ -73,7 +74,7 @@ def plain(model: nn.Module) -> Tensor:
 def test_a_step_reads_decided_rows_only_and_is_the_same_step(make: Any, loss: Any, parts: int) -> None:
     model, read = make(), list[tuple[int, ...]]()
     value, whole = gradients(model, loss)
-    layer = output_layer(model)
+    layer = embedding_layer(model, "output")
     assert layer is not None
     layer.register_forward_hook(lambda _, __, output: read.append(tuple(output.shape)))
     with decided_only(), micro_batches(parts):

@@ -18,7 +18,7 @@ what a method has hidden.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import msgspec
 import torch
@@ -29,7 +29,7 @@ from expunge.attacks._unexposed import edited
 from expunge.base.part import Natural
 from expunge.core.case import Attacked, Case
 from expunge.core.contracts import Attack
-from expunge.core.modules import is_transposed
+from expunge.core.modules import embedding_layer, is_transposed
 from expunge.numerics.real import as_real, is_continuous
 
 
@@ -72,8 +72,8 @@ def quantise(model: nn.Module, bits: int, group: int = 0) -> None:
 
 def _embeddings(model: nn.Module) -> list[nn.Module]:
     """All embeddings, and the output layers of Hugging Face models."""
-    modules: list[Any] = list(model.modules())
-    heads = [module.get_output_embeddings() for module in modules if hasattr(module, "get_output_embeddings")]
+    modules = list(model.modules())
+    heads = [embedding_layer(module, "output") for module in modules]
     return [*(m for m in modules if isinstance(m, nn.Embedding)), *(head for head in heads if head is not None)]
 
 

@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -91,11 +92,12 @@ def write_file(path: Path, content: bytes | str) -> None:
 
 def remove(path: Path) -> None:
     """Remove a file or a folder, whatever is there; what cannot be removed stays. The target of a link stays."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-        return
+    # Where a folder above may not be searched, even the question what is there fails.
     with contextlib.suppress(OSError):
-        path.unlink()
+        if stat.S_ISDIR(path.lstat().st_mode):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
 
 
 def storage_error(error: OSError, path: Path) -> RunError:

@@ -28,10 +28,9 @@ from expunge.base.part import Count, Part, Positive
 from expunge.core.data import Batch
 from expunge.core.device import computing
 from expunge.core.generators import generator_of
-from expunge.core.modules import evaluating, is_transposed
+from expunge.core.modules import embedding_layer, evaluating, is_transposed
 from expunge.core.norms import training_mode
 from expunge.core.objective import Objective
-from expunge.core.positions import output_layer
 from expunge.numerics.precision import wide
 
 ALL = "all-linear"
@@ -217,7 +216,7 @@ def _sizes(layer: nn.Module) -> tuple[int, int]:
 
 def _all(model: nn.Module, layers: dict[str, nn.Module]) -> dict[str, nn.Module]:
     """All layers but the output layer of a language model, which PEFT leaves out too."""
-    head = output_layer(model)
+    head = embedding_layer(model, "output")
     chosen = {path: layer for path, layer in layers.items() if layer is not head}
     if not chosen:
         raise SpecError(

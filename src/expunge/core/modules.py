@@ -7,7 +7,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -189,6 +189,16 @@ def _bits(tensor: Tensor) -> bytes:
 def is_transposed(layer: nn.Module) -> bool:
     """Whether the layer is a Hugging Face `Conv1D`: a linear layer whose weight is `[inputs, outputs]`."""
     return type(layer).__name__ == "Conv1D" and type(layer).__module__.startswith("transformers.")
+
+
+def embedding_layer(model: nn.Module, side: Literal["input", "output"]) -> nn.Module | None:
+    """The layer of a model from transformers that reads tokens, or that makes logits; `None` if there is none."""
+    method = getattr(model, f"get_{side}_embeddings", None)
+    try:
+        layer = method() if callable(method) else None
+    except (NotImplementedError, AttributeError):  # what transformers raises for a model without such a layer
+        return None
+    return layer if isinstance(layer, nn.Module) else None
 
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from expunge.core.modules import embedding_layer
+
 if TYPE_CHECKING:
     from expunge.core.data import Batch
 
@@ -42,17 +44,8 @@ def chooses_positions(model: nn.Module) -> bool:
     return (
         _DECIDED.get()
         and "logits_to_keep" in inspect.signature(model.forward).parameters
-        and output_layer(model) is not None
+        and embedding_layer(model, "output") is not None
     )
-
-
-def output_layer(model: nn.Module) -> nn.Module | None:
-    """The layer of a language model from transformers that makes logits; `None` if there is none."""
-    try:
-        layer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
-    except (NotImplementedError, AttributeError):
-        return None
-    return layer if isinstance(layer, nn.Module) else None
 
 
 def only_at(model: nn.Module, batch: Batch, at: At | None) -> AbstractContextManager[None]:
@@ -62,7 +55,7 @@ def only_at(model: nn.Module, batch: Batch, at: At | None) -> AbstractContextMan
 
 @contextmanager
 def _kept(model: nn.Module, positions: Tensor) -> Iterator[None]:
-    layer = output_layer(model)
+    layer = embedding_layer(model, "output")
     assert layer is not None
 
     def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

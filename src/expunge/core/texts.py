@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from expunge.base.errors import SpecError
 from expunge.core.data import Batch, Inputs
 from expunge.core.lazy import LazyInputs
-from expunge.core.modules import evaluating
+from expunge.core.modules import embedding_layer, evaluating
 from expunge.core.objective import IGNORE, Objective
 
 READ = 16
@@ -135,11 +135,7 @@ def _refuse_tokens(model: nn.Module, tokens: Tensor) -> None:
             allowed="tokens from 0",
             remedy=f"{IGNORE} belongs into labels; fill inputs with a padding token, and mask it",
         )
-    try:
-        embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None  # type: ignore[operator]
-    except (NotImplementedError, AttributeError):
-        embedding = None
-    vocabulary = getattr(embedding, "num_embeddings", None)
+    vocabulary = getattr(embedding_layer(model, "input"), "num_embeddings", None)
     if isinstance(vocabulary, int) and int(tokens.max()) >= vocabulary:
         raise _outside(model, tokens, f"0 to {vocabulary - 1}, the model's vocabulary")
 

@@ -3,8 +3,9 @@
     W <- U (C o M) V^T with C = U^T W V;  M keeps the components with the largest curvature, to a share rho of its sum
 
 U and V are the eigenvectors of the layer's second moments of output gradients and of inputs (K-FAC), over retained
-examples. A memorised example sits in directions that are sharp for it alone. On average over the data they are flat, so
-they are dropped. The forget set has no part in it: nothing is measured on it, and what else was memorised goes too.
+examples. What the model memorised of one example uses directions in which only that example's loss curves. The mean
+loss hardly curves along them, so the method drops them. It measures nothing on the forget set, and it removes what else
+was memorised, too.
 
 Published code differs: it takes the labels of the data unless a flag asks for sampled ones, decomposes in single
 precision without setting negative eigenvalues to 0, and picks components with a heap, where ties have another order.
