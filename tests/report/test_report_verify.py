@@ -68,6 +68,29 @@ def test_a_flattered_verdict_is_named(run_folder: Path) -> None:
         verify(run_folder)
 
 
+@pytest.mark.parametrize("state", ["void", "idle", "unclear"])
+def test_another_state_of_an_attack_is_named(run_folder: Path, state: str) -> None:
+    path = run_folder / "verdicts.json"
+    path.write_text(path.read_text().replace('"state": "valid"', f'"state": "{state}"'))
+    accept_digest(run_folder, "verdicts.json")
+    with pytest.raises(RunError, match=rf"\.attacks\[0\]\.state: the verdict about \S+ has '{state}'"):
+        verify(run_folder)
+
+
+def test_a_record_of_rules_2_verifies_with_its_verdicts(run_folder: Path) -> None:
+    """Its verdicts did not say what became of each attack; everything else must agree."""
+    manifest, path = run_folder / "manifest.json", run_folder / "verdicts.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "rules": 2}))
+    verdicts = [{key: v[key] for key in v if key != "attacks"} for v in json.loads(path.read_text())]
+    path.write_text(json.dumps(verdicts))
+    accept_digest(run_folder, "verdicts.json")
+    assert verify(run_folder)["verdicts"] == 2
+    path.write_text(json.dumps([{**verdict, "flags": ["erased"]} for verdict in verdicts]))
+    accept_digest(run_folder, "verdicts.json")
+    with pytest.raises(RunError, match=r"\.flags"):
+        verify(run_folder)
+
+
 def test_dropped_rows_and_verdicts_are_found(run_folder: Path) -> None:
     path = run_folder / "results.jsonl"
     whole = path.read_text()
