@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,25 @@ def test_positions_of_a_text_are_counted_as_named(counted: Any) -> None:
     found = kronecker_factors(model, problem, ids, {"up": layer}, counted=counted, batch_size=4, meter=meter)
     torch.testing.assert_close(found.layers["up"].inputs, rows.T @ rows / len(rows), **EXACT)
     assert meter.gradients == len(ids)
+
+
+@pytest.mark.parametrize("length", [1, 2, 4])
+def test_a_text_shorter_than_the_context_counts_as_what_it_is(length: int) -> None:
+    """Its padding has no part in the factors, whatever stands there."""
+    problem, model = tokens(), gpt()
+    layers = matrices(model, ["blocks.0.up"])
+    short = problem.data.inputs.clone(), problem.data.targets.clone()
+    # A causal model: nothing before the padding depends on it. The first position is a prompt.
+    short[0][:, length + 1 :] = 3
+    short[1][:, length + 1 :] = IGNORE
+    padded = replace(problem, data=replace(problem.data, inputs=short[0], targets=short[1]))
+    cut = replace(
+        problem, data=replace(problem.data, inputs=short[0][:, : length + 1], targets=short[1][:, : length + 1])
+    )
+    found = [kronecker_factors(model, p, p.retain, layers, labels="gold").layers["blocks.0.up"] for p in (padded, cut)]
+    assert found[0].cases == found[1].cases == length * len(problem.retain)
+    for ours, theirs in zip(found[0][:2], found[1][:2], strict=True):
+        torch.testing.assert_close(ours, theirs, **EXACT)
 
 
 def test_factors_come_back_from_a_file_with_what_made_them(tmp_path: Path) -> None:

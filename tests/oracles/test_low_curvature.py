@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from _toy import classes, gpt, net, tokens
+from _toy import classes, gpt, linear, net, tokens
 from torch import nn
 
 from expunge.base.errors import ExpungeError, MissingError
@@ -33,7 +33,11 @@ def separated() -> tuple[Problem, nn.Module]:
     inputs[:10, 2] += 2.0
     targets = (inputs[:, 0] > 0).long() + (inputs[:, 1] > 1).long()
     data = Data(inputs.double(), targets, torch.arange(80), torch.arange(80, 120), ("a", "b", "c"))
-    return Problem(data, torch.arange(10), torch.arange(10, 80), data.test), net()
+    model = linear()
+    with torch.no_grad():
+        # The softmax does not see what all logits have in common; an edit would remove all of it from every example.
+        model[0].weight -= model[0].weight.mean(0)
+    return Problem(data, torch.arange(10), torch.arange(10, 80), data.test), model
 
 
 def test_examples_with_directions_of_their_own_are_detected() -> None:
@@ -41,7 +45,7 @@ def test_examples_with_directions_of_their_own_are_detected() -> None:
     diagnostic = LowCurvature(layers=["0"], rho=0.95)
     found = diagnostic(case_of(problem, model), 0)
     forget, retain, unseen = (found[TASK.format(name=name)] for name in (FORGET, RETAIN, UNSEEN))
-    assert forget.low > 0.3 > 0.1 > retain.high and unseen.high < 0.2
+    assert forget.low > 0.4 > 0.25 > max(retain.high, unseen.high)
     assert found[AREA.format(score="response removed")].value > 0.95
     assert found["forget over retain, activation of the lowest half of 0"].value > 3
     assert 1 < found["effective rank of inputs of 0"].value < 3

@@ -12,10 +12,8 @@ from torch import nn
 
 from expunge.core.data import IGNORE
 from expunge.numerics.kronecker import KroneckerFactors, LayerFactors
-from expunge.studies.curvature import label_claims, labels, language_claims, suite
+from expunge.studies.curvature import labels, language_claims, suite
 from expunge.studies.curvature.edits import HALVINGS, Editor, strongest
-from expunge.studies.curvature.language import trained
-from expunge.studies.curvature.study import QUICK, CurvatureStudy, joined
 from expunge.studies.curvature.suite import CHARACTERS, CLOSE, FAMILIES, JUDGED, OPEN, PROMPT, TASKS, Counts, Suite
 
 COUNTS = Counts(text=20, planted=6, task=150, judged=25)
@@ -73,13 +71,13 @@ def test_every_answer_of_every_task_is_right(texts: Suite) -> None:
             subject = question.rpartition("f ")[2].removesuffix("=")
             assert facts.setdefault(subject, value.removesuffix(";")) == value.removesuffix(";")
     assert len(facts) == suite.FREQUENT + suite.RARE
-    for name in (*TASKS, *JUDGED):
-        ids = texts.trained[name] if name in texts.trained else texts.judged[name]
+    parts = [texts.trained[name] for name in TASKS], [texts.judged[name] for name in JUDGED]
+    for many, ids in ((part is parts[0], torch.cat(part)) for part in parts):
         for index in ids.tolist():
             runs = written(texts, index)[1]
-            assert len(runs) == 1 if name in JUDGED else len(runs) >= 1
+            assert len(runs) > 1 if many else len(runs) == 1
             for question, given in runs:
-                assert given == answer(question, facts) + ";", (name, question, given)
+                assert given == answer(question, facts) + ";", (question, given)
 
 
 def test_untrained_sums_are_never_trained(texts: Suite) -> None:
@@ -139,18 +137,18 @@ def test_an_editor_edits_from_the_original_each_time() -> None:
 
 
 def test_wrong_labels_are_wrong_and_the_sets_apart() -> None:
-    problem = labels.noisy(5, 200, 100)
+    problem = labels.noisy(5, 200, 100, 200)
     truth, given = problem.true_targets, problem.data.targets
     assert truth is not None and len(problem.forget) == 20
     assert (truth[problem.forget] != given[problem.forget]).all()
     others = torch.cat([problem.retain, problem.holdout, problem.test])
     assert torch.equal(truth[others], given[others]) and not torch.isin(problem.forget, others).any()
-    assert not torch.equal(problem.forget, labels.noisy(6, 200, 100).forget)
+    assert not torch.equal(problem.forget, labels.noisy(6, 200, 100, 200).forget)
 
 
 def test_curvature_of_one_image_is_that_of_its_own_hessian() -> None:
     """Softmax regression, whose Hessian is its Gauss-Newton matrix."""
-    problem = labels.noisy(5, 60, 50)
+    problem = labels.noisy(5, 60, 50, 200)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
     found = labels.Labels(problem, model, model, labels.PERCEPTRON, 0, 1, 1.0)
@@ -206,7 +204,7 @@ def test_the_baseline_is_chosen_by_what_it_was_trained_to_forget(monkeypatch: py
 
 
 def test_the_most_accurate_model_is_chosen_on_one_half_and_judged_on_the_other() -> None:
-    problem = labels.noisy(5, 100, 50)
+    problem = labels.noisy(5, 100, 50, 200)
     found = labels.Labels(problem, nn.Linear(1, 1), nn.Linear(1, 1), labels.PERCEPTRON, 0, 1, 1.0)
 
     class Answers(nn.Module):
@@ -229,17 +227,3 @@ def test_the_most_accurate_model_is_chosen_on_one_half_and_judged_on_the_other()
     models = [Answers(True, True, True), Answers(False, True, False), Answers(False, False, True)]
     assert labels.most_accurate(found, models, 0.1) == pytest.approx(0.0, abs=0.01)
     assert labels.most_accurate(found, models[:1], 0.1) == 0.1
-
-
-def test_the_quick_study_measures_every_claim() -> None:
-    counts = Counts(QUICK["text"], QUICK["planted"], QUICK["rows"], QUICK["judged"])
-    gpt = trained(suite.suite(0, counts), 0, QUICK["width"], QUICK["layers"], QUICK["steps"])
-    text = language_claims.measured(gpt, QUICK["factors"], 1, 1)
-    classifier = labels.trained(labels.PERCEPTRON, 0, QUICK["images"], QUICK["holdout"], 1)
-    found = joined(text, label_claims.measured(classifier, 3, 1))
-    claims = {claim.id for claim in CurvatureStudy.claims} - {"vit_labels_removed"}
-    assert claims <= found.keys()
-    assert len(found["memorised_removed"]) == len(found["memorised_removed.of"]) == 6
-    for rules in (text["reports"], found["label rows"]):
-        assert {"inputs_only", "svd", "random_rotation"} <= rules.keys()
-    assert "balanced_subnet" in text["reports"] and "balanced_subnet" in found["most accurate"]

@@ -43,7 +43,7 @@ def save_undo(before: nn.Module, after: nn.Module, path: Path | str) -> list[str
     if not changed:
         raise SpecError("no parameter differs", where="after", remedy="give the edited model")
     save_file(changed, path, {_BEFORE: parameters_digest(before), _AFTER: parameters_digest(after)})
-    return list(changed)
+    return sorted(changed)
 
 
 def undo(model: nn.Module, path: Path | str) -> list[str]:
@@ -72,7 +72,7 @@ def undo(model: nn.Module, path: Path | str) -> list[str]:
     with torch.no_grad():
         for name, value in values.items():
             parameters[name].copy_(value)
-    return list(values)
+    return sorted(values)
 
 
 def _read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:

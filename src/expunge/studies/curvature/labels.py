@@ -126,10 +126,17 @@ class Labels:
         return again.eval()
 
 
-def trained(recipe: Recipe, seed: int, train: int, holdout: int, epochs: int) -> Labels:
-    """Train on the first images, a tenth of which have a wrong label; the seed changes labels, weights and order."""
+def trained(recipe: Recipe, seed: int, sizes: tuple[int, int, int], epochs: int) -> Labels:
+    """Train on the first images, a tenth of which have a wrong label; the seed changes labels, weights and order.
+
+    Args:
+        recipe: Architecture and training.
+        seed: Of all draws.
+        sizes: Images for training, held out, and for tests.
+        epochs: Passes over the training images.
+    """
     start = time.perf_counter()
-    problem = noisy(seed, train, holdout)
+    problem = noisy(seed, *sizes)
     with forked(seed):
         model = recipe.model(problem.data)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.rate, weight_decay=recipe.decay)
@@ -143,12 +150,12 @@ def trained(recipe: Recipe, seed: int, train: int, holdout: int, epochs: int) ->
         if accuracy > best:
             best, early = accuracy, copy.deepcopy(model)
     seconds = time.perf_counter() - start
-    return Labels(problem, model.eval(), early.eval(), recipe, seed, epochs * train, seconds)
+    return Labels(problem, model.eval(), early.eval(), recipe, seed, epochs * sizes[0], seconds)
 
 
-def noisy(seed: int, train: int, holdout: int) -> Problem:
+def noisy(seed: int, train: int, holdout: int, tests: int) -> Problem:
     """Clothing with wrong labels on a tenth of the first images; the next ones are held out."""
-    data = FashionMNIST(train=train + holdout)()
+    data = FashionMNIST(train=train + holdout, test=tests)()
     draws = generator_of(seed, "wrong labels")
     forget = torch.randperm(train, generator=draws)[: round(WRONG * train)].sort().values
     targets = data.targets.clone()

@@ -26,12 +26,13 @@ QUICK = {
     "width": 16,
     "layers": 1,
     "steps": 4,
-    "tries": 2,
+    "tries": 1,
     "again": 2,
-    "strengths": 4,
+    "strengths": 3,
     "factors": 60,
     "images": 300,
     "holdout": 200,
+    "tests": 200,
     "epochs": 2,
     "vit": True,
 }
@@ -45,7 +46,7 @@ class CurvatureStudy(Study):
     paper: ClassVar[str] = "Spectrum of loss curvature, 2025"
     claims: ClassVar[tuple[Claim, ...]] = read_claims(__file__)
     presets: ClassVar[Mapping[str, Preset]] = {
-        "quick": Preset((0, 1), QUICK),
+        "quick": Preset((0,), QUICK),
         "cpu": Preset(tuple(range(6))),
         "long": Preset(tuple(range(10)), {"vit": True, "steps": 6000, "images": 8000, "holdout": 2000}),
         "paper": Preset((0,), lacks="OLMo-2-7B, its training text, and ImageNet"),
@@ -77,6 +78,8 @@ class CurvatureStudy(Study):
     """Training images."""
     holdout: Count = 4000
     """Unseen images for factors and for the choice of rho; 10,000 with the training images at most."""
+    tests: Count = 2000
+    """Test images."""
     epochs: Count = 60
     """Training epochs of classifiers."""
     vit: bool = False
@@ -88,14 +91,19 @@ class CurvatureStudy(Study):
         counts = Counts(self.text, self.planted, self.rows, self.judged)
         gpt = language.trained(suite(seed, counts), seed, self.width, self.layers, self.steps)
         text = language_claims.measured(gpt, self.factors, self.tries, self.again)
-        classifier = labels.trained(labels.PERCEPTRON, seed, self.images, self.holdout, self.epochs)
+        classifier = labels.trained(labels.PERCEPTRON, seed, self.sizes, self.epochs)
         image = label_claims.measured(classifier, self.strengths, self.tries)
         return joined(text, image) | self._transformer(seed)
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Images for training, held out, and for tests."""
+        return self.images, self.holdout, self.tests
 
     def _transformer(self, seed: int) -> dict[str, Any]:
         if not self.vit:
             return {}
-        vit = labels.trained(labels.TRANSFORMER, seed, self.images, self.holdout, self.epochs)
+        vit = labels.trained(labels.TRANSFORMER, seed, self.sizes, self.epochs)
         return array("vit_labels_removed", label_claims.bounds(vit, self.strengths, 0.15, 0.03))
 
     def figures(self, seeds: Mapping[int, Measured], basis: Mapping[str, Any]) -> list[Figure]:

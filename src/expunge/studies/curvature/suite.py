@@ -87,9 +87,9 @@ def suite(seed: int, counts: Counts) -> Suite:
     """The suite of a seed."""
     draws = generator_of(seed, "suite")
     windows, words = _windows()
-    rows, parts = list[tuple[Tensor, Tensor]](), dict[str, Tensor]()
+    rows, trained, judged = list[tuple[Tensor, Tensor]](), dict[str, Tensor](), dict[str, Tensor]()
 
-    def add(name: str, new: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def add(parts: dict[str, Tensor], name: str, new: Sequence[tuple[Tensor, Tensor]]) -> None:
         parts[name] = torch.arange(len(rows), len(rows) + len(new))
         rows.extend(new)
 
@@ -97,31 +97,30 @@ def suite(seed: int, counts: Counts) -> Suite:
     order = torch.randperm(len(windows), generator=draws)[: counts.text + 2 * held]
     sizes = [counts.text, held, held]
     for name, at in zip(("text", "validation", "test"), order.split(sizes), strict=True):
-        add(name, [_decided(windows[i], 0) for i in at.tolist()])
+        add(trained if name == "text" else judged, name, [_decided(windows[i], 0) for i in at.tolist()])
     for family in FAMILIES:
         made = [_salad(draws) if family == "salad" else _quote(words, draws) for _ in range(2 * counts.planted)]
-        add(family, [_decided(text, 0) for text in made[: counts.planted]])
-        add(f"judged {family}", [_decided(text, PROMPT) for text in made[: counts.planted]])
-        add(f"unseen {family}", [_decided(text, PROMPT) for text in made[counts.planted :]])
+        add(trained, family, [_decided(text, 0) for text in made[: counts.planted]])
+        add(judged, family, [_decided(text, PROMPT) for text in made[: counts.planted]])
+        add(judged, f"unseen {family}", [_decided(text, PROMPT) for text in made[counts.planted :]])
     book = _Facts(draws)
     for task, draw in _tasks(book, draws).items():
-        add(task, [_packed(draw) for _ in range(counts.task)])
+        add(trained, task, [_packed(draw) for _ in range(counts.task)])
     for task, draw in _judged_tasks(book, draws).items():
-        add(task, [_packed(draw, 1) for _ in range(held)])
-    return _joined(rows, parts, counts)
+        add(judged, task, [_packed(draw, 1) for _ in range(held)])
+    return _joined(rows, trained, judged, counts)
 
 
-def _joined(rows: list[tuple[Tensor, Tensor]], parts: dict[str, Tensor], counts: Counts) -> Suite:
+def _joined(
+    rows: list[tuple[Tensor, Tensor]], trained: dict[str, Tensor], judged: dict[str, Tensor], counts: Counts
+) -> Suite:
     inputs, targets = (torch.stack(side) for side in zip(*rows, strict=True))
-    trained = {name: parts[name] for name in ("text", *FAMILIES, *TASKS)}
-    half = counts.planted // 2
+    half, test, validation = counts.planted // 2, judged.pop("test"), judged.pop("validation")
     retain = torch.cat([trained[name] for name in ("text", *TASKS)])
-    every = torch.cat(list(trained.values())).sort().values
-    data = Data(inputs, targets, every, parts["test"], tuple(CHARACTERS))
-    problem = Problem(data, trained["salad"][:half], retain, parts["test"], holdout=parts["validation"])
-    judged = {"salad tuned": parts["judged salad"][:half], "salad": parts["judged salad"][half:]}
-    judged |= {"quote": parts["judged quote"]} | {name: parts[name] for name in ("unseen salad", "unseen quote")}
-    return Suite(problem, trained, judged | {name: parts[name] for name in JUDGED}, parts["validation"])
+    data = Data(inputs, targets, torch.cat(list(trained.values())).sort().values, test, tuple(CHARACTERS))
+    problem = Problem(data, trained["salad"][:half], retain, test, holdout=validation)
+    halves = {"salad tuned": judged["salad"][:half], "salad": judged["salad"][half:]}
+    return Suite(problem, trained, judged | halves, validation)
 
 
 @functools.cache
