@@ -6,7 +6,7 @@ card. Nothing is written unless the user asks for it, because a model may have g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,7 +109,8 @@ def write_model(plan: Plan, store: Store, stage: Stage, folder: Path, card: Card
 
 def _source(plan: Plan) -> Path | None:
     """The user's own folder of the model, if the spec names one."""
-    files: Sequence[Path] = [
-        named[CONFIG] for place, named in plan.inputs.files.items() if place == "model.path" and CONFIG in named
-    ]
-    return files[0].parent if files else None
+    for place in ("model.path", "model.base"):
+        config = plan.inputs.files.get(place, {}).get(CONFIG)
+        if config is not None:
+            return config.parent
+    return None
