@@ -21,6 +21,8 @@ from expunge.core.case import Case, copy_for_training
 from expunge.core.data import Batch
 from expunge.core.footprint import weight_bytes
 from expunge.core.modules import restore_state, saved_state, shared_storage, state_digest, trainable, weights_differ
+from expunge.core.peft_folder import with_adapter
+from expunge.core.peft_save import save_adapter
 from expunge.data.digits import Digits
 from expunge.methods._distill import teacher_of
 from expunge.models.mlp import MLP
@@ -398,3 +400,18 @@ def test_saved_states_hold_the_adapter_alone() -> None:
     assert state_digest(model) != expected
     restore_state(model, state)
     assert state_digest(model) == expected
+
+
+@pytest.mark.parametrize(("make", "targets"), [(gpt2, ("c_attn", "c_fc")), (untied, "all-linear")])
+def test_what_was_merged_is_an_adapter_of_peft_again(
+    make: Callable[[], nn.Module], targets: str | tuple[str, ...], tmp_path: Path
+) -> None:
+    base, adapter = make(), Adapter(rank=3, alpha=7.0, targets=targets)
+    model, _ = merged(randomised(adapted(base, adapter, 0)), OBJECTIVE, TEXTS)
+    save_adapter(model, base, adapter, tmp_path, "somewhere")
+    again = with_adapter(copy.deepcopy(base), str(tmp_path), "it")
+    pairs = zip(again.named_parameters(), model.parameters(), strict=True)
+    assert all(torch.allclose(own, right, atol=1e-5) for (_, own), right in pairs)
+    assert weights_differ(model, base)
+    stored = load_file(tmp_path / "adapter_model.safetensors")
+    assert {tuple(t.shape)[name.endswith("B.weight")] for name, t in stored.items()} == {3}

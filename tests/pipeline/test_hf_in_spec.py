@@ -226,7 +226,7 @@ UNFIT = {
     "another family": (lambda path: llama(path, 0), "the spec's model has"),
     "no head": (headless, "lacks classifier"),
     "a pickle": (pickled, "no weights as safetensors"),
-    "an adapter": (adapter, "holds no config.json; .*merge the adapter first"),
+    "an adapter without weights": (adapter, r"holds no adapter_model\.safetensors; .*PEFT"),
     "an empty folder": (
         lambda path: path.mkdir(),
         "holds no config.json; allowed: a folder that save_pretrained wrote",
