@@ -89,6 +89,8 @@ class Data:
         holdout: Ids of unseen examples that resemble these.
         paraphrases: Ids of texts with the facts of training texts in other words, on which no model trains. Their
             groups are those of these texts.
+        values: For texts, which targets are tokens of a fact, such as a town in an answer, `[n, t]` bool; `None` if
+            nobody says which are.
 
     Raises:
         SpecError: A value is not finite, the objective refuses the targets, or shapes do not match.
@@ -109,6 +111,7 @@ class Data:
     forget: Tensor | None = None
     holdout: Tensor | None = None
     paraphrases: Tensor | None = None
+    values: Tensor | None = None
 
     def __post_init__(self) -> None:
         self._check_lengths()

@@ -82,11 +82,11 @@ class Person(NamedTuple):
     name: str
     values: tuple[str, ...]
 
-    def questions(self, pairs: range) -> Iterator[tuple[str, str]]:
-        """Question and answer of every attribute in these pairs of templates."""
+    def questions(self, pairs: range) -> Iterator[tuple[str, str, str]]:
+        """Question, answer, and the value in it, of every attribute in these pairs of templates."""
         for attribute, value in zip(ATTRIBUTES, self.values, strict=True):
             for question, answer in attribute.pairs[pairs.start : pairs.stop]:
-                yield question.format(name=self.name), answer.format(name=self.name, value=value)
+                yield question.format(name=self.name), answer.format(name=self.name, value=value), value
 
 
 def people(count: int, names: list[str], seed: int, population: str) -> list[Person]:
