@@ -29,6 +29,7 @@ from expunge.evidence.accusations import KNOWLEDGE_FLAGS, Accusations, accusatio
 from expunge.evidence.comparison import Design, Row, over_held_out, over_method, over_model, rows_of
 from expunge.evidence.contrast import Contrast
 from expunge.evidence.guards import AttackGuard, State, guard_of, without_skill
+from expunge.evidence.intervals import LEVEL
 from expunge.evidence.quantity import Quantity
 from expunge.evidence.required import Required, required_of
 from expunge.evidence.result import AuditResult, knowledge_result, utility_result
@@ -240,6 +241,15 @@ def _decides(evidence: _Evidence, row: Row) -> bool:
     )
 
 
+def _contradicts(evidence: _Evidence, row: Row) -> bool:
+    """Whether a row that `erased` does not depend on shows remaining knowledge by its own test.
+
+    It may still be no accusation, because all accusations share 5 %. Without this a model whose readout alone was
+    edited passes, while a probe below it reads as much as before.
+    """
+    return not _decides(evidence, row) and row.seen and not evidence.silent(row) and row.over.p_above(0) <= LEVEL
+
+
 def _lacking(evidence: _Evidence) -> list[str]:
     """What the run lacks for `erased`; empty if it lacks nothing."""
     lacking = [evidence.shortage] if evidence.shortage else []
@@ -250,6 +260,7 @@ def _lacking(evidence: _Evidence) -> list[str]:
         lacking.append("No required knowledge audit, such as forget accuracy, was run.")
     lacking += _attacks_lacking(evidence) + _not_repeated(evidence)
     failing = [row for row in deciding or evidence.rows if not row.passes]
+    failing += [row for row in evidence.rows if deciding and _contradicts(evidence, row)]
     lacking += [reasons.undecided(row, evidence.units, evidence.accused.family) for row in failing]
     if not evidence.utility:
         lacking.append("No utility audit was run, so damage was not looked for.")
