@@ -1,8 +1,8 @@
 """Discrete communication: what a module returns is replaced by codes, head by head (DVNC, 2107.02367).
 
 `at` names what communicates: attention outputs, the messages of a graph net, recurrent modules, the channels of a CNN.
-The output is cut into `heads` segments, and each becomes the nearest of `codes` vectors. What the receivers know is then
-a choice among few codes, and `delete_codes` takes codes away.
+The output is cut into `heads` segments, and each becomes the nearest of `codes` vectors. What the receivers know is
+then a choice among few codes, and `delete_codes` takes codes away.
 
 Put it in before training. The codes start by k-means on the first training batch.
 
