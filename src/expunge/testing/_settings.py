@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.blocks.bilinear import BilinearLayer
+from expunge.blocks.codebook import CodebookLayer
 from expunge.blocks.tied_dropout import TiedLayer
 from expunge.core.case import Recipe, train_model
 from expunge.core.data import IGNORE, Data
@@ -23,7 +24,7 @@ REGULARISED = "a classifier with dropout and batch norm"
 FROZEN = "a classifier with frozen parameters"
 TIED = "a classifier with tied weights"
 DOUBLE = "a classifier in double precision"
-MEMORY = "a classifier with example-tied dropout and a bilinear layer"
+MEMORY = "a classifier with example-tied dropout, a codebook and a bilinear layer"
 TOKENS = "a small language model"
 NUMBERS = "an autoencoder"
 
@@ -100,17 +101,18 @@ def _classifier(*, regularised: bool = False, frozen: bool = False, tied: bool =
 
 
 class _Remembering(nn.Module):
-    """Two hidden layers, half of whose units are memory, and a bilinear head; batch norm is over base and memory."""
+    """Two hidden layers, half of whose units are memory; codes; a bilinear head. Batch norm is over base and memory."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second, self.head = nn.Linear(6, 12), nn.Linear(12, 12), BilinearLayer(12, 8, 3)
         self.norm = nn.BatchNorm1d(12)
         self.tied = nn.ModuleList([TiedLayer(0.5, memory=0.4) for _ in range(2)])
+        self.code = CodebookLayer(12, heads=3, codes=8)
 
     def forward(self, inputs: Tensor) -> Tensor:
         hidden = self.tied[0](torch.relu(self.norm(self.first(inputs))))
-        logits: Tensor = self.head(self.tied[1](torch.relu(self.second(hidden))))
+        logits: Tensor = self.head(self.code(self.tied[1](torch.relu(self.second(hidden)))))
         return logits
 
 
