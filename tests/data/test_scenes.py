@@ -99,7 +99,7 @@ def test_controls(name: str) -> None:
         (Tetrominoes(cells=4, pixels=4, objects=5), "5 pieces of 4 cells are more than 4 x 4 cells"),
         (Tetrominoes(cells=3, objects=1), "at least 4, the longest piece"),
         (Tetrominoes(cells=4, objects=3, touching="never", train=20, test=5), "scenes with 3 objects could be placed"),
-        (Sprites(objects=9, least=9, side=8, train=5, test=5), "scenes with 9 objects could be placed"),
+        (Sprites(objects=16, least=16, side=8, train=5, test=5), "scenes with 16 objects could be placed"),
         (ShadedShapes(objects=6, least=None, touching="never", side=8, train=5, test=5), "use fewer objects"),
         (Sprites(objects=2, least=3), "found 3"),
         (Tetrominoes(objects=1, touching="always"), "nothing to touch"),

@@ -28,7 +28,9 @@ class ShadedShapes(SceneSource):
     labels: ClassVar[tuple[str, ...]] = ("ellipse", "box")
 
     objects: Count = 6
+    """Most objects in a scene."""
     least: Count | None = 3
+    """Fewest objects in a scene; the number is drawn uniformly from here to `objects`."""
     side: Side = 48
     """Height and width of an image in pixels."""
 

@@ -34,7 +34,9 @@ class Sprites(SceneSource):
     labels: ClassVar[tuple[str, ...]] = ("oval", "heart", "square")
 
     objects: Count = 5
+    """Most objects in a scene."""
     least: Count | None = 2
+    """Fewest objects in a scene; the number is drawn uniformly from here to `objects`."""
     side: Side = 64
     """Height and width of an image in pixels."""
 

@@ -103,7 +103,7 @@ def saliency(model: nn.Module, objective: Objective, batch: Batch) -> Tensor:
     fixed = copy.deepcopy(model).eval().requires_grad_(False)
     images = batch.inputs.clone().requires_grad_()
     losses = objective.losses(fixed, batch._replace(inputs=images))
-    [gradient] = torch.autograd.grad(losses.sum(), images)
+    gradient: Tensor = torch.autograd.grad(losses.sum(), images)[0]
     return gradient.abs().sum(1).cpu()
 
 

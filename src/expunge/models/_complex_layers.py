@@ -4,8 +4,9 @@ A complex image of c channels is a real tensor `[b, 2 c, h, w]`: real parts, the
 one real convolution with [[Re W, -Im W], [Im W, Re W]]. That is native complex arithmetic in another order of sums, and
 faster (`python -m benchmarks complex`).
 
-Where |u| + bias is negative, the magnitude is 0. The authors' code lets it be negative, which turns the phase by pi.
-The direction is u / |u|, and not an angle, so that gradients stay finite near 0.
+Where |u| + bias is negative, its absolute value is the magnitude, and the phase stays. The authors' code lets it be
+negative, which turns the phase by pi. With 0 in its place nets died in training: every output was 0. The direction is
+u / |u|, and not an angle, so that gradients stay finite near 0.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ THRESHOLD = -0.1
 
 
 class PolarConv(nn.Module):
-    """(|W v| + b_mu) exp(i (arg W v + b_phi)), and behind it modReLU: relu(|u| + d) exp(i arg u).
+    """| |W v| + b_mu | exp(i (arg W v + b_phi)), and behind it modReLU: relu(|u| + d) exp(i arg u).
 
     Args:
         shape: Channels, kernel, stride, padding, and the size to which the input is upsampled before.
@@ -54,9 +55,10 @@ class PolarConv(nn.Module):
         kernel = self.kernel(pairs.dtype) if kernel is None else kernel
         product = F.conv2d(pairs, kernel, stride=self.shape.stride, padding=self.shape.padding).unflatten(1, (2, -1))
         size = (product.square().sum(1) + TINY).sqrt()
-        magnitude = torch.relu(size + self.magnitude_bias.view(-1, 1, 1))
+        # `Module.double` changes real parameters only: the type of the input decides.
+        magnitude = (size + self.magnitude_bias.to(size).view(-1, 1, 1)).abs()
         if self.threshold is not None:
-            magnitude = torch.relu(magnitude + self.threshold.view(-1, 1, 1))
+            magnitude = torch.relu(magnitude + self.threshold.to(size).view(-1, 1, 1))
         scaled: Tensor = product * (magnitude / size).unsqueeze(1)
         return scaled.flatten(1, 2)
 
@@ -81,4 +83,5 @@ def magnitudes(pairs: Tensor) -> Tensor:
 
 def directions(pairs: Tensor) -> Tensor:
     """Unit numbers z / |z|, as pairs `[b, 2 c, h, w]`; 0 where z is."""
-    return (pairs.unflatten(1, (2, -1)) / magnitudes(pairs).unsqueeze(1)).flatten(1, 2)
+    unit: Tensor = pairs.unflatten(1, (2, -1)) / magnitudes(pairs).unsqueeze(1)
+    return unit.flatten(1, 2)

@@ -61,4 +61,5 @@ class Reconstruction(Explained):
 
 def _several(output: Tensor, batch: Batch) -> bool:
     """Whether the output has a dimension for reconstructions behind that of examples."""
-    return output.ndim == batch.inputs.ndim + 1 and output[:, 0].numel() == batch.inputs.numel()
+    inputs: Tensor = batch.inputs
+    return output.ndim == inputs.ndim + 1 and output[:, 0].numel() == inputs.numel()

@@ -28,7 +28,7 @@ from expunge.core.contracts import Task
 from expunge.core.data import IGNORE, Data
 from expunge.core.generators import generator_of
 from expunge.core.problem import Problem
-from expunge.core.scenes import Scenes, require_scenes
+from expunge.core.scenes import NOTHING, Scenes, require_scenes
 from expunge.numerics.object_masks import clicks, coordinates, painted_over, segments
 from expunge.tasks._split import class_index
 from expunge.train.segmenter import Schedule, phase_segments, trained_syncx
@@ -75,19 +75,20 @@ class ObjectRemoval(Task):
         forget = _with(scenes, kind, scenes.train)
         gone = scenes.kinds[forget] == kind
         new = torch.arange(len(scenes), len(scenes) + len(forget))
-        only = torch.full_like(scenes.targets[forget], IGNORE)
-        only[:, kind] = 1
-        changed = scenes.relabelled(forget, only)
+        targets = scenes.targets.clone()
+        targets[forget] = IGNORE
+        targets[forget, kind] = 1
         extended = replace(
-            changed,
+            scenes,
             inputs=torch.cat([scenes.inputs, measured["images"]]),
-            targets=torch.cat([changed.targets, scenes.kinds_without(forget, gone)]),
+            targets=torch.cat([targets, scenes.kinds_without(forget, gone)]),
             train=torch.cat([scenes.train, new]),
+            cscore=None,
             groups=None if scenes.groups is None else torch.cat([scenes.groups, scenes.groups[forget]]),
             shades=torch.cat([scenes.shades, scenes.shades[forget] * (~gone)[..., None, None].to(torch.uint8)]),
             colours=torch.cat([scenes.colours, scenes.colours[forget]]),
             backdrop=torch.cat([scenes.backdrop, scenes.backdrop[forget]]),
-            kinds=torch.cat([scenes.kinds, scenes.kinds[forget].masked_fill(gone, -1)]),
+            kinds=torch.cat([scenes.kinds, scenes.kinds[forget].masked_fill(gone, NOTHING)]),
         )
         retain = extended.train[~torch.isin(extended.train, forget)]
         holdout = _with(scenes, kind, scenes.test, where="")
@@ -115,7 +116,8 @@ def removed(scenes: Scenes, ids: Tensor, kind: int, found: Tensor) -> Tensor:
         kind: Which objects go.
         found: Segments of these scenes, `[b, h, w]`, 0 for the background.
     """
-    images, masks = scenes.batch(ids).inputs, scenes.masks[ids]
+    images: Tensor = scenes.batch(ids).inputs
+    masks = scenes.masks[ids]
     for number in range(scenes.kinds.shape[1]):
         hit = (scenes.kinds[ids, number] == kind) & (masks == number + 1).flatten(1).any(1)
         if hit.any():
