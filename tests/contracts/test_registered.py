@@ -38,6 +38,11 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("task", "planted_text"): {"count": 6, "copies": 3},
     ("data", "factbook"): {"vocabulary": 300},
     ("data", "people"): {"people": 20, "public": 10, "test": 10, "vocabulary": 300},
+    ("data", "sprites"): {"train": 60, "test": 10, "side": 16},
+    ("data", "shaded_shapes"): {"train": 60, "test": 10, "side": 16},
+    ("data", "tetrominoes"): {"train": 60, "test": 10},
+    ("diagnostic", "object_attribution"): {"steps": 2, "width": 2},
+    ("task", "object_removal"): {"steps": 2, "width": 2},
 }
 
 
