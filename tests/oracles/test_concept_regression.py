@@ -12,10 +12,10 @@ from expunge.numerics.concept_regression import (
     coverage,
     fit_concept,
     knowledge_share,
-    label_embeddings,
     risk,
 )
 from expunge.numerics.demonstrations import diverse, greedy, greedy_by_inverse, nearest
+from expunge.numerics.label_regression import Whitening, fit_labels, label_embeddings
 
 M, K = 4, 7
 
@@ -72,16 +72,29 @@ def test_ridge_solves_the_penalised_normal_equations():
     assert torch.allclose(torch.linalg.solve(concept.gram + penalty, moments), concept.weights, atol=1e-12)
 
 
-def test_embeddings_of_labels_are_separate_regressions():
+@pytest.mark.parametrize("ridge", [0.0, 0.3])
+@pytest.mark.parametrize("n", [4, 40])
+def test_labels_as_options_are_one_regression_each(n, ridge):
     generator = torch.Generator().manual_seed(0)
-    features = torch.randn(40, 5, generator=generator, dtype=torch.float64)
-    answers = torch.randint(3, (40,), generator=generator)
+    features = torch.randn(n, 5, generator=generator, dtype=torch.float64)
+    answers = torch.randint(3, (n,), generator=generator)
     raw = label_embeddings(features, 3)
-    rows = Normalisation.fit(raw)(raw)
-    predicted = fit_concept(rows, answers).predict(rows)
-    target = np.eye(3)[answers.numpy()] - 1 / 3
-    own = features.numpy() @ np.linalg.lstsq(features.numpy(), target, rcond=None)[0] + 1 / 3
-    assert np.abs(predicted.numpy() - own).max() < 1e-10
+    plain = Normalisation(torch.eye(15, dtype=torch.float64), torch.ones(15, dtype=torch.float64))(raw)
+    predicted = fit_concept(plain, answers, ridge=ridge).predict(plain)
+    assert torch.allclose(fit_labels(features, answers, 3, ridge=ridge).predict(features), predicted, atol=1e-10)
+
+
+@pytest.mark.parametrize("factor", [1e-4, 1.0, 1e3])
+def test_whitening_undoes_any_mixing_of_features(factor):
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(50, 4, generator=generator, dtype=torch.float64)
+    mix = torch.randn(4, 4, generator=generator, dtype=torch.float64)
+    mix[:, 0] *= factor
+    white, again = (Whitening.fit(rows)(rows) for rows in (features, features @ mix + 3))
+    moments = white.T @ white / 50
+    assert torch.allclose(moments, torch.eye(5, dtype=torch.float64), atol=1e-9)
+    # The same up to a rotation, which no prediction depends on.
+    assert torch.allclose(white @ white.T, again @ again.T, atol=1e-6)
 
 
 def test_normalisation_scales_the_pool_to_one_and_a_column_by_any_factor_away():
@@ -200,6 +213,11 @@ FINE, ANSWERS = torch.randn(5, M, K, generator=torch.Generator().manual_seed(0))
         (lambda: Normalisation.fit(FINE * 0), "embeddings", "zero variance"),
         (lambda: Normalisation.fit(FINE[:, :1].expand(-1, 4, -1)), "embeddings", "zero variance"),
         (lambda: Normalisation.fit(FINE[:0]), "embeddings", "zero variance"),
+        (lambda: fit_labels(FINE[0, :0], ANSWERS[:0], 4), "features", "no demonstration"),
+        (lambda: fit_labels(FINE[:, 0], ANSWERS, 3), "answers", "answer 3"),
+        (lambda: fit_labels(FINE[:, 0] / 0, ANSWERS, 4), "features", "not finite"),
+        (lambda: fit_labels(FINE, ANSWERS, 4), "features", "[5, 4, 7]"),
+        (lambda: Whitening.fit(FINE[:1, 0].expand(9, -1)), "features", "zero variance"),
         (lambda: knowledge_share(FINE[:1], ANSWERS[:1]), "embeddings", "one question"),
         (lambda: greedy(FINE, FINE, 6), "count", "6"),
         (lambda: greedy(FINE, FINE, 0), "count", "0"),

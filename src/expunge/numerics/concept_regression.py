@@ -84,20 +84,6 @@ def centred(embeddings: Tensor) -> Tensor:
     return embeddings - embeddings.mean(1, keepdim=True)
 
 
-def label_embeddings(features: Tensor, labels: int) -> Tensor:
-    """The embedding of a classifier's question: the features stand at the label's place, f(x, y) = e_y (x) phi(x).
-
-    Args:
-        features: `[n, d]`.
-        labels: Number of options, M.
-
-    Returns:
-        `[n, M, M d]`.
-    """
-    unit = torch.eye(labels, dtype=features.dtype, device=features.device)
-    return torch.einsum("yz,nd->nyzd", unit, features).flatten(2)
-
-
 @dataclass(frozen=True, eq=False)
 class Concept:
     """An estimated concept.
@@ -133,25 +119,25 @@ def fit_concept(embeddings: Tensor, answers: Tensor, *, ridge: float = 0.0) -> C
             options, or the penalty is negative.
     """
     rows, labels = _demonstrations(embeddings, answers)
-    if not (math.isfinite(ridge) and ridge >= 0):
-        raise SpecError(f"found {ridge!r}", where="ridge", allowed="a number of at least 0")
+    check_ridge(ridge)
     count, options, width = rows.shape
     design = rows.flatten(0, 1)
     right = torch.nn.functional.one_hot(labels, options).to(rows).flatten()
     weights = rows.new_empty(width)
-    weights[:-1] = _least_squares(design[:, :-1], right, count * ridge)
+    weights[:-1] = least_squares(design[:, :-1], right, count * ridge)
     # The normal equations decouple it; stated here because rounding would not.
     weights[-1] = 1 / math.sqrt(options)
     return Concept(weights, design.T @ design / count, count)
 
 
-def _least_squares(design: Tensor, right: Tensor, penalty: float) -> Tensor:
+def least_squares(design: Tensor, right: Tensor, penalty: float) -> Tensor:
+    """The minimum of |right - design w|^2 + penalty |w|^2, of smallest norm, for one or several right sides."""
     left, strengths, directions = torch.linalg.svd(design, full_matrices=False)
     if not len(strengths):
         return design.new_zeros(design.shape[1])
     kept = strengths > ZERO * strengths[0]
     shrunk = torch.where(kept, strengths / (strengths.square() + penalty), 0.0)
-    return directions.T @ (shrunk * (left.T @ right))
+    return (directions.T * shrunk) @ (left.T @ right)
 
 
 class Coverage(NamedTuple):
@@ -233,6 +219,16 @@ def _demonstrations(embeddings: Tensor, answers: Tensor) -> tuple[Tensor, Tensor
     count, options, _ = rows.shape
     if not count:
         raise SpecError("there is no demonstration", where="embeddings", allowed="at least one")
+    check_answers(answers, count, options)
+    return rows, answers.long()
+
+
+def check_answers(answers: Tensor, count: int, options: int) -> None:
+    """Refuse right options that are no whole numbers `[count]` from 0 to `options` - 1.
+
+    Raises:
+        SpecError: They are not.
+    """
     if answers.shape != (count,) or answers.is_floating_point() or answers.dtype == torch.bool:
         finding = f"found {answers.dtype} of shape {list(answers.shape)} for {count} demonstrations"
         raise SpecError(finding, where="answers", allowed=f"whole numbers [{count}]")
@@ -240,7 +236,16 @@ def _demonstrations(embeddings: Tensor, answers: Tensor) -> tuple[Tensor, Tensor
     if len(foreign):
         finding = f"answer {int(foreign[0])} is not among the {options} options"
         raise SpecError(finding, where="answers", allowed=f"0 to {options - 1}")
-    return rows, answers.long()
+
+
+def check_ridge(ridge: float) -> None:
+    """Refuse a negative penalty.
+
+    Raises:
+        SpecError: It is negative, or no number.
+    """
+    if not (math.isfinite(ridge) and ridge >= 0):
+        raise SpecError(f"found {ridge!r}", where="ridge", allowed="a number of at least 0")
 
 
 def _checked(embeddings: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ DOUBLE = "a classifier in double precision"
 MEMORY = "a classifier with example-tied dropout and a bilinear layer"
 TOKENS = "a small language model"
 NUMBERS = "an autoencoder"
+WHOLE_CLASS = "a classifier and a whole class"
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,20 @@ def every_setting() -> list[Setting]:
         Setting(TOKENS, tokens, lambda: GPT(width=8, layers=1, heads=2)(tokens.data)),
         Setting(NUMBERS, _numbers(classes), lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 6))),
     ]
+
+
+def whole_class() -> Setting:
+    """A classifier, and all examples of one class to forget."""
+    problem = _classes()
+    ids = {name: getattr(problem, name) for name in ("train", "test", "holdout")}
+    forgotten = {name: problem.data.targets[own] == 0 for name, own in ids.items()}
+    sets = {
+        "forget": ids["train"][forgotten["train"]],
+        "retain": ids["train"][~forgotten["train"]],
+        "test": ids["test"][~forgotten["test"]],
+        "holdout": ids["holdout"][forgotten["holdout"]],
+    }
+    return Setting(WHOLE_CLASS, replace(problem, **sets), _classifier)
 
 
 def _classifier(*, regularised: bool = False, frozen: bool = False, tied: bool = False) -> nn.Sequential:
