@@ -13,8 +13,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 from expunge.base.errors import MissingError, SpecError
 from expunge.core.hf_folder import CONFIG, quietly, read_table, transformers_library
+from expunge.core.objective import IGNORE
 
 EOS, PAD = "<|endoftext|>", "<|padding|>"
 """Special tokens of a BPE that is trained here."""
@@ -36,6 +40,18 @@ class Encoded(NamedTuple):
     first: int
     values: tuple[int, ...] = ()
     """Positions of the tokens that hold a letter of the fact in the answer."""
+
+
+def padded(examples: Sequence[Encoded], pad: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs and targets `[n, t]`, padded on the right, and the length of each text `[n]`."""
+    lengths = torch.tensor([len(example.ids) - 1 for example in examples])
+    width = int(lengths.max()) if len(examples) else 0
+    inputs = torch.full((len(examples), width), pad)
+    targets = torch.full((len(examples), width), IGNORE)
+    for row, (ids, first, _) in enumerate(examples):
+        inputs[row, : len(ids) - 1] = torch.tensor(ids[:-1])
+        targets[row, first - 1 : len(ids) - 1] = torch.tensor(ids[first:])
+    return inputs, targets, lengths
 
 
 class Tokenizer:

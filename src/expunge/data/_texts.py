@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from expunge.base.errors import SpecError, nearest
-from expunge.core.data import IGNORE, Data
-from expunge.core.tokens import Encoded, Tokenizer
+from expunge.core.choices import Choice, choice_of
+from expunge.core.data import Data
+from expunge.core.tokens import Encoded, Tokenizer, padded
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Text:
     """Texts of one group, such as those of one author, stay together; `None` for a group of its own."""
     value: str = ""
     """The fact in the answer, apart from the words around it; empty if nobody says which it is."""
+    options: Sequence[str] = ()
+    """Answers to choose from, with the right one; none if the question is open."""
 
     @property
     def plain(self) -> str:
@@ -198,11 +201,13 @@ class Sets:
         ids: dict[str, Tensor] = {}
         examples: list[Encoded] = []
         owners: list[list[Hashable]] = []
+        choices: list[Choice | None] = []
         for name in ("forget", "retain", "test", "holdout", "paraphrases"):
             first = len(examples)
             for number, text in enumerate(getattr(self, name)):
                 with placed(text.place, f"data.{name}"):
                     pieces = text.encoded(tokenizer, context)
+                    choices += [choice_of(text.prompt or "", text.answer, text.options)] * len(pieces)
                 examples += pieces
                 owners += [_keys(text, (name, number), pieces)] * len(pieces)
             ids[name] = torch.arange(first, len(examples))
@@ -220,23 +225,12 @@ class Sets:
             forget=_if_any(ids["forget"]),
             holdout=_if_any(ids["holdout"]),
             paraphrases=_if_any(ids["paraphrases"]),
+            choices=tuple(choices) if any(choices) else None,
         )
 
 
 def _if_any(ids: Tensor) -> Tensor | None:
     return ids if len(ids) else None
-
-
-def padded(examples: Sequence[Encoded], pad: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs and targets `[n, t]`, padded on the right, and the length of each text `[n]`."""
-    lengths = torch.tensor([len(example.ids) - 1 for example in examples])
-    width = int(lengths.max()) if len(examples) else 0
-    inputs = torch.full((len(examples), width), pad)
-    targets = torch.full((len(examples), width), IGNORE)
-    for row, (ids, first, _) in enumerate(examples):
-        inputs[row, : len(ids) - 1] = torch.tensor(ids[:-1])
-        targets[row, first - 1 : len(ids) - 1] = torch.tensor(ids[first:])
-    return inputs, targets, lengths
 
 
 def marked(examples: Sequence[Encoded], targets: Tensor) -> Tensor | None:

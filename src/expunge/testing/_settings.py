@@ -31,6 +31,7 @@ MEMORY = "a classifier with example-tied dropout, a codebook and a bilinear laye
 TOKENS = "a small language model"
 NUMBERS = "an autoencoder"
 SCENES = "a classifier of scenes"
+WHOLE_CLASS = "a classifier and a whole class"
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,20 @@ def scenes_setting() -> Setting:
     architecture = MLP(widths=[8])
     recipe = TrainedRecipe(architecture, Training(epochs=1), data)
     return Setting(SCENES, task(data, 0, task.measure(data, recipe, 0)), lambda: architecture(data))
+
+
+def whole_class() -> Setting:
+    """A classifier, and all examples of one class to forget."""
+    problem = _classes()
+    ids = {name: getattr(problem, name) for name in ("train", "test", "holdout")}
+    forgotten = {name: problem.data.targets[own] == 0 for name, own in ids.items()}
+    sets = {
+        "forget": ids["train"][forgotten["train"]],
+        "retain": ids["train"][~forgotten["train"]],
+        "test": ids["test"][~forgotten["test"]],
+        "holdout": ids["holdout"][forgotten["holdout"]],
+    }
+    return Setting(WHOLE_CLASS, replace(problem, **sets), _classifier)
 
 
 def _classifier(*, regularised: bool = False, frozen: bool = False, tied: bool = False) -> nn.Sequential:
