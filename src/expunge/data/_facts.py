@@ -83,7 +83,7 @@ class Person(NamedTuple):
     values: tuple[str, ...]
 
     def questions(self, pairs: range) -> Iterator[tuple[str, str, str, list[str]]]:
-        """Question, answer, the value in it, and answers with each of the values, of every attribute in these templates."""
+        """Question, answer, its value, and answers with each of the values, of every attribute in these templates."""
         for attribute, own in zip(ATTRIBUTES, self.values, strict=True):
             for question, answer in attribute.pairs[pairs.start : pairs.stop]:
                 answers = {value: answer.format(name=self.name, value=value) for value in attribute.values}

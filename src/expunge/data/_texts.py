@@ -13,6 +13,7 @@ from torch import Tensor
 from expunge.base.errors import SpecError, nearest
 from expunge.core.choices import Choice, choice_of
 from expunge.core.data import Data
+from expunge.core.objective import IGNORE
 from expunge.core.tokens import Encoded, Tokenizer, padded
 
 

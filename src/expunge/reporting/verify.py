@@ -7,7 +7,6 @@ models, the data or the code that trained them.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,6 @@ from expunge.base.manifest import (
 from expunge.base.reading import RERUN, consistent, path_inside
 from expunge.base.record import rows_to_text
 from expunge.evidence.table import Table, read_table, verdicts_text
-
-SAME = (2, RULES)
-"""Rules whose verdicts are compared with today's."""
 
 
 def verify(folder: Path) -> dict[str, int]:
@@ -54,7 +50,7 @@ def verify(folder: Path) -> dict[str, int]:
         read(folder, manifest)
     table, verdicts = judged(folder, manifest)
     checked = {"digests": len(digests), "rows": len(table.rows())}
-    return {**checked, "verdicts": len(verdicts)} if manifest.rules in SAME else checked
+    return checked if manifest.rules != RULES else {**checked, "verdicts": len(verdicts)}
 
 
 def judged(folder: Path, manifest: Manifest) -> tuple[Table, list[dict[str, Any]]]:
@@ -75,7 +71,7 @@ def judged(folder: Path, manifest: Manifest) -> tuple[Table, list[dict[str, Any]
     """
     with consistent(folder):
         table, rows, verdicts = _recomputed(folder, manifest)
-        if manifest.rules not in SAME:
+        if manifest.rules != RULES:
             _check_values(folder, manifest, rows)
             return table, verdicts
         _check_rows(folder, manifest, rows)
@@ -129,8 +125,7 @@ def _check_verdicts(folder: Path, manifest: Manifest, recomputed: list[dict[str,
     if not isinstance(written, list) or not all(isinstance(verdict, dict) for verdict in written):
         raise RunError("this is no list of verdicts", where=str(path), remedy=RERUN)
     # A newer version may word the reasons differently, but all else must agree.
-    left_out = ("reasons",) if manifest.rules == RULES else ("reasons", "attacks")
-    stored, expected = ([_without(verdict, left_out) for verdict in table] for table in (written, recomputed))
+    stored, expected = ([_without_words(verdict) for verdict in table] for table in (written, recomputed))
     for number, (old, new) in enumerate(zip(stored, expected, strict=False)):
         if old != new:
             place, value, wanted = _first_difference(old, new)
@@ -142,8 +137,8 @@ def _check_verdicts(folder: Path, manifest: Manifest, recomputed: list[dict[str,
         raise RunError(finding, where=str(path), allowed=f"the {len(expected)} that the scores give")
 
 
-def _without(verdict: dict[str, Any], keys: Collection[str]) -> dict[str, Any]:
-    return {key: value for key, value in verdict.items() if key not in keys}
+def _without_words(verdict: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in verdict.items() if key != "reasons"}
 
 
 def _first_difference(old: Any, new: Any) -> tuple[str, Any, Any]:
