@@ -91,7 +91,7 @@ def test_what_is_saved_is_read_by_transformers_and_is_the_same(bpe: Tokenizer, t
 def test_a_beginning_of_text_stands_before_each_text(bpe: Tokenizer, tmp_path: Path) -> None:
     read = with_template(bpe, tmp_path, None)
     ids, first, _ = read.encode("Who wrote it? ", "Ann.")
-    bare, without = bpe.encode("Who wrote it? ", "Ann.")
+    bare, without, _ = bpe.encode("Who wrote it? ", "Ann.")
     assert read.start == (read.size - 1,) and ids == [read.size - 1, *bare] and first == without + 1
 
 
