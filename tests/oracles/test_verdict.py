@@ -383,7 +383,7 @@ def test_utility_without_references_is_against_the_original() -> None:
 
 def test_json_has_the_documented_shape() -> None:
     plain = judge_method("npo", [forget(0.5, after=(0.6, 0.6)), utility()]).as_json()
-    assert list(plain) == ["model", "verdict", "flags", "reasons", "audits"]
+    assert list(plain) == ["model", "verdict", "flags", "reasons", "audits", "attacks"]
     assert {"metric", "attack", "residual", "margin", "power"} <= plain["audits"][0].keys()
     assert json.loads(json.dumps(plain)) == plain
 
