@@ -100,9 +100,8 @@ def test_the_task_never_reaches_the_codebook():
 def test_in_evaluation_the_layer_has_no_loss():
     made, hidden = started(), vectors(seed=1).requires_grad_()
     made(hidden).sum().backward()
-    assert (
-        torch.equal(hidden.grad, torch.ones_like(hidden)) and made.codebook.grad is None or not made.codebook.grad.any()
-    )
+    assert torch.equal(hidden.grad, torch.ones_like(hidden))
+    assert made.codebook.grad is None or not made.codebook.grad.any()
 
 
 def test_averages_follow_their_inputs():

@@ -7,12 +7,13 @@ heads (of one codebook a head, each has its own counts). `policy` says what a ve
     nearest         the nearest code that is left
     retain_mean     the mean of what retained examples send through the codes that are left
 
-Deletion ends at `count` codes, or as soon as the share of right answers on the forget set is at most `target`. The curve
-of forgetting against collateral is said on stderr.
+Deletion ends at `count` codes, or as soon as the share of right answers on the forget set is at most `target`. The
+curve of forgetting against collateral is said on stderr.
 
-What goes is what the codebook lets through. The layers below, the sender, are untouched: they still know, and who has the
-weights can read them there, or take the codebook out. `patching` and `probe` behind the sender show it; accuracy does
-not. With `null` and `retain_mean` the deleted vectors also stay in the weights, because they say which inputs are theirs.
+What goes is what the codebook lets through. The layers below, the sender, are untouched: they still know, and anybody
+with the weights can read them there, or take the codebook out. `patching` and `probe` behind the sender show it;
+accuracy does not. With `null` and `retain_mean` the deleted vectors also stay in the weights, because they say which
+inputs are theirs.
 
 Cost: forward passes, at most 30 over the forget set and over the retained examples of the measurement.
 """
