@@ -57,19 +57,19 @@ class DvncStudy(Study):
         "paper": Preset((0, 1, 2), lacks="images of shapes, Atari and Sort-of-CLEVR, and nets of 300 to 512 units"),
     }
 
-    steps: Count = 400
+    steps: Count = 300
     """Training steps of the graph nets."""
     seen: Count = 2000
     """Transitions to train on."""
     rate: Positive = 3e-3
     """Adam's step size for the graph nets."""
-    additions: Count = 300
+    additions: Count = 250
     """Training steps on the adding task."""
-    length: Count = 16
+    length: Count = 8
     """Length of its training sequences."""
     adding_rate: Positive = 1e-2
     """Adam's first step size for it."""
-    tests: Count = 40
+    tests: Count = 30
     """Test episodes of ten steps."""
     epochs: Count = 15
     """Epochs of the classifiers of digits."""
