@@ -91,7 +91,7 @@ class DeleteCodes(Method):
 
     needs: ClassVar[frozenset[str]] = frozenset({"decisions"})
     blocks: ClassVar[tuple[type[nn.Module], ...]] = (CodebookLayer,)
-    cite: ClassVar[tuple[str, ...]] = ("liu2021discrete", "shah2023unlearning")
+    cite: ClassVar[tuple[str, ...]] = ("shah2023unlearning", "liu2021discrete")
     paper: ClassVar[str] = "sparse representations, 2023"
     effort: ClassVar[str] = "F"
 
