@@ -55,6 +55,7 @@ class CodebookLayer(nn.Module):
     fate: Tensor
     substitute: Tensor
     running_usage: Tensor
+    running_sums: Tensor
     started: Tensor
     codebook: Tensor
 
@@ -164,7 +165,8 @@ class CodebookLayer(nn.Module):
     def perplexity(self) -> list[float]:
         """How many codes of each codebook are in use: exp of the entropy of their moving shares."""
         p = self.running_usage.double() / self.running_usage.double().sum(1, keepdim=True).clamp(min=1e-12)
-        return torch.special.entr(p).sum(1).exp().tolist()
+        numbers: list[float] = torch.special.entr(p).sum(1).exp().tolist()
+        return numbers
 
     def dead(self) -> Tensor:
         """Which codes are hardly used, `[books, codes]` bool; deleted ones are not among them."""

@@ -37,8 +37,8 @@ def looked_up(table: Tensor, index: Tensor) -> Tensor:
 
 def shares(index: Tensor, count: int) -> Tensor:
     """How often each code occurs, as a share of its codebook's rows, `[K, L]` of an index `[K, M]`."""
-    found = torch.stack([torch.bincount(own, minlength=count) for own in index])
-    return found / index.shape[1]
+    counts = torch.stack([torch.bincount(own, minlength=count) for own in index])
+    return counts / index.shape[1]
 
 
 def k_means(rows: Tensor, count: int) -> Tensor:

@@ -111,5 +111,5 @@ def clip(nets: Modules) -> None:
 def errors(nets: Modules, count: int, length: int, seed: int) -> list[float]:
     """Mean squared error of each net on fresh sequences; guessing the mean has 0.167."""
     inputs, sums = sequences(count, length, torch.Generator().manual_seed(seed))
-    found: list[float] = (nets(inputs) - sums).square().mean(1).tolist()
-    return found
+    losses: list[float] = (nets(inputs) - sums).square().mean(1).tolist()
+    return losses

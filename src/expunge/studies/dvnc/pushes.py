@@ -71,7 +71,7 @@ class GraphNets(nn.Module):
         """Codes of objects, `[nets, n, objects, CODE]`."""
         seen = F.one_hot(cells.flatten(), SIDE * SIDE).float().expand(self.nets, -1, -1)
         rows: Tensor = self.codes["inputs"](self.encoder(seen))
-        return rows.unflatten(1, cells.shape)
+        return rows.view(self.nets, *cells.shape, CODE)
 
     def messages(self, state: Tensor) -> Tensor:
         """What each object gets from the others, before its codebook, `[nets, n, objects, HIDDEN]`."""
@@ -91,9 +91,9 @@ class GraphNets(nn.Module):
             drawn = torch.randn(sums.shape[1:], generator=torch.Generator().manual_seed(0))
             sums = sums + self.noise * deviation * drawn
         received = self.codes["messages"](sums.flatten(1, 2)).view(sums.shape)
-        told = F.one_hot(actions, 4 * state.shape[2]).float().view(len(actions), -1, 4).expand(self.nets, -1, -1, -1)
-        change = self.node(torch.cat([state, told, received], -1).flatten(1, 2))
-        return state + self.codes["updates"](change).view(state.shape)
+        pushes = F.one_hot(actions, 4 * state.shape[2]).float().view(len(actions), -1, 4).expand(self.nets, -1, -1, -1)
+        change: Tensor = self.codes["updates"](self.node(torch.cat([state, pushes, received], -1).flatten(1, 2)))
+        return state + change.view(state.shape)
 
     def losses(self, states: Tensor, actions: Tensor, after: Tensor) -> Tensor:
         """The contrastive loss of each net, `[nets]`."""
@@ -126,7 +126,7 @@ def trained(variants: Sequence[Variant], seen: int, steps: int, rate: float, see
 def ranks(nets: GraphNets, data: Episodes, steps: int) -> Tensor:
     """Rank of the true state after so many steps, `[nets, queries]`; states that are the same count once."""
     starts = range(data.actions.shape[1] - steps + 1)
-    found = []
+    queries = []
     everything, place = data.states[:, 1:].flatten(0, 1).unique(dim=0, return_inverse=True)
     place = place.view(data.actions.shape)
     candidates = nets.encode(everything).flatten(2)
@@ -136,5 +136,5 @@ def ranks(nets: GraphNets, data: Episodes, steps: int) -> Tensor:
             state = nets.step(state, data.actions[:, start + step])
         distance = torch.cdist(state.flatten(2), candidates)
         own = distance.gather(2, place[:, start + steps - 1].expand(nets.nets, -1).unsqueeze(2))
-        found.append((distance < own).sum(2) + 1)
-    return torch.cat(found, 1)
+        queries.append((distance < own).sum(2) + 1)
+    return torch.cat(queries, 1)

@@ -48,7 +48,7 @@ class DvncStudy(Study):
     paper: ClassVar[str] = "Discrete-Valued Neural Communication, 2021"
     claims: ClassVar[tuple[Claim, ...]] = read_claims(__file__)
     presets: ClassVar[Mapping[str, Preset]] = {
-        "quick": Preset((0,), {"steps": 20, "seen": 200, "additions": 3, "length": 6, "tests": 10, "epochs": 4}),
+        "quick": Preset((0,), {"steps": 10, "seen": 200, "additions": 2, "length": 4, "tests": 6, "epochs": 3}),
         "cpu": Preset(tuple(range(6))),
         "long": Preset(
             tuple(range(8)),

@@ -38,14 +38,14 @@ def retrieval(heads: int, codes: int, generator: torch.Generator, noise: float =
     query = fixed + noise * torch.randn(DRAWN // 4, WIDTH, generator=generator)
     keys = torch.randn(DRAWN // 4, 101, WIDTH, generator=generator)
     keys[:, 0] = fixed
-    found = []
+    hits = []
     with torch.no_grad():
         for asked, offered in ((query, keys), (layer(query), layer(keys))):
             scores = (asked.unsqueeze(1) * offered).sum(-1)
             # Codes of a distractor may equal those of the fixed vector; such a draw is shared among the equal ones.
             best = scores >= scores.max(1, keepdim=True).values - 1e-6
-            found.append(float((best[:, 0].float() / best.sum(1)).mean()))
-    return found[0], found[1]
+            hits.append(float((best[:, 0].float() / best.sum(1)).mean()))
+    return hits[0], hits[1]
 
 
 def deviations(cells: Tensor, heads: int, codes: int, generator: torch.Generator) -> tuple[list[float], float]:
