@@ -26,7 +26,7 @@ COUNTS = {
     "feature_unlearning": 11,
     "decoupled_st": 17,
     "bilinear": 15,
-    "dvnc": 19,
+    "dvnc": 21,
 }
 """Declared claims of the first studies: none may be dropped once it was measured."""
 RESULTS = sorted((ROOT / "results").glob("*.json"))

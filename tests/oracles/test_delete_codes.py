@@ -114,6 +114,7 @@ def test_a_class_that_the_receiver_makes_of_zeros_is_named(models):
         student[3].bias.copy_(torch.tensor([0.0, 0.0, 9.0, 0.0]).double())
     null = DeleteCodes(most=0.9).edit(copy.deepcopy(student), problem())
     assert not null.reached and null.done.forget > 0.9 and "not reached" in str(null)
+    assert null.done == min(null.curve, key=lambda point: (point.forget, point.codes))
 
 
 def test_the_same_seed_gives_the_same_model_and_no_gradients(models):
@@ -125,7 +126,7 @@ def test_the_same_seed_gives_the_same_model_and_no_gradients(models):
 def test_a_forget_set_without_codes_of_its_own_is_named(models):
     deletion = DeleteCodes(most=0.1).edit(copy.deepcopy(models[True]), problem(mixed=True))
     assert not deletion.reached and "share their codes" in str(deletion)
-    assert math.isfinite(deletion.retained) and deletion.done.codes == 1
+    assert math.isfinite(deletion.retained) and deletion.done.codes <= 1
 
 
 def test_the_cheat_accuracy_falls_and_the_sender_still_knows(models):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from expunge.blocks.codebook import codebook_layers
-from expunge.studies.dvnc import adding, pushes, theory
+from expunge.studies.dvnc import adding, clevr, pushes, study, theory
 from expunge.studies.dvnc.setup import CONTINUOUS, FOUR, ONE, PRIMARY, Variant
 
 
@@ -103,3 +103,42 @@ def test_more_codes_keep_more_and_deviations_shrink():
     assert isinstance(layer, nn.Module) and not layer.training
     shares, slope = theory.deviations(torch.randint(0, 4, (4000, 2), generator=generator), 2, 4, generator)
     assert max(shares) < 1 and slope == pytest.approx(-0.5, abs=0.12)
+
+
+def test_questions_are_answered_by_what_the_picture_shows():
+    """From the pixels: the centre and the shape of each colour that the question names."""
+    data = clevr.questions(60, 6, torch.Generator().manual_seed(0))
+    assert data.pictures.shape == (60, 3, 40, 32) and set(data.arity.tolist()) == {1, 2, 3}
+    for picture, answer, arity in zip(data.pictures, data.answers, data.arity, strict=True):
+        strip = picture[:, 32:]
+        kind = int(strip[:, int(arity) - 1, :8].sum(1).argmax())
+        asked = [strip[:, 0, 8 * (place + 1)] for place in range(int(arity))]
+        assert int(strip[:, :, 8:].abs().sum(0)[0].bool().sum()) == 8 * int(arity)
+        masks = [(picture[:, :32] == colour[:, None, None]).all(0) for colour in asked]
+        at = [mask.nonzero().double().mean(0) for mask in masks]
+        square = [int(mask.sum()) == 25 for mask in masks]
+        assert all(int(mask.sum()) in (13, 25) for mask in masks)
+        if arity == 1:
+            wanted = [square[0], at[0][1] < 16, at[0][0] < 16][kind]
+        elif arity == 2:
+            wanted = [square[0] == square[1], at[0][1] < at[1][1], (at[0] - at[1]).norm() < 32 / 3][kind]
+        else:
+            near, far = (at[0] - at[1]).norm(), (at[0] - at[2]).norm()
+            wanted = [near < far, len(set(square)) == 1, at[0][1] < min(at[1][1], at[2][1])][kind]
+        assert bool(answer) == bool(wanted)
+
+
+def test_a_transformer_speaks_in_codes_in_its_last_two_blocks():
+    model = clevr.trained(2, 8, 4, 40, 1, 0)
+    assert list(codebook_layers(model)) == [f"blocks.{at}.out.expunge_block.module" for at in (2, 3)]
+    right = clevr.accuracy(model, clevr.questions(50, 4, torch.Generator().manual_seed(1)))
+    assert set(right) == set(clevr.ARITIES) and all(0 <= share <= 1 for share in right.values())
+
+
+def test_the_long_preset_measures_what_the_others_do_not():
+    tiny = {"steps": 1, "seen": 200, "additions": 1, "length": 2, "tests": 2, "pictures": 70, "picture_epochs": 1}
+    small = study.DvncStudy(every=True, picture_width=8, **tiny)
+    measured = small._pushes(0) | small._clevr(0)
+    assert measured["sizes_matter_little.of"] == ["2 heads", "8 heads", "8 codes", "64 codes"]
+    assert {"relations_are_answered", "relations_among_other_numbers"} <= measured.keys()
+    assert {"gumbel", "decoupled_st"} <= small._adding(0).keys()

@@ -8,7 +8,8 @@ heads (of one codebook a head, each has its own counts). `policy` says what a ve
     retain_mean     the mean of what retained examples send through the codes that are left
 
 With `null`, the answer to an example whose codes are all deleted is what the layers above make of zeros. If that is the
-right answer, the target is not reached, and the certificate says so; then take `retain_mean`.
+right answer, the target is not reached, and the certificate says so; then take `retain_mean`. The model is left in the
+measured state that knows least.
 
 Deletion ends at `count` codes, or as soon as the share of right answers on the forget set is at most `target`. The
 curve of forgetting against collateral is said on stderr.
@@ -174,6 +175,9 @@ class DeleteCodes(Method):
 
         measured(0)
         done = measured(self.count) if self.count is not None else self._searched(measured, most)
+        if self.count is None and done.forget > self.target:
+            # More codes would only cost more.
+            done = min(points.values(), key=lambda point: (point.forget, point.codes))
         mask = self._delete(layer, order[: done.codes], counts[1])
         lost = float(counts[1][mask].sum() / counts[1].sum().clamp(min=1))
         curve = tuple(points[codes] for codes in sorted(points))
@@ -202,7 +206,7 @@ class DeleteCodes(Method):
         return further
 
     def _searched(self, measured: Callable[[int], Point], most: int) -> Point:
-        """The fewest codes that reach the target, on a grid that grows by half, and then by bisection."""
+        """The fewest codes that reach the target, on a grid that grows by half and then by bisection; or the last one."""
         below, point = 0, measured(0)
         for codes in grid(most):
             if point.forget <= self.target:

@@ -24,7 +24,7 @@ from expunge.blocks.codebook import codebook_layers
 from expunge.evidence.claim import Claim, Measured
 from expunge.evidence.figure import Chart, Figure, Series
 from expunge.numerics.communication import continuous_bound, discrete_bound, effective_dimension
-from expunge.studies.dvnc import adding, pushes, theory
+from expunge.studies.dvnc import adding, clevr, pushes, theory
 from expunge.studies.dvnc.digits import deleted, spread
 from expunge.studies.dvnc.setup import CONTINUOUS, FOUR, ONE, PRIMARY, Variant
 from expunge.study.claims import read_claims
@@ -74,7 +74,13 @@ class DvncStudy(Study):
     epochs: Count = 15
     """Epochs of the classifiers of digits."""
     every: bool = False
-    """Whether to measure other sizes of the codebook, and random codes on the adding task."""
+    """Whether to measure other sizes of the codebook, random codes on the adding task, and Sort-of-CLEVR."""
+    pictures: Count = 20_000
+    """Questions about pictures to train on."""
+    picture_epochs: Count = 20
+    """Passes over them."""
+    picture_width: Count = 64
+    """Width of the transformer."""
 
     def measure(self, seed: int, work: Work, basis: Mapping[str, Any]) -> Measured:
         """Everything of one seed."""
@@ -91,7 +97,7 @@ class DvncStudy(Study):
         }
         if self.every:
             beaten = {name: summed["4 heads"] - summed[name] for name in ("gumbel", "decoupled_st")}
-            measured |= array("vector_codes_beat_random_ones", beaten)
+            measured |= array("vector_codes_beat_random_ones", beaten) | self._clevr(seed)
         return measured
 
     def _pushes(self, seed: int) -> dict[str, Any]:
@@ -186,6 +192,27 @@ class DvncStudy(Study):
             "pairs_cost_less_than_codes": read["own loss"] - read["pairs loss"],
             "deletion": read,
         }
+
+    def _clevr(self, seed: int) -> dict[str, Any]:
+        accuracies: dict[int, list[Mapping[str, float]]] = {}
+        for heads in (0, 8):
+            sizes = (self.picture_width, 64, self.pictures, self.picture_epochs)
+            model = clevr.trained(heads, *sizes, derive(seed, "pictures"))
+            tests = [
+                clevr.questions(100 * self.tests, n, torch.Generator().manual_seed(derive(seed, "questions", n)))
+                for n in (clevr.TRAINED, *clevr.OTHERS)
+            ]
+            accuracies[heads] = [clevr.accuracy(model, data) for data in tests]
+        gains = [
+            {name: coded[name] - plain[name] for name in plain}
+            for coded, plain in zip(accuracies[8], accuracies[0], strict=True)
+        ]
+        others = {
+            f"{n} objects": (g["ternary"] + g["binary"]) / 2 for n, g in zip(clevr.OTHERS, gains[1:], strict=True)
+        }
+        asked = {name: gains[0][name] for name in ("ternary", "binary")}
+        measured = array("relations_are_answered", asked) | array("relations_among_other_numbers", others)
+        return measured | {"accuracies": {str(heads): rows for heads, rows in accuracies.items()}}
 
     def figures(self, seeds: Mapping[int, Measured], basis: Mapping[str, Any]) -> list[Figure]:
         """HITS@1 after one step against the number of objects, means over seeds."""
