@@ -206,7 +206,7 @@ class DeleteCodes(Method):
         return further
 
     def _searched(self, measured: Callable[[int], Point], most: int) -> Point:
-        """The fewest codes that reach the target, on a grid that grows by half and then by bisection; or the last one."""
+        """The fewest codes that reach the target, on a grid that grows by half and then by bisection; or the most."""
         below, point = 0, measured(0)
         for codes in grid(most):
             if point.forget <= self.target:
