@@ -15,8 +15,11 @@ from expunge.blocks.tied_dropout import TiedLayer
 from expunge.core.case import Recipe, train_model
 from expunge.core.data import IGNORE, Data
 from expunge.core.problem import Problem
+from expunge.data.tetrominoes import Tetrominoes
 from expunge.models.gpt import GPT
+from expunge.models.mlp import MLP
 from expunge.objectives.reconstruction import Reconstruction
+from expunge.tasks.object_removal import ObjectRemoval
 from expunge.train.training import TrainedRecipe, Training
 
 PLAIN = "a plain classifier"
@@ -27,6 +30,8 @@ DOUBLE = "a classifier in double precision"
 MEMORY = "a classifier with example-tied dropout, a codebook and a bilinear layer"
 TOKENS = "a small language model"
 NUMBERS = "an autoencoder"
+SCENES = "a classifier of scenes"
+WHOLE_CLASS = "a classifier and a whole class"
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,28 @@ def every_setting() -> list[Setting]:
         Setting(TOKENS, tokens, lambda: GPT(width=8, layers=1, heads=2)(tokens.data)),
         Setting(NUMBERS, _numbers(classes), lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 6))),
     ]
+
+
+def scenes_setting() -> Setting:
+    """A classifier of small scenes, one kind of whose objects is to be forgotten; for parts that need known objects."""
+    data, task = Tetrominoes(train=60, test=20, cells=6, pixels=3)(), ObjectRemoval(render="true")
+    architecture = MLP(widths=[8])
+    recipe = TrainedRecipe(architecture, Training(epochs=1), data)
+    return Setting(SCENES, task(data, 0, task.measure(data, recipe, 0)), lambda: architecture(data))
+
+
+def whole_class() -> Setting:
+    """A classifier, and all examples of one class to forget."""
+    problem = _classes()
+    ids = {name: getattr(problem, name) for name in ("train", "test", "holdout")}
+    forgotten = {name: problem.data.targets[own] == 0 for name, own in ids.items()}
+    sets = {
+        "forget": ids["train"][forgotten["train"]],
+        "retain": ids["train"][~forgotten["train"]],
+        "test": ids["test"][~forgotten["test"]],
+        "holdout": ids["holdout"][forgotten["holdout"]],
+    }
+    return Setting(WHOLE_CLASS, replace(problem, **sets), _classifier)
 
 
 def _classifier(*, regularised: bool = False, frozen: bool = False, tied: bool = False) -> nn.Sequential:
