@@ -26,6 +26,7 @@ COUNTS = {
     "feature_unlearning": 11,
     "decoupled_st": 17,
     "bilinear": 15,
+    "dvnc": 21,
     "curvature": 23,
     "syncx": 14,
 }
