@@ -210,6 +210,8 @@ class Monitor(Part):
 class Diagnostic(Part):
     """An estimate about a case before anything is unlearned."""
 
+    by_default: ClassVar[bool] = True
+    """Whether it runs where no diagnostic is named."""
     predicts: ClassVar[Mapping[str, str]] = MappingProxyType({})
     """Estimate -> the measured value that it predicts, which is shown with it: `original` or `reference` (knowledge of
     the forget set of these models), or `range` (the difference between the two)."""
