@@ -1,4 +1,4 @@
-"""The benchmarks of importances and C-scores at a small size: they run, and what they compare is what they say."""
+"""The benchmarks of importances, diagnostics and others at a small size: they run, and what they compare is what they say."""
 
 from __future__ import annotations
 
@@ -47,15 +47,6 @@ def test_three_ways_are_the_same(importance: ModuleType) -> None:
         other = importance._flat(way(model, problem, problem.train))
         # Single precision, 40 terms.
         torch.testing.assert_close(other, ours, rtol=1e-4, atol=1e-5 * float(ours.max()))
-
-
-def test_scores_of_nets_together(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).parents[1])
-    from benchmarks import cscores
-
-    monkeypatch.setattr(cscores, "NETS", 3)
-    cscores.main(repeats=1, epochs=1)
-    assert capsys.readouterr().out.count("in double 0 of 1200 scores differ") == 3
 
 
 def test_what_diagnostics_cost(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

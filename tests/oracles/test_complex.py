@@ -57,6 +57,7 @@ REFUSED = {
     ("method", "remove_modes"): "needs the block BilinearLayer",
     ("attack", "recalibrate"): "no batch norm",
     ("audit", "aligned_distance"): "not a plain chain of layers",
+    ("diagnostic", "object_attribution"): "do not know which object",
 }
 """Parts for certain layers only; they say so of any model without these."""
 ELSEWHERE = {

