@@ -27,6 +27,7 @@ COUNTS = {
     "decoupled_st": 17,
     "bilinear": 15,
     "cb_icl": 22,
+    "dvnc": 21,
     "curvature": 23,
     "syncx": 14,
 }
