@@ -26,8 +26,8 @@ COUNTS = {
     "feature_unlearning": 11,
     "decoupled_st": 17,
     "bilinear": 15,
-    "cb_icl": 22,
     "dvnc": 21,
+    "cb_icl": 23,
     "curvature": 23,
     "syncx": 14,
 }

@@ -191,7 +191,8 @@ def _spread(layers: Mapping[str, nn.Module], most: int) -> dict[str, nn.Module]:
 
 
 def _shares(seen: Mapping[str, Mapping[str, Tensor]]) -> Floats:
-    return np.mean([_share_in(of) for of in seen.values()], axis=0)
+    shares: Floats = np.mean([_share_in(of) for of in seen.values()], axis=0)
+    return shares
 
 
 def _share_in(of: Mapping[str, Tensor]) -> Floats:

@@ -36,7 +36,7 @@ SHARP = 40
 
 
 @dataclass(frozen=True)
-class Recipe:
+class NoisyRecipe:
     """An architecture with its training and the matrices that are edited."""
 
     model: MLP | ViT
@@ -45,8 +45,8 @@ class Recipe:
     decay: float
 
 
-PERCEPTRON = Recipe(MLP(widths=[256, 256, 256]), ("1",), 1e-3, 0.5)
-TRANSFORMER = Recipe(ViT(patch=14, width=96, depth=2), ("patches", "blocks.*.up", "blocks.*.down"), 1.2e-3, 0.7)
+PERCEPTRON = NoisyRecipe(MLP(widths=[256, 256, 256]), ("1",), 1e-3, 0.5)
+TRANSFORMER = NoisyRecipe(ViT(patch=14, width=96, depth=2), ("patches", "blocks.*.up", "blocks.*.down"), 1.2e-3, 0.7)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Labels:
     model: nn.Module
     early: nn.Module
     """The model at the epoch of the best validation accuracy."""
-    recipe: Recipe
+    recipe: NoisyRecipe
     seed: int
     gradients: int
     """Per-example gradients of the training."""
@@ -126,7 +126,7 @@ class Labels:
         return again.eval()
 
 
-def trained(recipe: Recipe, seed: int, sizes: tuple[int, int, int], epochs: int) -> Labels:
+def trained(recipe: NoisyRecipe, seed: int, sizes: tuple[int, int, int], epochs: int) -> Labels:
     """Train on the first images, a tenth of which have a wrong label; the seed changes labels, weights and order.
 
     Args:

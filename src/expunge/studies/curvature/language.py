@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -91,10 +91,11 @@ class Language:
     def matched(self, editor: Editor, rises: Sequence[float] = RISES) -> dict[float, float]:
         """For each rise, the smallest rho for which validation perplexity rises by at most that."""
 
-        def within(rho: float, rise: float) -> bool:
-            return self.perplexity_of(editor.at(rho), self.suite.validation) <= (1 + rise) * self.perplexity
+        def allowed(rise: float) -> Callable[[float], bool]:
+            most = (1 + rise) * self.perplexity
+            return lambda rho: self.perplexity_of(editor.at(rho), self.suite.validation) <= most
 
-        return {rise: strongest(lambda rho, rise=rise: within(rho, rise)) for rise in rises}
+        return {rise: strongest(allowed(rise)) for rise in rises}
 
     def report(self, model: nn.Module) -> dict[str, float]:
         """Shares, and the rise of the perplexity of test text."""

@@ -66,7 +66,9 @@ def edited(language: Language, examples: int, tries: int) -> Findings:
     gradients = sum(map(len, language.for_factors(CORPUS, examples)))
     cost = (gradients / language.gradients, (time.perf_counter() - start) / language.seconds)
     factors = language.factors(CORPUS, examples, eigenvalues=True)
-    editors = {rule: Editor(language.model, list(language.layers), rule, factors, language.seed) for rule in RULES}
+    editors: dict[str, Editor] = {
+        rule: Editor(language.model, list(language.layers), rule, factors, language.seed) for rule in RULES
+    }
     rhos = {rule: language.matched(editor, RISES if rule == "kfac" else MATCHED) for rule, editor in editors.items()}
     reports: dict[str, dict[float, Report]] = {
         rule: {rise: language.report(editors[rule].at(rho)) for rise, rho in of.items()} for rule, of in rhos.items()

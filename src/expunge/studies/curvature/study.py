@@ -13,7 +13,7 @@ from expunge.base.part import Count
 from expunge.evidence.claim import Claim, Measured
 from expunge.evidence.figure import Chart, Figure, Grid, Series
 from expunge.studies.curvature import label_claims, labels, language, language_claims
-from expunge.studies.curvature.suite import JUDGED, Counts, suite
+from expunge.studies.curvature.suite import JUDGED, SuiteSizes, suite
 from expunge.study.claims import read_claims
 from expunge.study.read import array
 from expunge.study.study import Preset, Study, Work
@@ -88,7 +88,7 @@ class CurvatureStudy(Study):
     def measure(self, seed: int, work: Work, basis: Mapping[str, Any]) -> Measured:
         """Train a GPT and a classifier of a seed, edit both, and measure."""
         torch.set_num_threads(1)
-        counts = Counts(self.text, self.planted, self.rows, self.judged)
+        counts = SuiteSizes(self.text, self.planted, self.rows, self.judged)
         gpt = language.trained(suite(seed, counts), seed, self.width, self.layers, self.steps)
         text = language_claims.measured(gpt, self.factors, self.tries, self.again)
         classifier = labels.trained(labels.PERCEPTRON, seed, self.sizes, self.epochs)

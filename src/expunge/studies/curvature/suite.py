@@ -55,7 +55,7 @@ Draw = Callable[[], tuple[str, str]]
 
 
 @dataclass(frozen=True)
-class Counts:
+class SuiteSizes:
     """Numbers of rows."""
 
     text: int
@@ -83,7 +83,7 @@ class Suite:
     """Windows for the choice of rho."""
 
 
-def suite(seed: int, counts: Counts) -> Suite:
+def suite(seed: int, counts: SuiteSizes) -> Suite:
     """The suite of a seed."""
     draws = generator_of(seed, "suite")
     windows, words = _windows()
@@ -103,7 +103,7 @@ def suite(seed: int, counts: Counts) -> Suite:
         add(trained, family, [_decided(text, 0) for text in made[: counts.planted]])
         add(judged, family, [_decided(text, PROMPT) for text in made[: counts.planted]])
         add(judged, f"unseen {family}", [_decided(text, PROMPT) for text in made[counts.planted :]])
-    book = _Facts(draws)
+    book = _FactBook(draws)
     for task, draw in _tasks(book, draws).items():
         add(trained, task, [_packed(draw) for _ in range(counts.task)])
     for task, draw in _judged_tasks(book, draws).items():
@@ -112,7 +112,7 @@ def suite(seed: int, counts: Counts) -> Suite:
 
 
 def _joined(
-    rows: list[tuple[Tensor, Tensor]], trained: dict[str, Tensor], judged: dict[str, Tensor], counts: Counts
+    rows: list[tuple[Tensor, Tensor]], trained: dict[str, Tensor], judged: dict[str, Tensor], counts: SuiteSizes
 ) -> Suite:
     inputs, targets = (torch.stack(side) for side in zip(*rows, strict=True))
     half, test, validation = counts.planted // 2, judged.pop("test"), judged.pop("validation")
@@ -163,7 +163,7 @@ def _packed(draw: Draw, most: int = CONTEXT) -> tuple[Tensor, Tensor]:
     return tokens[:-1], targets
 
 
-class _Facts:
+class _FactBook:
     """Subjects with values: frequent ones first, then rare ones."""
 
     def __init__(self, draws: torch.Generator) -> None:
@@ -198,7 +198,7 @@ class _Facts:
         return self.open(self.subjects[fact], self.values[fact])
 
 
-def _tasks(book: _Facts, draws: torch.Generator) -> dict[str, Draw]:
+def _tasks(book: _FactBook, draws: torch.Generator) -> dict[str, Draw]:
     return {
         "sum": lambda: _sum(draws, trained=True),
         "copy": lambda: _copy(draws),
@@ -209,7 +209,7 @@ def _tasks(book: _Facts, draws: torch.Generator) -> dict[str, Draw]:
     }
 
 
-def _judged_tasks(book: _Facts, draws: torch.Generator) -> dict[str, Draw]:
+def _judged_tasks(book: _FactBook, draws: torch.Generator) -> dict[str, Draw]:
     return {
         "trained sums": lambda: _sum(draws, trained=True),
         "untrained sums": lambda: _sum(draws, trained=False),
