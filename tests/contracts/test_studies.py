@@ -27,7 +27,7 @@ COUNTS = {
     "decoupled_st": 17,
     "bilinear": 15,
     "dvnc": 21,
-    "cb_icl": 23,
+    "cb_icl": 22,
     "curvature": 23,
     "syncx": 14,
 }
