@@ -15,7 +15,7 @@ from expunge.core.lazy import LazyInputs
 from expunge.core.objective import CLASSES, IGNORE, TOKENS, Objective, inferred
 
 if TYPE_CHECKING:
-    from expunge.core.choices import Choice
+    from expunge.core.choices import MultipleChoice
     from expunge.core.tokens import Tokenizer
 
 __all__ = ["IGNORE", "Batch", "Data", "check_ids", "joined", "ranges"]
@@ -117,7 +117,7 @@ class Data:
     holdout: Tensor | None = None
     paraphrases: Tensor | None = None
     values: Tensor | None = None
-    choices: tuple[Choice | None, ...] | None = None
+    choices: tuple[MultipleChoice | None, ...] | None = None
 
     def __post_init__(self) -> None:
         self._check_lengths()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from expunge.base.errors import SpecError, nearest
-from expunge.core.choices import Choice, choice_of
+from expunge.core.choices import MultipleChoice, choice_of
 from expunge.core.data import Data
 from expunge.core.objective import IGNORE
 from expunge.core.tokens import Encoded, Tokenizer, padded
@@ -202,7 +202,7 @@ class Sets:
         ids: dict[str, Tensor] = {}
         examples: list[Encoded] = []
         owners: list[list[Hashable]] = []
-        choices: list[Choice | None] = []
+        choices: list[MultipleChoice | None] = []
         for name in ("forget", "retain", "test", "holdout", "paraphrases"):
             first = len(examples)
             for number, text in enumerate(getattr(self, name)):
