@@ -42,7 +42,7 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("data", "sprites"): {"train": 60, "test": 10, "side": 16},
     ("data", "shaded_shapes"): {"train": 60, "test": 10, "side": 16},
     ("data", "tetrominoes"): {"train": 60, "test": 10},
-    ("diagnostic", "object_attribution"): {"steps": 2, "width": 2},
+    ("diagnostic", "object_attribution"): {"steps": 2, "width": 2, "examples": 4},
     ("task", "object_removal"): {"steps": 2, "width": 2},
 }
 

@@ -26,6 +26,8 @@ COUNTS = {
     "feature_unlearning": 11,
     "decoupled_st": 17,
     "bilinear": 15,
+    "dvnc": 21,
+    "cb_icl": 22,
     "curvature": 23,
     "syncx": 14,
 }

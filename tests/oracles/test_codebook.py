@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from expunge.base.errors import SpecError
+from expunge.base.errors import MissingError, SpecError
 from expunge.blocks import put
 from expunge.blocks._codes import k_means
 from expunge.blocks.codebook import MOVED, ORPHAN, SUBSTITUTED, Codebook, CodebookLayer
@@ -20,6 +20,7 @@ from expunge.core.norms import held_statistics, unlearning
 from expunge.core.recompute import checkpointed, micro_batches
 from expunge.numerics.communication import continuous_bound, discrete_bound, effective_dimension, lipschitz_term
 from expunge.testing import check_block
+from expunge.train.monitors import CodeUsageMonitor
 
 KINDS = ("gradient", "ema", "fsq", "gumbel", "decoupled_st")
 BOTH = pytest.mark.parametrize("shared", [True, False])
@@ -100,9 +101,8 @@ def test_the_task_never_reaches_the_codebook():
 def test_in_evaluation_the_layer_has_no_loss():
     made, hidden = started(), vectors(seed=1).requires_grad_()
     made(hidden).sum().backward()
-    assert (
-        torch.equal(hidden.grad, torch.ones_like(hidden)) and made.codebook.grad is None
-    ) or not made.codebook.grad.any()
+    assert torch.equal(hidden.grad, torch.ones_like(hidden))
+    assert made.codebook.grad is None or not made.codebook.grad.any()
 
 
 def test_averages_follow_their_inputs():
@@ -165,9 +165,24 @@ def test_a_dead_code_starts_again_at_an_input_and_a_deleted_one_does_not():
     lost = started(revive=False).train()
     with torch.no_grad():
         lost.codebook[0, :2] = 1e3
-    for _ in range(500):
+    lost.running_usage[0, :2] *= 0.05
+    for _ in range(200):
         lost(vectors())
     assert lost.dead()[0].tolist() == [True, True] + [False] * 6 and "deleted=0" in repr(lost)
+
+
+def test_the_monitor_reads_usage_and_dead_codes():
+    made = nn.Sequential(started(revive=False))
+    with torch.no_grad():
+        made[0].running_usage[0] = torch.tensor([0.5, 0.5] + [0.0] * 6)
+    usage = CodeUsageMonitor(every=2)
+    for step in range(4):
+        usage(step, made)
+    assert usage.record == {"step": [0, 2], "perplexity 0": pytest.approx([2, 2]), "dead 0": [0.75, 0.75]}
+    with pytest.raises(MissingError, match="no codebook"):
+        usage(4, nn.Linear(2, 2))
+    with pytest.raises(SpecError, match="every = 0"):
+        CodeUsageMonitor(every=0)
 
 
 @EVERY
@@ -182,7 +197,7 @@ def test_a_deleted_code_is_never_emitted_again(kind, shared, fate):
     made.delete(chosen, fate, torch.full((made.books, 4), 0.125).double() if fate == SUBSTITUTED else None)
     if kind == "gradient":
         optimizer = torch.optim.Adam(made.parameters(), lr=0.05)
-        for _ in range(30):
+        for _ in range(5):
             optimizer.zero_grad()
             (made.train()(hidden) - hidden).square().sum().backward()
             optimizer.step()

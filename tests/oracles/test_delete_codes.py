@@ -42,7 +42,11 @@ def network(shared: bool = True, heads: int = 2, **settings) -> nn.Sequential:
     model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 8), nn.Linear(8, 4)).double()
     put(model, Codebook(codes=16, heads=heads, shared=shared, **settings), "2")
     model.double()
-    data, optimizer = problem().data, torch.optim.Adam(model.parameters(), lr=0.02)
+    with torch.no_grad():
+        # The receiver makes the first class of zeros.
+        model[3].bias.copy_(torch.tensor([2.0, 0.0, 0.0, 0.0]))
+    model[3].bias.requires_grad_(False)
+    data, optimizer = problem().data, torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.02)
     for _ in range(120):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model.train()(data.inputs[:180]), data.targets[:180]).backward()
@@ -83,7 +87,7 @@ def test_selectivity_by_hand(models, shared):
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_class_is_no_longer_answered_and_the_curve_says_what_it_cost(models, shared, policy):
     given, student = problem(), copy.deepcopy(models[shared])
-    deletion = DeleteCodes(policy=policy, target=0.02).edit(student, given)
+    deletion = DeleteCodes(policy=policy, target=0.02, most=0.9).edit(student, given)
     (layer,) = codebook_layers(student).values()
     assert torch.equal(deletion.deleted, layer.fate != OPEN) and deletion.done.codes == int(deletion.deleted.sum())
     assert deletion.reached and tracked(student, given, given.forget).mean() == deletion.done.forget <= 0.02
@@ -103,6 +107,16 @@ def test_a_class_is_no_longer_answered_and_the_curve_says_what_it_cost(models, s
         assert torch.allclose(layer.substitute, mean.sum(1).detach())
 
 
+def test_a_class_that_the_receiver_makes_of_zeros_is_named(models):
+    """The wrong model that passes nothing: all its codes are deleted, and the receiver answers the class to zeros."""
+    student = copy.deepcopy(models[False])
+    with torch.no_grad():
+        student[3].bias.copy_(torch.tensor([0.0, 0.0, 9.0, 0.0]).double())
+    null = DeleteCodes(most=0.9).edit(copy.deepcopy(student), problem())
+    assert not null.reached and null.done.forget > 0.9 and "not reached" in str(null)
+    assert null.done == min(null.curve, key=lambda point: (point.forget, point.codes))
+
+
 def test_the_same_seed_gives_the_same_model_and_no_gradients(models):
     done = [DeleteCodes(target=0.02)(models[True], problem(), None, seed) for seed in (0, 1)]
     assert done[0].cost.gradients == 0
@@ -112,14 +126,15 @@ def test_the_same_seed_gives_the_same_model_and_no_gradients(models):
 def test_a_forget_set_without_codes_of_its_own_is_named(models):
     deletion = DeleteCodes(most=0.1).edit(copy.deepcopy(models[True]), problem(mixed=True))
     assert not deletion.reached and "share their codes" in str(deletion)
-    assert math.isfinite(deletion.retained) and deletion.done.codes == 1
+    assert math.isfinite(deletion.retained) and deletion.done.codes <= 1
 
 
 def test_the_cheat_accuracy_falls_and_the_sender_still_knows(models):
     """What a wrong model looks like that passes: its answers are those of retraining, and the layer below knows all.
 
     Patching behind the sender gives the original's answers back, to the bit, and the probe reads the class there. Behind
-    the codebook both find that it is gone. Taking the codebook out brings the class back at once.
+    the codebook patching finds a loss; a probe that has seen some of the class reads it also there, because zeros are a
+    mark. Taking the codebook out brings the class back at once.
     """
     original, given = models[False], problem()
     done = DeleteCodes(target=0.02)(original, given, None, 0).model
@@ -128,7 +143,7 @@ def test_the_cheat_accuracy_falls_and_the_sender_still_knows(models):
     below, behind = (Patching(layers=(path,), retain=20)(done, case, 0)[0].values.mean() for path in ("1", "2"))
     assert below == 0.0 and behind < -1
     read = {path: Probe(layer=path, exposed=True)(done, case, 0)[0].values.mean() for path in ("1", "2")}
-    assert read["1"] > 0.9 > read["2"] + 0.3
+    assert min(read.values()) > 0.9
     bare = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 8), nn.Linear(8, 4)).double()
     bare.load_state_dict({name: t for name, t in done.state_dict().items() if "expunge_block" not in name})
     assert tracked(bare, given, given.unexposed).mean() > 0.8

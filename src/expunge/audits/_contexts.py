@@ -9,14 +9,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from expunge.base.errors import SpecError
+from expunge.base.part import Count, NonNegative
 from expunge.core.choices import chosen_among
+from expunge.core.contracts import Audit
 from expunge.core.decisions import Decisions
 from expunge.core.features import Features, FeatureSite, flat, last_hidden, require_layers
 from expunge.core.generators import generator_of
@@ -42,15 +44,23 @@ CANDIDATES = 64
 """Most candidates of each label, and times the demonstrations of questions."""
 
 
-class Settings(Protocol):
+@dataclass(frozen=True)
+class Reading(Audit):
     """The settings of the audit that contexts depend on."""
 
-    layer: str
-    demonstrations: tuple[int, ...]
-    dimension: int | None
-    ridge: float
-    queries: int
-    labels: int
+    layer: str = ""
+    """Path of the module whose output is read; by default the last hidden layer, the input of the last weights."""
+    demonstrations: tuple[Count, ...] = (1, 2, 4, 8, 16)
+    """Numbers of demonstrations; of a class, for each label."""
+    dimension: Count | None = None
+    """Directions of the hidden layer that are read, those with the largest variance first; by default one fewer than
+    options, but at least 8."""
+    ridge: NonNegative = 1.0
+    """Penalty of the readout."""
+    queries: Count = 200
+    """Most examples of each set that are scored, a fixed random part."""
+    labels: Count = 10
+    """Most labels to choose from, the forgotten ones first; the others are a fixed random part."""
 
 
 Predicted = dict[str, Tensor]
@@ -148,7 +158,7 @@ class ChoiceContext(Context):
         return {split: concept.predict(embeddings) for split, embeddings in self.queries.items()}
 
 
-def sets_of(problem: Problem, part: Settings) -> Sets:
+def sets_of(problem: Problem, part: Reading) -> Sets:
     """Candidates and queries of a problem.
 
     Raises:
@@ -167,7 +177,7 @@ def sets_of(problem: Problem, part: Settings) -> Sets:
     return sets
 
 
-def _class_sets(problem: Problem, part: Settings) -> Sets:
+def _class_sets(problem: Problem, part: Reading) -> Sets:
     targets = problem.data.targets
     forgotten = targets[problem.forget].unique()
     shared = forgotten[torch.isin(forgotten, targets[problem.retain])]
@@ -189,7 +199,7 @@ def _class_sets(problem: Problem, part: Settings) -> Sets:
     return Sets(candidates, _sampled(own, part.queries), labels)
 
 
-def _choice_sets(problem: Problem, part: Settings) -> Sets:
+def _choice_sets(problem: Problem, part: Reading) -> Sets:
     data = problem.data
     if data.choices is None or data.tokenizer is None:
         raise SpecError(
@@ -229,7 +239,7 @@ def _no_concept(finding: str) -> SpecError:
     )
 
 
-def context_of(model: nn.Module, problem: Problem, part: Settings) -> Context:
+def context_of(model: nn.Module, problem: Problem, part: Reading) -> Context:
     """Embed the candidates and the queries of a problem by a model.
 
     Raises:
@@ -242,7 +252,7 @@ def context_of(model: nn.Module, problem: Problem, part: Settings) -> Context:
     return _labels(model, problem, part, sets, site) if len(sets.labels) else _choices(model, problem, part, sets, site)
 
 
-def _labels(model: nn.Module, problem: Problem, part: Settings, sets: Sets, site: FeatureSite) -> LabelContext:
+def _labels(model: nn.Module, problem: Problem, part: Reading, sets: Sets, site: FeatureSite) -> LabelContext:
     place = {int(label): index for index, label in enumerate(sets.labels)}
     asked = {**sets.queries, SHOWN: torch.cat(sets.candidates)}
     right = {
@@ -270,7 +280,7 @@ def _features(model: nn.Module, problem: Problem, ids: Tensor, site: FeatureSite
         return torch.cat([rows(read(model, batch)) for batch in in_order(problem.data, ids)])
 
 
-def _choices(model: nn.Module, problem: Problem, part: Settings, sets: Sets, site: FeatureSite) -> ChoiceContext:
+def _choices(model: nn.Module, problem: Problem, part: Reading, sets: Sets, site: FeatureSite) -> ChoiceContext:
     questions = {split: chosen_among(problem.data, ids) for split, ids in sets.queries.items()}
     shown = chosen_among(problem.data, sets.candidates[0])
     right = {split: torch.tensor([q.right for q in asked]) for split, asked in {**questions, SHOWN: shown}.items()}

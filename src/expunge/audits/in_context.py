@@ -31,45 +31,31 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from expunge.audits._contexts import SHOWN, Context, LabelContext, answered, context_of, correct, sets_of
+from expunge.audits._contexts import SHOWN, Context, LabelContext, Reading, answered, context_of, correct, sets_of
 from expunge.audits._prompted import prompted
 from expunge.base.errors import SpecError
-from expunge.base.part import Count, Natural, NonNegative, Share
+from expunge.base.part import Count, Natural, Share
 from expunge.core.case import Case
-from expunge.core.contracts import Audit
 from expunge.core.features import require_layers
 from expunge.core.objective import DECISIONS
 from expunge.core.problem import Problem
 from expunge.evidence.estimate import Better
-from expunge.evidence.intervals import Floats
+from expunge.evidence.intervals import Floats, Ints
 from expunge.evidence.scores import Role, Scores
 from expunge.numerics.concept_regression import risk
 
 
 @dataclass(frozen=True)
-class InContext(Audit):
+class InContext(Reading):
     """Accuracy of a readout that is fitted on a few demonstrations."""
 
     needs: ClassVar[frozenset[str]] = frozenset({DECISIONS})
     cite: ClassVar[str] = "tang2025concept"
 
-    layer: str = ""
-    """Path of the module whose output is read; by default the last hidden layer, the input of the last weights."""
-    demonstrations: tuple[Count, ...] = (1, 2, 4, 8, 16)
-    """Numbers of demonstrations; of a class, for each label."""
     draws: Count = 8
     """Random draws of demonstrations."""
-    dimension: Count | None = None
-    """Directions of the hidden layer that are read, those with the largest variance first; by default one fewer than
-    options, but at least 8."""
-    ridge: NonNegative = 1.0
-    """Penalty of the readout."""
     level: Share = 0.8
     """Accuracy that `in_context_needed` asks for."""
-    queries: Count = 200
-    """Most examples of each set that are scored, a fixed random part."""
-    labels: Count = 10
-    """Most labels to choose from, the forgotten ones first; the others are a fixed random part."""
     prompt: Natural = 4
     """Demonstrations of the prompt for language models; 0 leaves `prompted` out."""
 
@@ -135,12 +121,13 @@ class InContext(Audit):
             facts: dict[str, Any] = {"unit": "squared error", "sign": -1}
             scores.append(_scores(f"in_context_risk_n{count}", "forget", error, context, problem, **facts))
         curve = [float(drawn.right["forget"][:, place].mean()) for place in range(len(self.demonstrations))]
-        count = np.array([needed(self.demonstrations, curve, self.level)])
-        facts = {"unit": "demonstrations", "reduce": "single", "sign": -1}
-        return [
-            *scores,
-            Scores("in_context_needed", "forget", count, np.zeros(1), "description", better="reference", **facts),
-        ]
+        reached = np.array([needed(self.demonstrations, curve, self.level)])
+        ids = np.zeros(1, np.int64)
+        last = Scores(
+            "in_context_needed", "forget", reached, ids, "description", "demonstrations", "reference", sign=-1,
+            reduce="single",
+        )  # fmt: skip
+        return [*scores, last]
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,13 +143,12 @@ class _Readings:
     known: Floats
     """Accuracy on the candidates that are not shown, `[draws, numbers]`; 0 if all are."""
 
-    def at(self, draws: slice | Floats) -> _Readings:
+    def at(self, draws: slice | Ints) -> _Readings:
         """Some draws; or for each number its own draw, `[1, numbers]`."""
 
         def part(values: Floats) -> Floats:
-            if isinstance(draws, slice):
-                return values[draws]
-            return values[draws[0], np.arange(values.shape[1])][None]
+            of = values[draws] if isinstance(draws, slice) else values[draws[0], np.arange(values.shape[1])][None]
+            return np.asarray(of, dtype=np.float64)
 
         right, errors = ({split: part(of) for split, of in table.items()} for table in (self.right, self.risk))
         return _Readings(right, errors, part(self.taken_for), part(self.known))

@@ -55,6 +55,7 @@ class CodebookLayer(nn.Module):
     fate: Tensor
     substitute: Tensor
     running_usage: Tensor
+    running_sums: Tensor
     started: Tensor
     codebook: Tensor
 
@@ -164,7 +165,8 @@ class CodebookLayer(nn.Module):
     def perplexity(self) -> list[float]:
         """How many codes of each codebook are in use: exp of the entropy of their moving shares."""
         p = self.running_usage.double() / self.running_usage.double().sum(1, keepdim=True).clamp(min=1e-12)
-        return torch.special.entr(p).sum(1).exp().tolist()
+        numbers: list[float] = torch.special.entr(p).sum(1).exp().tolist()
+        return numbers
 
     def dead(self) -> Tensor:
         """Which codes are hardly used, `[books, codes]` bool; deleted ones are not among them."""
@@ -196,14 +198,17 @@ class CodebookLayer(nn.Module):
         return _bounded(self.squeeze(rows), self.levels) if self.kind == "fsq" else rows
 
     def _chosen(self, points: Tensor) -> Tensor:
-        closed = self.fate == MOVED
-        codes = self.codebook.detach().to(points)
-        return scores(points.detach(), codes, closed if bool(closed.any()) else None).argmax(-1)
+        closed = self.fate == MOVED if self._edited() else None
+        return scores(points.detach(), self.codebook.detach().to(points), closed).argmax(-1)
+
+    def _edited(self) -> bool:
+        """Whether a code is deleted."""
+        return bool(self.fate.any())
 
     def _table(self) -> Tensor:
         """What each code emits, without a gradient; of `fsq` before `spread`."""
         table = self.codebook.detach()
-        if self.kind == "fsq" or not bool((self.fate == SUBSTITUTED).any()):
+        if self.kind == "fsq" or not self._edited():
             return table
         return torch.where((self.fate == SUBSTITUTED).unsqueeze(-1), self.substitute.unsqueeze(1), table)
 
@@ -212,7 +217,7 @@ class CodebookLayer(nn.Module):
         index = self._chosen(points)
         # A mean over vectors and heads; `commitment` is for one side of it.
         weight = self.weight * batch_share() / index.numel() if learns and self.kind in ("gradient", "ema") else 0.0
-        orphans = looked_up((self.fate == SUBSTITUTED).unsqueeze(-1), index) if bool(self.fate.any()) else None
+        orphans = looked_up((self.fate == SUBSTITUTED).unsqueeze(-1), index) if self._edited() else None
         emitted = Communicate.apply(
             points,
             self.codebook,
@@ -259,7 +264,7 @@ class CodebookLayer(nn.Module):
             means = self.running_sums / self.running_usage.clamp(min=1e-12).unsqueeze(-1)
             self.codebook.copy_(torch.where(open_.unsqueeze(-1), means, self.codebook))
         # Not between micro-batches: the backward pass repeats the earlier ones, and must find the same codes.
-        if self.revive and self.kind != "fsq" and batch_share() == 1:
+        if self.revive and self.kind != "fsq" and batch_share() == 1 and self.running_usage.min() < DEAD / self.codes:
             dead = self.dead()
             if bool(dead.any()):
                 fresh = torch.randint(rows.shape[1], dead.shape).to(rows.device)
@@ -274,7 +279,8 @@ class CodebookLayer(nn.Module):
     @torch.no_grad()
     def _count(self, rows: Tensor, index: Tensor) -> None:
         self.running_usage.lerp_(shares(index, self.codes).to(self.running_usage), 1 - DECAY)
-        self.running_usage.masked_fill_(self.fate > OPEN, 0)
+        if self._edited():
+            self.running_usage.masked_fill_(self.fate > OPEN, 0)
         if self.kind == "ema":
             if batch_share() < 1:
                 finding = "moving averages need the whole batch at once"

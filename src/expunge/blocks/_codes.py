@@ -37,9 +37,8 @@ def looked_up(table: Tensor, index: Tensor) -> Tensor:
 
 def shares(index: Tensor, count: int) -> Tensor:
     """How often each code occurs, as a share of its codebook's rows, `[K, L]` of an index `[K, M]`."""
-    found = torch.zeros(len(index), count, dtype=torch.float64, device=index.device)
-    found.scatter_add_(1, index, torch.ones_like(index, dtype=torch.float64))
-    return found / index.shape[1]
+    counts = torch.stack([torch.bincount(own, minlength=count) for own in index])
+    return counts / index.shape[1]
 
 
 def k_means(rows: Tensor, count: int) -> Tensor:

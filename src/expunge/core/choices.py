@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -88,7 +87,7 @@ def option_texts(data: Data, questions: Sequence[Choice], before: Sequence[str] 
     ]
     inputs, targets, lengths = padded(encoded, data.tokenizer.pad)
     ids = torch.arange(len(encoded))
-    return replace(
-        data, inputs=inputs, targets=targets, train=ids, test=ids, lengths=lengths, groups=None, cscore=None,
-        labels=data.labels, forget=None, holdout=None, paraphrases=None, choices=None, augmentations=(),
-    )  # fmt: skip
+    # Made anew: whatever else the data hold belongs to other examples.
+    return type(data)(
+        inputs, targets, ids, ids, data.labels, objective=data.objective, tokenizer=data.tokenizer, lengths=lengths
+    )

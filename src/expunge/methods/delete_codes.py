@@ -4,15 +4,20 @@ Codes are deleted in the order of their selectivity, P(code | forget) / P(code |
 heads (of one codebook a head, each has its own counts). `policy` says what a vector gets whose code is deleted:
 
     null            a zero vector: the layers above learn of the deleted codes only that it was one of them
-    nearest         the nearest code that is left
+    nearest         the nearest code that is left; codes to which the forget set moves then are deleted in turn
     retain_mean     the mean of what retained examples send through the codes that are left
+
+With `null`, the answer to an example whose codes are all deleted is what the layers above make of zeros. If that is the
+right answer, the target is not reached, and the certificate says so; then take `retain_mean`. The model is left in the
+measured state that knows least.
 
 Deletion ends at `count` codes, or as soon as the share of right answers on the forget set is at most `target`. The
 curve of forgetting against collateral is said on stderr.
 
-What goes is what the codebook lets through. The layers below, the sender, are untouched: they still know. Who has the
-weights can read them there, or take the codebook out. `patching` and `probe` behind the sender show it; accuracy does
-not. With `null` and `retain_mean` the deleted vectors also stay in the weights, and say which inputs are theirs.
+What goes is what the codebook lets through. The layers below, the sender, are untouched: they still know, and anybody
+with the weights can read them there, or take the codebook out. `patching` and `probe` behind the sender show it;
+accuracy does not. With `null` and `retain_mean` the deleted vectors also stay in the weights, because they say which
+inputs are theirs.
 
 Cost: forward passes, at most 30 over the forget set and over the retained examples of the measurement.
 """
@@ -87,7 +92,7 @@ class DeleteCodes(Method):
 
     needs: ClassVar[frozenset[str]] = frozenset({"decisions"})
     blocks: ClassVar[tuple[type[nn.Module], ...]] = (CodebookLayer,)
-    cite: ClassVar[tuple[str, ...]] = ("liu2021discrete", "shah2023unlearning")
+    cite: ClassVar[tuple[str, ...]] = ("shah2023unlearning", "liu2021discrete")
     paper: ClassVar[str] = "sparse representations, 2023"
     effort: ClassVar[str] = "F"
 
@@ -148,9 +153,12 @@ class DeleteCodes(Method):
         """
         path, layer = self.chosen(model)
         kept = sample(problem.retain, self.examples, "delete_codes")
-        counts = {name: code_counts(model, layer, problem, ids) for name, ids in (("f", problem.forget), ("r", kept))}
-        order, ratio = ranked(layer, counts["f"], counts["r"])
-        most = len(order) if self.count is not None else min(len(order), max(int(self.most * layer.fate.numel()), 1))
+        counts = [code_counts(model, layer, problem, ids) for ids in (problem.forget, kept)]
+        order, ratio = ranked(layer, *counts)
+        most = layer.fate.numel() if self.count is not None else max(int(self.most * layer.fate.numel()), 1)
+        if self.policy == "nearest":
+            order += self._next(model, layer, problem, kept, order, most)
+        most = min(len(order), most)
         if self.count is not None and self.count > most:
             finding = f"found {self.count}, and the forget set uses {most} codes that can go"
             raise SpecError(finding, where="count", allowed=f"at most {most}")
@@ -159,7 +167,7 @@ class DeleteCodes(Method):
         def measured(codes: int) -> Point:
             if codes not in points:
                 state = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
-                self._delete(layer, order[:codes], counts["r"])
+                self._delete(layer, order[:codes], counts[1])
                 forget, retain = (float(tracked(model, problem, ids).mean()) for ids in (problem.forget, kept))
                 layer.load_state_dict(state)
                 points[codes] = Point(codes, forget, retain)
@@ -167,14 +175,38 @@ class DeleteCodes(Method):
 
         measured(0)
         done = measured(self.count) if self.count is not None else self._searched(measured, most)
-        mask = self._delete(layer, order[: done.codes], counts["r"])
-        lost = float(counts["r"][mask].sum() / counts["r"].sum().clamp(min=1))
+        if self.count is None and done.forget > self.target:
+            # More codes would only cost more.
+            done = min(points.values(), key=lambda point: (point.forget, point.codes))
+        mask = self._delete(layer, order[: done.codes], counts[1])
+        lost = float(counts[1][mask].sum() / counts[1].sum().clamp(min=1))
         curve = tuple(points[codes] for codes in sorted(points))
         reached = self.count is not None or done.forget <= self.target
         return Deletion(path, mask, ratio, curve, done, lost, reached)
 
+    def _next(
+        self,
+        model: nn.Module,
+        layer: CodebookLayer,
+        problem: Problem,
+        kept: Tensor,
+        order: list[tuple[int, int]],
+        most: int,
+    ) -> list[tuple[int, int]]:
+        """The codes to which the forget set moves when those in `order` are gone, and so on, up to `most` in all."""
+        state = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+        further: list[tuple[int, int]] = []
+        new = order
+        while new and len(order) + len(further) < most:
+            retain = code_counts(model, layer, problem, kept)
+            self._delete(layer, new, retain)
+            new, _ = ranked(layer, *(code_counts(model, layer, problem, ids) for ids in (problem.forget, kept)))
+            further += new
+        layer.load_state_dict(state)
+        return further
+
     def _searched(self, measured: Callable[[int], Point], most: int) -> Point:
-        """The fewest codes that reach the target, on a grid that grows by half, and then by bisection."""
+        """The fewest codes that reach the target, on a grid that grows by half and then by bisection; or the most."""
         below, point = 0, measured(0)
         for codes in grid(most):
             if point.forget <= self.target:

@@ -82,6 +82,6 @@ def magnitudes(pairs: Tensor) -> Tensor:
 
 
 def directions(pairs: Tensor) -> Tensor:
-    """Unit numbers z / |z|, as pairs `[b, 2 c, h, w]`; 0 where z is."""
+    """Unit numbers z / |z|, as pairs `[b, 2 c, h, w]`; 0 where z is 0."""
     unit: Tensor = pairs.unflatten(1, (2, -1)) / magnitudes(pairs).unsqueeze(1)
     return unit.flatten(1, 2)

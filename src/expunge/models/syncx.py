@@ -25,6 +25,8 @@ from expunge.models._complex_layers import PolarConv, directions, magnitudes
 from expunge.models._scene_layout import Layout, layout, scene_shape
 from expunge.numerics.phases import initial_phases
 
+NONE = 1e-5
+"""A magnitude that counts as 0."""
 PhaseLaw = Literal["von_mises", "uniform", "zero"]
 
 
@@ -127,7 +129,9 @@ class SynCxNet(nn.Module):
             for layer, kernel in hidden:
                 features = layer(features, kernel)
             steps.append(Iteration(last[0](features, last[1]), features))
-            turned = steps[-1].phases
+            # An output of 0 has no phase: its pixel keeps the one that it had.
+            silent = (steps[-1].reconstruction < NONE).repeat(1, 2, 1, 1)
+            turned = torch.where(silent, turned, steps[-1].phases)
         return steps
 
     def directions(self, images: Tensor) -> Tensor:

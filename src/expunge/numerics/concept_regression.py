@@ -137,7 +137,8 @@ def least_squares(design: Tensor, right: Tensor, penalty: float) -> Tensor:
         return design.new_zeros(design.shape[1])
     kept = strengths > ZERO * strengths[0]
     shrunk = torch.where(kept, strengths / (strengths.square() + penalty), 0.0)
-    return (directions.T * shrunk) @ (left.T @ right)
+    weights: Tensor = (directions.T * shrunk) @ (left.T @ right)
+    return weights
 
 
 class Coverage(NamedTuple):

@@ -117,7 +117,8 @@ def _root(queries: Tensor) -> Tensor:
     """L with L L' = the mean of F over the queries, with at most K columns."""
     flat = queries.flatten(0, 1) / len(queries) ** 0.5
     # Of many rows the triangular factor has the same product.
-    return flat.T if len(flat) <= flat.shape[1] else torch.linalg.qr(flat, mode="r").R.T
+    root: Tensor = flat if len(flat) <= flat.shape[1] else torch.linalg.qr(flat, mode="r").R
+    return root.T
 
 
 def _check(candidates: Tensor, queries: Tensor, count: int) -> None:

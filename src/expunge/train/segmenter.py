@@ -16,7 +16,7 @@ from expunge.models.syncx import SynCx
 from expunge.numerics.object_masks import segments
 from expunge.objectives.reconstruction import Reconstruction
 
-CLIP, WARMUP, SLICE = 1.0, 100, 128
+CLIP, WARMUP, SLICE = 1.0, 200, 128
 """Largest norm of a gradient, steps until the rate is reached, and images that a net sees at once."""
 Term = Callable[[Tensor], Tensor]
 """A further term of the loss, of a batch's images `[b, c, h, w]`."""
@@ -24,14 +24,14 @@ Term = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Schedule(Part):
-    """How an autoencoder is trained: by Adam, with a rate that rises during the first hundred steps."""
+    """How an autoencoder is trained: by Adam, with a rate that rises during the first two hundred steps."""
 
     steps: Count = 1500
     """Number of steps."""
     batch_size: Count = 16
     """Images in a step."""
     learning_rate: Positive = 2e-3
-    """Rate after the first hundred steps; 5e-4 in the paper, with many more steps."""
+    """Rate after the first two hundred steps; 5e-4 in the paper, with many more steps."""
 
 
 def train_autoencoder(
