@@ -115,24 +115,23 @@ def read(net: Any, scenes: Scenes, seed: int) -> Reading:
     images = images_of(net.eval(), scenes)
     output = net(images)
     rebuilt = output[:, -1] if output.ndim > images.ndim else output
-    ari = indices(net.directions(images).cpu(), rebuilt.cpu(), scenes, seed)
+    ari = indices(net.directions(images).cpu(), scenes, seed)
     return Reading(ari, float((rebuilt - images).square().mean()))
 
 
-def indices(features: Tensor, brightness: Tensor, scenes: Scenes, seed: int) -> dict[str, float]:
+def indices(features: Tensor, scenes: Scenes, seed: int) -> dict[str, float]:
     """Mean index of the test scenes by protocol and pixels.
 
     Args:
         features: Of the test scenes, `[n, d, h, w]`.
-        brightness: Images or reconstructions that the honest protocol takes the foreground from.
         scenes: The data, with true masks.
         seed: Decides the starts of k-means.
     """
-    masks = scenes.masks[scenes.test]
+    masks, images = scenes.masks[scenes.test], scenes.inputs[scenes.test]
     found: dict[str, float] = {}
     for protocol in PROTOCOLS:
         generator = torch.Generator().manual_seed(derive(seed, "clusters"))
-        labels = segments(features, protocol, generator, true=masks, images=brightness)
+        labels = segments(features, protocol, generator, true=masks, images=images)
         found |= {f"{protocol} {pixels}": float(values.mean()) for pixels, values in scores(labels, masks).items()}
     return found
 
@@ -146,7 +145,7 @@ def by_iteration(net: SynCxNet, scenes: Scenes, count: int, seed: int) -> tuple[
     """
     images, turns = images_of(net, scenes), []
     steps = net.iterate(images, count)
-    found = [indices(step.bindings.cpu(), step.reconstruction.cpu(), scenes, seed) for step in steps]
+    found = [indices(step.bindings.cpu(), scenes, seed) for step in steps]
     weights = images * (scenes.masks[scenes.test] > 0).unsqueeze(1).to(images)
     for first, second in itertools.pairwise(steps):
         cosine = (first.phases * second.phases).unflatten(1, (2, -1)).sum(1)
