@@ -22,6 +22,11 @@ from expunge.reporting.names import complete_kind, complete_name, complete_prese
 KINDS = tuple(registry.FOLDERS)
 
 as_json = click.option("--json", "json_", is_flag=True, help="Print JSON on stdout.")
+executor_option = click.option(
+    "--on",
+    metavar="NAME",
+    help="Executor that runs the tasks: inline, processes, one of another package, or module:Class.",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -39,6 +44,7 @@ def cli() -> None:
 @click.option("--out", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder for runs.")
 @click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a value of the spec; repeatable.")
 @click.option("--workers", type=click.IntRange(min=1), help="Number of parallel processes; by default one per core.")
+@executor_option
 @click.option("--dry-run", is_flag=True, help="Print what is left to do and the expected time; run nothing.")
 @click.option("--stages", is_flag=True, help="With --dry-run, also list every stage.")
 @click.option("--save", type=click.Path(path_type=Path), help="Folder for the unlearned models, each in SAVE/LABEL.")
@@ -48,6 +54,7 @@ def run(
     out: Path,
     overrides: tuple[str, ...],
     workers: int | None,
+    on: str | None,
     dry_run: bool,
     stages: bool,
     save: Path | None,
@@ -57,12 +64,16 @@ def run(
     from expunge.base.spec import read
 
     parsed = read(spec, overrides)
+    if names_code(on):
+        add_search_path(parsed.folder)
     if dry_run:
+        from expunge.pipeline.executor import executor_of
         from expunge.pipeline.run import default_workers
 
-        _dry_run(parsed, out, workers or default_workers(), json_, stages)
+        executor = executor_of(on, workers or default_workers())
+        _dry_run(parsed, out, executor.workers, json_, stages)
         return
-    _finish(parsed, out, workers, json_, save)
+    _finish(parsed, out, workers, on, json_, save)
 
 
 @cli.command()
@@ -133,6 +144,7 @@ def unlearn(
 @click.option("--out", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder for runs.")
 @click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="Override a value of the spec; repeatable.")
 @click.option("--workers", type=click.IntRange(min=1), help="Number of parallel processes; by default one per core.")
+@executor_option
 @click.option("--save", type=click.Path(path_type=Path), help="Folder for the model with its verdict, in SAVE/LABEL.")
 @as_json
 def audit(
@@ -141,6 +153,7 @@ def audit(
     out: Path,
     overrides: tuple[str, ...],
     workers: int | None,
+    on: str | None,
     save: Path | None,
     json_: bool,
 ) -> None:
@@ -153,7 +166,9 @@ def audit(
     parsed = read(spec, overrides)
     from expunge.pipeline.verbs import audit_of
 
-    _finish(audit_of(parsed, model), out, workers, json_, save)
+    if names_code(on):
+        add_search_path(parsed.folder)
+    _finish(audit_of(parsed, model), out, workers, on, json_, save)
 
 
 @cli.command()
@@ -163,25 +178,46 @@ def audit(
     default="quick",
     show_default=True,
     shell_complete=complete_preset,
-    help="Scale: quick, cpu, long or paper.",
+    help="Scale: quick (20 s, one seed, decides nothing), cpu (30 min), long (hours) or paper.",
 )
 @click.option("--out", type=click.Path(path_type=Path), default="runs", show_default=True, help="Folder for runs.")
 @click.option(
     "--seed", "seeds", multiple=True, type=click.IntRange(min=0), help="Replaces the preset's seeds; repeatable."
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Number of parallel processes; by default one per core.")
+@executor_option
+@click.option("--dry-run", is_flag=True, help="Print seeds, claims, time and folder of the study; run nothing.")
 @as_json
-def study(name: str, preset: str, out: Path, seeds: tuple[int, ...], workers: int | None, json_: bool) -> None:
-    """Measure a paper's claims against rules that were fixed beforehand; run again to finish an interrupted study."""
+def study(
+    name: str,
+    preset: str,
+    out: Path,
+    seeds: tuple[int, ...],
+    workers: int | None,
+    on: str | None,
+    dry_run: bool,
+    json_: bool,
+) -> None:
+    """Measure a paper's claims against rules that were fixed beforehand; run again to finish an interrupted study.
+
+    The default preset, quick, only shows that the study runs. Claims are decided from several seeds: use --preset cpu.
+    """
     from expunge.pipeline.run import default_workers
     from expunge.reporting.progress import Progress
-    from expunge.reporting.study import read_study, study_table
-    from expunge.study.run import run_study
+    from expunge.reporting.study import plan_text, read_study, study_table
+    from expunge.study.run import planned, run_study
 
-    if names_code(name):
+    if names_code(name) or names_code(on):
         add_search_path(Path.cwd())
+    if dry_run:
+        from expunge.pipeline.executor import executor_of
+
+        executor_of(on, workers or default_workers())
+        facts = planned(name, preset, out, seeds=seeds or None)
+        say(_json_text(facts) if json_ else plan_text(facts))
+        return
     folder = run_study(
-        name, preset, out, seeds=seeds or None, workers=workers or default_workers(), progress=Progress()
+        name, preset, out, seeds=seeds or None, workers=workers or default_workers(), on=on, progress=Progress()
     )
     result = read_study(folder)
     if json_:
@@ -394,7 +430,7 @@ def main() -> None:
         sys.exit(4)
 
 
-def _finish(spec: Any, out: Path, workers: int | None, json_: bool, save: Path | None = None) -> None:
+def _finish(spec: Any, out: Path, workers: int | None, on: str | None, json_: bool, save: Path | None) -> None:
     """Run to the end and print the result; check gates last, so that the record is complete when one fails."""
     from expunge.base.record import locked
     from expunge.pipeline.run import check_gates, default_workers
@@ -403,7 +439,7 @@ def _finish(spec: Any, out: Path, workers: int | None, json_: bool, save: Path |
     from expunge.reporting.progress import Progress
     from expunge.reporting.text import costs_table, verdict_table
 
-    outcome = run_spec(spec, out, workers=workers or default_workers(), progress=Progress(), save=save)
+    outcome = run_spec(spec, out, workers=workers or default_workers(), on=on, progress=Progress(), save=save)
     with locked(outcome.folder):  # another run of this spec may be writing its record
         page = write_report(outcome.folder)
     if json_:

@@ -18,6 +18,8 @@ import torch
 from safetensors.torch import save_file
 
 from expunge.base import record
+from expunge.cli import cli as cli_group
+from expunge.reporting import page
 from helpers import Table, cli, contents, finished, run, snapshot, stages_done, temporaries, tiny, write_spec
 
 
@@ -236,11 +238,11 @@ def test_a_bad_override_is_refused(earlier: Path, assignment: str, words: tuple[
 # Forget sets from a file: the digits have training ids 0 to 119 and test ids 120 to 179.
 
 IDS: dict[str, tuple[str | bytes | np.ndarray, tuple[str, ...]]] = {
-    "out of range": ("1 2 180", ("id 180 is out of range", "0 to 179")),
-    "negative": ("1 -2", ("id -2 is out of range", "0 to 179")),
+    "out of range": ("1 2 180", ("id 180 is out of range", "allowed: 0 to 119")),
+    "negative": ("1 -2", ("id -2 is out of range", "allowed: 0 to 119")),
     "too large for any index": (f"1 {10**30}", ("out of range", "ids of training examples")),
     "duplicated": ("1\n2\n1\n", ("id 1 occurs 2 times", "each id once")),
-    "of the test set": ("1 120", ("id 120 is no training example", "ids of training examples")),
+    "of the test set": ("1 120", ("id 120 is no training example", "ids of training examples: 0 to 119")),
     "empty": ("", ("the forget set is empty", "at least one example")),
     "all there are": (" ".join(map(str, range(120))), ("the retain set is empty", "forget fewer")),
     "words": ("one two", ("'one'", "whole numbers")),
@@ -254,6 +256,44 @@ def test_bad_forget_ids_are_refused(earlier: Path, ids: str | bytes, words: tupl
     path = earlier.parent / "ids.txt"
     path.write_bytes(ids.encode() if isinstance(ids, str) else ids)
     refused(tiny(forget={"name": "indices", "path": "ids.txt"}), earlier, 2, "forget", *words)
+
+
+@pytest.mark.parametrize(("field", "bad", "allowed"), [("retain", 180, "0 to 119"), ("holdout", 999, "120 to 179")])
+def test_a_set_of_ids_names_the_ids_that_it_may_hold(earlier: Path, field: str, bad: int, allowed: str) -> None:
+    for name, ids in (("ids.txt", "1 2 3"), ("other.txt", str(bad))):
+        (earlier.parent / name).write_text(ids)
+    forget = {"name": "indices", "path": "ids.txt", field: "other.txt"}
+    refused(tiny(forget=forget), earlier, 2, f"forget.{field}: id {bad} is out of range; allowed: {allowed}")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "spec.toml", "--out", "file/runs"),
+        ("diagnose", "spec.toml", "--out", "file/runs"),
+        ("unlearn", "spec.toml", "--save", "file/weights.safetensors"),
+        ("study", "dormant", "--out", "file/runs"),
+        ("compare", "earlier", "earlier", "--out", "file/page.html"),
+        ("report", "earlier"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_remedy_names_no_option_that_the_verb_lacks(
+    arguments: tuple[str, ...], earlier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    write_spec(tmp_path, tiny(seeds=[0], attack=[]))
+    verb, *rest = [str(earlier / "tiny") if word == "earlier" else word for word in arguments]
+    monkeypatch.chdir(tmp_path)
+    if verb == "report":
+        monkeypatch.setattr(page, "write_page", denied)
+    message = cli(verb, *rest).message()
+    options = {name for parameter in cli_group.commands[verb].params for name in parameter.opts}
+    assert set(re.findall(r"--[a-z-]+", message)) <= options, message
+
+
+def denied(path: Path, *_: object) -> None:
+    raise record.storage_error(OSError(errno.EACCES, "denied"), path)
 
 
 @pytest.mark.parametrize("ids", [[0.5, 1.0], [[1, 2]], {"ids": [1]}, [1, True], ["1"]], ids=str)
@@ -565,7 +605,7 @@ def test_something_in_the_way_of_a_folder(tmp_path: Path, place: str) -> None:
     message = result.message()
     assert result.code == 4
     assert str(blocked if place != "." else out.resolve()) in message
-    assert ("--out" if place != "tiny/results.jsonl" else "check the path") in message
+    assert ("choose another folder" if place != "tiny/results.jsonl" else "check the path") in message
     assert blocked.is_dir() or blocked.read_text() == "mine"
     assert temporaries(tmp_path) == []
 
@@ -590,7 +630,11 @@ def test_a_folder_that_cannot_be_written_to(
     result = run(tiny(), out)
     message = result.message()
     assert result.code == 4
-    assert words in message and str(out / "tiny" / "spec.json") in message and ("--out" in message or "path" in message)
+    assert (
+        words in message
+        and str(out / "tiny" / "spec.json") in message
+        and ("another folder" in message or "path" in message)
+    )
     assert contents(out) == {}
 
 
@@ -679,7 +723,7 @@ def test_a_disk_that_cannot_be_flushed_counts_as_full(tmp_path: Path, monkeypatc
     ],
 )
 def test_a_folder_of_another_run_is_left_alone(earlier: Path, changes: Table, words: tuple[str, ...]) -> None:
-    refused(tiny(**changes), earlier, 2, str(earlier / "tiny"), *words, "another name", "--out")
+    refused(tiny(**changes), earlier, 2, str(earlier / "tiny"), *words, "another name", "another folder")
 
 
 def test_a_folder_whose_spec_is_damaged_is_left_alone(tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ CHECKED = [part for part in REGISTERED if part not in FILES]
 
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     # Smaller than by default, so that the checks' small data carry them and nets train fast.
+    ("block", "codebook"): {"codes": 4, "heads": 2},
+    ("audit", "in_context"): {"demonstrations": (1, 2)},
     ("diagnostic", "hardness"): {"steps": 100},
     ("diagnostic", "sharpness"): {"epochs": 30.0},
     ("task", "easy_examples"): {"count": 50, "nets": 2},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import signal
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from expunge.base.errors import RunError, SpecError
+from expunge.base.errors import RunError
 from expunge.base.record import rows_to_text
 from expunge.base.spec import parse
 from expunge.base.store import Store
@@ -22,7 +23,7 @@ from expunge.pipeline.executor import Computation, Executor, executor_of
 from expunge.pipeline.plan import Plan
 from expunge.pipeline.run import run as run_spec
 from expunge.pipeline.schedule import run_stages
-from helpers import tiny
+from helpers import cli, finished, tiny, write_spec
 
 EXECUTORS = [executor_of(None, 1), executor_of(None, 2)]
 BACKWARDS = """
@@ -136,7 +137,56 @@ def test_an_executor_of_another_package_gives_the_same_rows(install: Any, tmp_pa
     assert usual_order != other_order and sorted(usual_order) == sorted(other_order)
 
 
-def test_an_unknown_executor_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match=r"on\.name: unknown executor 'ray'; allowed: inline, processes"):
-        run_spec(parse(tiny(), tmp_path), tmp_path / "runs", on="ray")
+BESIDE = (
+    BACKWARDS
+    + """
+
+def function(tasks):
+    return None
+
+@dataclass(frozen=True)
+class Half(Executor):
+    pass
+
+@dataclass(frozen=True, kw_only=True)
+class Rented(Backwards):
+    place: str
+"""
+)
+
+
+@pytest.fixture
+def beside(tmp_path: Path) -> Path:
+    """A spec with a module of executors beside it."""
+    (tmp_path / "mine.py").write_text(BESIDE)
+    return write_spec(tmp_path, tiny(seeds=[0], attack=[]))
+
+
+@pytest.mark.parametrize("name", ["inline", "mine:Backwards"])
+def test_run_takes_an_executor_by_name(name: str, beside: Path, tmp_path: Path) -> None:
+    usual, other = (
+        json.loads(finished(cli("run", beside, "--out", tmp_path / folder, "--json", *option)).out)["rows"]
+        for folder, option in (("usual", ["--workers", 1]), ("other", ["--workers", 2, "--on", name]))
+    )
+    assert usual == other
+
+
+@pytest.mark.parametrize("verb", ["run", "run --dry-run", "study"])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("ray", "on: unknown executor 'ray'; allowed: inline, processes, or your own code as module:function"),
+        ("mine:function", "'mine:function' is not an executor"),
+        ("mine:Half", "'mine:Half' is not an executor"),
+        ("mine:Rented", "on: 'place' is missing"),
+        ("mine:Missing", "cannot import 'mine:Missing'"),
+    ],
+)
+def test_what_is_no_executor_is_refused_before_anything_is_written(
+    verb: str, name: str, words: str, beside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    word, *options = verb.split()
+    result = cli(word, "dormant" if word == "study" else beside, "--out", tmp_path / "runs", "--on", name, *options)
+    assert result.code == 2 and words in result.message()
     assert not (tmp_path / "runs").exists()

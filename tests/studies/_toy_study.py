@@ -12,6 +12,7 @@ import torch
 from expunge.base.errors import RunError
 from expunge.evidence.claim import Claim, Measured, above, ordered
 from expunge.evidence.figure import Chart, Figure, Grid, Series
+from expunge.pipeline.executors.inline import InlineExecutor
 from expunge.study.study import Preset, Study, Work
 
 
@@ -60,3 +61,12 @@ class Toy(Study):
             Chart("Means", "seed", "mean (unit)", (series,), "points"),
             Grid("Plane", "column", "row", ("a", "b"), ("c",), ((0.5, 0.75),)),
         ]
+
+
+@dataclass(frozen=True)
+class Noting(InlineExecutor):
+    """An executor that writes down how many tasks it gets."""
+
+    def run(self, tasks: Sequence[Any], begun: Any, finished: Any) -> None:
+        Path("noted").write_text(f"{len(tasks)} tasks, {self.workers} workers")
+        super().run(tasks, begun, finished)

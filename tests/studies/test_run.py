@@ -12,7 +12,9 @@ import _toy_study as toy
 import pytest
 
 from expunge.base.errors import MissingError, RunError, SpecError
+from expunge.reporting.study import next_step, study_table
 from expunge.study.run import run_study
+from helpers import cli, finished, snapshot
 
 NAME = f"{toy.__name__}:Toy"
 
@@ -25,6 +27,16 @@ def test_the_number_of_workers_changes_no_number(tmp_path: Path) -> None:
     one, two = (read(run_study(NAME, "quick", tmp_path / str(n), workers=n)) for n in (1, 2))
     assert one["measured"] == two["measured"]
     assert len({json.dumps(m) for m in one["measured"].values()}) == 4  # every seed its own draws
+
+
+def test_the_executor_that_the_option_names_runs_the_seeds(
+    tmp_path: Path, measured: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ("study", NAME, "--preset", "quick", "--workers", 2, "--on", f"{toy.__name__}:Noting")
+    finished(cli(*arguments, "--out", tmp_path / "runs"))
+    assert Path("noted").read_text() == "4 tasks, 2 workers"
+    assert read(tmp_path / "runs" / "studies" / measured.name)["measured"] == read(measured)["measured"]
 
 
 def test_claims_are_decided_in_their_order(tmp_path: Path) -> None:
@@ -131,6 +143,47 @@ def test_the_page_shows_every_claim_and_figure(tmp_path: Path) -> None:
     for words in ("The mean is positive.", "Means", "Plane", "not measured at this preset", "--preset quick"):
         assert words in page
     assert page.count("<svg") == 2
+
+
+@pytest.mark.parametrize(
+    ("preset", "seeds", "why", "command"),
+    [
+        ("quick", (0,), "One seed decides no claim", "--preset cpu"),
+        ("cpu", (3,), "One seed decides no claim", "--preset cpu"),
+        ("quick", (), "Preset quick is too small", "--preset cpu"),
+        ("cpu", (), "1 claim cannot be measured at preset cpu", "--preset long"),
+    ],
+)
+def test_claims_that_are_left_open_say_why_and_what_decides_them(
+    preset: str, seeds: tuple[int, ...], why: str, command: str, tmp_path: Path
+) -> None:
+    folder = run_study(NAME, preset, tmp_path, seeds=seeds or None)
+    text, page = study_table(read(folder)), (folder / "report.html").read_text()
+    for words in (why, f"expunge study {NAME} {command}"):
+        assert words in text and words in page
+    assert "tally" in page
+
+
+def test_seeds_that_would_decide_become_a_command() -> None:
+    claim = {"verdict": "inconclusive", "needed": 5, "measured": {"n": 3}}
+    result = {"study": "toy", "preset": "cpu", "seeds": [0, 2], "claims": [claim, claim | {"needed": 90}]}
+    why, command = next_step(result)
+    assert why == "1 of the 2 open claims would be decided by 5 seeds."
+    assert command == "expunge study toy --preset cpu --seed 0 --seed 2 --seed 1 --seed 3 --seed 4"
+    assert next_step(result | {"claims": [claim | {"verdict": "reproduced"}]}) == ("Every claim is decided.", "")
+
+
+def test_a_dry_run_says_what_would_run_and_writes_nothing(tmp_path: Path, measured: Path) -> None:
+    shutil.copytree(measured.parent, tmp_path / "studies")
+    before = snapshot(tmp_path)
+    arguments = ("study", NAME, "--out", tmp_path, "--dry-run")
+    text = finished(cli(*arguments, "--preset", "quick")).out
+    assert "seeds   0, 1, 2, 3" in text and "stored  seeds 0, 1, 2, 3" in text and "about 20 seconds" in text
+    assert "One seed decides no claim" in finished(cli(*arguments, "--seed", 7)).out
+    facts = json.loads(finished(cli(*arguments, "--preset", "cpu", "--json")).out)
+    assert (facts["claims"], facts["primary"], facts["stored"], facts["status"]) == (3, 1, [], "planned")
+    assert cli(*arguments, "--preset", "paper").code == 3 and cli(*arguments, "--on", "ray").code == 2
+    assert snapshot(tmp_path) == before
 
 
 def test_what_cannot_be_run_is_refused_beforehand(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -45,9 +46,28 @@ class ExpungeError(Exception):
         return _rebuild, (type(self), self.finding, self.where, self.allowed, self.remedy)
 
     def at(self, where: str) -> ExpungeError:
-        """The same error with an outer place before its own: `where` + "." + its place."""
-        joined = f"{where}.{self.where}" if self.where else where
+        """The same error with an outer place before its own; what both places name is named once.
+
+        `attack.k` within `attack 'relearn'` becomes `attack 'relearn'.k`.
+        """
+        joined = _joined(where, self.where)
         return type(self)(self.finding, where=joined, allowed=self.allowed, remedy=self.remedy)
+
+
+def _joined(outer: str, inner: str) -> str:
+    """Two places as one: without the kind of part and the label at the start of the inner one, if the outer names it.
+
+    Args:
+        outer: Such as `attack 'relearn'`, `attack[0]` or `data`.
+        inner: A place within, such as `k`, `attack.k`, `attack.relearn (ResNet)`, or empty.
+    """
+    kind, _, label = outer.partition(" ")
+    if kind and re.match(rf"{re.escape(kind)}(?=[. ]|$)", inner):
+        inner = inner.removeprefix(kind).strip(". ")
+        name = label.strip("'")
+        if name and re.match(rf"'?{re.escape(name)}'?(?=[. ]|$)", inner):
+            inner = re.sub(rf"^'?{re.escape(name)}'?[. ]*", "", inner)
+    return f"{outer} {inner}" if inner.startswith("(") else f"{outer}.{inner}" if inner else outer
 
 
 def _rebuild(kind: type[ExpungeError], finding: str, where: str, allowed: str, remedy: str) -> ExpungeError:

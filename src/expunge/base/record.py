@@ -104,10 +104,10 @@ def storage_error(error: OSError, path: Path) -> RunError:
     """The error for a failed write, with a remedy."""
     remedies = {
         errno.ENOSPC: ("the disk is full", "free some space and run the same command again; finished stages are kept"),
-        errno.EACCES: ("the folder is not writable", "choose another with --out"),
-        errno.EROFS: ("the file system is read-only", "choose another folder with --out"),
-        errno.ENOTDIR: ("a file is in the way of the folder", "choose another folder with --out"),
-        errno.EEXIST: ("a file is in the way of the folder", "choose another folder with --out"),
+        errno.EACCES: ("the folder is not writable", "make it writable, or choose another folder"),
+        errno.EROFS: ("the file system is read-only", "choose another folder"),
+        errno.ENOTDIR: ("a file is in the way of the folder", "choose another folder"),
+        errno.EEXIST: ("a file is in the way of the folder", "choose another folder"),
         errno.EISDIR: ("a folder is in the way of the file", "check the path, and move the folder away"),
     }
     finding, remedy = remedies.get(error.errno or 0, (f"cannot write ({error.strerror or error})", "check the path"))

@@ -153,7 +153,8 @@ def load(kind: str, name: str, *, where: str = "") -> Any:
     if name in _entry_points(kind):
         return _entry_points(kind)[name].load()
     error = unknown(kind, name, names(kind), where=where)
-    yours = ", or your own code as module:function" if kind in FOLDERS and kind not in IN_FOLDERS else ""
+    named = (kind in FOLDERS and kind not in IN_FOLDERS) or kind == "executor"
+    yours = ", or your own code as module:function" if named else ""
     raise SpecError(error.finding, where=where, allowed=f"{error.allowed}{yours}", remedy=error.remedy)
 
 

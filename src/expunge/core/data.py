@@ -15,15 +15,18 @@ from expunge.core.lazy import LazyInputs
 from expunge.core.objective import CLASSES, IGNORE, TOKENS, Objective, inferred
 
 if TYPE_CHECKING:
+    from expunge.core.choices import Choice
     from expunge.core.tokens import Tokenizer
 
-__all__ = ["IGNORE", "Batch", "Data", "check_ids", "joined"]
+__all__ = ["IGNORE", "Batch", "Data", "check_ids", "joined", "ranges"]
 
 Inputs = Any
 """One tensor `[n, ...]`, a tuple of them (positional arguments of the model), a mapping (arguments by name), or
 `LazyInputs`, which are read on demand."""
 MOST_LABELS, FEW_MISSING = 1_000_000, 10
 """Bounds on labels that have no names: their number, and how many of them may lack examples without being a mistake."""
+MOST_RANGES = 4
+"""A message lists at most this many ranges of ids."""
 Augment = Callable[[Any, torch.Generator], Any]
 """A function of a batch's inputs and a generator; it returns changed inputs of the same shape."""
 
@@ -89,6 +92,10 @@ class Data:
         holdout: Ids of unseen examples that resemble these.
         paraphrases: Ids of texts with the facts of training texts in other words, on which no model trains. Their
             groups are those of these texts.
+        values: For texts, which targets are tokens of a fact, such as a town in an answer, `[n, t]` bool; `None` if
+            nobody says which are.
+        choices: For questions with several answers to choose from, the question of each example, `[n]`; `None` for an
+            example without options.
 
     Raises:
         SpecError: A value is not finite, the objective refuses the targets, or shapes do not match.
@@ -109,6 +116,8 @@ class Data:
     forget: Tensor | None = None
     holdout: Tensor | None = None
     paraphrases: Tensor | None = None
+    values: Tensor | None = None
+    choices: tuple[Choice | None, ...] | None = None
 
     def __post_init__(self) -> None:
         self._check_lengths()
@@ -292,13 +301,14 @@ def _check_numbering(targets: Tensor, *, classes: bool) -> None:
         )
 
 
-def check_ids(ids: Tensor, n: int, *, where: str) -> None:
+def check_ids(ids: Tensor, n: int, *, where: str, among: Tensor | None = None) -> None:
     """Refuse ids that are not whole numbers, are out of range, or occur twice.
 
     Args:
         ids: The ids.
         n: Number of examples.
         where: Name of the ids, for messages.
+        among: The ids that are allowed here, for messages; by default all examples.
 
     Raises:
         SpecError: An id is refused; the message says which one and why.
@@ -307,9 +317,25 @@ def check_ids(ids: Tensor, n: int, *, where: str) -> None:
         raise SpecError(f"ids are {ids.dtype} {list(ids.shape)}", where=where, allowed="a list of whole numbers")
     outside = ids[(ids < 0) | (ids >= n)]
     if len(outside):
-        raise SpecError(f"id {int(outside[0])} is out of range", where=where, allowed=f"0 to {n - 1}")
+        raise SpecError(
+            f"id {int(outside[0])} is out of range",
+            where=where,
+            allowed=ranges(torch.arange(n) if among is None else among),
+        )
     unique, counts = ids.unique(return_counts=True)
     if len(unique) != len(ids):
         raise SpecError(
             f"id {int(unique[counts > 1][0])} occurs {int(counts.max())} times", where=where, allowed="each id once"
         )
+
+
+def ranges(ids: Tensor) -> str:
+    """Ids as text, in up to `MOST_RANGES` ranges: `0 to 439, 500 to 599`; if there are more, their number and ends."""
+    ordered = ids.unique()
+    if not len(ordered):
+        return "none"
+    breaks = (ordered.diff() > 1).nonzero().flatten() + 1
+    parts = [(int(part[0]), int(part[-1])) for part in torch.tensor_split(ordered, breaks)]
+    if len(parts) > MOST_RANGES:
+        return f"{len(ordered)} ids between {parts[0][0]} and {parts[-1][1]}"
+    return ", ".join(f"{first} to {last}" if last > first else str(first) for first, last in parts)

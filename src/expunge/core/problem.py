@@ -52,7 +52,8 @@ class Problem:
         object.__setattr__(self, "objective", self.objective or self.data.judged_by(None).objective)
         for name in ("forget", "retain", "test"):
             ids = getattr(self, name)
-            check_ids(ids, len(self.data), where=name)
+            among = self.data.test if name == "test" else self.data.train
+            check_ids(ids, len(self.data), where=name, among=among)
             if len(ids) == 0:
                 raise SpecError(f"the {name} set is empty", where=name, remedy=_WHEN_EMPTY[name])
         for a, b in (("forget", "retain"), ("forget", "test"), ("retain", "test")):

@@ -100,6 +100,8 @@ class Finding:
     note: str = ""
     parts: Mapping[str, float] = field(default_factory=dict, repr=False)
     """Arrays only: mean over seeds of every component, by its name."""
+    needed: int | None = None
+    """Seeds that would decide an inconclusive claim, if they scatter as these do; none if that is not known."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain data, as `study --json` prints it."""
@@ -115,6 +117,7 @@ class Finding:
             "measured": measured | {"values": list(self.values), "parts": dict(self.parts)},
             "verdict": self.verdict,
             "note": self.note,
+            "needed": self.needed,
         }
 
 
@@ -182,24 +185,27 @@ def _finding(claim: Claim, tested: _Tested | None, holds: float, fails: float, l
     elif fails <= LEVEL:
         verdict = "not reproduced"
     shown = tested.contrary if verdict == "not reproduced" else tested.deciding
-    note = _note(claim, tested, verdict, level)
-    return Finding(claim, verdict, shown.contrast, len(shown.values), shown.values, note, tested.parts)
+    note, needed = _note(claim, tested, verdict, level)
+    return Finding(claim, verdict, shown.contrast, len(shown.values), shown.values, note, tested.parts, needed)
 
 
-def _note(claim: Claim, tested: _Tested, verdict: Outcome, level: float) -> str:
+def _note(claim: Claim, tested: _Tested, verdict: Outcome, level: float) -> tuple[str, int | None]:
+    """Why a claim is inconclusive, and how many seeds would decide it."""
     shown = tested.deciding
     if verdict != "inconclusive":
-        return ""
+        return "", None
     if len(shown.values) < 2:
-        return "one seed has no interval"
+        return "one seed decides nothing: its number has no interval", None
     if not math.isfinite(shown.contrast.mean):
-        return "not finite"
+        return "not finite", None
     if tested.holds <= LEVEL:
-        return f"p = {tested.holds:.3f} alone, but more than 0.05 after the correction for several primary claims"
+        return f"p = {tested.holds:.3f} alone, but more than 0.05 after the correction for several primary claims", None
     rule, mean = claim.rule, shown.contrast.mean
     gap = min(abs(mean - end) for end in (rule.low, rule.high) if math.isfinite(end))
     needed = shown.contrast.seeds_needed(gap, level)
-    return f"{needed} seeds would decide, if they scatter as these do" if needed else "more seeds would not decide"
+    if not needed:
+        return "more seeds would not decide", None
+    return f"{needed} seeds would decide, if they scatter as these do", needed
 
 
 def _test(claim: Claim, seeds: Sequence[Measured]) -> _Tested | None:

@@ -44,7 +44,7 @@ def refuse_other(root: Path, plan: Plan) -> None:
             f"it holds a run with {other} {differing[0]}: {_first_difference(stored, wanted, differing[0])}",
             where=str(root),
             allowed=f"the same {', '.join(FIXED)}; methods, attacks and audits may change",
-            remedy="give the spec another name, or --out another folder",
+            remedy="give the spec another name, or choose another folder for runs",
         )
 
 
@@ -77,7 +77,7 @@ def _stored(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         spec = None
     if not isinstance(spec, dict):
-        remedy = "give the spec another name, or --out another folder"
+        remedy = "give the spec another name, or choose another folder for runs"
         raise SpecError("this is not the spec of a run", where=str(path), remedy=remedy)
     return spec
 

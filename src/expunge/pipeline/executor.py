@@ -6,6 +6,7 @@ depend on the executor.
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -60,13 +61,19 @@ class Executor(Part):
 def executor_of(name: str | None, workers: int) -> Executor:
     """The executor with this name. By default, one worker runs in this process, and several workers in processes.
 
+    Args:
+        name: A registered name, or `module:Class` with a class derived from `Executor`.
+        workers: How many tasks may run at the same time.
+
     Raises:
-        SpecError: There is no executor with this name.
+        SpecError: There is no executor with this name, or the object that `module:Class` names is none.
     """
-    executor = registry.build("executor", name or ("inline" if workers == 1 else "processes"), {}, where="on")
-    if not isinstance(executor, Executor):
-        raise SpecError(f"{name!r} is not an executor", where="on", allowed=", ".join(registry.names("executor")))
-    return type(executor)(workers=workers)
+    chosen = name or ("inline" if workers == 1 else "processes")
+    executor = registry.load("executor", chosen, where="on")
+    if not (isinstance(executor, type) and issubclass(executor, Executor)) or inspect.isabstract(executor):
+        allowed = f"{', '.join(registry.names('executor'))}, or module:Class with a class derived from Executor"
+        raise SpecError(f"{chosen!r} is not an executor", where="on", allowed=allowed)
+    return executor.from_table({"workers": workers}, where="on")
 
 
 def ready(waiting: Iterable[Computation], running: Iterable[Computation]) -> list[Computation]:

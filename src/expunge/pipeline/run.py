@@ -92,7 +92,8 @@ def run(
         spec: The spec to run.
         out: Folder for runs; the record goes to `out/<name>`, outputs of stages to `out/cache`.
         workers: How many stages run at the same time; the numbers do not depend on it.
-        on: Name of the executor. By default, one worker runs in this process, and several workers in processes.
+        on: Name of the executor, or `module:Class`. By default, one worker runs in this process, and several workers in
+            processes.
         progress: Shows each stage; silent by default.
         save: Folder for the unlearned models of the first seed, each in a folder `<save>/<label>` with a model card;
             by default none is written. The record keeps their weights in any case.
@@ -232,8 +233,8 @@ def _check(plan: Plan) -> None:
     if not plan.task.measures:
         problem = plan.problem(plan.spec.seeds[0], {})
         say_copies(problem)
-        for checked in (*plan.methods.values(), *plan.attacks.values()):
-            if isinstance(checked, Method | Attack):
+        for checked in (*plan.methods.values(), *plan.attacks.values(), *plan.audits.values()):
+            if isinstance(checked, Method | Attack | Audit):
                 checked.check(problem)
         require_unretained(problem)
         warning = no_better_than_chance(model, problem) if plan.gives_original else ""

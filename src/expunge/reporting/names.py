@@ -7,7 +7,13 @@ from typing import Any
 from expunge.base import registry
 from expunge.base.errors import unknown
 
-PRESETS = ("quick", "cpu", "long", "paper")
+PRESETS = {
+    "quick": "about 20 seconds; one seed, which decides nothing: it shows that the study runs",
+    "cpu": "up to 30 minutes on two idle cores; decides the primary claims",
+    "long": "up to 6 hours on two idle cores; also measures the claims that need more",
+    "paper": "the scale of the paper",
+}
+"""A study's scales in order of cost, and what each of them takes and gives."""
 
 
 def kinds_of(name: str) -> list[str]:

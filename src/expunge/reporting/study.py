@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from typing import Any
 from expunge.base.errors import RunError, SpecError, unknown
 from expunge.base.reading import read_inside
 from expunge.reporting.figures import draw
+from expunge.reporting.names import PRESETS
 from expunge.reporting.render import write_page
+from expunge.reporting.text import counted
 
 Json = dict[str, Any]
 RESULT = "study.json"
@@ -48,7 +51,9 @@ def write_study_page(folder: Path) -> Path:
         {"title": figure["title"], "drawing": drawn, "names": _names(figure)}
         for figure, drawn in zip(result["figures"], drawings, strict=True)
     ]
+    why, command = next_step(result)
     context = {**result, "rows": [_row(claim) for claim in result["claims"]], "drawn": figures}
+    context |= {"tally": tally(result), "why": why, "command": command}
     path = folder / "report.html"
     write_page(path, "study.html", context, drawings)
     return path
@@ -87,8 +92,46 @@ def _number(value: Any) -> str:
     return f"{number:.3g}" if math.isfinite(number) else "NaN"
 
 
+MOST_SEEDS = 30
+"""More seeds than this are not proposed as a next step."""
+
+
+def tally(result: Mapping[str, Any]) -> dict[str, int]:
+    """Verdict -> number of claims, in the order of the page."""
+    counts = Counter(claim["verdict"] for claim in result["claims"])
+    return {verdict: counts[verdict] for verdict in ("reproduced", "not reproduced", "inconclusive") if counts[verdict]}
+
+
+def next_step(result: Mapping[str, Any]) -> tuple[str, str]:
+    """Why claims are left open, and the command that would decide them; the command is empty if there is none."""
+    open_claims = [claim for claim in result["claims"] if claim["verdict"] == "inconclusive"]
+    study, preset = result["study"], result["preset"]
+    if not open_claims:
+        return "Every claim is decided.", ""
+    if len(result["seeds"]) < 2 or preset == "quick":
+        why = "One seed decides no claim: without a second one, nobody knows how much the numbers scatter."
+        why = why if len(result["seeds"]) < 2 else "Preset quick is too small to decide every claim."
+        better = "cpu" if preset == "quick" else preset
+        return f"{why} Preset {better}: {PRESETS[better]}.", f"expunge study {study} --preset {better}"
+    counts = [claim.get("needed") for claim in open_claims]
+    within = [count for count in counts if count is not None and count <= MOST_SEEDS]
+    if within:
+        first, more = list(result["seeds"]), max(within)
+        seeds = [*first, *(s for s in range(more + len(first)) if s not in first)][: max(more, len(first))]
+        why = f"{len(within)} of the {counted(len(open_claims), 'open claim')} would be decided by {more} seeds."
+        return why, f"expunge study {study} --preset {preset}{''.join(f' --seed {s}' for s in seeds)}"
+    unmeasured = sum(not claim["measured"]["n"] for claim in open_claims)
+    larger = {"quick": "cpu", "cpu": "long"}.get(preset)
+    if unmeasured and larger:
+        why = (
+            f"{counted(unmeasured, 'claim')} cannot be measured at preset {preset}. Preset {larger}: {PRESETS[larger]}."
+        )
+        return why, f"expunge study {study} --preset {larger}"
+    return "More seeds would not decide the claims that are left open, as far as these seeds can tell.", ""
+
+
 def study_table(result: Mapping[str, Any]) -> str:
-    """The claims, a few lines each, for the terminal."""
+    """The claims, a few lines each, then the tally and the next step, for the terminal."""
     lines = []
     for claim in result["claims"]:
         rank = "primary  " if claim["primary"] else "secondary"
@@ -98,7 +141,27 @@ def study_table(result: Mapping[str, Any]) -> str:
         lines.append(f"    rule {claim['rule']['holds']}; measured {measured_text(claim)}{note}")
         if claim["measured"]["parts"]:
             lines.append(f"    {parts_text(claim)}")
-    return "\n".join(lines)
+    why, command = next_step(result)
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in tally(result).items())
+    seeds = ", ".join(map(str, result["seeds"]))
+    lines += ["", f"{result['study']}, preset {result['preset']}, seeds {seeds}: {counts}", why]
+    return "\n".join([*lines, f"next    {command}"] if command else lines)
+
+
+def plan_text(plan: Mapping[str, Any]) -> str:
+    """The facts of `study.run.planned` for the terminal."""
+    seeds, stored = ", ".join(map(str, plan["seeds"])), ", ".join(map(str, plan["stored"]))
+    lines = [
+        f"{plan['study']}, preset {plan['preset']}",
+        f"claims  {plan['claims']}, of which {plan['primary']} primary",
+        f"seeds   {seeds}",
+        f"time    {plan['takes']}" if plan["takes"] else "",
+        f"stored  seeds {stored}; used again unless the study or its settings have changed" if stored else "",
+        f"folder  {plan['folder']}",
+    ]
+    if len(plan["seeds"]) < 2:
+        lines.append("One seed decides no claim. Give --seed twice or more, or --preset cpu.")
+    return "\n".join(filter(None, lines))
 
 
 HEAD = """\

@@ -33,6 +33,7 @@ from expunge.core.seeding import forked
 from expunge.evidence.claim import decide
 from expunge.pipeline.executor import Computation, executor_of
 from expunge.pipeline.folder import environment
+from expunge.reporting.names import PRESETS
 from expunge.reporting.progress import Progress
 from expunge.reporting.study import write_study_page
 from expunge.study.study import Study, Work, at_preset
@@ -50,6 +51,7 @@ def run_study(
     *,
     seeds: Sequence[int] | None = None,
     workers: int = 1,
+    on: str | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Measure a study's claims, or complete an earlier run.
@@ -60,6 +62,7 @@ def run_study(
         out: Folder for runs; the study goes to `out/studies/<name>-<preset>`.
         seeds: Replace the preset's seeds.
         workers: Number of processes; the numbers do not depend on it.
+        on: Name of the executor that runs the seeds and the pipeline's stages, or `module:Class`; see `pipeline.run`.
         progress: Reports each seed that finishes; silent by default.
 
     Returns:
@@ -70,13 +73,9 @@ def run_study(
         MissingError: The preset needs something that this machine does not have.
         RunError: A seed failed; the results of the others are kept.
     """
-    study_class = registry.load("study", name, where="study")
-    if not (isinstance(study_class, type) and issubclass(study_class, Study)):
-        raise unknown("study", name, registry.names("study"), where="study")
-    study, scale = at_preset(study_class, preset)
-    chosen = _distinct(scale.seeds if seeds is None else tuple(seeds))
-    label = f"{name.replace(':', '.')}-{preset}" + ("" if chosen == scale.seeds else "-s" + "-".join(map(str, chosen)))
-    work = Work(out / FOLDER, label, workers, progress, pages=preset != "quick")
+    study, chosen, folder = _scaled(name, preset, out, seeds)
+    executor_of(on, workers)  # refuse a wrong name before anything is written
+    work = Work(folder.parent, folder.name, workers, progress, pages=preset != "quick", on=on)
     _make(work.folder)
     start, load = time.perf_counter(), os.getloadavg()[0]
     basis = dict(study.prepare(chosen, work))
@@ -103,6 +102,38 @@ def run_study(
     return work.folder
 
 
+def planned(name: str, preset: str, out: Path, *, seeds: Sequence[int] | None = None) -> dict[str, Any]:
+    """What a study would do, as `expunge study --dry-run` prints it. Nothing is computed or written.
+
+    Raises:
+        SpecError: There is no such study, preset or seed.
+        MissingError: The preset needs something that this machine does not have.
+    """
+    study, chosen, folder = _scaled(name, preset, out, seeds)
+    return {
+        "study": name,
+        "status": "planned",
+        "preset": preset,
+        "takes": PRESETS.get(preset, ""),
+        "seeds": list(chosen),
+        "stored": [seed for seed in chosen if (folder / _name(seed)).is_file()],
+        "claims": len(study.claims),
+        "primary": sum(claim.primary for claim in study.claims),
+        "folder": str(folder),
+    }
+
+
+def _scaled(name: str, preset: str, out: Path, seeds: Sequence[int] | None) -> tuple[Study, tuple[int, ...], Path]:
+    """The study at its scale, its seeds and its folder."""
+    study_class = registry.load("study", name, where="study")
+    if not (isinstance(study_class, type) and issubclass(study_class, Study)):
+        raise unknown("study", name, registry.names("study"), where="study")
+    study, scale = at_preset(study_class, preset)
+    chosen = _distinct(scale.seeds if seeds is None else tuple(seeds))
+    label = f"{name.replace(':', '.')}-{preset}" + ("" if chosen == scale.seeds else "-s" + "-".join(map(str, chosen)))
+    return study, chosen, out / FOLDER / label
+
+
 def _make(folder: Path) -> None:
     """Make the study's folder, without an earlier result: none must remain if this run fails."""
     make_private(folder)
@@ -117,7 +148,7 @@ def _make(folder: Path) -> None:
 
 def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
     if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
-        raise SpecError(f"found {list(seeds)}", where="--seeds", allowed="whole numbers from 0, each once")
+        raise SpecError(f"found {list(seeds)}", where="--seed", allowed="whole numbers from 0, each once")
     return seeds
 
 
@@ -127,8 +158,8 @@ def _measured(study: Study, seeds: Sequence[int], work: Work, basis: Mapping[str
     facts = {"study": study.fingerprint(), "code": code, "basis": basis, "torch": torch.__version__}
     keys = {seed: address({**facts, "seed": seed}) for seed in seeds}
     missing = [s for s in seeds if not study.side_by_side or _undamaged(work, s).get("key") != keys[s]]
-    if work.workers > 1 and len(missing) > 1 and study.side_by_side:
-        _in_processes(study, missing, work, basis, keys)
+    if (work.on or work.workers > 1) and len(missing) > 1 and study.side_by_side:
+        _on_executor(study, missing, work, basis, keys)
     else:
         for seed in missing:
             _measure(study, seed, work, basis, keys[seed])
@@ -136,12 +167,12 @@ def _measured(study: Study, seeds: Sequence[int], work: Work, basis: Mapping[str
     return {seed: _stored(work, seed) for seed in seeds}
 
 
-def _in_processes(
+def _on_executor(
     study: Study, seeds: Sequence[int], work: Work, basis: Mapping[str, Any], keys: Mapping[int, str]
 ) -> None:
-    alone = replace(work, workers=1, progress=None)
+    alone = replace(work, workers=1, progress=None, on=None)
     tasks = [Computation(str(seed), _measure, (study, seed, alone, basis, keys[seed])) for seed in seeds]
-    executor_of("processes", work.workers).run(tasks, lambda task: None, lambda task, _: _report(work, int(task.key)))
+    executor_of(work.on, work.workers).run(tasks, lambda task: None, lambda task, _: _report(work, int(task.key)))
 
 
 def _measure(study: Study, seed: int, work: Work, basis: Mapping[str, Any], key: str) -> None:

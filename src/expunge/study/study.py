@@ -22,12 +22,10 @@ from expunge.base.spec import parse
 from expunge.evidence.claim import Claim, Measured
 from expunge.evidence.figure import Figure
 from expunge.pipeline.run import run
+from expunge.reporting.names import PRESETS
 from expunge.reporting.page import write_report
 from expunge.reporting.progress import Progress
 from expunge.reporting.record import Run
-
-PRESETS = ("quick", "cpu", "long", "paper")
-"""In order of cost: 20 s, 30 min and 6 h on two idle cores, and the paper's own scale."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,8 @@ class Work:
     progress: Progress | None = None
     pages: bool = True
     """Whether each run gets a page; not in the preset `quick`, whose runs nobody reads."""
+    on: str | None = None
+    """Name of the executor; by default this process, or processes with several workers."""
 
     @property
     def folder(self) -> Path:
@@ -72,7 +72,7 @@ class Work:
         folder = self.out / f"{self.name}-{name}"
         try:
             spec = parse({"name": folder.name, **table}, Path.cwd())
-            done = run(spec, self.out, workers=self.workers, progress=self.progress)
+            done = run(spec, self.out, workers=self.workers, on=self.on, progress=self.progress)
         except SpecError as error:
             # The error's own remedy is to change the run's name, but a user cannot: it comes from the study.
             if error.where != str(folder):

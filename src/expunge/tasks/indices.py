@@ -15,7 +15,7 @@ from torch import Tensor
 from expunge.base.errors import ExpungeError, SpecError
 from expunge.base.reading import read_given
 from expunge.core.contracts import Task
-from expunge.core.data import Data, check_ids
+from expunge.core.data import Data, check_ids, ranges
 from expunge.core.problem import Problem
 from expunge.tasks._split import without
 
@@ -54,10 +54,14 @@ class Indices(Task):
 def _ids_of(what: str, allowed: Tensor, path: str, data: Data, where: str) -> Tensor:
     """The ids in a file, each of which is a training example or a test example."""
     ids = _read(Path(path), where)
-    check_ids(ids, len(data), where=where)
+    check_ids(ids, len(data), where=where, among=allowed)
     foreign = ids[~torch.isin(ids, allowed)]
     if len(foreign):
-        raise SpecError(f"id {int(foreign[0])} is no {what} example", where=where, allowed=f"ids of {what} examples")
+        raise SpecError(
+            f"id {int(foreign[0])} is no {what} example",
+            where=where,
+            allowed=f"ids of {what} examples: {ranges(allowed)}",
+        )
     return ids
 
 
