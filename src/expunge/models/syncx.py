@@ -22,7 +22,7 @@ from expunge.base.part import Count, Positive
 from expunge.core.contracts import Architecture
 from expunge.core.data import Data
 from expunge.models._complex_layers import PolarConv, directions, magnitudes
-from expunge.models._scene_layout import Layout, layout, scene_shape
+from expunge.models._scene_layout import SceneLayout, layout, scene_shape
 from expunge.numerics.phases import initial_phases
 
 NONE = 1e-5
@@ -103,7 +103,9 @@ class SynCxNet(nn.Module):
 
     start: Tensor
 
-    def __init__(self, layers: Layout, shape: tuple[int, int, int], count: int, law: PhaseLaw, *, real: bool) -> None:
+    def __init__(
+        self, layers: SceneLayout, shape: tuple[int, int, int], count: int, law: PhaseLaw, *, real: bool
+    ) -> None:
         super().__init__()
         self.count, self.law = count, law
         self.encoder = nn.ModuleList(PolarConv(layer, real=real) for layer in layers.encoder)

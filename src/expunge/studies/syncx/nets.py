@@ -35,7 +35,7 @@ SynCx: the largest rate that was stable there."""
 
 
 @dataclass(frozen=True)
-class Reading:
+class NetReading:
     """What one net says of the test scenes."""
 
     ari: Mapping[str, float]
@@ -110,13 +110,13 @@ def _term(name: str, net: Any, seed: int) -> Term | None:
 
 
 @torch.no_grad()
-def read(net: Any, scenes: Scenes, seed: int) -> Reading:
+def read(net: Any, scenes: Scenes, seed: int) -> NetReading:
     """Segments of the test scenes, by both protocols, and the error."""
     images = images_of(net.eval(), scenes)
     output = net(images)
     rebuilt = output[:, -1] if output.ndim > images.ndim else output
     ari = indices(net.directions(images).cpu(), scenes, seed)
-    return Reading(ari, float((rebuilt - images).square().mean()))
+    return NetReading(ari, float((rebuilt - images).square().mean()))
 
 
 def indices(features: Tensor, scenes: Scenes, seed: int) -> dict[str, float]:

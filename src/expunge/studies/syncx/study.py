@@ -30,7 +30,7 @@ from expunge.models.rotating_features import RotatingFeatures
 from expunge.models.syncx import PhaseLaw, SynCx, SynCxNet
 from expunge.numerics.object_masks import chromaticity, coordinates
 from expunge.studies.syncx import nets, objects
-from expunge.studies.syncx.nets import Reading
+from expunge.studies.syncx.nets import NetReading
 from expunge.study.claims import read_claims
 from expunge.study.read import array
 from expunge.study.study import Preset, Study, Work
@@ -169,7 +169,7 @@ class SyncxStudy(Study):
 
     def _trained(
         self, name: str, architecture: Any, scenes: Scenes, steps: int, seed: int
-    ) -> tuple[Any, Reading, dict[str, float]]:
+    ) -> tuple[Any, NetReading, dict[str, float]]:
         """A trained net, what it says, and what it costs."""
         net = nets.built(architecture, scenes, seed, self.device)
         schedule = Schedule(steps=steps, batch_size=self.batch_size, learning_rate=nets.RATES[name])
