@@ -34,7 +34,7 @@ from expunge.core.once import once_per_batch
 from expunge.core.problem import Problem
 from expunge.evidence.estimate import Better
 from expunge.evidence.scores import Role, Scores
-from expunge.train.evaluation import answers, baselines, by_label, measured, sample
+from expunge.train.evaluation import answers, baselines, by_label, classes_given, measured, sample
 
 MOST_UNSEEN = 2000
 """Unseen examples that the baseline of an answer is measured on; more would not change it visibly."""
@@ -66,8 +66,11 @@ class Performance(Audit):
         values = {split: measured(model, problem, ids) for split, ids in splits.items()}
         unseen = answers(model, problem, sample(problem.test, MOST_UNSEEN, "unseen"))
         controls = {split: baselines(model, problem, ids, unseen) for split, ids in splits.items() if split != "retain"}
+        # Read from the outputs that are kept already, for the page's table of who is taken for what.
+        shown = ("forget", "test") if problem.data.has_classes else ()
+        given = {split: classes_given(model, problem, splits[split]) for split in shown if split in splits}
         scores = [
-            _scores(metric, split, values[split][metric.name], splits[split], problem, controls.get(split, {}))
+            _scores(metric, split, values[split][metric.name], splits[split], problem, controls.get(split, {}), given)
             for metric in problem.objective.metrics
             for split in splits
             if _is_measured(metric, split, "holdout" in splits)
@@ -82,7 +85,13 @@ def _is_measured(metric: Metric, split: str, has_holdout: bool) -> bool:
 
 
 def _scores(
-    metric: Metric, split: str, values: np.ndarray, ids: Tensor, problem: Problem, controls: Mapping[str, np.ndarray]
+    metric: Metric,
+    split: str,
+    values: np.ndarray,
+    ids: Tensor,
+    problem: Problem,
+    controls: Mapping[str, np.ndarray],
+    given: Mapping[str, np.ndarray],
 ) -> Scores:
     role: Role = "description"
     if split in ("forget", "paraphrase") and metric.knowledge:
@@ -93,7 +102,8 @@ def _scores(
     return Scores(
         metric.name, split, values, ids.numpy(), role, metric.unit, better, group=_groups(problem, ids),
         sign=metric.sign, required=split == "forget" and role == "knowledge" and metric.required, bound=metric.bound,
-        baseline=controls.get(metric.name),
+        baseline=controls.get(metric.name), answer=given.get(split),
+        target=problem.data.targets[ids].numpy() if split in given else None,
     )  # fmt: skip
 
 
