@@ -1,4 +1,4 @@
-"""The benchmarks of importances and C-scores at a small size: they run, and what they compare is what they say."""
+"""The benchmarks of importances, diagnostics and others at a small size: they run, and what they compare is what they say."""
 
 from __future__ import annotations
 
@@ -49,15 +49,6 @@ def test_three_ways_are_the_same(importance: ModuleType) -> None:
         torch.testing.assert_close(other, ours, rtol=1e-4, atol=1e-5 * float(ours.max()))
 
 
-def test_scores_of_nets_together(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).parents[1])
-    from benchmarks import cscores
-
-    monkeypatch.setattr(cscores, "NETS", 3)
-    cscores.main(repeats=1, epochs=1)
-    assert capsys.readouterr().out.count("in double 0 of 1200 scores differ") == 3
-
-
 def test_what_diagnostics_cost(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[1])
     from benchmarks import diagnosis
@@ -84,3 +75,17 @@ def test_products_and_gram_matrices(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     monkeypatch.setattr(gram, "COUNT", 16)
     for name in gram.MODELS:
         torch.testing.assert_close(gram.by_factors(name), gram.by_vmap(name), rtol=1e-4, atol=1e-4)
+
+
+def test_factors_and_the_edit_of_a_layer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    from benchmarks import kronecker
+
+    monkeypatch.setattr(kronecker, "LENGTH", 6)
+    kronecker.main(repeats=1, width=8, d_out=32, d_in=96)
+    shown = capsys.readouterr().out
+    assert re.search(r"factors of 8 matrices over forward and backward, width 8 \(aim 1.3\): \d", shown)
+    assert re.search(r"32 x 96: decomposition \S+ s, edit \S+ s, .* predicted, the peak grew by", shown)
+    monkeypatch.setattr(kronecker, "memory", lambda: 1)
+    kronecker.edit(32, 96)
+    assert "refused" in capsys.readouterr().out

@@ -13,9 +13,22 @@ from typing import TYPE_CHECKING, Any
 from expunge.base.errors import ExpungeError
 
 if TYPE_CHECKING:
-    from expunge.api import Diagnosis, Result, audit, case, diagnose, objective, recipe, report, unlearn
+    from expunge.api import (
+        Demonstrations,
+        Diagnosis,
+        Result,
+        audit,
+        case,
+        diagnose,
+        objective,
+        recipe,
+        report,
+        select_demonstrations,
+        unlearn,
+    )
 
 __all__ = [
+    "Demonstrations",
     "Diagnosis",
     "ExpungeError",
     "Result",
@@ -25,6 +38,7 @@ __all__ = [
     "objective",
     "recipe",
     "report",
+    "select_demonstrations",
     "unlearn",
 ]
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from expunge.base.errors import SpecError
-from expunge.base.spec import Entry, Gate, Spec, parse, read
+from expunge.base.spec import Spec, parse, read
+from expunge.base.spec_tables import Entry, Gate
 from helpers import Table, tiny, toml, write_spec
 
 

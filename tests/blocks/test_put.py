@@ -180,7 +180,7 @@ def test_ids_reach_a_block_in_functions_of_the_weights_and_side_by_side() -> Non
 def test_a_block_of_another_package_keeps_the_contract(monkeypatch: pytest.MonkeyPatch) -> None:
     points = {"scale": EntryPoint("scale", f"{__name__}:Scale", "expunge.blocks")}
     monkeypatch.setattr(registry, "_entry_points", lambda kind: points if kind == "block" else {})
-    assert registry.names("block") == ["bilinear", "mask", "scale", "tied_dropout", "widen"]
+    assert registry.names("block") == ["bilinear", "codebook", "mask", "scale", "tied_dropout", "widen"]
     block = registry.build("block", "scale", {"by": 3.0}, where="model.block[0]")
     assert block == Scale(3.0)
     testing.check_block(block)

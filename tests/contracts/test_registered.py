@@ -28,6 +28,8 @@ CHECKED = [part for part in REGISTERED if part not in FILES]
 
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     # Smaller than by default, so that the checks' small data carry them and nets train fast.
+    ("block", "codebook"): {"codes": 4, "heads": 2},
+    ("audit", "in_context"): {"demonstrations": (1, 2)},
     ("diagnostic", "hardness"): {"steps": 100},
     ("diagnostic", "sharpness"): {"epochs": 30.0},
     ("task", "easy_examples"): {"count": 50, "nets": 2},
@@ -37,6 +39,11 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("task", "planted_text"): {"count": 6, "copies": 3},
     ("data", "factbook"): {"vocabulary": 300},
     ("data", "people"): {"people": 20, "public": 10, "test": 10, "vocabulary": 300},
+    ("data", "sprites"): {"train": 60, "test": 10, "side": 16},
+    ("data", "shaded_shapes"): {"train": 60, "test": 10, "side": 16},
+    ("data", "tetrominoes"): {"train": 60, "test": 10},
+    ("diagnostic", "object_attribution"): {"steps": 2, "width": 2, "examples": 4},
+    ("task", "object_removal"): {"steps": 2, "width": 2},
 }
 
 

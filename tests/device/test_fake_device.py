@@ -31,7 +31,6 @@ from expunge.pipeline import parts
 from expunge.pipeline.run import run
 from expunge.testing._rules import accepted
 from expunge.testing._settings import MEMORY, PLAIN, REGULARISED, TOKENS, Setting, every_setting
-from expunge.train.ensemble import train_ensemble
 from expunge.train.monitors.sharpness import SharpnessMonitor
 from expunge.train.training import TrainedRecipe
 from helpers import tiny
@@ -217,13 +216,6 @@ def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert json.loads((there.folder / "env.json").read_text())["device"] == "fake"
     values = [[row["value"] for row in outcome.rows if row["metric"] == "loss"] for outcome in (plain, there)]
     near(*(np.array(found, dtype=float) for found in values), tolerance=0.02)
-
-
-def test_nets_side_by_side() -> None:
-    setting = settings()[PLAIN]
-    nets = train_ensemble(recipe(setting, FAKE), setting.problem.data, setting.problem.train, [1, 2])
-    alone = train_model(recipe(setting, FAKE), setting.problem.data, setting.problem.train, 2)
-    near(weights(nets[1]), weights(alone), tolerance=0.01)
 
 
 def test_a_case_from_tensors_on_the_device() -> None:

@@ -49,6 +49,18 @@ def test_hf_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert "accuracy on forget" in run("hf_text", tmp_path, monkeypatch, capsys)
 
 
+def test_learned_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With two seeds and few neurons; the page about it has the numbers of the whole script."""
+    module = example("learned_mask")
+    for name, value in (("SEEDS", (0, 1)), ("HIDDEN", 32)):
+        monkeypatch.setattr(module, name, value)
+    module.main()
+    printed = capsys.readouterr().out
+    rows = {line.split()[0]: list(map(float, line.split()[1:])) for line in printed.splitlines()[1:-1]}
+    assert rows["original"][0] > 0.5 > 0.2 > rows["retrained"][0] and rows["learned_mask"][0] < 0.2
+    assert {"balanced_subnet", "ssd", "salun"} < set(rows) and "overlap" in printed.splitlines()[-1]
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_short(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) < 60

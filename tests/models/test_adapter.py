@@ -17,11 +17,17 @@ import expunge
 from expunge.base import registry
 from expunge.base.errors import RunError, SpecError
 from expunge.core.adapter import Adapter, adapted, attach, linear_layers, merge, merged, targets_of
-from expunge.core.case import Case
-from expunge.core.modules import shared_storage, state_digest, trainable, weights_differ
+from expunge.core.case import Case, copy_for_training
+from expunge.core.data import Batch
+from expunge.core.footprint import weight_bytes
+from expunge.core.modules import restore_state, saved_state, shared_storage, state_digest, trainable, weights_differ
+from expunge.core.peft_folder import with_adapter
+from expunge.core.peft_save import save_adapter
 from expunge.data.digits import Digits
+from expunge.methods._distill import teacher_of
 from expunge.models.mlp import MLP
 from expunge.models.vit import ViT
+from expunge.objectives.language_modelling import LanguageModelling
 from expunge.testing._settings import PLAIN, REGULARISED, TIED, TOKENS, Setting, every_setting
 from expunge.train import adapting
 from helpers import Table, cli, finished, run, stages_done, tiny
@@ -30,7 +36,9 @@ transformers = pytest.importorskip("transformers")
 
 SETTINGS = {setting.name: setting for setting in every_setting()}
 SMALL = Adapter(rank=2, alpha=4.0)
+OBJECTIVE = LanguageModelling(vocabulary=20)
 INPUTS = torch.randint(20, (3, 6), generator=torch.Generator().manual_seed(0))
+TEXTS = Batch(INPUTS, INPUTS.roll(-1, 1), torch.arange(3))
 
 
 def gpt2() -> nn.Module:
@@ -182,10 +190,8 @@ def test_a_method_trains_nothing_but_the_adapter(name: str, where: str) -> None:
     before, problem = state_digest(original), setting.problem
     runs = []
     for _ in range(2):
-        start = adapting.given(original, SMALL, 3, name)
-        model, gap = adapting.taken(
-            method(start, problem, None, 3, original=original).model, original, SMALL, problem, name
-        )
+        start, seen = adapting.given(original, SMALL, 3, name), adapting.seen(original, SMALL)
+        model, gap = adapting.taken(method(start, problem, None, 3, original=seen).model, SMALL, problem, name)
         runs.append(model)
         assert gap is not None and gap < 1e-4
     assert state_digest(original) == before, "the teacher must not change"
@@ -205,9 +211,9 @@ def test_the_gap_is_measured_and_a_method_that_writes_into_frozen_weights_is_cau
     with torch.no_grad():
         student.get_parameter("second.weight").add_(1e-3)
     with pytest.raises(RunError, match=r"npo: it changed 'second.weight', which the adapter leaves as it is"):
-        merged(student, original, setting.problem.objective, few, "npo")
+        merged(student, setting.problem.objective, few, "npo")
     with pytest.raises(RunError, match="a model without the adapter"):
-        merged(setting.model(), original, setting.problem.objective, few, "npo")
+        merged(setting.model(), setting.problem.objective, few, "npo")
 
 
 class Unheard(nn.Linear):
@@ -227,7 +233,7 @@ def test_a_layer_that_the_model_does_not_call_is_caught_by_its_outputs() -> None
     setting, model = SETTINGS[PLAIN], Sly()
     few = setting.problem.data.batch(setting.problem.forget)
     with pytest.raises(RunError, match=r"outputs differ by .* between the merged model and the model with its adapter"):
-        merged(randomised(adapted(model, SMALL, 0)), model, setting.problem.objective, few)
+        merged(randomised(adapted(model, SMALL, 0)), setting.problem.objective, few)
 
 
 def case_of(setting: Setting) -> Case:
@@ -328,3 +334,84 @@ def test_bad_adapters_are_refused_before_anything_runs(tmp_path: Path, changes: 
     result = run(spec(**changes), tmp_path / "runs")
     assert result.code == 2 and words in result.message(), result.err
     assert not (tmp_path / "runs").exists()
+
+
+def test_base_weights_are_in_memory_once() -> None:
+    """The model, the one with an adapter, its student and a teacher; only adapters are there twice."""
+    start = llama()
+    given, original = adapting.given(start, SMALL, 0, "it"), adapting.seen(start, SMALL)
+    student, teacher = copy_for_training(given), teacher_of(original)
+    tensors = [p for model in (start, given, student, teacher) for p in model.parameters()]
+    storages = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in tensors}
+    assert sum(storages.values()) == weight_bytes(start) + 2 * weight_bytes(given, trained=True)
+    assert not {id(p) for p in start.parameters()} & {id(p) for p in given.parameters()}
+    assert all(p.requires_grad for p in start.parameters()) and not any(p.requires_grad for p in teacher.parameters())
+
+
+def through_data(model: nn.Module, _: nn.Module) -> nn.Module:
+    next(p for p in model.parameters() if not p.requires_grad).data += 1e-6
+    return model
+
+
+def by_replacing(model: nn.Module, _: nn.Module) -> nn.Module:
+    embedding = model.get_submodule("model.embed_tokens")
+    embedding.weight = nn.Parameter(embedding.weight + 1)  # type: ignore[operator, assignment]
+    return model
+
+
+def of_the_start(model: nn.Module, start: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        list(start.parameters())[-1].mul_(2)
+    return model
+
+
+def of_a_copy(model: nn.Module, _: nn.Module) -> nn.Module:
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        copied.get_parameter("model.norm.weight").zero_()
+    return model
+
+
+@pytest.mark.parametrize("change", [through_data, by_replacing, of_the_start, of_a_copy])
+def test_a_change_of_shared_weights_is_noticed(change: Callable[[nn.Module, nn.Module], nn.Module]) -> None:
+    start = llama()
+    model = change(adapted(start, SMALL, 0), start)
+    with pytest.raises(RunError, match=r"it changed .*, which the adapter leaves as it is"):
+        merged(model, OBJECTIVE, TEXTS)
+
+
+def test_a_merged_model_shares_nothing_with_its_base() -> None:
+    start = llama()
+    before = state_digest(start)
+    model, _ = merged(randomised(adapted(start, SMALL, 0)), OBJECTIVE, TEXTS)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert state_digest(start) == before and model.lm_head.weight is model.model.embed_tokens.weight
+    assert all(type(p) is nn.Parameter and p.requires_grad for p in model.parameters())
+
+
+def test_saved_states_hold_the_adapter_alone() -> None:
+    model = adapted(llama(), SMALL, 0)
+    state = saved_state(model)
+    assert state and all("lora_" in name for name in state if not name.endswith("inv_freq"))
+    expected = state_digest(model)
+    randomised(model)
+    assert state_digest(model) != expected
+    restore_state(model, state)
+    assert state_digest(model) == expected
+
+
+@pytest.mark.parametrize(("make", "targets"), [(gpt2, ("c_attn", "c_fc")), (untied, "all-linear")])
+def test_what_was_merged_is_an_adapter_of_peft_again(
+    make: Callable[[], nn.Module], targets: str | tuple[str, ...], tmp_path: Path
+) -> None:
+    base, adapter = make(), Adapter(rank=3, alpha=7.0, targets=targets)
+    model, _ = merged(randomised(adapted(base, adapter, 0)), OBJECTIVE, TEXTS)
+    save_adapter(model, base, adapter, tmp_path, "somewhere")
+    again = with_adapter(copy.deepcopy(base), str(tmp_path), "it")
+    pairs = zip(again.named_parameters(), model.parameters(), strict=True)
+    assert all(torch.allclose(own, right, atol=1e-5) for (_, own), right in pairs)
+    assert weights_differ(model, base)
+    stored = load_file(tmp_path / "adapter_model.safetensors")
+    assert {tuple(t.shape)[name.endswith("B.weight")] for name, t in stored.items()} == {3}

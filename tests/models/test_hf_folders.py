@@ -128,6 +128,41 @@ def test_a_folder_of_another_size_is_refused(
         HF(path=str(tmp_path)).original(data())
 
 
+BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
+    "code": (
+        {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}},
+        r"model\.path: the model in .* is code of its repository, which is never run; .*my_models:build",
+    ),
+    "code without a type": ({"model_type": None, "auto_map": {"AutoConfig": "mine.Config"}}, "is never run"),
+    "4 bits": (
+        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+        r"model\.path: the weights of .* are quantised by bitsandbytes; .*unlearn by an adapter",
+    ),
+    "8 bits": ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, "quantised by bitsan"),
+    "GPTQ": ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised by gptq"),
+    "GGUF": ({"quantization_config": {"quant_method": "gguf"}}, "quantised by gguf"),
+    "an encoder-decoder": ({"model_type": "t5", "is_encoder_decoder": True}, "has an encoder and a decoder"),
+}
+
+
+@pytest.mark.parametrize("role", ["path", "base", "base alone"])
+@pytest.mark.parametrize("case", BAD_CONFIGS)
+def test_a_configuration_that_cannot_be_used_is_one_message(tmp_path: Path, case: str, role: str) -> None:
+    changes, words = BAD_CONFIGS[case]
+    for name in ("good", "bad"):
+        llama().save_pretrained(tmp_path / name)
+    file = tmp_path / "bad" / "config.json"
+    file.write_text(json.dumps({k: v for k, v in (json.loads(file.read_text()) | changes).items() if v is not None}))
+    (tmp_path / "bad" / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    named = {"path": {"path": "bad"}, "base": {"path": "bad", "base": "good"}, "base alone": {"base": "bad"}}[role]
+    part = HF(**{key: str(tmp_path / value) for key, value in named.items()})
+    with pytest.raises(
+        SpecError, match=words.replace("model\\.path", f"model\\.{'base' if role == 'base alone' else 'path'}")
+    ):
+        part(texts())
+    assert not (tmp_path / "ran").exists()
+
+
 def with_lora(model: nn.Module, **changes: Any) -> Any:
     facts = {
         "r": 2,

@@ -54,9 +54,11 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
 REFUSED = {
     ("method", "symmetry"): "not a plain chain of layers",
     ("method", "rem"): "no hidden layer of the model can be widened",
+    ("method", "delete_codes"): "needs the block CodebookLayer",
     ("method", "remove_modes"): "needs the block BilinearLayer",
     ("attack", "recalibrate"): "no batch norm",
     ("audit", "aligned_distance"): "not a plain chain of layers",
+    ("diagnostic", "object_attribution"): "do not know which object",
 }
 """Parts for certain layers only; they say so of any model without these."""
 ELSEWHERE = {

@@ -16,7 +16,7 @@ from expunge.base.errors import ExpungeError, MissingError, RunError, SpecError
 from expunge.core.modules import parameters_digest
 from expunge.core.problem import Problem
 from expunge.methods import curvature_edit
-from expunge.methods._search import smallest
+from expunge.methods._search import GRID, Option, allocated, smallest
 from expunge.methods.curvature_edit import CurvatureEdit
 from expunge.numerics.curvature_mask import components, kept, rotation
 from expunge.numerics.eigenbasis import Eigenbasis, decomposed, eigenbases
@@ -204,6 +204,30 @@ def test_factors_of_a_file_replace_the_measured_ones_and_protected_ones_add_to_t
         edited(CurvatureEdit(factors=paths["general"]), net(seed=1), problem)
 
 
+def test_ekfac_adds_the_curvature_of_protected_data_along_its_own_components(tmp_path: Path) -> None:
+    problem, model = classes(), net()
+    layers = matrices(model, ["0"])
+    settings: dict[str, Any] = {"labels": "gold", "eigenvalues": "positions"}
+    general = kronecker_factors(model, problem, problem.retain[:9], layers, **settings)
+    special = kronecker_factors(model, problem, problem.retain[9:], layers, **settings)
+    for name, factors in (("general", general), ("special", special)):
+        factors.save(tmp_path / name)
+    files: dict[str, Any] = {"factors": str(tmp_path / "general"), "protect": str(tmp_path / "special")}
+    found = edited(CurvatureEdit(layers=["0"], rule="ekfac", rho=0.8, **files, protect_weight=3.0), model, problem)
+    ((_, basis),) = eigenbases(general)
+    scores = torch.empty(7, 5).double()
+    for i in range(7):
+        for j in range(5):
+            u, v = basis.gradients[:, i], basis.inputs[:, j]
+            other = (u @ special.layers["0"].gradients @ u) * (v @ special.layers["0"].inputs @ v)
+            scores[i, j] = (general.eigenvalues["0"][i, j] + 3 * other) / 4
+    part = components("ekfac", model[0].weight.detach(), basis, scores, draws())
+    expected = model[0].weight.detach() - part.removed(kept(scores, 0.8))
+    torch.testing.assert_close(found.get_submodule("0").weight.detach(), expected, **EXACT)
+    alone = CurvatureEdit(layers=["0"], rule="ekfac", rho=0.8, factors=files["factors"])
+    assert not torch.equal(vector(edited(alone, model, problem)), vector(found))
+
+
 def test_a_protected_direction_is_kept() -> None:
     flat, sharp = torch.tensor([1e-6, 1.0]).double(), torch.tensor([1.0, 1e-6]).double()
     one = KroneckerFactors({"0": LayerFactors(torch.diag(sharp), torch.eye(2).double(), 1)})
@@ -254,15 +278,57 @@ def test_the_search_finds_the_border() -> None:
         smallest(lambda rho: False)
 
 
+def test_each_layer_gets_its_own_strength_within_the_tolerance() -> None:
+    """Against the best of all combinations of strengths, tried one by one."""
+    problem = classes()
+    model = knowing(net(), replace(problem, forget=problem.retain, retain=problem.forget))
+    settings: dict[str, Any] = {"search": "perplexity", "tolerance": 0.5, "labels": "gold"}
+    found = edited(CurvatureEdit(per_layer=True, **settings), model, problem)
+    one = edited(CurvatureEdit(**settings), model, problem)
+    ids = curvature_edit._for_validation(problem)
+
+    def rise(changed: nn.Module) -> float:
+        return float((cross_entropy(problem, changed, ids) - cross_entropy(problem, model, ids)).detach().exp()) - 1
+
+    def gain(changed: nn.Module) -> float:
+        pairs = [[m.get_submodule(p).weight.detach() for m in (changed, model)] for p in ("0", "2")]
+        return sum(float((a - b).square().sum() / b.square().sum()) for a, b in pairs)
+
+    assert rise(found) <= 0.5 + 1e-6 and rise(one) <= 0.5 + 1e-6
+    alone = {}
+    for path in ("0", "2"):
+        strengths = [edited(CurvatureEdit(layers=[path], rho=rho, labels="gold"), model, problem) for rho in GRID]
+        alone[path] = [model.get_submodule(path).weight, *(m.get_submodule(path).weight for m in strengths)]
+    best, mixed = 0.0, copy.deepcopy(model)
+    for first in alone["0"]:
+        for second in alone["2"]:
+            with torch.no_grad():
+                mixed.get_submodule("0").weight.copy_(first)
+                mixed.get_submodule("2").weight.copy_(second)
+            best = max(best, gain(mixed)) if rise(mixed) <= 0.5 else best
+    assert 0.8 * best <= gain(found) <= best + 1e-6
+
+
+def test_a_layer_that_costs_more_than_it_gives_stays() -> None:
+    cheap = [Option(1.0, 0, 0), Option(0.9, 0.5, 0.01), Option(0.5, 0.9, 0.1)]
+    dear = [Option(1.0, 0, 0), Option(0.9, 0.01, 0.09)]
+    damages = {(r.rho, s.rho): r.damage + s.damage for r in cheap for s in dear}
+    found = allocated({"a": cheap, "b": dear}, lambda rhos: damages[rhos["a"], rhos["b"]] <= 0.1)
+    assert found == {"a": 0.5, "b": 1.0}
+    assert allocated({"a": cheap, "b": dear}, lambda rhos: True) == {"a": 0.5, "b": 0.9}
+    with pytest.raises(RunError, match="gentlest"):
+        allocated({"a": cheap, "b": dear}, lambda rhos: all(rho == 1 for rho in rhos.values()))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"per_layer": True}, "there is no search"),
         ({"rho": 0.0}, "rho"),
         ({"rho": 1.2}, "rho"),
         ({"rule": "pca"}, "rule"),
         ({"rule": "svd", "factors": "a"}, "uses no factors"),
         ({"rule": "svd", "protect": "a"}, "uses no factors"),
-        ({"rule": "ekfac", "protect": "a"}, "ekfac"),
     ],
 )
 def test_settings_without_meaning_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -283,7 +349,7 @@ def test_memory_is_predicted_and_refused_with_the_figure(monkeypatch: pytest.Mon
     needed = working_bytes(2048, 8192)
     # LAPACK's divide and conquer needs the matrix, its vectors and twice that as workspace.
     assert 4 * 8 * 8192**2 < needed < 4 * 2**30
-    monkeypatch.setattr(curvature_edit, "memory", lambda: 2**31)
+    monkeypatch.setattr("expunge.train.matrices.memory", lambda: 2**31)
     large = nn.Sequential(nn.Linear(8192, 2048))
     with pytest.raises(SpecError, match=r"take 3\.\d GiB of memory.*2\.0 GiB"):
         CurvatureEdit().check_model(large)

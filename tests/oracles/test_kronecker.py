@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from expunge.base.errors import ExpungeError, MissingError, RunError, SpecError
 from expunge.core.case import Meter
 from expunge.core.data import IGNORE
 from expunge.core.modules import parameters_digest
-from expunge.numerics.eigenbasis import eigenbases, ekfac_eigenvalues
-from expunge.numerics.kronecker import KroneckerFactors, LayerFactors, collect, factors_from, load_factors
+from expunge.numerics.eigenbasis import curvature_in, eigenbases, ekfac_eigenvalues
+from expunge.numerics.kronecker import KroneckerFactors, LayerFactors, collect, combined, factors_from, load_factors
 from expunge.numerics.matrices import set_weight_matrix, weight_matrix
 from expunge.train.curvature import kronecker_factors
 from expunge.train.matrices import matrices
@@ -174,6 +175,25 @@ def test_positions_of_a_text_are_counted_as_named(counted: Any) -> None:
     assert meter.gradients == len(ids)
 
 
+@pytest.mark.parametrize("length", [1, 2, 4])
+def test_a_text_shorter_than_the_context_counts_as_what_it_is(length: int) -> None:
+    """Its padding has no part in the factors, whatever stands there."""
+    problem, model = tokens(), gpt()
+    layers = matrices(model, ["blocks.0.up"])
+    short = problem.data.inputs.clone(), problem.data.targets.clone()
+    # A causal model: nothing before the padding depends on it. The first position is a prompt.
+    short[0][:, length + 1 :] = 3
+    short[1][:, length + 1 :] = IGNORE
+    padded = replace(problem, data=replace(problem.data, inputs=short[0], targets=short[1]))
+    cut = replace(
+        problem, data=replace(problem.data, inputs=short[0][:, : length + 1], targets=short[1][:, : length + 1])
+    )
+    found = [kronecker_factors(model, p, p.retain, layers, labels="gold").layers["blocks.0.up"] for p in (padded, cut)]
+    assert found[0].cases == found[1].cases == length * len(problem.retain)
+    for ours, theirs in zip(found[0][:2], found[1][:2], strict=True):
+        torch.testing.assert_close(ours, theirs, **EXACT)
+
+
 def test_factors_come_back_from_a_file_with_what_made_them(tmp_path: Path) -> None:
     problem, model = classes_problem(), net()
     layers = matrices(model, ["**"])
@@ -212,6 +232,69 @@ def test_a_mixture_is_that_of_the_cases() -> None:
     torch.testing.assert_close(mixed.gradients, both.layers["0"].gradients, **EXACT)
     third = one.merged(two, 0.5).layers["0"].inputs
     torch.testing.assert_close(third, (one.layers["0"].inputs + 0.5 * two.layers["0"].inputs) / 1.5, **EXACT)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("make", [(classes_problem, net, ["0", "2"]), (tokens, gpt, ["blocks.0.up", "blocks.0.down"])])
+def test_parts_of_several_processes_make_the_whole(make: Any, count: int, tmp_path: Path) -> None:
+    problem, model = make[0](), make[1]()
+    layers, ids = matrices(model, make[2]), torch.cat([problem.retain, problem.forget])[:13]
+    parts = []
+    # Parts of different sizes: a mean of means would differ.
+    for place, own in enumerate(ids.tensor_split([3, 5][: count - 1])):
+        path = tmp_path / f"{place}.safetensors"
+        kronecker_factors(model, problem, own, layers, labels="gold", seed=place).save(path)
+        parts.append(load_factors(path))
+    whole, found = kronecker_factors(model, problem, ids, layers, labels="gold"), combined(parts)
+    assert found.about["examples"] == str(len(ids)) == whole.about["examples"]
+    for path in layers:
+        assert found.layers[path].cases == whole.layers[path].cases
+        for ours, theirs in zip(found.layers[path][:2], whole.layers[path][:2], strict=True):
+            torch.testing.assert_close(ours, theirs, **EXACT)
+    found.require(layers, parameters_digest(model), "combined")
+
+
+def test_parts_that_share_an_input_share_it_together() -> None:
+    torch.manual_seed(0)
+    model = Gated(lambda x, _: x)
+    layers = {"gate": model.gate, "up": model.up}
+    parts = [collect(model, losses, [torch.randn(8, 4).double()], layers) for _ in range(3)]
+    found = combined(parts)
+    assert found.layers["gate"].inputs is found.layers["up"].inputs
+    mean = torch.stack([part.layers["up"].inputs for part in parts]).mean(0)
+    torch.testing.assert_close(found.layers["up"].inputs, mean, **EXACT)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: KroneckerFactors(f.layers, {**f.about, "model": "0" * 64}), "model"),
+        (lambda f: KroneckerFactors(f.layers, {**f.about, "labels": "sampled"}), "labels 'gold'.*'sampled'"),
+        (lambda f: KroneckerFactors(f.layers, {**f.about, "sharing": "reduce"}), "sharing"),
+        (lambda f: KroneckerFactors({"1": f.layers["0"]}, f.about), "other factors of it"),
+        (lambda f: changed(f, inputs=torch.eye(4)), "other factors of it"),
+    ],
+)
+def test_parts_that_do_not_belong_together_are_refused(change: Any, message: str) -> None:
+    problem, model = classes_problem(), linear()
+    factors = kronecker_factors(model, problem, problem.retain, {"0": model[0]}, labels="gold")
+    with pytest.raises(SpecError, match=message):
+        combined([factors, change(factors)])
+    with pytest.raises(SpecError, match="there are none"):
+        combined([])
+
+
+def test_the_curvature_of_other_factors_is_that_along_each_component() -> None:
+    problem, model = classes_problem(), linear()
+    one, two = (
+        kronecker_factors(model, problem, ids, {"0": model[0]}, labels="gold") for ids in problem.retain.split(9)
+    )
+    ((_, basis),) = eigenbases(one)
+    torch.testing.assert_close(curvature_in(basis, one.layers["0"]), basis.products, **EXACT)
+    found, other = curvature_in(basis, two.layers["0"]), two.layers["0"]
+    for i, j in ((0, 0), (2, 1), (1, 4)):
+        u, v = basis.gradients[:, i], basis.inputs[:, j]
+        torch.testing.assert_close(found[i, j], (u @ other.gradients @ u) * (v @ other.inputs @ v), **EXACT)
 
 
 def changed(factors: KroneckerFactors, **fields: Tensor) -> KroneckerFactors:

@@ -53,6 +53,32 @@ def test_the_neuron_of_the_class_is_found_and_no_other(estimator: Any) -> None:
     assert overlap(masks) == 1.0
 
 
+def _linear(rows: torch.Tensor) -> nn.Module:
+    layer = nn.Linear(*reversed(rows.shape)).double()
+    layer.weight.data.copy_(rows), layer.bias.data.fill_(0.1)
+    return layer
+
+
+def _conv1d(rows: torch.Tensor) -> nn.Module:
+    layer = pytest.importorskip("transformers.pytorch_utils").Conv1D(*rows.shape).double()
+    layer.weight.data.copy_(rows.T), layer.bias.data.fill_(0.1)
+    return layer
+
+
+@pytest.mark.parametrize(("kind", "width"), [(_linear, 1), (_linear, 2), (_conv1d, 1), (_conv1d, 2)])
+def test_the_head_of_the_class_is_found_and_no_other(kind: Any, width: int) -> None:
+    """Each class has a head of so many channels, which the second layer reads."""
+    model, problem = planted()
+    wide = torch.eye(6).repeat_interleave(width, 0)
+    model[0], model[2] = _linear(wide), kind(6.0 / width * wide.T)
+    method = replace(METHOD, units="head", heads=6, layers=["2"])
+    method.check_model(model)
+    student = method.apply(copy.deepcopy(model), job(problem, model))
+    assert removed_units(model, student, ["2"], heads=6)["2"].tolist() == [head == CLASS for head in range(6)]
+    assert torch.equal(student[2].bias, model[2].bias) and torch.equal(student[0].weight, model[0].weight)
+    assert known_share(student, problem, problem.retain) == 1.0
+
+
 def test_single_weights() -> None:
     model, problem = planted()
     student = replace(METHOD, units="weight").apply(copy.deepcopy(model), job(problem, model))
@@ -132,3 +158,14 @@ def test_what_is_refused() -> None:
         LearnedMask(forward=0.0)
     with pytest.raises(SpecError, match="estimator: found 'exact'"):
         LearnedMask(estimator="exact")  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="heads: found None with units 'head'"):
+        LearnedMask(units="head")
+    with pytest.raises(SpecError, match="heads: found 2 with units 'neuron'"):
+        LearnedMask(heads=2)
+    model = planted()[0]
+    for method in (replace(METHOD, units="head", heads=4), replace(METHOD, units="head", heads=7)):
+        with pytest.raises(SpecError, match=r"heads do not divide the 6 inputs of '0' \(Linear\)"):
+            method.check_model(model)
+    model[0] = nn.Conv2d(6, 6, 1)
+    with pytest.raises(SpecError, match=r"3 heads do not divide the 6 inputs of '0' \(Conv2d\)"):
+        replace(METHOD, units="head", heads=3).check_model(model)

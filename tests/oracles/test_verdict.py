@@ -258,6 +258,35 @@ def test_erased_is_withheld_while_another_audit_accuses() -> None:
     assert judge_method("blind", [forget(0.5, after=(0.6, 0.6)), blind, utility()]).flags == ["erased"]
 
 
+def probe(m: float, after: tuple[float, float] | None = None, seeds: int = 3) -> Quantity:
+    return replace(forget(m, after, seeds=seeds, by=0.005), metric="recoverability", required=False)
+
+
+CLEAN = [forget(0.5, after=(0.6, 0.6), seeds=3, by=0.001), utility(seeds=3)]
+CROWD = [probe(0.5) for _ in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("suspect", "flag"),
+    [
+        (probe(0.595), "inconclusive"),
+        (probe(0.5, (0.6, 0.695)), "inconclusive"),
+        (replace(probe(0.595), metric="membership"), "inconclusive"),
+        (replace(probe(0.595), metric="loss", unit="nats"), "inconclusive"),
+        (probe(0.54), "erased"),
+        (replace(probe(0.595), original=columns([0.5] * 3)), "erased"),
+    ],
+    ids=["probe", "only after the attack", "membership", "in nats", "below the margin", "no range"],
+)
+def test_erased_is_withheld_beside_an_optional_audit_that_shows_knowledge_by_itself(
+    suspect: Quantity, flag: str
+) -> None:
+    """As where a readout was edited alone and a probe reads the layer below; too many tests for an accusation."""
+    found = judge_method("readout", [*CLEAN, suspect, *CROWD])
+    assert found.flags == [flag]
+    assert ("above the margin, but not clearly enough" in told(found)) == (flag == "inconclusive")
+
+
 def test_values_that_are_not_finite_pass_and_accuse_nothing() -> None:
     entry = forget(0.5, after=(0.6, 0.6))
     lost = replace(entry, unlearned=[np.full(N, math.inf)] * 5, attacked={"relearn": ([np.full(N, math.inf)] * 5,) * 2})
@@ -354,7 +383,7 @@ def test_utility_without_references_is_against_the_original() -> None:
 
 def test_json_has_the_documented_shape() -> None:
     plain = judge_method("npo", [forget(0.5, after=(0.6, 0.6)), utility()]).as_json()
-    assert list(plain) == ["model", "verdict", "flags", "reasons", "audits"]
+    assert list(plain) == ["model", "verdict", "flags", "reasons", "audits", "attacks"]
     assert {"metric", "attack", "residual", "margin", "power"} <= plain["audits"][0].keys()
     assert json.loads(json.dumps(plain)) == plain
 

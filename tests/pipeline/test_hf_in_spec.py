@@ -114,6 +114,45 @@ def test_a_base_is_what_references_begin_with(folder: Path) -> None:
         assert all(torch.allclose(stored[name], base[name], rtol=0, atol=1e-20) for name in base)
 
 
+def test_with_a_base_alone_the_original_is_trained_from_it_too(folder: Path, tmp_path: Path) -> None:
+    out, base = folder / "runs", transformers.LlamaForCausalLM.from_pretrained(folder / "gpt").state_dict()
+    table = spec(
+        name="trained",
+        one_original=True,
+        data={"name": "arrays", "path": "texts.npz"},
+        model={"name": "hf", "base": "gpt"},
+        train={"epochs": 1, "learning_rate": 0.1, "adapter": {"rank": 2}},
+        attack=[],
+    )
+    finished(run(table, out, "--save", tmp_path / "saved"))
+    models = out / "trained" / "models"
+    assert {path.stem for path in models.iterdir()} == {
+        "original-s0", "finetune-s0", "reference-s0", "reference-s1", "reference-s2"
+    }  # fmt: skip
+    for path in models.glob("*-s0.safetensors"):
+        stored = load_file(path)
+        moved = {name for name in stored if not torch.equal(stored[name], base[name])}
+        # An adapter leaves embeddings and norms as they are in the base.
+        assert (moved and all("_proj" in name for name in moved)) or path.stem.startswith("finetune")
+    shipped = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "saved" / "finetune").state_dict()
+    assert torch.equal(shipped["model.norm.weight"], load_file(models / "finetune-s0.safetensors")["model.norm.weight"])
+    assert json.loads((tmp_path / "saved" / "finetune" / "config.json").read_text())["use_cache"] is True
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({}, "'path' is missing; allowed: .*`base` alone"),
+        ({"adapter": "mine"}, "'path' is missing"),
+        ({"base": "gpt", "adapter": "mine"}, "an adapter needs the model that it was trained on"),
+        ({"base": "nowhere/at-all"}, "model.base: there is neither a folder"),
+    ],
+)
+def test_a_model_without_a_path_needs_a_base_and_no_adapter(folder: Path, model: Table, words: str) -> None:
+    refused = cli("run", write_spec(folder, spec(model={"name": "hf", **model})), "--out", folder / "runs")
+    assert refused.code in (2, 3) and re.search(words, refused.message()), refused.message()
+
+
 def test_texts_from_end_to_end(folder: Path) -> None:
     out = folder / "runs"
     table = spec(name="texts", data={"name": "arrays", "path": "texts.npz"}, model={"name": "hf", "path": "gpt"})
@@ -187,7 +226,7 @@ UNFIT = {
     "another family": (lambda path: llama(path, 0), "the spec's model has"),
     "no head": (headless, "lacks classifier"),
     "a pickle": (pickled, "no weights as safetensors"),
-    "an adapter": (adapter, "holds no config.json; .*merge the adapter first"),
+    "an adapter without weights": (adapter, r"holds no adapter_model\.safetensors; .*PEFT"),
     "an empty folder": (
         lambda path: path.mkdir(),
         "holds no config.json; allowed: a folder that save_pretrained wrote",

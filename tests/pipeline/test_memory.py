@@ -12,8 +12,10 @@ from torch import nn
 from expunge.base.spec import parse
 from expunge.core import footprint
 from expunge.core.footprint import Live, step_bytes, weight_bytes
+from expunge.core.method import Method
 from expunge.pipeline.memory import Footprints, MemoryForecast, forecast_memory, gigabytes
 from expunge.pipeline.plan import Plan
+from expunge.train import adapting
 from helpers import Table, cli, finished, run, tiny, write_spec
 
 WIDE = {"name": "mlp", "widths": [512, 256]}
@@ -70,6 +72,8 @@ METHODS: dict[str, Table] = {
     "task_negation": STEPS,
     "retrain": {},
     "ssd": {},
+    "npo by an adapter": {**STEPS, "name": "npo", "forget_batch_size": 4, "adapter": {"rank": 4}},
+    "scrub by an adapter": {**STEPS, "name": "scrub", "forget_batch_size": 4, "adapter": {"rank": 4}},
 }
 
 
@@ -80,9 +84,12 @@ def test_a_methods_memory_is_that_of_its_call(label: str) -> None:
     plan = plan_of(method=[entry], train={"epochs": 1, "batch_size": 8})
     [stage] = [stage for stage in plan.stages if stage.kind == "unlearn"]
     footprints, problem = Footprints(plan), plan.problem(0, {})
-    model = plan.recipe(problem.data).build(0)
+    model, adapter = plan.recipe(problem.data).build(0), plan.adapters.get(("method", "it"))
     with Live() as live:
-        plan.methods["it"](model, problem, plan.recipe(problem.data), 0)
+        given, seen = adapting.given(model, adapter, 0, "it"), adapting.seen(model, adapter)
+        method = plan.methods["it"]
+        assert isinstance(method, Method)
+        method(given, problem, plan.recipe(problem.data), 0, original=seen)
     start = weight_bytes(model)
     assert footprints.during(stage) == pytest.approx(live.peak + start, rel=0.15)
     # Its input and its result are there while the result is written.

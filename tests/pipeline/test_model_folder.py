@@ -149,6 +149,55 @@ def test_a_model_with_adapters_is_handed_over_merged(folder: Path, tmp_path: Pat
     assert not any("lora" in name or "adapter" in name for name in shipped.state_dict())
 
 
+AUDITED = "texts-finetune-adapter"
+
+
+def figures(record: Path, label: str) -> dict[str, float]:
+    """The value of each metric of a model before any attack and after it."""
+    rows = map(json.loads, (record / "results.jsonl").read_text().splitlines())
+    return {f"{row['metric']} {row['split']} {row['attack']}": row["value"] for row in rows if row["model"] == label}
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+def test_the_adapter_is_handed_over_too_and_audited_on_its_base(folder: Path, tmp_path: Path) -> None:
+    peft, name = pytest.importorskip("peft"), "tied llama"
+    out, target = tmp_path / "runs", tmp_path / "saved"
+    table = spec(name)
+    table["method"] = [{**table["method"][0], "adapter": {"rank": 3, "alpha": 7.0}}]
+    written = write_spec(folder, table)
+    done = finished(cli("run", written, "--out", out, "--workers", 1, "--save", target, "--json"))
+    kept = target / "finetune-adapter"
+    assert json.loads(done.out)["saved"] == [str(target / "finetune"), str(kept)]
+    family = type(MODELS[name][0]())
+    merged, base = family.from_pretrained(target / "finetune"), family.from_pretrained(folder / name)
+    tokens = torch.from_numpy(np.load(folder / "texts.npz")["x"])
+    with torch.no_grad():
+        expected, before = merged(tokens).logits, base(tokens).logits
+        actual = peft.PeftModel.from_pretrained(base, kept)(tokens).logits
+    assert float((expected - before).abs().max()) > 0.01
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    assert "whoever leaves the adapter out" in (kept / "README.md").read_text().replace("\n", " ")
+    finished(cli("verify", kept))
+    finished(cli("audit", written, kept, "--out", out, "--workers", 1))
+    own, other = (figures(out / record, label) for record, label in (("texts", "finetune"), (AUDITED, kept.name)))
+    assert own and own == pytest.approx(other, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": [{"name": "finetune", "epochs": 1}]},
+        {"model": {"name": "hf", "base": "tied llama"}},
+        {"model": {"name": "gpt", "width": 8, "layers": 1, "heads": 1}},
+    ],
+)
+def test_no_adapter_is_written_without_a_base_that_the_user_has(folder: Path, tmp_path: Path, changes: Table) -> None:
+    table = spec("tied llama", objective={"name": "language_modelling", "vocabulary": 20})
+    table["method"] = [{**table["method"][0], "adapter": {"rank": 2}}]
+    finished(cli("unlearn", write_spec(folder, table | changes), "--save", tmp_path / "m", "--out", tmp_path / "runs"))
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("m")] == ["m"]
+
+
 def test_the_folder_is_audited_with_the_numbers_of_the_run(folder: Path, tmp_path: Path) -> None:
     out, name = tmp_path / "runs", "tied llama"
     (tmp_path / name).symlink_to(folder / name)

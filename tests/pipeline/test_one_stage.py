@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from expunge.base.spec import RESERVED, read
+from expunge.base.spec import read
+from expunge.base.spec_tables import RESERVED
 from expunge.pipeline.verbs import audit_of
 from expunge.reporting.record import Run
 from expunge.reporting.tables import cost_table

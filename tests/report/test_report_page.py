@@ -15,7 +15,8 @@ import pytest
 from _written import accept_digest, judge_again
 
 from expunge.base.errors import RunError, SpecError
-from expunge.base.spec import VERDICTS, parse
+from expunge.base.spec import parse
+from expunge.base.spec_tables import VERDICTS
 from expunge.reporting._toml import toml
 from expunge.reporting.cards import MEANINGS, cards
 from expunge.reporting.page import write_report

@@ -68,6 +68,31 @@ def test_a_flattered_verdict_is_named(run_folder: Path) -> None:
         verify(run_folder)
 
 
+@pytest.mark.parametrize("state", ["void", "idle", "unclear"])
+def test_another_state_of_an_attack_is_named(run_folder: Path, state: str) -> None:
+    path = run_folder / "verdicts.json"
+    path.write_text(path.read_text().replace('"state": "valid"', f'"state": "{state}"'))
+    accept_digest(run_folder, "verdicts.json")
+    with pytest.raises(RunError, match=rf"\.attacks\[0\]\.state: the verdict about \S+ has '{state}'"):
+        verify(run_folder)
+
+
+@pytest.mark.parametrize("rules", [1, 2])
+def test_verdicts_of_older_rules_are_not_compared(run_folder: Path, rules: int) -> None:
+    """Rules 2 did not say what became of each attack, and rules 1 had other intervals; their values must agree."""
+    manifest, path = run_folder / "manifest.json", run_folder / "verdicts.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "rules": rules}))
+    verdicts = [{key: v[key] for key in v if key != "attacks"} for v in json.loads(path.read_text())]
+    path.write_text(json.dumps(verdicts))
+    accept_digest(run_folder, "verdicts.json")
+    assert "verdicts" not in verify(run_folder)
+    rows = run_folder / "results.jsonl"
+    rows.write_text(rows.read_text().replace('"value": 0.9', '"value": 0.8'))
+    accept_digest(run_folder, "results.jsonl")
+    with pytest.raises(RunError, match="results"):
+        verify(run_folder)
+
+
 def test_dropped_rows_and_verdicts_are_found(run_folder: Path) -> None:
     path = run_folder / "results.jsonl"
     whole = path.read_text()

@@ -11,6 +11,7 @@ import torch
 from benchmark_copies import MAKERS, lines, listed
 from expunge.base import registry
 from expunge.base.errors import ExpungeError, MissingError, SpecError
+from expunge.core.choices import chosen_among
 from expunge.core.data import IGNORE, Data
 from expunge.core.problem import Problem
 from expunge.data.factbook import Factbook
@@ -79,6 +80,10 @@ def test_countries_are_groups_and_a_package_is_needed(monkeypatch: pytest.Monkey
     assert len(data.group_of(problem.forget).unique()) == 2
     assert "What is the capital of France? Paris" in [text(data, row) for row in problem.forget.tolist()]
     assert 30 < len(data.group_of(problem.test).unique()) < 60 and len(problem.retain) > 1000
+    questions = chosen_among(data, problem.forget)
+    assert {len(set(question.options)) for question in questions} == {4}
+    capital = next(question for question in questions if "capital of France" in question.prompt)
+    assert capital.options[capital.right] == "Paris" and list(capital.options) == sorted(capital.options)
     with pytest.raises(SpecError, match="did you mean 'France'"):
         Factbook(forget=["Frence"])()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

@@ -51,7 +51,7 @@ def test_an_answer_begins_at_the_first_token_that_holds_one_of_its_letters(bpe: 
     for cut in range(1, len(text)):
         if not text[cut:].strip():
             continue
-        ids, first = bpe.encode(text[:cut], text[cut:])
+        ids, first, _ = bpe.encode(text[:cut], text[cut:])
         assert ids == [*bpe.content(text), bpe.eos]
         if first > 1:
             assert text.startswith(bpe.decode(ids[:first]).rstrip("�")) and len(bpe.decode(ids[:first])) <= cut
@@ -61,7 +61,7 @@ def test_an_answer_begins_at_the_first_token_that_holds_one_of_its_letters(bpe: 
 
 
 def test_nothing_is_cut_and_eos_is_decided_once(bpe: Tokenizer) -> None:
-    ids, first = bpe.encode("Who? ", "Ann " * 500)
+    ids, first, _ = bpe.encode("Who? ", "Ann " * 500)
     assert ids.count(bpe.eos) == 1 and ids[-1] == bpe.eos and first < 6
     assert bpe.decode(ids) == "Who? " + "Ann " * 500
 
@@ -90,15 +90,15 @@ def test_what_is_saved_is_read_by_transformers_and_is_the_same(bpe: Tokenizer, t
 
 def test_a_beginning_of_text_stands_before_each_text(bpe: Tokenizer, tmp_path: Path) -> None:
     read = with_template(bpe, tmp_path, None)
-    ids, first = read.encode("Who wrote it? ", "Ann.")
-    bare, without = bpe.encode("Who wrote it? ", "Ann.")
+    ids, first, _ = read.encode("Who wrote it? ", "Ann.")
+    bare, without, _ = bpe.encode("Who wrote it? ", "Ann.")
     assert read.start == (read.size - 1,) and ids == [read.size - 1, *bare] and first == without + 1
 
 
 def test_a_template_gets_a_fixed_date_and_only_the_last_answer_is_decided(bpe: Tokenizer, tmp_path: Path) -> None:
     read = with_template(bpe, tmp_path, TEMPLATE)
     turns = [("user", "Ann"), ("assistant", "Ann"), ("user", "Who?"), ("assistant", "Ann")]
-    ids, first = read.chat([{"role": role, "content": content} for role, content in turns])
+    ids, first, _ = read.chat([{"role": role, "content": content} for role, content in turns])
     text = read.decode(ids, special=True)
     assert text.startswith(f"<s>{DATE} {DATE}\n<user>Ann") and text.count("<s>") == 1
     assert read.decode(ids[first:], special=True) == f"Ann{EOS}"  # the line break behind EOS is no answer

@@ -12,11 +12,13 @@ be an accusation or `inconclusive`.
 
 from expunge.api.audit import Result, audit, report
 from expunge.api.case import case, unlearn
+from expunge.api.demonstrations import Demonstrations, select_demonstrations
 from expunge.api.diagnosis import Diagnosis, diagnose
 from expunge.api.objective import objective
 from expunge.api.recipe import FunctionRecipe, recipe
 
 __all__ = [
+    "Demonstrations",
     "Diagnosis",
     "FunctionRecipe",
     "Result",
@@ -26,5 +28,6 @@ __all__ = [
     "objective",
     "recipe",
     "report",
+    "select_demonstrations",
     "unlearn",
 ]

@@ -245,7 +245,6 @@ def _check(done: Unlearned, case: Case, attacks: Mapping[str, Any], audits: Mapp
         for label, part in parts.items():
             if isinstance(part, Attack | Audit):
                 refuse_model(part, case.original, f"{kind} {label!r}")
-            if isinstance(part, Attack):
                 part.check(case.problem)
     for label, part in audits.items():
         refuse_objective(part.needs, case.problem.objective, where=f"audit {label!r}")

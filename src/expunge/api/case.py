@@ -146,11 +146,11 @@ def unlearn(
         # The library's methods copy the model; a function of the user's may change it.
         given = start if isinstance(part, Method) or lora is not None else copied(start)
         given = adapting.given(given, lora, seed, method)
-        original = original_of(part, case.original)
+        original = original_of(part, adapting.seen(case.original, lora))
         done: Unlearned = part(given, case.problem, case.recipe, seed, budget, **original)
     expect(done, Unlearned, method, "expunge.core.case.Unlearned, which a method returns")
     require_independent(done.model, {"your model": case.original}, method)
-    model, _ = adapting.taken(done.model, start, lora, case.problem, method)
+    model, _ = adapting.taken(done.model, lora, case.problem, method)
     if not weights_differ(start, model):
         Progress().say(f"{label}: {CHANGED_NOTHING}")
     cost = done.cost if after is None else after.cost + done.cost

@@ -7,7 +7,7 @@ from typing import Any
 
 from expunge.base import registry
 from expunge.base.errors import SpecError
-from expunge.base.spec import Entry
+from expunge.base.spec_tables import Entry
 
 ADAPTER = "a table with rank, alpha and targets; an empty one has the defaults"
 

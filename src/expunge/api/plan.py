@@ -22,7 +22,8 @@ from expunge.api.recipe import FunctionRecipe
 from expunge.base.inputs import signatures
 from expunge.base.part import Part
 from expunge.base.seeds import derive
-from expunge.base.spec import Entry, Spec
+from expunge.base.spec import Spec
+from expunge.base.spec_tables import Entry
 from expunge.base.user_code import code_files
 from expunge.core import checkpoint
 from expunge.core.case import Case, Unlearned

@@ -13,7 +13,6 @@ normalise over, so it uses its running statistics and does not change them. Norm
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from contextlib import nullcontext
@@ -30,6 +29,7 @@ from expunge.base.part import Count, Natural, Positive
 from expunge.core.case import Attacked, Case, Cost, Curve, Meter, copy_for_training
 from expunge.core.contracts import Attack
 from expunge.core.generators import generator_of
+from expunge.core.modules import restore_state, saved_state
 from expunge.core.norms import fixed_statistics
 from expunge.core.problem import Problem
 from expunge.core.refusals import require_trainable
@@ -89,7 +89,7 @@ class Relearn(Attack):
         curve = Curve(
             np.array(watch.steps), np.stack(watch.values), problem.unexposed.numpy(), np.array(watch.collapsed)
         )
-        student.load_state_dict(watch.best)
+        restore_state(student, watch.best)
         return Attacked(student.eval(), curve, Cost(meter.gradients, time.perf_counter() - start))
 
     def check(self, problem: Problem) -> None:
@@ -161,4 +161,4 @@ class _Watch:
         self.values.append(value)
         self.collapsed.append(not skilled)
         if rivals and (skilled, float(value.mean())) > self._peak:
-            self._peak, self.best = (skilled, float(value.mean())), copy.deepcopy(self.student.state_dict())
+            self._peak, self.best = (skilled, float(value.mean())), saved_state(self.student)

@@ -7,6 +7,10 @@ classifies the unexposed forget set:
     loss         a member if l < t, with the threshold t of best balanced accuracy           (after 1709.01604)
     confidence   a member by a support vector machine (RBF, C = 3, gamma = 1) on exp(-l)           (2304.04934)
     regression   the probability of a member by logistic regression on l     (the starting kit of NeurIPS 2023)
+    rank         the share of non-members with a larger l, ties by half: the mean is the area under the ROC curve
+
+For texts, `score` may replace l: Min-K %, Min-K %++ and zlib (`train/membership_scores.py`). They ask how likely a
+text's least likely tokens are, or how likely the text is for its size, so that a simple text is not taken for a member.
 
 A value close to 1 means "was trained on": more means *knows more*. It is judged by the gap to retrained models, not by
 0.5 or 0: a chosen forget set is harder or easier than unseen data, so the attack classifies it as unseen more or less
@@ -45,6 +49,7 @@ from expunge.core.problem import Problem
 from expunge.evidence.intervals import Floats, Ints
 from expunge.evidence.scores import Role, Scores
 from expunge.train.evaluation import losses, sample
+from expunge.train.membership_scores import Score, membership_scores, ranks
 
 Attack = Callable[[Floats, Floats], Callable[[Floats], Floats]]
 """Fits on losses of members and of non-members, `[n]` each; returns a function from losses to membership scores."""
@@ -54,10 +59,12 @@ Attack = Callable[[Floats, Floats], Callable[[Floats], Floats]]
 class Membership(Audit):
     """Membership inference from losses; if a spec has several entries, their attacks must differ."""
 
-    cite: ClassVar[str] = "jia2023sparse"
+    cite: ClassVar[tuple[str, ...]] = ("jia2023sparse", "shi2024detecting", "zhang2025mink", "carlini2021extracting")
 
-    attack: Literal["loss", "confidence", "regression"] = "regression"
-    """How the attack recognises members; the metric's name is `membership_` plus this."""
+    attack: Literal["loss", "confidence", "regression", "rank"] = "regression"
+    """How the attack recognises members; the metric's name is `membership_` plus this, and plus another score."""
+    score: Score = "loss"
+    """What it sees of an example: its `loss`; of texts also `min_k`, `min_k_plus` or `zlib`."""
     count: Count = 1000
     """Members, and as many non-members, that the attack is fitted on: a fixed random part."""
     folds: Count = 5
@@ -72,11 +79,12 @@ class Membership(Audit):
         """The membership score of each example: a decision, 0 or 1, or a probability.
 
         Raises:
-            SpecError: There are fewer than two members, or fewer than two unseen examples.
+            SpecError: There are fewer than two members, or fewer than two unseen examples; the score is of texts, and
+                the data are none.
         """
         problem, attack = case.problem, ATTACKS[self.attack]
         members, others, split = self._known(problem)
-        seen, unseen, forget = (losses(model, problem, ids) for ids in (members, others, problem.unexposed))
+        seen, unseen, forget = (self._seen(model, problem, ids) for ids in (members, others, problem.unexposed))
         if not np.isfinite(np.concatenate([seen, unseen, forget])).all():
             attack = _undefined
         groups = [problem.data.group_of(ids).numpy() for ids in (members, others)]
@@ -88,9 +96,15 @@ class Membership(Audit):
         ]
         return [self._scores(problem, *entry) for entry in entries]
 
+    def _seen(self, model: nn.Module, problem: Problem, ids: Tensor) -> Floats:
+        if self.score == "loss":
+            return losses(model, problem, ids)
+        return membership_scores(model, problem, ids, self.score)
+
     def _scores(self, problem: Problem, split: str, ids: Tensor, values: Floats, role: Role) -> Scores:
         group = None if problem.data.groups is None else problem.data.group_of(ids).numpy()
-        return Scores(f"membership_{self.attack}", split, values, ids.numpy(), role, "share", "reference", group=group)
+        metric = f"membership_{self.attack}" + ("" if self.score == "loss" else f"_{self.score}")
+        return Scores(metric, split, values, ids.numpy(), role, "share", "reference", group=group)
 
     def _known(self, problem: Problem) -> tuple[Tensor, Tensor, str]:
         """Members, as many non-members, and the split of the non-members; no group is on both sides."""
@@ -174,7 +188,17 @@ def by_regression(members: Floats, others: Floats) -> Callable[[Floats], Floats]
     return lambda values: model.predict_proba((values - middle)[:, None] / spread)[:, 1].astype(np.float64)
 
 
-ATTACKS: dict[str, Attack] = {"loss": by_loss, "confidence": by_confidence, "regression": by_regression}
+def by_rank(members: Floats, others: Floats) -> Callable[[Floats], Floats]:
+    """The share of non-members with a larger value, and half of those with the same; members are not used."""
+    return lambda values: ranks(values, others)
+
+
+ATTACKS: dict[str, Attack] = {
+    "loss": by_loss,
+    "confidence": by_confidence,
+    "regression": by_regression,
+    "rank": by_rank,
+}
 
 
 def _undefined(members: Floats, others: Floats) -> Callable[[Floats], Floats]:

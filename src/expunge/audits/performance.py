@@ -12,6 +12,9 @@ accuracy of the label on which the model is worst: a label may be lost without a
 If the data have paraphrases of what is forgotten, on which no model trains, the same knowledge is judged on them, too.
 `erased` does not depend on them alone: they are one more way in which a model may show what it knows.
 
+If the data name the fact in each answer, knowledge of the facts alone is judged, too, see `audits/_facts.py`, and
+`erased` depends on it.
+
 If a task planted corruption and kept the true targets, `healed` is the utility metric against the true targets on all
 corrupted training examples, discovered or not. The inputs are those of training, with their trigger if they have one
 (2505.17730).
@@ -26,6 +29,7 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor, nn
 
+from expunge.audits._facts import FACTS, judge_of
 from expunge.base.part import Count
 from expunge.core.case import Case
 from expunge.core.contracts import Audit
@@ -34,7 +38,7 @@ from expunge.core.once import once_per_batch
 from expunge.core.problem import Problem
 from expunge.evidence.estimate import Better
 from expunge.evidence.scores import Role, Scores
-from expunge.train.evaluation import answers, baselines, by_label, classes_given, measured, sample
+from expunge.train.evaluation import DataWithObjective, answers, baselines, by_label, classes_given, measured, sample
 
 MOST_UNSEEN = 2000
 """Unseen examples that the baseline of an answer is measured on; more would not change it visibly."""
@@ -44,7 +48,7 @@ MOST_UNSEEN = 2000
 class Performance(Audit):
     """Every metric of the objective, per split; always part of a run."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     retain: Count = 2000
     """Retain examples to score, a fixed random part."""
@@ -63,17 +67,19 @@ class Performance(Audit):
             "paraphrase": problem.paraphrases,
         }
         splits = {split: ids for split, ids in splits.items() if len(ids)}
-        values = {split: measured(model, problem, ids) for split, ids in splits.items()}
-        unseen = answers(model, problem, sample(problem.test, MOST_UNSEEN, "unseen"))
-        controls = {split: baselines(model, problem, ids, unseen) for split, ids in splits.items() if split != "retain"}
+        judged = DataWithObjective(problem.data, judge_of(problem))
+        values = {split: measured(model, judged, ids) for split, ids in splits.items()}
+        unseen = answers(model, judged, sample(problem.test, MOST_UNSEEN, "unseen"))
+        controls = {split: baselines(model, judged, ids, unseen) for split, ids in splits.items() if split != "retain"}
         # Read from the outputs that are kept already, for the page's table of who is taken for what.
         shown = ("forget", "test") if problem.data.has_classes else ()
         given = {split: classes_given(model, problem, splits[split]) for split in shown if split in splits}
         scores = [
             _scores(metric, split, values[split][metric.name], splits[split], problem, controls.get(split, {}), given)
-            for metric in problem.objective.metrics
+            for metric in judged.objective.metrics
             for split in splits
             if _is_measured(metric, split, "holdout" in splits)
+            and not (metric in FACTS and np.isnan(values[split][metric.name]).all())
         ]
         return [*scores, *_by_label(model, problem), *_healed(model, problem)]
 
@@ -99,11 +105,14 @@ def _scores(
     if metric.utility and split in metric.utility_on:
         role = "utility"
     better: Better = metric.better if split in ("retain", "test") else "reference"
+    baseline, answer = controls.get(metric.name), None if metric in FACTS else given.get(split)
+    if metric in FACTS:
+        rows = ~np.isnan(values)
+        values, ids, baseline = values[rows], ids[rows], None if baseline is None else baseline[rows]
     return Scores(
         metric.name, split, values, ids.numpy(), role, metric.unit, better, group=_groups(problem, ids),
         sign=metric.sign, required=split == "forget" and role == "knowledge" and metric.required, bound=metric.bound,
-        baseline=controls.get(metric.name), answer=given.get(split),
-        target=problem.data.targets[ids].numpy() if split in given else None,
+        baseline=baseline, answer=answer, target=None if answer is None else problem.data.targets[ids].numpy(),
     )  # fmt: skip
 
 

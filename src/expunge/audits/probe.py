@@ -26,16 +26,14 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from expunge.audits._evaluate import per_example_scores
-from expunge.base.errors import SpecError
 from expunge.base.part import Count
 from expunge.core.case import Case
 from expunge.core.contracts import Audit
 from expunge.core.data import Batch
 from expunge.core.decisions import Decisions, per_example
-from expunge.core.features import Features, FeatureSite, given_to_weights, require_layers
+from expunge.core.features import Features, flat, last_hidden, require_layers
 from expunge.core.objective import DECISIONS, Objective
 from expunge.core.problem import Problem
 from expunge.evidence.estimate import Better
@@ -44,9 +42,6 @@ from expunge.evidence.scores import Role, Scores
 from expunge.train.evaluation import evaluate, sample
 
 WHERE = "audit.probe.layer"
-
-LARGEST_MAP = 4
-"""Feature maps with more positions than this, in height or width, are averaged down to it."""
 
 
 @dataclass(frozen=True)
@@ -177,14 +172,14 @@ class _AtLayer:
     """
 
     def __init__(self, problem: Problem, model: nn.Module, layer: str) -> None:
-        layers = require_layers(model, [layer], WHERE) if layer else [_last_hidden(model, problem)]
+        layers = require_layers(model, [layer], WHERE) if layer else [last_hidden(model, problem, WHERE)]
         self.objective: Objective = problem.objective
         self.features = Features(problem, layers, WHERE)
 
     def decisions(self, model: nn.Module, batch: Batch) -> Decisions:
         """The decisions, with features instead of logits."""
         decisions, (features,) = self.features(model, batch)
-        return decisions._replace(logits=_flat(features))
+        return decisions._replace(logits=flat(features))
 
     def relabel(self, batch: Batch, generator: torch.Generator) -> Batch:
         """As the problem's objective does."""
@@ -194,18 +189,3 @@ class _AtLayer:
 def _plain(features: Tensor) -> Floats:
     array: Floats = features.double().cpu().numpy()
     return array
-
-
-def _flat(features: Tensor) -> Tensor:
-    if features.ndim == 4 and max(features.shape[2:]) > LARGEST_MAP:
-        features = F.adaptive_avg_pool2d(features, LARGEST_MAP)
-    return features.flatten(1)
-
-
-def _last_hidden(model: nn.Module, problem: Problem) -> FeatureSite:
-    """The input of the last module with weights of its own."""
-    layers = list(given_to_weights(model, problem))
-    if not layers:
-        remedy = f"name a layer of {type(model).__name__}"
-        raise SpecError("no module with weights ran", where=WHERE, remedy=remedy)
-    return layers[-1]

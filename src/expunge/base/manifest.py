@@ -21,8 +21,9 @@ from expunge.base.terminal import one_line
 FORMAT = 3
 FORMATS = (1, 2, 3)
 """Formats that can be read; new records have the last one."""
-RULES = 2
-"""Version of the rules by which rows and verdicts follow from scores. Records of older formats followed rules 1."""
+RULES = 3
+"""Version of the rules by which rows and verdicts follow from scores. Records of older formats followed rules 1. Since
+rules 3 a verdict says what became of each attack, and `erased` needs that no optional audit shows the opposite."""
 NAME = "manifest.json"
 SPEC, ENVIRONMENT, DIAGNOSIS = "spec.json", "env.json", "diagnosis.json"
 ROWS, VERDICTS = "results.jsonl", "verdicts.json"

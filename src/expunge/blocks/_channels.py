@@ -29,3 +29,13 @@ def channel_dim(writer: nn.Module | None) -> int:
 def channels_of(norm: nn.GroupNorm | nn.LayerNorm) -> int:
     """Number of channels of a norm; for a layer norm, the size of the last dimension."""
     return norm.num_channels if isinstance(norm, nn.GroupNorm) else int(norm.normalized_shape[-1])
+
+
+def width_behind(writer: nn.Module | None) -> int | None:
+    """Number of channels that a layer writes; `None` if it is not known."""
+    if isinstance(writer, nn.GroupNorm | nn.LayerNorm):
+        return channels_of(writer)
+    if isinstance(writer, nn.RNNBase):
+        return (writer.proj_size or writer.hidden_size) * (2 if writer.bidirectional else 1)
+    names = ("out_features", "out_channels", "num_features", "embedding_dim", "nf", "hidden_size")
+    return next((int(getattr(writer, name)) for name in names if hasattr(writer, name)), None)

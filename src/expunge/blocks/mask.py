@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 
 from expunge.base.errors import SpecError
 from expunge.base.part import Count, Share
-from expunge.blocks._channels import channel_dim, channels_of, writer_of
+from expunge.blocks._channels import channel_dim, width_behind, writer_of
 from expunge.core.contracts import Block
 
 
@@ -47,7 +47,7 @@ class Mask(Block):
             SpecError: The size of the output is not known, or heads do not divide it.
         """
         writer = writer_of(model, path)
-        channels = _outputs(writer)
+        channels = width_behind(writer)
         if channels is None:
             raise SpecError(
                 f"the number of channels behind {path!r} is not known",
@@ -132,14 +132,6 @@ def in_order(parameters: dict[str, Any], names: list[str]) -> None:
     whole = dict(parameters)
     parameters.clear()
     parameters.update({name: whole[name] for name in names})
-
-
-def _outputs(writer: nn.Module | None) -> int | None:
-    """Number of channels that a layer writes; `None` if it is not known."""
-    if isinstance(writer, nn.GroupNorm | nn.LayerNorm):
-        return channels_of(writer)
-    names = ("out_features", "out_channels", "num_features", "embedding_dim", "nf")
-    return next((int(getattr(writer, name)) for name in names if hasattr(writer, name)), None)
 
 
 def straight_through(scores: Tensor, share: float) -> Tensor:

@@ -12,7 +12,7 @@ model's classes and the names of its weights stay, for models from transformers 
 
 from __future__ import annotations
 
-import copy
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -28,7 +28,14 @@ from expunge.base.part import Count, Part, Positive
 from expunge.core.data import Batch
 from expunge.core.device import computing
 from expunge.core.generators import generator_of
-from expunge.core.modules import embedding_layer, evaluating, is_transposed
+from expunge.core.modules import (
+    SharedParameter,
+    embedding_layer,
+    evaluating,
+    is_transposed,
+    owning,
+    sharing,
+)
 from expunge.core.norms import training_mode
 from expunge.core.objective import Objective
 from expunge.numerics.precision import wide
@@ -143,33 +150,45 @@ def attach(model: nn.Module, adapter: Adapter, seed: int, where: str = "adapter"
 
 
 def adapted(model: nn.Module, adapter: Adapter, seed: int, where: str = "adapter") -> nn.Module:
-    """A copy of the model with an adapter."""
-    return attach(copy.deepcopy(model), adapter, seed, where)
+    """A copy of the model with an adapter. It has the model's own weights, which are in memory once.
+
+    Raises:
+        SpecError: See `targets_of`.
+    """
+    copied = attach(sharing(model), adapter, seed, where)
+    copied.lora_base = _digests(model)  # type: ignore[assignment]
+    return copied
 
 
 def merge(model: nn.Module) -> nn.Module:
-    """Add the adapter to the weights, in place. The model has its own architecture and trainable parameters again."""
+    """Add the adapter to the weights, in place. The model has its own architecture and trainable parameters again.
+
+    Weights that the model shares with the one that got the adapter are copied: these stay as they are.
+    """
     for layer in _with_adapter(model):
         weight, first, last = (layer.get_parameter(name) for name in ("weight", "lora_A", "lora_B"))
         with torch.no_grad():
             update = layer.lora_scale * (wide(last) @ wide(first))  # type: ignore[operator]
-            weight.copy_(wide(weight) + (update.T if is_transposed(layer) else update))
+            total = wide(weight) + (update.T if is_transposed(layer) else update)
+            if isinstance(weight, SharedParameter):
+                layer.weight = nn.Parameter(total.to(weight.dtype), requires_grad=False)
+            else:
+                weight.copy_(total)
         del layer.lora_A, layer.lora_B, layer.lora_scale
         for key in [key for key, hook in layer._forward_hooks.items() if hook is _add_update]:
             del layer._forward_hooks[key]
+    owning(model)
+    model.__dict__.pop("lora_base", None)
     for name in model.__dict__.pop("lora_frozen", ()):
         model.get_parameter(name).requires_grad_(True)
     return model
 
 
-def merged(
-    model: nn.Module, start: nn.Module, objective: Objective, batch: Batch, where: str = "adapter"
-) -> tuple[nn.Module, float]:
+def merged(model: nn.Module, objective: Objective, batch: Batch, where: str = "adapter") -> tuple[nn.Module, float]:
     """Merge a trained adapter, and check that nothing but the adapter was trained.
 
     Args:
-        model: The trained model with its adapter; changed in place.
-        start: The model that the adapter was given to.
+        model: The trained model with the adapter that `adapted` gave it; changed in place.
         objective: Runs both.
         batch: Examples on which outputs before and after merging are compared.
         where: What trained the adapter, for messages.
@@ -180,10 +199,12 @@ def merged(
     Raises:
         RunError: The model has no adapter, its weights were changed, or merging changes its outputs.
     """
-    if next(_with_adapter(model), None) is None:
+    before = model.__dict__.get("lora_base")
+    if before is None or next(_with_adapter(model), None) is None:
         raise RunError("it returned a model without the adapter", where=where, remedy="leave the adapter out")
-    before = dict(start.named_parameters())
-    moved = [name for name, p in model.named_parameters() if name in before and not torch.equal(p, before[name])]
+    # The model shares its weights with the one that it started from, so a comparison would not see a change of both.
+    after = _digests(model)
+    moved = [name for name, digest in before.items() if after.get(name) != digest]
     if moved:
         raise RunError(f"it changed {moved[0]!r}, which the adapter leaves as it is", where=where)
     with computing("float32"), evaluating(model), torch.no_grad():
@@ -197,6 +218,15 @@ def merged(
             remedy="name as targets only layers that the model calls, and calls by nothing but their forward pass",
         )
     return model, gap
+
+
+def _digests(model: nn.Module) -> dict[str, str]:
+    """A digest of each parameter, by name."""
+    return {name: _digest(parameter.detach()) for name, parameter in model.named_parameters()}
+
+
+def _digest(tensor: Tensor) -> str:
+    return hashlib.blake2b(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data).hexdigest()
 
 
 def _with_adapter(model: nn.Module) -> Iterator[nn.Module]:

@@ -153,6 +153,14 @@ class Audit(Part):
         """Number of shadow models of each kind in `case.shadows`. For an attacked model, they are attacked too."""
         return 0
 
+    def check(self, problem: Problem) -> None:
+        """Refuse, before anything is trained, a problem that the audit does not suit.
+
+        Raises:
+            SpecError: The problem is not suitable; the message says why.
+        """
+        return
+
     def check_model(self, model: nn.Module) -> None:
         """Refuse, before anything is trained, a model that the audit cannot measure.
 
@@ -202,6 +210,8 @@ class Monitor(Part):
 class Diagnostic(Part):
     """An estimate about a case before anything is unlearned."""
 
+    by_default: ClassVar[bool] = True
+    """Whether it runs where no diagnostic is named."""
     predicts: ClassVar[Mapping[str, str]] = MappingProxyType({})
     """Estimate -> the measured value that it predicts, which is shown with it: `original` or `reference` (knowledge of
     the forget set of these models), or `range` (the difference between the two)."""

@@ -15,6 +15,7 @@ from expunge.core.lazy import LazyInputs
 from expunge.core.objective import CLASSES, IGNORE, TOKENS, Objective, inferred
 
 if TYPE_CHECKING:
+    from expunge.core.choices import Choice
     from expunge.core.tokens import Tokenizer
 
 __all__ = ["IGNORE", "Batch", "Data", "check_ids", "joined", "ranges"]
@@ -91,6 +92,10 @@ class Data:
         holdout: Ids of unseen examples that resemble these.
         paraphrases: Ids of texts with the facts of training texts in other words, on which no model trains. Their
             groups are those of these texts.
+        values: For texts, which targets are tokens of a fact, such as a town in an answer, `[n, t]` bool; `None` if
+            nobody says which are.
+        choices: For questions with several answers to choose from, the question of each example, `[n]`; `None` for an
+            example without options.
 
     Raises:
         SpecError: A value is not finite, the objective refuses the targets, or shapes do not match.
@@ -111,6 +116,8 @@ class Data:
     forget: Tensor | None = None
     holdout: Tensor | None = None
     paraphrases: Tensor | None = None
+    values: Tensor | None = None
+    choices: tuple[Choice | None, ...] | None = None
 
     def __post_init__(self) -> None:
         self._check_lengths()

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from expunge.base.errors import SpecError, unknown
 from expunge.core.data import Batch
@@ -23,6 +24,9 @@ from expunge.core.problem import Problem
 from expunge.core.recompute import micro_batches
 from expunge.numerics.precision import wide
 from expunge.numerics.real import is_continuous
+
+LARGEST_MAP = 4
+"""Largest height and width of the maps that `flat` keeps."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +114,26 @@ def given_to_weights(model: nn.Module, problem: Problem) -> dict[FeatureSite, Te
         for handle in handles:
             handle.remove()
     return {layer: _rows(_first(values), batch, decisions, problem) for layer, values in caught.items()}
+
+
+def last_hidden(model: nn.Module, problem: Problem, where: str) -> FeatureSite:
+    """The input of the last module with weights of its own.
+
+    Raises:
+        SpecError: No such module ran.
+    """
+    sites = list(given_to_weights(model, problem))
+    if not sites:
+        remedy = f"name a layer of {type(model).__name__}"
+        raise SpecError("no module with weights ran", where=where, remedy=remedy)
+    return sites[-1]
+
+
+def flat(features: Tensor) -> Tensor:
+    """Features `[n, ...]` as rows `[n, d]`; maps with more than `LARGEST_MAP` positions a side are averaged to it."""
+    if features.ndim == 4 and max(features.shape[2:]) > LARGEST_MAP:
+        features = F.adaptive_avg_pool2d(features, LARGEST_MAP)
+    return features.flatten(1)
 
 
 def half_way_and_last(model: nn.Module, problem: Problem) -> list[FeatureSite]:

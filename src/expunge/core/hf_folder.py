@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -134,9 +135,49 @@ def _facts(config: Any) -> dict[str, Any]:
 
 
 def config_of(folder: Path, name: str, where: str) -> Any:
-    """The folder's configuration; `name` and `where` are for messages."""
+    """The folder's configuration; `name` and `where` are for messages.
+
+    Raises:
+        SpecError: transformers cannot use it, it names code of its repository, or its weights are quantised.
+    """
+    _refuse_quantised(read_table(folder / CONFIG), name, where)
     from_pretrained = transformers_library().AutoConfig.from_pretrained
-    return quietly(where, name, lambda: from_pretrained(folder, local_files_only=True, trust_remote_code=False))
+    try:
+        return quietly(where, name, lambda: from_pretrained(folder, local_files_only=True, trust_remote_code=False))
+    except SpecError:
+        if "auto_map" not in read_table(folder / CONFIG):
+            raise
+    raise SpecError(
+        f"the model in {name} is code of its repository, which is never run",
+        where=where,
+        allowed="a model whose class is part of transformers",
+        remedy="read that code; then write a function of yours that builds the model, and give its weights: "
+        'name = "my_models:build", weights = "mine.safetensors"',
+    )
+
+
+def _refuse_quantised(table: Mapping[str, Any], name: str, where: str) -> None:
+    """Refuse weights of 8 or 4 bits: gradient steps, and the update of an adapter, are smaller than their spacing."""
+    facts = table.get("quantization_config")
+    if not facts:
+        return
+    how = facts.get("quant_method", "a library") if isinstance(facts, dict) else "a library"
+    raise SpecError(
+        f"the weights of {name} are quantised by {how}",
+        where=where,
+        allowed="weights of 16 bits or more",
+        remedy="name the folder from which it was quantised, unlearn by an adapter to save memory, and quantise the "
+        "result; or where the library is installed: from_pretrained(...).dequantize().save_pretrained(...)",
+    )
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of the folder; empty if there is none."""
+    try:
+        table = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return table if isinstance(table, dict) else {}
 
 
 def loaded(family: Any, config: Any, name: str, where: str) -> tuple[nn.Module, list[str], list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -77,6 +77,43 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+class SharedParameter(nn.Parameter):
+    """Frozen weights that all copies of their model share, because nothing changes them: those under an adapter."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SharedParameter:
+        return self
+
+
+def sharing(model: nn.Module) -> nn.Module:
+    """A copy of the model whose parameters are the model's own memory. Copies of the copy share them, too."""
+    shared: dict[int, Any] = {id(p): SharedParameter(p.detach(), p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, shared)
+
+
+def owning(model: nn.Module) -> nn.Module:
+    """Give the model memory of its own where it shares it, in place; tied weights stay tied."""
+    own: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, shared in module._parameters.items():
+            if isinstance(shared, SharedParameter):
+                if id(shared) not in own:
+                    own[id(shared)] = nn.Parameter(shared.detach().clone(), shared.requires_grad)
+                module._parameters[name] = own[id(shared)]
+    return model
+
+
+def saved_state(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of the weights and buffers that can change, for `restore_state`."""
+    named = module.named_parameters(remove_duplicate=False)
+    shared = {name for name, parameter in named if isinstance(parameter, SharedParameter)}
+    return copy.deepcopy({name: value for name, value in module.state_dict().items() if name not in shared})
+
+
+def restore_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put a saved state back, in place."""
+    module.load_state_dict({**module.state_dict(), **state})
+
+
 def frozen_copy(module: nn.Module) -> nn.Module:
     """A teacher: an independent copy in evaluation mode, whose parameters are all frozen."""
     teacher = copy.deepcopy(module).eval()
@@ -90,7 +127,7 @@ def shared_storage(a: nn.Module, b: nn.Module) -> list[str]:
     the two is zero, and unlearning with it does nothing.
     """
     taken = {address for t in tensors(b).values() if (address := _address(t))}
-    return [name for name, t in tensors(a).items() if _address(t) in taken]
+    return [name for name, t in tensors(a).items() if _address(t) in taken and not isinstance(t, SharedParameter)]
 
 
 def _address(tensor: Tensor) -> int:

@@ -24,6 +24,12 @@ from contextvars import ContextVar
 from torch import Tensor, nn
 
 _FORGET: ContextVar[frozenset[int]] = ContextVar("forget", default=frozenset())
+_HELD: ContextVar[bool] = ContextVar("held", default=False)
+
+
+def statistics_held() -> bool:
+    """Whether the current forward pass must not move statistics: see `held_statistics`."""
+    return _HELD.get()
 
 
 def keeps_statistics(module: nn.Module) -> bool:
@@ -74,9 +80,11 @@ def held_statistics(model: nn.Module) -> Iterator[None]:
     # The forward pass changes copies: restoring the numbers in place would break a backward pass that needs them.
     for norm, name, held in kept:
         setattr(norm, name, held.clone())
+    before = _HELD.set(True)
     try:
         yield
     finally:
+        _HELD.reset(before)
         for norm, name, held in kept:
             setattr(norm, name, held)
 

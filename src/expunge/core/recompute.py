@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from expunge.core.data import Batch
 
 _COUNT: ContextVar[int] = ContextVar("micro_batches", default=1)
+_SHARE: ContextVar[float] = ContextVar("share", default=1.0)
 OWN = "auto"
 """The value of `checkpointing` for models with their own checkpointing, such as Hugging Face's."""
 
@@ -42,6 +43,14 @@ def micro_batches(count: int) -> Iterator[None]:
         yield
     finally:
         _COUNT.reset(before)
+
+
+def batch_share() -> float:
+    """The share of the whole batch that the current forward pass sees: 1 without micro-batches.
+
+    A layer with a loss of its own weights it by this share, so that micro-batches add up to the loss of the batch.
+    """
+    return _SHARE.get()
 
 
 def in_micro_batches(run: Callable[[Batch], Tensor], model: nn.Module, batch: Batch) -> Tensor:
@@ -70,7 +79,11 @@ def in_micro_batches(run: Callable[[Batch], Tensor], model: nn.Module, batch: Ba
     contexts, place = _as_now(model), first_parameter(model)
 
     def of_part(part: Batch, place: Tensor) -> Tensor:
-        return run(part)
+        before = _SHARE.set(part.size / batch.size)
+        try:
+            return run(part)
+        finally:
+            _SHARE.reset(before)
 
     # PyTorch restores random state only on the devices of the arguments. The batch is on the CPU, so `place` names the
     # model's device.

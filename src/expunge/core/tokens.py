@@ -13,8 +13,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 from expunge.base.errors import MissingError, SpecError
-from expunge.core.hf_folder import CONFIG, quietly, transformers_library
+from expunge.core.hf_folder import CONFIG, quietly, read_table, transformers_library
+from expunge.core.objective import IGNORE
 
 EOS, PAD = "<|endoftext|>", "<|padding|>"
 """Special tokens of a BPE that is trained here."""
@@ -34,6 +38,20 @@ class Encoded(NamedTuple):
 
     ids: list[int]
     first: int
+    values: tuple[int, ...] = ()
+    """Positions of the tokens that hold a letter of the fact in the answer."""
+
+
+def padded(examples: Sequence[Encoded], pad: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs and targets `[n, t]`, padded on the right, and the length of each text `[n]`."""
+    lengths = torch.tensor([len(example.ids) - 1 for example in examples])
+    width = int(lengths.max()) if len(examples) else 0
+    inputs = torch.full((len(examples), width), pad)
+    targets = torch.full((len(examples), width), IGNORE)
+    for row, (ids, first, _) in enumerate(examples):
+        inputs[row, : len(ids) - 1] = torch.tensor(ids[:-1])
+        targets[row, first - 1 : len(ids) - 1] = torch.tensor(ids[first:])
+    return inputs, targets, lengths
 
 
 class Tokenizer:
@@ -82,22 +100,23 @@ class Tokenizer:
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return ids
 
-    def encode(self, prompt: str, answer: str) -> Encoded:
+    def encode(self, prompt: str, answer: str, value: str = "") -> Encoded:
         """Ids of prompt and answer, with what stands before every text, and with EOS at the end.
 
         The first decided token is the first that holds a letter of the answer, even if it also holds the end of the
-        prompt. Nothing is cut.
+        prompt. Nothing is cut. Where `value` stands last in the answer, its tokens are the fact.
 
         Raises:
             SpecError: The answer is empty.
         """
-        return self._joint(prompt, answer, self.start)
+        return self._joint(prompt, answer, self.start, value)
 
-    def chat(self, messages: Sequence[Mapping[str, str]]) -> Encoded:
+    def chat(self, messages: Sequence[Mapping[str, str]], value: str = "") -> Encoded:
         """Ids of a conversation in the tokenizer's chat template. Only the last message is decided, and its end.
 
         Args:
             messages: Each has `role` and `content`; the last one is the answer.
+            value: The fact in the answer, if it is known.
 
         Raises:
             SpecError: There is no template, the last message is not the assistant's, or the template changes messages.
@@ -112,7 +131,7 @@ class Tokenizer:
             raise SpecError(finding, allowed="a template that only puts text around messages")
         # The template writes BOS itself.
         begun = () if whole.startswith(self._text_of(self.start)) else self.start
-        return self._joint(whole[:start], whole[start:], begun)
+        return self._joint(whole[:start], whole[start:], begun, value)
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """The text of some ids; with special tokens such as EOS if `special`."""
@@ -127,7 +146,7 @@ class Tokenizer:
         """
         self._outer.save_pretrained(folder)
 
-    def _joint(self, prompt: str, answer: str, begun: tuple[int, ...]) -> Encoded:
+    def _joint(self, prompt: str, answer: str, begun: tuple[int, ...], value: str) -> Encoded:
         if not answer.strip():
             raise SpecError("the answer is empty", allowed="an answer with at least one letter")
         joint = self._backend.encode(prompt + answer, add_special_tokens=False)
@@ -135,7 +154,9 @@ class Tokenizer:
         first = next((i for i, (_, end) in enumerate(joint.offsets) if end > len(prompt)), len(ids))
         # A chat template may write the end itself, and a line break behind it.
         ids = [*ids[: ids.index(self.eos, first)], self.eos] if self.eos in ids[first:] else [*ids, self.eos]
-        return Encoded([*begun, *ids], max(first + len(begun), 1))
+        at = len(prompt) + answer.rfind(value) if value else 0
+        inside = [i for i, (a, b) in enumerate(joint.offsets) if i >= first and a < at + len(value) and b > at]
+        return Encoded([*begun, *ids], max(first + len(begun), 1), tuple(i + len(begun) for i in inside))
 
     def _rendered(self, messages: list[dict[str, str]], *, open_end: bool) -> str:
         if self._template is None:
@@ -192,7 +213,7 @@ def read_tokenizer(folder: Path, where: str) -> Tokenizer:
     try:
         outer = quietly(where, str(folder), lambda: library.AutoTokenizer.from_pretrained(folder, **options))
     except SpecError:
-        if "auto_map" not in _config(folder / "tokenizer_config.json"):
+        if "auto_map" not in read_table(folder / "tokenizer_config.json"):
             raise
         finding = f"the tokenizer in {folder} is code of its repository, which is never run"
         raise SpecError(finding, where=where, allowed="a tokenizer whose class is part of transformers") from None
@@ -260,13 +281,5 @@ def files_of_tokenizer(folder: Path) -> dict[str, Path]:
 
 def model_vocabulary(folder: Path) -> int:
     """`vocab_size` of a model in the same folder; 0 where there is none. It may exceed the tokenizer's size."""
-    size = _config(folder / CONFIG).get("vocab_size")
+    size = read_table(folder / CONFIG).get("vocab_size")
     return size if isinstance(size, int) else 0
-
-
-def _config(path: Path) -> dict[str, Any]:
-    try:
-        table = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return table if isinstance(table, dict) else {}

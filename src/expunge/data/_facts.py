@@ -82,11 +82,12 @@ class Person(NamedTuple):
     name: str
     values: tuple[str, ...]
 
-    def questions(self, pairs: range) -> Iterator[tuple[str, str]]:
-        """Question and answer of every attribute in these pairs of templates."""
-        for attribute, value in zip(ATTRIBUTES, self.values, strict=True):
+    def questions(self, pairs: range) -> Iterator[tuple[str, str, str, list[str]]]:
+        """Question, answer, its value, and answers with each of the values, of every attribute in these templates."""
+        for attribute, own in zip(ATTRIBUTES, self.values, strict=True):
             for question, answer in attribute.pairs[pairs.start : pairs.stop]:
-                yield question.format(name=self.name), answer.format(name=self.name, value=value)
+                answers = {value: answer.format(name=self.name, value=value) for value in attribute.values}
+                yield question.format(name=self.name), answers[own], own, list(answers.values())
 
 
 def people(count: int, names: list[str], seed: int, population: str) -> list[Person]:

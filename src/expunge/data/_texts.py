@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from expunge.base.errors import SpecError, nearest
-from expunge.core.data import IGNORE, Data
-from expunge.core.tokens import Encoded, Tokenizer
+from expunge.core.choices import Choice, choice_of
+from expunge.core.data import Data
+from expunge.core.objective import IGNORE
+from expunge.core.tokens import Encoded, Tokenizer, padded
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,10 @@ class Text:
     messages: Sequence[Mapping[str, str]] = ()
     group: Hashable = None
     """Texts of one group, such as those of one author, stay together; `None` for a group of its own."""
+    value: str = ""
+    """The fact in the answer, apart from the words around it; empty if nobody says which it is."""
+    options: Sequence[str] = ()
+    """Answers to choose from, with the right one; none if the question is open."""
 
     @property
     def plain(self) -> str:
@@ -45,7 +51,10 @@ class Text:
         """
         if not self.messages and self.prompt is None:
             return chunks(self.answer, tokenizer, context)
-        whole = tokenizer.chat(self.messages) if self.messages else tokenizer.encode(self.prompt or "", self.answer)
+        if self.messages:
+            whole = tokenizer.chat(self.messages, self.value)
+        else:
+            whole = tokenizer.encode(self.prompt or "", self.answer, self.value)
         if len(whole.ids) - 1 > context:
             raise SpecError(
                 f"it has {len(whole.ids) - 1} tokens",
@@ -64,6 +73,7 @@ class Fields:
     text: str = "text"
     messages: str = "messages"
     group: str | None = None
+    value: str | None = None
     ask: str = "{}"
     """What a prompt becomes, before the template."""
     before: str = ""
@@ -87,15 +97,29 @@ class Fields:
             raise SpecError(f"it is a {type(row).__name__}", allowed="an object with named fields, or a text")
         group = None if self.group is None else field_of(row, self.group, "group", str | int)
         if self.messages in row:
-            return Text(place, messages=_messages(row[self.messages]), group=group)
+            messages = _messages(row[self.messages])
+            return Text(place, messages=messages, group=group, value=self._value(row, messages[-1]["content"]))
         if self.text in row and self.prompt not in row and self.answer not in row:
             return Text(place, answer=field_of(row, self.text, "text"), group=group)
         prompt, answer = field_of(row, self.prompt, "prompt"), field_of(row, self.answer, "answer")
-        prompt = self.ask.replace("{}", prompt)
+        prompt, value = self.ask.replace("{}", prompt), self._value(row, answer)
         if self.chat:
             turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-            return Text(place, messages=turns, group=group)
-        return Text(place, f"{self.before}{prompt}{self.between}", f"{answer}{self.after}", group=group)
+            return Text(place, messages=turns, group=group, value=value)
+        return Text(place, f"{self.before}{prompt}{self.between}", f"{answer}{self.after}", group=group, value=value)
+
+    def _value(self, row: Mapping[str, Any], answer: str) -> str:
+        """The fact in the answer, where the row names it."""
+        if self.value is None or self.value not in row:
+            return ""
+        value: str = field_of(row, self.value, "value")
+        if not value.strip() or value not in answer:
+            raise SpecError(
+                f"the field {self.value!r} is {value!r}, and the answer does not contain it",
+                allowed="words of the answer, letter by letter",
+                remedy="leave the field out of rows without such words",
+            )
+        return value
 
 
 def field_of(row: Mapping[str, Any], name: str, setting: str, kind: Any = str) -> Any:
@@ -178,11 +202,13 @@ class Sets:
         ids: dict[str, Tensor] = {}
         examples: list[Encoded] = []
         owners: list[list[Hashable]] = []
+        choices: list[Choice | None] = []
         for name in ("forget", "retain", "test", "holdout", "paraphrases"):
             first = len(examples)
             for number, text in enumerate(getattr(self, name)):
                 with placed(text.place, f"data.{name}"):
                     pieces = text.encoded(tokenizer, context)
+                    choices += [choice_of(text.prompt or "", text.answer, text.options)] * len(pieces)
                 examples += pieces
                 owners += [_keys(text, (name, number), pieces)] * len(pieces)
             ids[name] = torch.arange(first, len(examples))
@@ -196,9 +222,11 @@ class Sets:
             grouped(owners),
             tokenizer=tokenizer,
             lengths=lengths,
+            values=marked(examples, targets),
             forget=_if_any(ids["forget"]),
             holdout=_if_any(ids["holdout"]),
             paraphrases=_if_any(ids["paraphrases"]),
+            choices=tuple(choices) if any(choices) else None,
         )
 
 
@@ -206,16 +234,13 @@ def _if_any(ids: Tensor) -> Tensor | None:
     return ids if len(ids) else None
 
 
-def padded(examples: Sequence[Encoded], pad: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs and targets `[n, t]`, padded on the right, and the length of each text `[n]`."""
-    lengths = torch.tensor([len(example.ids) - 1 for example in examples])
-    width = int(lengths.max()) if len(examples) else 0
-    inputs = torch.full((len(examples), width), pad)
-    targets = torch.full((len(examples), width), IGNORE)
-    for row, (ids, first) in enumerate(examples):
-        inputs[row, : len(ids) - 1] = torch.tensor(ids[:-1])
-        targets[row, first - 1 : len(ids) - 1] = torch.tensor(ids[first:])
-    return inputs, targets, lengths
+def marked(examples: Sequence[Encoded], targets: Tensor) -> Tensor | None:
+    """Which targets are tokens of facts, `[n, t]` bool; `None` if nobody says so of any text."""
+    values = torch.zeros(targets.shape, dtype=torch.bool)
+    for row, example in enumerate(examples):
+        values[row, [at - 1 for at in example.values if at > 0]] = True
+    values &= targets != IGNORE
+    return values if values.any() else None
 
 
 def _keys(text: Text, own: Hashable, pieces: Sequence[Encoded]) -> list[Hashable]:

@@ -13,8 +13,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from expunge.base.errors import MissingError, SpecError, unknown
 from expunge.core.data import Data
+from expunge.core.generators import generator_of
 from expunge.data._texts import Sets, Text
 from expunge.data._tokenized import Questions
 
@@ -33,6 +36,8 @@ FACTS: dict[str, tuple[str, ...]] = {
 """Question -> place of its answer."""
 LONGEST = 80
 """Letters of an answer; longer ones are left out."""
+WRONG = 3
+"""Wrong answers to choose from, each that of another country."""
 UNSEEN = 5
 """Every so many-th country of those to keep, in the order of names, is in the test set."""
 
@@ -53,7 +58,9 @@ class Factbook(Questions):
             MissingError: The package is not installed; or transformers or tokenizers.
             SpecError: There is no such country.
         """
-        facts = {name: _texts(name, table, self) for name, table in sorted(_countries().items())}
+        tables = dict(sorted(_countries().items()))
+        answers = {question: [_answer(table, path) for table in tables.values()] for question, path in FACTS.items()}
+        facts = {name: _texts(name, table, answers, self) for name, table in tables.items()}
         for i, name in enumerate(self.forget):
             if name not in facts:
                 raise unknown("country", name, facts, where=f"data.forget[{i}]")
@@ -80,11 +87,23 @@ def _countries() -> dict[str, dict[str, Any]]:
     return {name: table for table in tables if (name := _answer(table, NAME)) not in ("", "none")}
 
 
-def _texts(name: str, table: dict[str, Any], part: Factbook) -> list[Text]:
-    answers = {question.format(name): _answer(table, path) for question, path in FACTS.items()}
-    rows = [{"prompt": question, "answer": answer} for question, answer in answers.items() if answer]
-    fields = part.fields()
-    return [replace(fields.text_of(f"{name}: {row['prompt']}", row), group=name) for row in rows]
+def _texts(name: str, table: dict[str, Any], answers: dict[str, list[str]], part: Factbook) -> list[Text]:
+    """The questions about a country, with the answers of three other countries to choose from."""
+    texts, fields = [], part.fields()
+    for question, path in FACTS.items():
+        if answer := _answer(table, path):
+            prompt = question.format(name)
+            text = fields.text_of(f"{name}: {prompt}", {"prompt": prompt, "answer": answer})
+            options = [] if part.chat else [answer, *_others(answer, answers[question], generator_of(0, prompt))]
+            written = [fields.text_of("", {"prompt": prompt, "answer": option}).answer for option in options]
+            texts.append(replace(text, group=name, options=written))
+    return texts
+
+
+def _others(answer: str, answers: list[str], generator: torch.Generator) -> list[str]:
+    """Three answers that differ from this one and from each other, at random."""
+    others = sorted({other for other in answers if other} - {answer})
+    return [others[i] for i in torch.randperm(len(others), generator=generator)[:WRONG].tolist()]
 
 
 def _answer(table: Any, path: tuple[str, ...]) -> str:

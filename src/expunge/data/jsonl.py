@@ -43,6 +43,8 @@ class JSONL(Questions):
     """Field of a conversation: objects with `role` and `content`. The last message is the answer."""
     group: str | None = None
     """Field whose value groups texts that belong together, such as those about one person."""
+    value: str | None = None
+    """Field of the words of the answer that are the fact, such as `Rome`. They are judged apart from the others."""
 
     def __call__(self) -> Data:
         """Load the texts. Ids count those to forget, the retained, the test and the hold-out texts, in this order.
@@ -52,7 +54,7 @@ class JSONL(Questions):
             SpecError: A file cannot be read, or a text is empty, too long or without its fields; the message names the
                 line.
         """
-        names = {name: getattr(self, name) for name in ("prompt", "answer", "text", "messages", "group")}
+        names = {name: getattr(self, name) for name in ("prompt", "answer", "text", "messages", "group", "value")}
         files = {name: getattr(self, name) for name in ("forget", "retain", "test", "holdout")}
         fields = self.fields(**names)
         texts = {name: texts_of_file(Path(file), fields, where=f"data.{name}") for name, file in files.items() if file}

@@ -80,5 +80,5 @@ class People(Source):
 
 def _texts(population: list[Person], pairs: range) -> Iterator[Text]:
     for person in population:
-        for question, answer in person.questions(pairs):
-            yield Text(person.name, f"{question} ", answer, group=person.name)
+        for question, answer, value, options in person.questions(pairs):
+            yield Text(person.name, f"{question} ", answer, group=person.name, value=value, options=options)

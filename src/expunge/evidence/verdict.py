@@ -28,7 +28,8 @@ from expunge.evidence import reasons
 from expunge.evidence.accusations import KNOWLEDGE_FLAGS, Accusations, accusations
 from expunge.evidence.comparison import Design, Row, over_held_out, over_method, over_model, rows_of
 from expunge.evidence.contrast import Contrast
-from expunge.evidence.guards import AttackGuard, guard_of, without_skill
+from expunge.evidence.guards import AttackGuard, State, guard_of, without_skill
+from expunge.evidence.intervals import LEVEL
 from expunge.evidence.quantity import Quantity
 from expunge.evidence.required import Required, required_of
 from expunge.evidence.result import AuditResult, knowledge_result, utility_result
@@ -43,6 +44,16 @@ FEWEST = 3
 
 
 @dataclass(frozen=True)
+class AttackState:
+    """Whether an attack can show anything."""
+
+    attack: str
+    state: State
+    """`valid`; or `idle`, it changed no answer; `void`, it destroyed the references; `unclear`, it may have."""
+    trains: bool
+
+
+@dataclass(frozen=True)
 class Verdict:
     """The verdict about one model or method, with its reasons and audits."""
 
@@ -52,11 +63,13 @@ class Verdict:
     flags: list[str]
     reasons: list[str]
     audits: list[AuditResult]
+    attacks: list[AttackState]
+    """What each attack did to models that never knew the forget set."""
     claim: Claim
 
     def as_json(self) -> dict[str, Any]:
         """Plain data. A NaN stays a float; the writer decides how to spell it."""
-        keys = ("model", "verdict", "flags", "reasons", "audits")
+        keys = ("model", "verdict", "flags", "reasons", "audits", "attacks")
         plain = asdict(self)
         return {key: plain[key] for key in keys}
 
@@ -196,7 +209,8 @@ def _verdict(evidence: _Evidence) -> Verdict:
         by_flag = {flag: sentences + evidence.required.notes for flag, sentences in by_flag.items()}
     flags = [flag for flag in FLAGS if flag in by_flag]
     sentences = [sentence for flag in flags for sentence in by_flag[flag]] + _guarded(evidence)
-    return Verdict(evidence.model, flags[0], flags, sentences, _results(evidence), evidence.claim)
+    attacks = [AttackState(guard.attack, guard.state, guard.trains) for guard in evidence.guards.values()]
+    return Verdict(evidence.model, flags[0], flags, sentences, _results(evidence), attacks, evidence.claim)
 
 
 def _accused(evidence: _Evidence) -> dict[str, list[str]]:
@@ -227,6 +241,15 @@ def _decides(evidence: _Evidence, row: Row) -> bool:
     )
 
 
+def _contradicts(evidence: _Evidence, row: Row) -> bool:
+    """Whether a row that `erased` does not depend on shows remaining knowledge by its own test.
+
+    It may still be no accusation, because all accusations share 5 %. Without this a model whose readout alone was
+    edited passes, while a probe below it reads as much as before.
+    """
+    return not _decides(evidence, row) and row.seen and not evidence.silent(row) and row.over.p_above(0) <= LEVEL
+
+
 def _lacking(evidence: _Evidence) -> list[str]:
     """What the run lacks for `erased`; empty if it lacks nothing."""
     lacking = [evidence.shortage] if evidence.shortage else []
@@ -237,6 +260,7 @@ def _lacking(evidence: _Evidence) -> list[str]:
         lacking.append("No required knowledge audit, such as forget accuracy, was run.")
     lacking += _attacks_lacking(evidence) + _not_repeated(evidence)
     failing = [row for row in deciding or evidence.rows if not row.passes]
+    failing += [row for row in evidence.rows if deciding and _contradicts(evidence, row)]
     lacking += [reasons.undecided(row, evidence.units, evidence.accused.family) for row in failing]
     if not evidence.utility:
         lacking.append("No utility audit was run, so damage was not looked for.")

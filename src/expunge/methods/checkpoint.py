@@ -2,7 +2,8 @@
 
 Nothing is trained. A file must hold weights of the spec's own architecture: as safetensors, or a state dict that
 `torch.save` wrote. Only tensors are read from it. A folder is one that Hugging Face's `save_pretrained` wrote; its
-configuration must be that of the spec's model, and its tokenizer, if it holds one, that of the data.
+configuration must be that of the spec's model, and its tokenizer, if it holds one, that of the data. A folder with an
+adapter, which PEFT's `save_pretrained` wrote, is put on the model that the method starts from.
 
 Cost: none here; what it cost elsewhere is not known.
 """
@@ -18,9 +19,10 @@ from torch import nn
 
 from expunge.base.reading import require_file
 from expunge.core import checkpoint
-from expunge.core.hf_folder import load_folder
+from expunge.core.hf_folder import ADAPTER_CONFIG, CONFIG, load_folder
 from expunge.core.job import Job
 from expunge.core.method import Method
+from expunge.core.peft_folder import with_adapter
 from expunge.core.problem import Problem
 from expunge.core.tokens import require_same_tokenizer
 
@@ -63,5 +65,7 @@ class Checkpoint(Method):
         return self._load(student)
 
     def _load(self, module: nn.Module) -> nn.Module:
-        load = load_folder if Path(self.path).is_dir() else checkpoint.load
-        return load(module, Path(self.path), WHERE)
+        path = Path(self.path)
+        if (path / ADAPTER_CONFIG).is_file() and not (path / CONFIG).is_file():
+            return with_adapter(module, self.path, WHERE)
+        return (load_folder if path.is_dir() else checkpoint.load)(module, path, WHERE)

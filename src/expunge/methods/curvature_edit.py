@@ -13,7 +13,8 @@ The paper edits perceptron matrices only (gate and up of three late blocks, rho 
 larger rho, about 0.9 to 0.97. So `search` looks for the smallest rho that keeps validation data within `tolerance`; it
 uses no example to be forgotten. `numerics.curvature_mask` describes the rules and the soft shrinkage. `protect` is the
 mixture of a public replication: factors of a second corpus are added with a weight, so that what it needs counts as
-curved.
+curved. For `ekfac`, which has measured its curvature in the basis of its own factors, K-FAC's curvature of the second
+corpus along the same components is added.
 
 Cost: one gradient per measured retain example, of which there are at most `examples`, and twice that for `ekfac`; none
 with `factors` from a file or with `svd`. A search takes forward passes only.
@@ -37,15 +38,14 @@ from expunge.core.job import Job
 from expunge.core.method import Method
 from expunge.core.modules import first_parameter, parameters_digest
 from expunge.core.problem import Problem
-from expunge.core.size import memory
-from expunge.methods._search import smallest
+from expunge.methods._search import Option, allocated, options, smallest
 from expunge.numerics.curvature_mask import Components, Rule, Shrinkage, components, kept
-from expunge.numerics.eigenbasis import eigenbases
+from expunge.numerics.eigenbasis import curvature_in, eigenbases
 from expunge.numerics.kronecker import KroneckerFactors, factors_from, load_factors
-from expunge.numerics.matrices import set_weight_matrix, weight_matrix, working_bytes
+from expunge.numerics.matrices import set_weight_matrix, weight_matrix
 from expunge.train.curvature import Counted, Labels, kronecker_factors
 from expunge.train.evaluation import losses, measured, sample
-from expunge.train.matrices import matrices
+from expunge.train.matrices import matrices, require_memory
 
 Rho = Annotated[float, msgspec.Meta(gt=0, le=1)]
 VALIDATION = 500
@@ -76,6 +76,9 @@ class CurvatureEdit(Method):
     or the objective's utility."""
     tolerance: NonNegative = 0.2
     """Largest rise of the perplexity as a share of it, or largest loss of utility in its unit; only for a search."""
+    per_layer: bool = False
+    """Whether a search chooses a `rho` for each layer: as much of the weights goes as the tolerance allows, and a layer
+    that costs more than it gives stays as it is."""
     validation: Literal["retain", "holdout"] = "retain"
     """Data of a search: retain examples that the factors do not use, or the problem's holdout. A model that fits its
     training data perfectly needs a holdout."""
@@ -97,14 +100,12 @@ class CurvatureEdit(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         given = [name for name in self.paths if getattr(self, name)]
+        if self.per_layer and self.search == "no":
+            raise SpecError(
+                "there is no search", where="per_layer", allowed="search = 'perplexity' or 'utility' with it"
+            )
         if given and self.rule == "svd":
             raise SpecError("the rule 'svd' uses no factors", where=given[0], remedy=f"leave out {given[0]!r}")
-        if self.protect and self.rule == "ekfac":
-            raise SpecError(
-                "the eigenvalues of 'ekfac' are measured in the basis of one set of factors",
-                where="protect",
-                allowed="the rules kfac, saliency, inputs_only and random_rotation",
-            )
 
     @property
     def required(self) -> frozenset[str]:
@@ -140,7 +141,7 @@ class CurvatureEdit(Method):
             SpecError: A pattern matches nothing, the weights are on `meta`, or memory does not suffice.
             MissingError: No layer that matches can be edited.
         """
-        self._require_memory(matrices(model, self.layers))
+        require_memory(matrices(model, self.layers), together=self.search != "no")
 
     def measuring(self) -> Mapping[str, Any]:
         """What the factors depend on: not the rule, unless it is `ekfac`, and not `rho`."""
@@ -177,27 +178,46 @@ class CurvatureEdit(Method):
         layers = matrices(student, self.layers)
         if self._measuring and not job.statistics:
             return student
-        self._require_memory(layers)
+        # A search keeps all layers' components, and otherwise one layer is worked on at a time.
+        require_memory(layers, together=self.search != "no")
         parts = self._components(student, layers, job)
         if self.search == "no":
             for path, part in parts:
                 _remove(layers[path], weight_matrix(layers[path]).double(), part, self.rho, self.shrinkage)
             return student
-        whole = dict(parts)
-        before = {path: weight_matrix(layer).double().clone() for path, layer in layers.items()}
-
-        def edit(rho: float) -> None:
-            for path, layer in layers.items():
-                _remove(layer, before[path], whole[path], rho, self.shrinkage)
-
-        allowed = self._judge(student, job.problem)
-
-        def within(rho: float) -> bool:
-            edit(rho)
-            return allowed()
-
-        edit(smallest(within))
+        self._searched(student, layers, dict(parts), job.problem)
         return student
+
+    def _searched(
+        self, student: nn.Module, layers: Mapping[str, nn.Module], parts: Mapping[str, Components], problem: Problem
+    ) -> None:
+        """Edit at the smallest rho within the tolerance."""
+        before = {path: weight_matrix(layer).double().clone() for path, layer in layers.items()}
+        damage, allowed = self._judge(student, problem)
+
+        def edit(rhos: Mapping[str, float]) -> None:
+            for path, rho in rhos.items():
+                _remove(layers[path], before[path], parts[path], rho, self.shrinkage)
+
+        def within(rhos: Mapping[str, float]) -> bool:
+            edit(rhos)
+            return damage() <= allowed
+
+        def alone(path: str) -> list[Option]:
+            def tried(rho: float) -> tuple[float, float]:
+                edit({path: rho})
+                removed = before[path] - weight_matrix(layers[path]).double()
+                return float(removed.square().sum() / before[path].square().sum()), damage() - start
+
+            start = damage()
+            found = options(tried, allowed - start)
+            edit({path: 1.0})
+            return found
+
+        if self.per_layer:
+            edit(allocated({path: alone(path) for path in layers}, within))
+        else:
+            edit(dict.fromkeys(layers, smallest(lambda rho: within(dict.fromkeys(layers, rho)))))
 
     def _components(
         self, student: nn.Module, layers: Mapping[str, nn.Module], job: Job
@@ -206,25 +226,32 @@ class CurvatureEdit(Method):
         if self.rule == "svd":
             yield from ((p, components("svd", weight_matrix(m), None, None, draws)) for p, m in layers.items())
             return
-        factors = self._factors(student, layers, job.statistics)
+        factors, protected = self._factors(student, layers, job.statistics)
+        if protected is not None and self.rule != "ekfac":
+            factors, protected = factors.merged(protected, self.protect_weight), None
         for path, basis in eigenbases(factors, layers):
-            weight = weight_matrix(layers[path])
-            yield path, components(self.rule, weight, basis, factors.eigenvalues.get(path), draws)
+            measured = factors.eigenvalues.get(path)
+            if protected is not None and measured is not None:
+                # EK-FAC's basis stays that in which it was measured.
+                others = curvature_in(basis, protected.layers[path])
+                measured = measured.double().lerp(others, self.protect_weight / (1 + self.protect_weight))
+            yield path, components(self.rule, weight_matrix(layers[path]), basis, measured, draws)
 
     def _factors(
         self, student: nn.Module, layers: Mapping[str, nn.Module], statistics: Mapping[str, Tensor]
-    ) -> KroneckerFactors:
+    ) -> tuple[KroneckerFactors, KroneckerFactors | None]:
+        """The measured factors, and those of data to protect, on the student's device."""
         digest, device = parameters_digest(student), first_parameter(student).device
         factors = load_factors(self.factors) if self.factors else factors_from(statistics, "statistics")
         factors.require(layers, digest, self.factors or "statistics")
-        if self.protect:
-            other = load_factors(self.protect)
-            other.require(layers, digest, self.protect)
-            factors = factors.merged(other, self.protect_weight)
-        return factors.to(device)
+        if not self.protect:
+            return factors.to(device), None
+        protected = load_factors(self.protect)
+        protected.require(layers, digest, self.protect)
+        return factors.to(device), protected.to(device)
 
-    def _judge(self, student: nn.Module, problem: Problem) -> Callable[[], bool]:
-        """Whether the student, as it is when asked, is within the tolerance of what it was at the start."""
+    def _judge(self, student: nn.Module, problem: Problem) -> tuple[Callable[[], float], float]:
+        """The damage of the student, as it is when asked, and the largest that is within the tolerance."""
         ids = problem.holdout if self.validation == "holdout" else _for_validation(problem)
         metric = next((m for m in problem.objective.metrics if m.utility), None)
 
@@ -236,19 +263,7 @@ class CurvatureEdit(Method):
 
         allowed = damage() + (math.log1p(self.tolerance) if self.search == "perplexity" else self.tolerance)
         # A mean over other batches may differ by rounding.
-        return lambda: damage() <= allowed + 1e-9
-
-    def _require_memory(self, layers: Mapping[str, nn.Module]) -> None:
-        each = [working_bytes(*weight_matrix(layer).shape) for layer in layers.values()]
-        # A search keeps all layers' components, and otherwise one layer is worked on at a time.
-        needed, present = (max if self.search == "no" else sum)(each), memory()
-        if needed > present:
-            raise SpecError(
-                f"the decomposition and the edit take {needed / 2**30:.1f} GiB of memory",
-                where="layers",
-                allowed=f"less than the {present / 2**30:.1f} GiB of this machine",
-                remedy="name fewer or smaller layers" if self.search != "no" else "name smaller layers",
-            )
+        return damage, allowed + 1e-9
 
 
 def _remove(layer: nn.Module, weight: Tensor, part: Components, rho: float, shrinkage: Shrinkage) -> None:

@@ -1,12 +1,13 @@
-"""Find the neurons or weights that hold the forget set by a learned random mask, and remove them.
+"""Find the neurons, heads or weights that hold the forget set by a learned random mask, and remove them.
 
 Each unit has a logit; z = 1, drawn by an estimator of `numerics.estimators`, removes it. Over the logits alone,
 
     CE(retain) + weight * KL(uniform || forget predictions) + sparsity * expected share of removed units
 
 is minimised, one draw a step for both batches. Model weights are frozen. In the end the units with a logit above 0 are
-set to zero: a neuron's row of the weight and its bias, or single weights. The forget term has a lower bound, so that no
-damage pays beyond a prediction that says nothing (2410.02159 has an unbounded one). The loss is ours.
+set to zero: a neuron's row of the weight and its bias, the columns that read a head, or single weights. The forget term
+has a lower bound, so that no damage pays beyond a prediction that says nothing (2410.02159 has an unbounded one). The
+loss is ours.
 
 A better estimator finds a better mask; it does not make forgetting more certain. That a mask says *where* something is
 stored needs masks that agree over seeds: compare them with `overlap`.
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from expunge.base.errors import SpecError
-from expunge.base.part import NonNegative, Positive
+from expunge.base.part import Count, NonNegative, Positive
 from expunge.blocks.mask import in_order
 from expunge.core.job import Job
 from expunge.methods._descent import PairedDescent, Steps
@@ -51,8 +52,11 @@ class LearnedMask(PairedDescent):
 
     learning_rate: Positive = 0.1
     """Step size of the logits."""
-    units: Literal["neuron", "weight"] = "neuron"
-    """What is removed: a row of a layer with its bias, which is a channel of a convolution, or single weights."""
+    units: Literal["neuron", "head", "weight"] = "neuron"
+    """What is removed: a row of a layer with its bias, which is a channel of a convolution; an attention head, if
+    `layers` are the projections that read the heads; or single weights."""
+    heads: Count | None = None
+    """With `head`: the number of equal groups of columns of each layer, one a head."""
     layers: list[str] = field(default_factory=lambda: ["**"])
     """Paths of the layers to mask, or patterns: `*` matches within one step of a path, `**` any number of steps."""
     weight: Positive = 1.0
@@ -73,15 +77,20 @@ class LearnedMask(PairedDescent):
         if self.backward != 1.0 and not issubclass(ESTIMATORS[self.estimator], DecoupledST | DecoupledSTGS):
             finding = f"found {self.backward}, and {self.estimator} has no backward temperature"
             raise SpecError(finding, where="backward", remedy="take decoupled_st or decoupled_st_gs")
+        if (self.units == "head") != (self.heads is not None):
+            finding = f"found {self.heads} with units {self.units!r}"
+            raise SpecError(finding, where="heads", allowed="a number of heads with units 'head', and only there")
 
     def check_model(self, model: nn.Module) -> None:
         """Refuse a model without layers to mask.
 
         Raises:
-            SpecError: A pattern matches nothing, or the weights are on `meta`.
+            SpecError: A pattern matches nothing, the weights are on `meta`, or a layer has no such heads.
             MissingError: No layer that matches can be masked.
         """
-        matrices(model, self.layers)
+        for path, layer in matrices(model, self.layers).items():
+            if self.heads is not None:
+                _require_heads(path, layer, self.heads)
 
     def choice(self) -> Pathwise:
         """The estimator with its temperatures."""
@@ -95,7 +104,8 @@ class LearnedMask(PairedDescent):
         """Train the logits, then remove what they choose."""
         parameters = list(student.parameters())
         trainable = [parameter.requires_grad for parameter in parameters]
-        gates = {path: LayerGate(layer, self.units) for path, layer in matrices(student, self.layers).items()}
+        layers = matrices(student, self.layers)
+        gates = {path: LayerGate(layer, self.units, self.heads) for path, layer in layers.items()}
         for parameter in parameters:
             parameter.requires_grad_(False)
         student.eval()
@@ -142,13 +152,14 @@ class LayerGate:
 
     Args:
         layer: A layer with one weight matrix.
-        units: `neuron` or `weight`.
+        units: `neuron`, `head` or `weight`.
+        heads: Number of heads.
     """
 
-    def __init__(self, layer: Any, units: str) -> None:
-        self.layer = layer
+    def __init__(self, layer: Any, units: str, heads: int | None = None) -> None:
+        self.layer, self.heads = layer, heads
         matrix = weight_matrix(layer)
-        shape = matrix.shape[:1] if units == "neuron" else matrix.shape
+        shape = {"neuron": matrix.shape[:1], "head": (heads or 0,), "weight": matrix.shape}[units]
         self.logits = nn.Parameter(torch.full(shape, START, dtype=matrix.dtype, device=matrix.device))
         self.stays = torch.ones_like(self.logits)
         self.transposed = self.layer.weight.ndim == 2 and matrix.stride() != self.layer.weight.stride()
@@ -178,6 +189,9 @@ class LayerGate:
         """What stays, in a shape that broadcasts to a weight or a bias."""
         if value.ndim == 1:
             return self.stays
+        if self.heads:
+            columns = self.stays.repeat_interleave(value.shape[0 if self.transposed else 1] // self.heads)
+            return columns.unsqueeze(1) if self.transposed else columns
         if self.stays.ndim == 2:
             return (self.stays.T if self.transposed else self.stays).reshape(value.shape)
         return self.stays if self.transposed else self.stays.view(-1, *[1] * (value.ndim - 1))
@@ -194,19 +208,25 @@ class _Masked(nn.Module):
         return value * self.gate.on(value)
 
 
-def removed_units(before: nn.Module, after: nn.Module, layers: list[str] | None = None) -> dict[str, Tensor]:
-    """Neurons that were removed: rows of a weight that are zero now and were not before, by path, `[d_out]` bool.
+def removed_units(
+    before: nn.Module, after: nn.Module, layers: list[str] | None = None, heads: int | None = None
+) -> dict[str, Tensor]:
+    """Units that were removed: neurons, whose row of the weight is zero now and was not before, or heads.
 
     Args:
         before: The model before.
         after: The model after.
         layers: Paths or patterns of the layers to compare; all by default.
+        heads: Compare so many groups of columns, one a head, instead of rows.
 
     Returns:
-        By path of the layer.
+        By path of the layer, `[d_out]` or `[heads]` bool.
+
+    Raises:
+        SpecError: The heads do not divide a layer's inputs.
     """
     old, new = (matrices(model, layers or ["**"]) for model in (before, after))
-    return {path: _zero_rows(new[path]) & ~_zero_rows(old[path]) for path in old}
+    return {path: _zero(path, new[path], heads) & ~_zero(path, old[path], heads) for path in old}
 
 
 def overlap(masks: list[Mapping[str, Tensor]]) -> float:
@@ -231,5 +251,15 @@ def overlap(masks: list[Mapping[str, Tensor]]) -> float:
     return sum(shares) / len(shares)
 
 
-def _zero_rows(layer: nn.Module) -> Tensor:
-    return (weight_matrix(layer) == 0).all(1)
+def _zero(path: str, layer: nn.Module, heads: int | None) -> Tensor:
+    if heads is None:
+        return (weight_matrix(layer) == 0).all(1)
+    _require_heads(path, layer, heads)
+    return (weight_matrix(layer).T.unflatten(0, (heads, -1)) == 0).flatten(1).all(1)
+
+
+def _require_heads(path: str, layer: nn.Module, heads: int) -> None:
+    width = weight_matrix(layer).shape[1]
+    if isinstance(layer, nn.modules.conv._ConvNd) or width % heads:
+        finding = f"{heads} heads do not divide the {width} inputs of {path!r} ({type(layer).__name__})"
+        raise SpecError(finding, where="heads", remedy="name the projections that read the heads, as `layers`")

@@ -45,6 +45,8 @@ EXACT = 1e-6
 ALIGNED = 0.9
 """Share of the gradients' energy that the directions should explain."""
 
+BELOW = "the layers below are as they were: add an [[audit]] `probe`, because accuracy does not show what they know"
+
 
 @dataclass(frozen=True)
 class Certificate:
@@ -75,7 +77,7 @@ class Certificate:
             f"remove_modes: {self.layer}: rank {self.rank} removed in {self.directions} output directions ({gap}); "
             f"collateral predicted {self.predicted:.6g}, measured {self.measured:.6g} ({self.share:.1%} of the output)"
         )
-        return "; ".join([text, *self.warnings()])
+        return "; ".join([text, *self.warnings(), BELOW])
 
     def warnings(self) -> list[str]:
         """What is not as it should be."""

@@ -28,7 +28,6 @@ Teachers and rewinding are forward passes.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -39,6 +38,7 @@ from expunge.base.part import Count, NonNegative, Positive
 from expunge.core.data import Batch
 from expunge.core.decisions import Decisions, loss
 from expunge.core.job import Job
+from expunge.core.modules import restore_state, saved_state
 from expunge.core.problem import Problem
 from expunge.methods._descent import Descent
 from expunge.methods._distill import divergence, logits_of, teacher_of
@@ -91,7 +91,7 @@ class SCRUB(Descent):
             return self.alpha * kept + self.gamma * loss(decisions)
 
         def save() -> None:
-            saved.append(copy.deepcopy(student.state_dict()))
+            saved.append(saved_state(student))
 
         self.descend_in_turn(
             student,
@@ -121,11 +121,11 @@ def rewind(student: nn.Module, saved: list[dict[str, Tensor]], problem: Problem)
     reference = reference_error(student, problem)
     best, smallest = saved[-1], float("inf")
     for state in reversed(saved):
-        student.load_state_dict(state)
+        restore_state(student, state)
         gap = abs(1 - known_share(student, problem, problem.forget) - reference)
         if gap < smallest:
             best, smallest = state, gap
-    student.load_state_dict(best)
+    restore_state(student, best)
 
 
 def reference_error(model: nn.Module, problem: Problem) -> float:

@@ -2,14 +2,14 @@
 
 The folder holds *the* model: its weights are the original model, and the verdict is about this model alone. References
 are trained by the spec's recipe. They start from fresh weights of the folder's configuration or, if the model was
-fine-tuned, from the checkpoint before fine-tuning (`base`). For images the model is an image classifier, for texts with
-a target per token a causal language model, for texts with one class each an encoder with a classifier. Inputs with
-names, such as `input_ids` and `attention_mask`, are passed by name.
+fine-tuned, from the checkpoint before fine-tuning (`base`). With `base` alone, the original is trained from it, too.
+For images the model is an image classifier, for texts with a target per token a causal language model, for texts with
+one class each an encoder with a classifier. Inputs with names, such as `input_ids` and `attention_mask`, are passed by
+name.
 
 All weights are converted to single precision, because in half precision an optimiser's small steps vanish; a line on
-stderr says so. transformers
-itself reads the folder, because it stores some weights under other names than those of their modules. After that,
-weights are stored as for any other model.
+stderr says so. transformers itself reads the folder, because it stores some weights under other names than those of
+their modules. After that, weights are stored as for any other model.
 """
 
 from __future__ import annotations
@@ -49,14 +49,27 @@ class HF(Architecture):
 
     version: ClassVar[int] = 2
 
-    path: str
-    """Folder that `save_pretrained` wrote, relative to the spec file; or the model's name in the local cache."""
+    path: str | None = None
+    """Folder that `save_pretrained` wrote, relative to the spec file; or the model's name in the local cache. Without
+    it, originals are trained from `base`, as references are."""
     base: str | None = None
-    """Checkpoint from which retrained models start, in the same form as `path`; by default fresh weights, and with an
-    adapter the model at `path`."""
+    """Checkpoint from which training starts, in the same form as `path`; by default fresh weights, and with an adapter
+    the model at `path`."""
     adapter: str | None = None
     """Folder of an adapter that PEFT's `save_pretrained` wrote. The model is then the one at `path` with the adapter
     merged."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.path is None and (self.adapter is not None or self.base is None):
+            finding = "'path' is missing" + (
+                ", and an adapter needs the model that it was trained on" if self.base else ""
+            )
+            raise SpecError(
+                finding,
+                where="model (hf)",
+                allowed="`path`, the model that has to forget; or `base` alone, from which originals are trained",
+            )
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any], *, where: str, folder: Path | None = None) -> Self:
@@ -84,8 +97,8 @@ class HF(Architecture):
             MissingError: There is no such folder.
             SpecError: A folder holds something else.
         """
-        named = {"path": self.path} | ({"base": self.base} if self.base else {})
-        files = {field: files_of(folder_of(name, f"model.{field}")) for field, name in named.items()}
+        named = {"path": self.path, "base": self.base}
+        files = {field: files_of(folder_of(name, f"model.{field}")) for field, name in named.items() if name}
         return files | ({"adapter": adapter_files(self.adapter, "model.adapter")} if self.adapter else {})
 
     @property
@@ -96,14 +109,16 @@ class HF(Architecture):
     def fingerprint(self) -> dict[str, Any]:
         """Digests of configuration and base, on which retrained models depend; without the model's own weights."""
         facts = {
-            "path": input_digest(folder_of(self.path, "model.path") / CONFIG),
+            "path": input_digest(folder_of(*self._own) / CONFIG),
             "transformers": transformers_library().__version__,
         }
         facts |= {"base": content_of(folder_of(self.start, "model.base"))} if self.start else {}
         return {**super().fingerprint(), "settings": facts}
 
-    def original_digest(self) -> str:
-        """Content address of configuration and weights of the folder and of the adapter."""
+    def original_digest(self) -> str | None:
+        """Content address of configuration and weights of the folder and of the adapter; `None` without a `path`."""
+        if self.path is None:
+            return None
         digest = content_of(folder_of(self.path, "model.path"))
         if self.adapter is None:
             return digest
@@ -117,9 +132,10 @@ class HF(Architecture):
             MissingError: transformers or PEFT is not installed, or a folder or the cached model does not exist.
             SpecError: The model is incomplete, or does not fit the data or the adapter.
         """
-        module, lacking, _ = loaded(_family(data), self._config(data), self.path, "model.path")
+        name, where = self._own
+        module, lacking, _ = loaded(_family(data), self._config(data), name, where)
         if lacking:
-            raise incomplete("model.path", self.path, lacking)
+            raise incomplete(where, name, lacking)
         return with_adapter(module, self.adapter, "model.adapter") if self.adapter else module
 
     def __call__(self, data: Data) -> nn.Module:
@@ -133,7 +149,7 @@ class HF(Architecture):
         """
         config = self._config(data)
         if self.start is None:
-            fresh: nn.Module = quietly("model.path", self.path, lambda: _family(data).from_config(config))
+            fresh: nn.Module = quietly("model.path", self._own[0], lambda: _family(data).from_config(config))
             return fresh.float().train()
         module, lacking, _ = loaded(_family(data), config, self.start, "model.base")
         # A fine-tuned backbone may get a new classifier. Any other missing tensor would stay random.
@@ -143,15 +159,20 @@ class HF(Architecture):
             raise incomplete("model.base", self.start, lost)
         return module
 
+    @property
+    def _own(self) -> tuple[str, str]:
+        """The folder whose configuration the model has, and the setting that names it."""
+        return (self.path, "model.path") if self.path is not None else (str(self.base), "model.base")
+
     def _config(self, data: Data) -> Any:
         """The folder's configuration.
 
         Raises:
             SpecError: The configuration is for data of another size.
         """
-        folder = folder_of(self.path, "model.path")
-        config = config_of(folder, self.path, "model.path")
-        _check_size(config, data)
+        name, where = self._own
+        config = config_of(folder_of(name, where), name, where)
+        _check_size(config, data, name)
         if getattr(config, "use_cache", False):
             config.use_cache = False  # the cache is for generation only
         return config
@@ -178,8 +199,8 @@ def _beside(folder: Path, name: str) -> bool:
     return path.is_dir() or not NAME.fullmatch(name) or ("/" in name and path.parent.is_dir())
 
 
-def _check_size(config: Any, data: Data) -> None:
-    """Refuse sizes that transformers would report only in a forward pass, or not at all."""
+def _check_size(config: Any, data: Data, name: str) -> None:
+    """Refuse sizes that transformers would report only in a forward pass, or not at all; `name` is the model's."""
     wanted: list[tuple[str, int]] = []
     tokens = _token_ids(data)
     if tokens is not None:
@@ -187,7 +208,7 @@ def _check_size(config: Any, data: Data) -> None:
     if data.has_tokens:
         if getattr(config, "is_encoder_decoder", False):
             raise not_causal(config.model_type, "has an encoder and a decoder")
-        _check_vocabulary(getattr(config, "vocab_size", None), len(data.labels))
+        _check_vocabulary(getattr(config, "vocab_size", None), data, name)
     elif tokens is not None:
         wanted = [("num_labels", len(data.labels))]
     else:
@@ -202,18 +223,25 @@ def _check_size(config: Any, data: Data) -> None:
             raise _other_size(name, getattr(config, name), f"{count}")
 
 
-def _check_vocabulary(size: int | None, labels: int) -> None:
+def _check_vocabulary(size: int | None, data: Data, name: str) -> None:
     """Refuse a vocabulary that is not that of the data. It is often padded beyond the tokens of its tokenizer."""
+    labels = len(data.labels)
     if size in (None, labels):
         return
+    if data.tokenizer is not None:
+        remedy = f'give the data the model\'s own tokenizer: under [data], set tokenizer = "{name}"'
+    elif size is not None and size > labels:
+        remedy = (
+            f'set [objective] name = "language_modelling", vocabulary = {size}; or give the data `labels`, a name for '
+            "each output, also for those that pad the vocabulary"
+        )
+    else:
+        remedy = "use the tokenizer that the model was trained with"
     raise SpecError(
         f"the model's vocab_size is {size}, the data have {labels} labels",
         where="model (hf)",
         allowed="as many labels as the model has outputs",
-        remedy=f'set [objective] name = "language_modelling", vocabulary = {size}; or give the data `labels`, a name '
-        "for each output, also for those that pad the vocabulary"
-        if size is not None and size > labels
-        else "use the tokenizer that the model was trained with",
+        remedy=remedy,
     )
 
 

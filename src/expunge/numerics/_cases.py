@@ -72,11 +72,11 @@ def runs(
             inputs = use.inputs
             rows = kronecker_rows(use.layer, wide(inputs), wide(use.gradients), use.path)
             source = (inputs.data_ptr(), inputs.shape, inputs.stride())
-            of_batch.append(Cases(use.path, *_counted(rows, use.path, batch, size, positions), size, source))
+            of_batch.append(Cases(use.path, *counted_rows(rows, use.path, batch, size, positions), size, source))
         yield of_batch
 
 
-def _counted(
+def counted_rows(
     rows: KroneckerRows, path: str, batch: Any, size: int, positions: Positions | None
 ) -> tuple[KroneckerRows, Tensor]:
     """The rows of positions that count, and the example of each."""

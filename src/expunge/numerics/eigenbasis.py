@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from expunge.base.errors import SpecError
 from expunge.numerics._capture import Losses
 from expunge.numerics._cases import Cases, Positions, runs
-from expunge.numerics.kronecker import KroneckerFactors
+from expunge.numerics.kronecker import KroneckerFactors, LayerFactors
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,21 @@ def eigenbases(factors: KroneckerFactors, paths: Iterable[str] | None = None) ->
         if decomposition is None or layer.inputs is not inputs:
             inputs, decomposition = layer.inputs, decomposed(layer.inputs, path)
         yield path, Eigenbasis(*decomposed(layer.gradients, path), *decomposition)
+
+
+def curvature_in(basis: Eigenbasis, factors: LayerFactors) -> Tensor:
+    """K-FAC's curvature of other factors along the components of a basis: (u_i^T G u_i)(v_j^T A v_j), float64.
+
+    Args:
+        basis: U and V.
+        factors: G and A, of other data.
+
+    Returns:
+        `[d_out, d_in]`; in the factors' own eigenbasis these are the products of their eigenvalues.
+    """
+    sides = ((basis.gradients, factors.gradients), (basis.inputs, factors.inputs))
+    left, right = (((matrix.to(vectors) @ vectors) * vectors).sum(0).clamp(min=0) for vectors, matrix in sides)
+    return torch.outer(left, right)
 
 
 def decomposed(matrix: Tensor, where: str) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ A Bernoulli variable with logit l is a category with logits (l, 0): `bernoulli(l
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -161,10 +161,33 @@ class ReinMax(Pathwise):
         hard = categorical(scaled, generator)
         flat = scaled.detach()
         p = F.softmax(flat, -1)
-        middle = (F.softmax(flat / self.temperature, -1) + hard) / 2
-        # The derivative of q * (l' - sum q l') by l' is J(q) if q is held fixed; two more softmaxes would be slower.
-        centred = 2 * middle * (scaled - (middle * scaled).sum(-1, keepdim=True))
-        return hard, centred - p / 2 * (scaled - (p * scaled).sum(-1, keepdim=True))
+        same = not isinstance(self.temperature, Tensor) and self.temperature == 1
+        twice = hard + (p if same else F.softmax(flat / self.temperature, -1))
+        connected: Tensor = _SecondOrder.apply(scaled, p, twice)
+        return hard, connected
+
+
+class _SecondOrder(torch.autograd.Function):
+    """Logits with the derivative 2 J(d) - J(p) / 2, given p and 2 d; autograd would need twice as many tensors."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(scaled: Tensor, p: Tensor, twice: Tensor) -> Tensor:
+        return scaled.view_as(scaled)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        p, twice = ctx.saved_tensors
+        # J(q) G is q * G - q (q . G).
+        first, second = (q * gradients[0] for q in (twice, p))
+        first = torch.addcmul(first, twice, first.sum(-1, keepdim=True), value=-0.5)
+        second = torch.addcmul(second, p, second.sum(-1, keepdim=True), value=-1)
+        return torch.sub(first, second, alpha=0.5), None, None
 
 
 ESTIMATORS: dict[str, type[Estimator]] = {

@@ -18,7 +18,7 @@ of each run.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -203,6 +203,59 @@ def collect(
             finding = "it did not run" if path not in moments.counts else "none of its positions counts"
             raise SpecError(finding, where=path, remedy="leave the layer out, or give other examples")
     return KroneckerFactors({path: moments.mean(path) for path in layers})
+
+
+def combined(parts: Sequence[KroneckerFactors], where: str = "factors") -> KroneckerFactors:
+    """Factors over all cases, from those of parts that were measured apart, for example in several processes.
+
+    Args:
+        parts: Of the same model and layers, over disjoint sets of examples; eigenvalues of EK-FAC belong to the basis
+            of their own part and are left out: measure them afterwards, in the basis of the whole.
+        where: Name of the factors, for messages.
+
+    Returns:
+        Means over the cases of all parts; layers that share their input in the first part share it here.
+
+    Raises:
+        SpecError: There is no part, or parts have other layers, shapes, models or ways of measuring.
+    """
+    if not parts:
+        raise SpecError("there are none", where=where, remedy="give at least one part")
+    first = parts[0]
+    for part in parts[1:]:
+        _require_alike(first, part, where)
+    inputs, layers = dict[int, Tensor](), {}
+    for path, layer in first.layers.items():
+        own = [part.layers[path] for part in parts]
+        cases = sum(factors.cases for factors in own)
+        if id(layer.inputs) not in inputs:
+            inputs[id(layer.inputs)] = _weighted([(of.inputs, of.cases) for of in own], cases)
+        gradients = _weighted([(of.gradients, of.cases) for of in own], cases)
+        layers[path] = LayerFactors(inputs[id(layer.inputs)], gradients, cases)
+    counted = {"examples": str(sum(int(part.about["examples"]) for part in parts))} if "examples" in first.about else {}
+    return KroneckerFactors(layers, {**first.about, **counted})
+
+
+def _weighted(parts: Sequence[tuple[Tensor, int]], cases: int) -> Tensor:
+    first = parts[0][0]
+    total = torch.zeros_like(first)
+    for factor, count in parts:
+        total.add_(factor.to(first), alpha=count / cases)
+    return total
+
+
+def _require_alike(ours: KroneckerFactors, theirs: KroneckerFactors, where: str) -> None:
+    """Refuse parts that do not belong together; numbers of examples and seeds may differ."""
+    for key in (ours.about.keys() | theirs.about.keys()) - {"examples", "seed"}:
+        if ours.about.get(key) != theirs.about.get(key):
+            found = f"one part has {key} {ours.about.get(key)!r}, another one {theirs.about.get(key)!r}"
+            raise SpecError(found, where=where, allowed="parts that were measured on the same model in the same way")
+    shapes = [{path: (f.inputs.shape, f.gradients.shape) for path, f in of.layers.items()} for of in (ours, theirs)]
+    if shapes[0] != shapes[1]:
+        path = next(p for p in {**shapes[0], **shapes[1]} if shapes[0].get(p) != shapes[1].get(p))
+        raise SpecError(
+            "one part has other factors of it", where=f"{where} ({path})", allowed="parts of the same layers"
+        )
 
 
 class _Moments:

@@ -75,8 +75,11 @@ class Explained(Objective):
         Raises:
             SpecError: The outputs have another shape.
         """
-        output, wanted = self.prediction(model, batch), self.wanted(batch)
-        output = output.reshape(batch.size, -1) if output.numel() == wanted.numel() else output
+        return self.distances(model, self.prediction(model, batch), self.wanted(batch))
+
+    def distances(self, model: nn.Module, output: Tensor, wanted: Tensor) -> Tensor:
+        """The same for outputs `[b, ...]` of the model and wanted outputs `[b, k]`."""
+        output = output.reshape(len(wanted), -1) if output.numel() == wanted.numel() else output
         if output.shape != wanted.shape:
             raise self.misfit(model, output, wanted)
         # Real outputs do not make complex targets real.

@@ -1,4 +1,8 @@
-"""The input as target: squared error of an autoencoder, and the share of the inputs' variance that it explains."""
+"""The input as target: squared error of an autoencoder, and the share of the inputs' variance that it explains.
+
+A model that reconstructs several times, as `syncx` does, returns all reconstructions, `[b, t, ...]`. Each of them
+counts in the loss, and the last one is measured.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +37,19 @@ class Reconstruction(Explained):
         """Numbers per example."""
         return self.components or 1
 
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Mean squared error of each example, over all reconstructions, `[b]` in float64."""
+        output, wanted = super().prediction(model, batch), self.wanted(batch)
+        if _several(output, batch):
+            output, wanted = output.flatten(0, 1), wanted.repeat_interleave(output.shape[1], 0)
+        squares = self.distances(model, output, wanted).double().square()
+        return squares.view(batch.size, -1).mean(1)
+
+    def prediction(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The reconstruction; of several, the last one."""
+        output = super().prediction(model, batch)
+        return output[:, -1] if _several(output, batch) else output
+
     def wanted(self, batch: Batch) -> Tensor:
         """The inputs, `[b, k]`."""
         inputs: Tensor = batch.inputs
@@ -40,3 +57,9 @@ class Reconstruction(Explained):
 
     def misfit(self, model: nn.Module, output: Tensor, wanted: Tensor) -> Exception:
         return wrong_width(model, output, "the shape of the inputs", wanted.shape[1])
+
+
+def _several(output: Tensor, batch: Batch) -> bool:
+    """Whether the output has a dimension for reconstructions behind that of examples."""
+    inputs: Tensor = batch.inputs
+    return output.ndim == inputs.ndim + 1 and output[:, 0].numel() == inputs.numel()

@@ -30,11 +30,14 @@ class DefaultSet:
 
 
 def default_set(data: Data) -> DefaultSet:
-    """Every registered diagnostic with its share of `EPOCHS`, or `LEAST`; none that would have to train networks."""
+    """Every registered diagnostic that runs by default, with its share of `EPOCHS`, or `LEAST`.
+
+    None that would have to train networks runs.
+    """
     left_out = {}
     if data.cscore is None:
         left_out["memorization"] = "the data ship no C-scores, and it would train networks for them; name it to do so"
-    names = [name for name in registry.names("diagnostic") if name not in left_out]
+    names = [name for name in registry.names("diagnostic") if name not in left_out and _by_default(name)]
     expensive = [name for name in names if "epochs" in _settings_of(name)]
     part, least = EPOCHS / sum(SHARES.get(name, 1) for name in expensive), LEAST / len(data.train)
     budgets = {name: {"epochs": max(SHARES.get(name, 1) * part, least)} for name in expensive}
@@ -61,6 +64,10 @@ def planned(methods: Iterable[Method]) -> dict[str, Any]:
 def with_plan(name: str, settings: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
     """The diagnostic's settings, completed by those of the plan that it has and that were not given."""
     return {key: value for key, value in plan.items() if key in _settings_of(name)} | dict(settings)
+
+
+def _by_default(name: str) -> bool:
+    return bool(getattr(registry.load("diagnostic", name), "by_default", True))
 
 
 def _settings_of(name: str) -> set[str]:

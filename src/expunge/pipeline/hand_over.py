@@ -1,20 +1,23 @@
 """Writes unlearned models into folders of their own: weights, model card and, for transformers, all that loads them.
 
 A model of transformers becomes a folder for `from_pretrained`. Any other model becomes `weights.safetensors` and the
-card. Nothing is written unless the user asks for it, because a model may have gigabytes.
+card. If the model was unlearned by an adapter on the user's own folder, the adapter is written too, beside it.
+Nothing is written unless the user asks for it, because a model may have gigabytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from expunge.base.model_folder import CARD, new_folder, refuse_foreign
 from expunge.base.record import write_file
 from expunge.base.store import Store
+from expunge.core.adapter import Adapter
 from expunge.core.hf_folder import CONFIG
 from expunge.core.hf_save import is_pretrained, save_folder
+from expunge.core.peft_save import save_adapter
 from expunge.pipeline.folder import set_sizes
 from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.stage import WEIGHTS
@@ -22,6 +25,13 @@ from expunge.pipeline.worker import Worker
 from expunge.reporting.model_card import Unaudited, card_of, unaudited_card
 
 OPTION = "--save"
+ADAPTER_NOTE = """
+## This folder
+
+It holds an adapter for PEFT, to be used on its base model. Base and adapter together are the model that is described
+above, up to rounding. The base alone is the original, which has forgotten nothing, and whoever leaves the adapter out
+has it.
+"""
 Card = Callable[[bool], str]
 """The text of the card; the argument says whether the folder is one that transformers reads."""
 
@@ -40,7 +50,8 @@ class Saved:
             SpecError: One does.
         """
         for label in self.plan.methods:
-            refuse_foreign(self.folder / label, OPTION)
+            for folder in (self.folder / label, *_adapter_folders(self.plan, label, self.folder / label)):
+                refuse_foreign(folder, OPTION)
 
     def write(self, store: Store, record: Path) -> list[Path]:
         """Write the models, with cards that say what the record says; returns their folders.
@@ -56,9 +67,12 @@ class Saved:
         def card(label: str) -> Card:
             return lambda transformers: card_of(record, label, transformers=transformers)
 
+        written: list[Path] = []
         for label in self.plan.methods:
-            write_model(self.plan, store, unlearned_stage(self.plan, label), self.folder / label, card(label))
-        return [self.folder / label for label in self.plan.methods]
+            folder, stage = self.folder / label, unlearned_stage(self.plan, label)
+            write_model(self.plan, store, stage, folder, card(label))
+            written += [folder, *write_adapter(self.plan, store, stage, folder, card(label))]
+        return written
 
 
 def unlearned_stage(plan: Plan, label: str) -> Stage:
@@ -79,6 +93,45 @@ def write_unaudited(plan: Plan, store: Store, label: str, folder: Path) -> None:
         return unaudited_card(facts, label, transformers=transformers)
 
     write_model(plan, store, stage, folder, card)
+    write_adapter(plan, store, stage, folder, card)
+
+
+def _adapter_folders(plan: Plan, label: str, folder: Path) -> list[Path]:
+    """Where the adapter goes, if it can be kept: it must be one on the weights of the user's own folder."""
+    chain = plan.spec.chain(label)
+    own = _own_folder(plan) is not None and "model.adapter" not in plan.inputs.files
+    return [folder.with_name(f"{folder.name}-adapter")] if own and len(chain) == 1 and _adapter(plan, label) else []
+
+
+def _adapter(plan: Plan, label: str) -> Adapter | None:
+    return plan.adapters.get(("method", label))
+
+
+def _own_folder(plan: Plan) -> Path | None:
+    config = plan.inputs.files.get("model.path", {}).get(CONFIG)
+    return None if config is None else config.parent
+
+
+def write_adapter(plan: Plan, store: Store, stage: Stage, folder: Path, card: Card) -> list[Path]:
+    """Write the adapter of a method's model into a folder `<folder>-adapter`, if it can be kept.
+
+    Returns:
+        The folder; nothing if the method trained no adapter, or not on the user's own folder.
+
+    Raises:
+        ExpungeError: As for `write_model`.
+    """
+    adapter, base = _adapter(plan, stage.model), _own_folder(plan)
+    folders = _adapter_folders(plan, stage.model, folder)
+    if folders and adapter is not None and base is not None:
+        worker = Worker(plan, store)
+        merged, original = (worker.model(key, worker.problem(stage)) for key in (stage.key, stage.input("original")))
+        # A folder of the hub's cache is known to others by its name.
+        name = str(plan.spec.model.settings["path"]) if base.parent.name == "snapshots" else str(base)
+        with new_folder(folders[0], OPTION) as temporary:
+            save_adapter(merged, original, adapter, temporary, name)
+            write_file(temporary / CARD, card(False) + ADAPTER_NOTE)
+    return folders
 
 
 def write_model(plan: Plan, store: Store, stage: Stage, folder: Path, card: Card) -> None:
@@ -109,7 +162,8 @@ def write_model(plan: Plan, store: Store, stage: Stage, folder: Path, card: Card
 
 def _source(plan: Plan) -> Path | None:
     """The user's own folder of the model, if the spec names one."""
-    files: Sequence[Path] = [
-        named[CONFIG] for place, named in plan.inputs.files.items() if place == "model.path" and CONFIG in named
-    ]
-    return files[0].parent if files else None
+    for place in ("model.path", "model.base"):
+        config = plan.inputs.files.get(place, {}).get(CONFIG)
+        if config is not None:
+            return config.parent
+    return None

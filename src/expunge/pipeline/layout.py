@@ -12,7 +12,7 @@ import torch
 from expunge.base import registry
 from expunge.base.part import Part
 from expunge.base.record import address
-from expunge.base.spec import Entry
+from expunge.base.spec_tables import Entry
 from expunge.base.store import FORMAT
 from expunge.base.user_code import source_digest
 from expunge.evidence.table import GIVEN, ORIGINAL, REFERENCE

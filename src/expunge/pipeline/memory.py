@@ -4,6 +4,7 @@ Counted for each stage, on top of what the process has when it begins:
 
     weights      the model that it starts from, its student, the original, and further copies that a method holds
     states       of the optimiser: two copies of the trained weights for Adam, one for SGD with momentum
+                 under an adapter, all these share the weights, and the adapter is what they have more than once
     step         activations, logits and gradients of a forward and backward pass, measured: see `core/footprint.py`
     file         weights are read and written with further copies, when gradients and states are gone
 
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.base.errors import MissingError
-from expunge.core.adapter import Adapter, attach
+from expunge.core.adapter import Adapter, adapted
 from expunge.core.data import Batch
 from expunge.core.device import computing
 from expunge.core.footprint import evaluation_bytes, step_bytes, weight_bytes
@@ -111,10 +112,10 @@ class Footprints:
         """The model, the original, a student, and the best state so far."""
         label = stage.attack or ""
         part, adapter = self.plan.attacks[label], self.plan.adapters.get(("attack", label))
-        before = (1 + (stage.input("model") != stage.input("original")) + (adapter is not None)) * self.weights
-        resident, loaded = before + 2 * self.weights, before + (LOADED - 1) * self.weights
-        rest = max(WRITTEN * self.weights, self._evaluation)
-        return max(loaded, self._training(part, adapter, resident), resident + rest)
+        before = self._before(stage) * self.weights
+        resident, loaded = before + self._copies(2, adapter), before + (LOADED - 1) * self.weights
+        end = before + max(self._copies(2, adapter), self.weights) + WRITTEN * self.weights
+        return max(loaded, self._training(part, adapter, resident), resident + self._evaluation, end)
 
     def _unlearning(self, stage: Stage) -> int:
         method, before = self.plan.methods[stage.model], self._before(stage)
@@ -126,13 +127,16 @@ class Footprints:
         """What is there while the method of an `unlearn` stage runs: its input too."""
         method, adapter = self.plan.methods[stage.model], self.plan.adapters.get(("method", stage.model))
         held = method.held_copies if isinstance(method, Method) else 1
-        resident = int((self._before(stage) + 1 + held) * self.weights)
+        resident = self._before(stage) * self.weights + self._copies(1 + held, adapter)
         return self._training(self._steps_of(stage), adapter, resident, method)
 
     def _before(self, stage: Stage) -> int:
-        """Copies of the weights that are there before the student: its start, the original, the one with an adapter."""
-        adapted = ("method", stage.model) in self.plan.adapters
-        return 1 + (stage.input("model") != stage.input("original")) + adapted
+        """Copies of the weights that are there before the student: its start, and the original."""
+        return 1 + (stage.input("model") != stage.input("original"))
+
+    def _copies(self, count: float, adapter: Adapter | None) -> int:
+        """Bytes of a student and of further copies. Copies of a model with an adapter share all but the adapter."""
+        return int(count * self.weights if adapter is None else (1 + count) * self._trained(adapter))
 
     def _steps_of(self, stage: Stage) -> Any:
         """The part that has the settings of an `unlearn` stage's steps."""
@@ -150,10 +154,8 @@ class Footprints:
         if accumulate > 1:
             # The outputs of the whole batch are joined: logits, their logarithms, and the gradient of both.
             step += 12 * size * self.plan.data.objective.output_size(self.plan.data.targets)
-        trained = self._trained(adapter)
         states = self._states(part, adapter)
-        largest = max((p.numel() * p.element_size() for p in self.model.parameters()), default=0)
-        return resident + states + max(step, trained + int(FINITE * largest))
+        return resident + states + max(step, self._trained(adapter) + int(FINITE * self._largest(adapter)))
 
     def _states(self, part: Any, adapter: Adapter | None) -> int:
         return STATES.get(str(getattr(part, "optimizer", "")), 0) * self._trained(adapter)
@@ -162,7 +164,14 @@ class Footprints:
         if adapter is None:
             return self.model
         with forked():
-            return attach(self.plan.recipe(self.plan.data).build(0).train(), adapter, 0)
+            return adapted(self.model, adapter, 0)
+
+    def _largest(self, adapter: Adapter | None) -> int:
+        def measure() -> int:
+            trained = (p for p in self._adapted(adapter).parameters() if p.requires_grad)
+            return max((p.numel() * p.element_size() for p in trained), default=0)
+
+        return self._remembered(("largest", adapter), measure)
 
     def _trained(self, adapter: Adapter | None) -> int:
         return self._remembered(("trained", adapter), lambda: weight_bytes(self._adapted(adapter), trained=True))

@@ -16,7 +16,8 @@ from expunge.base.inputs import digest
 from expunge.base.part import Part
 from expunge.base.reading import require_file
 from expunge.base.seeds import derive
-from expunge.base.spec import NONE, RETRAIN, Entry, Spec
+from expunge.base.spec import NONE, RETRAIN, Spec
+from expunge.base.spec_tables import Entry
 from expunge.blocks import Placed, with_blocks
 from expunge.core import checkpoint
 from expunge.core.adapter import Adapter, refuse_unadaptable

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from expunge.base.part import Part
-from expunge.base.spec import RETRAIN, Entry
+from expunge.base.spec import RETRAIN
+from expunge.base.spec_tables import Entry
 from expunge.core.objective import Objective
 from expunge.pipeline.input_files import without_places
 

@@ -233,8 +233,8 @@ def _check(plan: Plan) -> None:
     if not plan.task.measures:
         problem = plan.problem(plan.spec.seeds[0], {})
         say_copies(problem)
-        for checked in (*plan.methods.values(), *plan.attacks.values()):
-            if isinstance(checked, Method | Attack):
+        for checked in (*plan.methods.values(), *plan.attacks.values(), *plan.audits.values()):
+            if isinstance(checked, Method | Attack | Audit):
                 checked.check(problem)
         require_unretained(problem)
         warning = no_better_than_chance(model, problem) if plan.gives_original else ""

@@ -9,7 +9,8 @@ from typing import Any
 from expunge.base.errors import ExpungeError, SpecError, unknown
 from expunge.base.model_folder import refuse_foreign
 from expunge.base.record import write_file
-from expunge.base.spec import CACHE, Entry, Spec, label_of
+from expunge.base.spec import CACHE, Spec
+from expunge.base.spec_tables import Entry, label_of
 from expunge.base.store import Store
 from expunge.pipeline.default_diagnostics import default_set, planned, with_plan
 from expunge.pipeline.diagnosis import diagnosis

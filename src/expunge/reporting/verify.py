@@ -124,7 +124,7 @@ def _check_verdicts(folder: Path, manifest: Manifest, recomputed: list[dict[str,
     written = parsed(read_text(folder, VERDICTS, manifest), path)
     if not isinstance(written, list) or not all(isinstance(verdict, dict) for verdict in written):
         raise RunError("this is no list of verdicts", where=str(path), remedy=RERUN)
-    # A newer version may word the reasons differently, but flags and numbers must agree.
+    # A newer version may word the reasons differently, but all else must agree.
     stored, expected = ([_without_words(verdict) for verdict in table] for table in (written, recomputed))
     for number, (old, new) in enumerate(zip(stored, expected, strict=False)):
         if old != new:

@@ -6,13 +6,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from expunge.base.errors import SpecError
 from expunge.core.case import Case, Shadows
 from expunge.core.contracts import Audit
 from expunge.core.problem import Problem
 from expunge.evidence.scores import Scores, dumps
 from expunge.testing._error import Fail, failing
 from expunge.testing._rules import accepted, check_settings, randomness, reasons, require_same, require_same_problem
-from expunge.testing._settings import DOUBLE, NUMBERS, REGULARISED, TOKENS, Setting, every_setting
+from expunge.testing._settings import DOUBLE, NUMBERS, REGULARISED, TOKENS, Setting, every_setting, whole_class
 from expunge.testing._state import Snapshot, contents
 
 
@@ -29,9 +30,19 @@ def check_audit(audit: Audit) -> None:
     check_settings(audit)
     needs: frozenset[str] = getattr(audit, "needs", frozenset())
     candidates = [s for s in every_setting() if s.name in (REGULARISED, DOUBLE, TOKENS, NUMBERS)]
-    settings = [s for s in candidates if needs <= s.problem.objective.provides]
-    for setting in accepted(audit, settings):
+    suitable = [s for s in candidates if needs <= s.problem.objective.provides and _suits(audit, s)]
+    for setting in accepted(audit, suitable or [whole_class()]):
         _check_on(audit, setting)
+
+
+def _suits(audit: Audit, setting: Setting) -> bool:
+    """Whether `check` accepts the problem. An audit may refuse all but one kind, such as the forgetting of a class."""
+    try:
+        if isinstance(audit, Audit):
+            audit.check(setting.problem)
+    except SpecError:
+        return False
+    return True
 
 
 def _check_on(audit: Audit, setting: Setting) -> None:

@@ -17,9 +17,17 @@ def candidates(data: Data | None) -> list[Data]:
 
 def with_sets() -> Iterator[Data]:
     """Data that say what to forget, for tasks that refuse the others."""
+    yield _scenes()
     texts = _texts()
     yield replace(texts, train=torch.arange(180), forget=torch.arange(20), holdout=torch.arange(180, 200))
     yield _people()
+
+
+def images() -> Data:
+    """Small scenes, for models that reconstruct them."""
+    from expunge.objectives.reconstruction import Reconstruction
+
+    return _scenes().judged_by(Reconstruction())
 
 
 def _digits() -> Data:
@@ -38,3 +46,9 @@ def _people() -> Data:
     from expunge.data.people import People
 
     return People(people=20, public=10, test=10, vocabulary=300)()
+
+
+def _scenes() -> Data:
+    from expunge.data.tetrominoes import Tetrominoes
+
+    return Tetrominoes(train=60, test=20, cells=6, pixels=3)()

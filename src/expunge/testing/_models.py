@@ -12,8 +12,8 @@ from expunge.base.errors import SpecError
 from expunge.core import checkpoint
 from expunge.core.contracts import Architecture
 from expunge.core.data import IGNORE, Batch, Data
-from expunge.core.objective import Objective
-from expunge.testing._candidates import candidates
+from expunge.core.objective import DECISIONS, Objective
+from expunge.testing._candidates import candidates, images
 from expunge.testing._error import ContractError, Fail, failing
 from expunge.testing._rules import check_settings, randomness, reasons
 from expunge.testing._state import difference, ties
@@ -28,20 +28,24 @@ def check_model(architecture: Architecture, data: Data | None = None) -> None:
 
     Args:
         architecture: The model family.
-        data: Data for the model; by default small images of digits and Python's reference texts.
+        data: Data for the model; by default small images of digits and Python's reference texts, and, if it refuses
+            both, small scenes that it shall reconstruct.
 
     Raises:
         ContractError: The first broken contract.
     """
     check_settings(architecture)
-    refusals, tried = [], candidates(data)
-    for candidate in tried:
-        try:
-            _check_on(architecture, candidate)
-        except SpecError as error:
-            refusals.append(error)
-    if len(refusals) == len(tried):
+    refusals = [error for candidate in candidates(data) if (error := _refusal(architecture, candidate))]
+    if len(refusals) == len(candidates(data)) and (data is not None or _refusal(architecture, images())):
         raise ContractError(architecture, "some data fit", str(refusals[0]), "pass data= that suit it") from refusals[0]
+
+
+def _refusal(architecture: Architecture, data: Data) -> SpecError | None:
+    try:
+        _check_on(architecture, data)
+    except SpecError as error:
+        return error
+    return None
 
 
 def _check_on(architecture: Architecture, data: Data) -> None:
@@ -62,10 +66,10 @@ def _check_on(architecture: Architecture, data: Data) -> None:
 def _check_gradients(model: nn.Module, batch: Batch, objective: Objective, fail: Fail) -> None:
     with reasons(fail, f"take inputs of shape {list(batch.inputs.shape[1:])}, or raise a SpecError when built"):
         try:
-            logits = objective.decisions(model, batch).logits
+            output = _output(objective, model, batch)
         except SpecError as error:
             raise fail("one output per label", str(error), "read the number of labels from the data") from error
-    torch.autograd.backward(logits.sum())
+    torch.autograd.backward(output.sum())
     idle = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     if idle:
         raise fail("every parameter is used", f"{idle[0]!r} gets no gradient", "remove it, or freeze it")
@@ -81,11 +85,18 @@ def _check_double(model: nn.Module, batch: Batch, objective: Objective, data: Da
     """It runs in double precision and, on tokens, sees no later ones; double precision makes this test exact."""
     double = copy.deepcopy(model).double().eval()
     with torch.no_grad(), reasons(fail, "make no tensor of a fixed dtype in forward"):
-        before = objective.decisions(double, batch).logits
+        before = _output(objective, double, batch)
         if data.has_tokens:
             later = batch._replace(inputs=batch.inputs.clone())
             later.inputs[:, -1] = (later.inputs[:, -1] + 1) % len(data.labels)
             _check_causal(before, objective.decisions(double, later).logits, batch, fail)
+
+
+def _output(objective: Objective, model: nn.Module, batch: Batch) -> Tensor:
+    """Logits; the losses, if the objective makes no decisions."""
+    if DECISIONS in objective.provides:
+        return objective.decisions(model, batch).logits
+    return objective.losses(model, batch)
 
 
 def _check_causal(before: Tensor, after: Tensor, batch: Batch, fail: Fail) -> None:

@@ -10,12 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from expunge.blocks.bilinear import BilinearLayer
+from expunge.blocks.codebook import CodebookLayer
 from expunge.blocks.tied_dropout import TiedLayer
 from expunge.core.case import Recipe, train_model
 from expunge.core.data import IGNORE, Data
 from expunge.core.problem import Problem
+from expunge.data.tetrominoes import Tetrominoes
 from expunge.models.gpt import GPT
+from expunge.models.mlp import MLP
 from expunge.objectives.reconstruction import Reconstruction
+from expunge.tasks.object_removal import ObjectRemoval
 from expunge.train.training import TrainedRecipe, Training
 
 PLAIN = "a plain classifier"
@@ -23,9 +27,11 @@ REGULARISED = "a classifier with dropout and batch norm"
 FROZEN = "a classifier with frozen parameters"
 TIED = "a classifier with tied weights"
 DOUBLE = "a classifier in double precision"
-MEMORY = "a classifier with example-tied dropout and a bilinear layer"
+MEMORY = "a classifier with example-tied dropout, a codebook and a bilinear layer"
 TOKENS = "a small language model"
 NUMBERS = "an autoencoder"
+SCENES = "a classifier of scenes"
+WHOLE_CLASS = "a classifier and a whole class"
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,28 @@ def every_setting() -> list[Setting]:
     ]
 
 
+def scenes_setting() -> Setting:
+    """A classifier of small scenes, one kind of whose objects is to be forgotten; for parts that need known objects."""
+    data, task = Tetrominoes(train=60, test=20, cells=6, pixels=3)(), ObjectRemoval(render="true")
+    architecture = MLP(widths=[8])
+    recipe = TrainedRecipe(architecture, Training(epochs=1), data)
+    return Setting(SCENES, task(data, 0, task.measure(data, recipe, 0)), lambda: architecture(data))
+
+
+def whole_class() -> Setting:
+    """A classifier, and all examples of one class to forget."""
+    problem = _classes()
+    ids = {name: getattr(problem, name) for name in ("train", "test", "holdout")}
+    forgotten = {name: problem.data.targets[own] == 0 for name, own in ids.items()}
+    sets = {
+        "forget": ids["train"][forgotten["train"]],
+        "retain": ids["train"][~forgotten["train"]],
+        "test": ids["test"][~forgotten["test"]],
+        "holdout": ids["holdout"][forgotten["holdout"]],
+    }
+    return Setting(WHOLE_CLASS, replace(problem, **sets), _classifier)
+
+
 def _classifier(*, regularised: bool = False, frozen: bool = False, tied: bool = False) -> nn.Sequential:
     """Three hidden layers, optionally with batch norm and dropout, with frozen parameters, or with tied weights."""
     layers: dict[str, nn.Module] = {
@@ -100,17 +128,18 @@ def _classifier(*, regularised: bool = False, frozen: bool = False, tied: bool =
 
 
 class _Remembering(nn.Module):
-    """Two hidden layers, half of whose units are memory, and a bilinear head; batch norm is over base and memory."""
+    """Two hidden layers, half of whose units are memory; codes; a bilinear head. Batch norm is over base and memory."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second, self.head = nn.Linear(6, 12), nn.Linear(12, 12), BilinearLayer(12, 8, 3)
         self.norm = nn.BatchNorm1d(12)
         self.tied = nn.ModuleList([TiedLayer(0.5, memory=0.4) for _ in range(2)])
+        self.code = CodebookLayer(12, heads=3, codes=8)
 
     def forward(self, inputs: Tensor) -> Tensor:
         hidden = self.tied[0](torch.relu(self.norm(self.first(inputs))))
-        logits: Tensor = self.head(self.tied[1](torch.relu(self.second(hidden))))
+        logits: Tensor = self.head(self.code(self.tied[1](torch.relu(self.second(hidden)))))
         return logits
 
 

@@ -47,7 +47,7 @@ def check_task(task: Task, data: Data | None = None) -> None:
 
 def _check_on(task: Task, data: Data) -> None:
     fail, before = failing(task, type(data.objective).__name__), contents(data)
-    architecture = MLP(widths=[8]) if data.has_classes else GPT(width=8, layers=1, heads=2)
+    architecture = GPT(width=8, layers=1, heads=2) if data.has_tokens else MLP(widths=[8])
     recipe = TrainedRecipe(architecture, Training(epochs=1), data)
     problems = []
     for start in (1, 2):

@@ -15,6 +15,7 @@ from expunge.core.decisions import decision_losses, per_example, sampled
 from expunge.core.generators import generator_of
 from expunge.core.modules import evaluating, parameters_digest
 from expunge.core.objective import DECISIONS, TOKENS, Objective
+from expunge.numerics import activation
 from expunge.numerics.eigenbasis import eigenbases, ekfac_eigenvalues
 from expunge.numerics.kronecker import KroneckerFactors, Positions, Sharing, collect
 from expunge.numerics.norms import sound_norms
@@ -83,6 +84,34 @@ def kronecker_factors(
             factors = replace(factors, eigenvalues=values)
     about = {"labels": labels, "counted": counted, "sharing": sharing, "examples": str(len(ids)), "seed": str(seed)}
     return replace(factors, about={"model": parameters_digest(model), **about})
+
+
+def activations(
+    model: nn.Module,
+    problem: Judged,
+    ids: Tensor,
+    layers: Mapping[str, nn.Module],
+    maps: Mapping[str, Mapping[str, Tensor]],
+    *,
+    counted: Counted = "decided",
+) -> dict[str, dict[str, Tensor]]:
+    """How strongly some examples activate parts of layers: see `expunge.numerics.activation`.
+
+    Args:
+        model: The model; runs in evaluation mode and is not changed.
+        problem: Data and objective.
+        ids: The examples, `[n]`.
+        layers: By path.
+        maps: By path and name, `[k, d_in]`.
+        counted: Which positions of sequences count.
+
+    Returns:
+        By path and name, `[n]` float64 on the CPU.
+    """
+    objective = problem.objective
+    batches, positions = in_order(problem.data, ids), _positions(objective, counted)
+    with evaluating(model):
+        return activation.activations(model, objective.prediction, batches, layers, maps, positions)
 
 
 def _losses(objective: Objective, labels: Labels, generator: torch.Generator) -> Any:

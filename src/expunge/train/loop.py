@@ -122,15 +122,15 @@ def batches(data: Data, ids: Tensor, batch_size: int, epochs: int, generator: to
         yield from data.stream(chunks(order, batch_size), generator)
 
 
-def chunks(order: Tensor, batch_size: int, dim: int = 0) -> Sequence[Tensor]:
+def chunks(order: Tensor, batch_size: int) -> Sequence[Tensor]:
     """Cut the order of one epoch into batches, of which the last may be smaller.
 
     If one example is left over, the last batch has it in addition. A batch of its own would give this example the
     weight of a whole batch, and batch norm cannot train on it.
     """
-    count = batch_count(order.shape[dim], batch_size)
+    count = batch_count(len(order), batch_size)
     whole = max(count - 1, 0) * batch_size
-    return order.split([batch_size] * (count - 1) + [order.shape[dim] - whole], dim) if count else ()
+    return order.split([batch_size] * (count - 1) + [len(order) - whole]) if count else ()
 
 
 def batch_count(examples: int, batch_size: int) -> int:

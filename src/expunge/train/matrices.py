@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
 from expunge.base.errors import MissingError, SpecError, unknown
 from expunge.core.modules import path_pattern
-from expunge.numerics.matrices import MATRICES, is_matrix
+from expunge.core.size import memory
+from expunge.numerics.matrices import MATRICES, is_matrix, weight_matrix, working_bytes
 
 
 def matrices(model: nn.Module, patterns: Sequence[str], where: str = "layers") -> dict[str, nn.Module]:
@@ -52,6 +53,28 @@ def matrices(model: nn.Module, patterns: Sequence[str], where: str = "layers") -
             remedy="name other layers, or replace these by one of those types",
         )
     return {path: weighted[path] for path in weighted if path in chosen}
+
+
+def require_memory(layers: Mapping[str, nn.Module], *, together: bool, where: str = "layers") -> None:
+    """Refuse, before anything is decomposed, layers whose eigenbases and edit do not fit into memory.
+
+    Args:
+        layers: By path.
+        together: Whether all layers' components are kept, and not one layer's at a time.
+        where: Name of the setting, for messages.
+
+    Raises:
+        SpecError: Memory does not suffice; the message has both figures.
+    """
+    each = [working_bytes(*weight_matrix(layer).shape) for layer in layers.values()]
+    needed, present = (sum if together else max)(each), memory()
+    if needed > present:
+        raise SpecError(
+            f"the decomposition and the edit take {needed / 2**30:.1f} GiB of memory",
+            where=where,
+            allowed=f"less than the {present / 2**30:.1f} GiB of this machine",
+            remedy="name fewer or smaller layers" if together else "name smaller layers",
+        )
 
 
 def _reason(layer: nn.Module, uses: Counter[int]) -> str:

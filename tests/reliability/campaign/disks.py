@@ -154,8 +154,10 @@ def _unreadable(clean: Clean, rng: random.Random, folder: Path) -> Faults:
     codes: tuple[int, ...] = (2, 3, 4)
     if case == "input":
         closed = [project / rng.choice(INPUTS)]
-    elif case in ("cache", "runs"):
-        closed = [runs / "cache" if case == "cache" else runs]
+    elif case == "cache":
+        closed = [runs / "cache"]
+    elif case == "runs":
+        closed, codes = [runs], (0,)  # every stage is there, so nothing in the folder itself has to be written
     elif case == "out":
         shutil.rmtree(runs)
         closed = [project]
@@ -173,6 +175,8 @@ def _unreadable(clean: Clean, rng: random.Random, folder: Path) -> Faults:
     if case in ("cache", "output", "record") and result is not None:
         again = limited("run", spec, "--out", runs, "--workers", 1)
         yield from answered(again, (0, 2) if case == "record" else (0,), "a run afterwards")
+    if case == "runs" and (difference := same_bytes(runs, clean.runs)):
+        yield WRONG, f"{difference} after a run in a read-only folder"
 
 
 @contextmanager

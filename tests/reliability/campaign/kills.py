@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -99,7 +100,8 @@ def _outputs(folder: Path, pattern: str) -> int:
 def _killed(process: subprocess.Popen[str], everybody: bool) -> Faults:
     """Kill the process, or its whole session; its workers end by themselves."""
     if everybody:
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it ended by itself
+            os.killpg(process.pid, signal.SIGKILL)
     else:
         process.kill()
     try:

@@ -54,10 +54,10 @@ def unlearned(worker: Worker, stage: Stage) -> Output:
     start, original = worker.model_and_original(stage)
     method, budget = plan.methods[stage.model], plan.spec.chain(stage.model)[-1].budget
     recipe, seed = worker.recipe(problem), plan.seeds.unlearn(stage)
-    given: dict[str, Any] = {**worker.statistics(stage), **original_of(method, original)}
     adapter, where = plan.adapters.get(("method", stage.model)), f"method {stage.model!r}"
+    given: dict[str, Any] = {**worker.statistics(stage), **original_of(method, adapting.seen(original, adapter))}
     done = method(adapting.given(start, adapter, seed, where), problem, recipe, seed, budget, **given)
-    model, merging = adapting.taken(done.model, start, adapter, problem, where)
+    model, merging = adapting.taken(done.model, adapter, problem, where)
     # A method never changes its argument. A plain function may have, so that it is loaded again.
     before = start if isinstance(method, Method) else worker.model(stage.input("model"), problem)
     changed = weights_differ(before, model)
@@ -73,7 +73,7 @@ def attacked(worker: Worker, stage: Stage) -> Output:
     adapter, where = worker.plan.adapters.get(("attack", label)), f"attack {label!r}"
     given = adapting.given(model, adapter, seed, where)
     done = attack(given, worker.case(stage, original), seed, **worker.statistics(stage))
-    result, merging = adapting.taken(done.model, model, adapter, problem, where)
+    result, merging = adapting.taken(done.model, adapter, problem, where)
     curve = {"steps": torch.from_numpy(done.curve.steps), "values": torch.from_numpy(done.curve.values)}
     end = _end_of(done.curve.values, done.curve.ids, problem)
     files = {

@@ -12,11 +12,14 @@ from torch.nn import functional as F
 from expunge.blocks.bilinear import BilinearLayer
 from expunge.numerics.bilinear import predict_collateral
 from expunge.studies.bilinear.setup import Network
+from expunge.studies.bilinear.structure import steps_until
 
 SHARE = 0.8
 """Share of the pairs in training."""
 HIDDEN = 96
 """Products of the bilinear network; the others have as many weights."""
+KNOWN = 0.9
+"""Accuracy from which a residue, or all of them, count as relearned."""
 
 
 def size(p: int) -> int:
@@ -88,6 +91,44 @@ def frequency_removed(layer: BilinearLayer) -> BilinearLayer:
         edited.remove_subspace(direction, plane @ plane.T, plane @ plane.T)
     edited.refactor(hidden=p * p)
     return edited
+
+
+def relearned(sums: Network, p: int, most: int) -> dict[str, float]:
+    """Steps on all pairs until the removed residue, or all residues without a frequency, are right again.
+
+    Args:
+        sums: The bilinear network.
+        p: The modulus.
+        most: Most steps.
+
+    Returns:
+        Binary logarithms of the steps, divided by those of a fresh network.
+    """
+    layer = sums.body
+    assert isinstance(layer, BilinearLayer)
+    a, b, c = pairs(p)
+    found = {}
+    for name, edited, asked in (
+        ("residue", residue_removed(layer, 0), c == 0),
+        ("frequency", frequency_removed(layer), c >= 0),
+    ):
+        steps = []
+        for body in (edited.float(), Network("bilinear", p, p, p, size(p)).body):
+            net = copy.deepcopy(sums)
+            net.body = body
+
+            def known(net: Network = net, asked: Tensor = asked) -> bool:
+                with torch.no_grad():
+                    right: Tensor = net(a[asked], b[asked]).argmax(1) == c[asked]
+                return float(right.float().mean()) >= KNOWN
+
+            def loss(net: Network = net) -> Tensor:
+                return F.cross_entropy(net(a, b), c)
+
+            optimizer = torch.optim.AdamW(net.parameters(), lr=5e-3, weight_decay=0.01)
+            steps.append(steps_until(net, loss, known, most=most, every=2, optimizer=optimizer))
+        found[name] = math.log2(steps[0] / steps[1])
+    return found
 
 
 @torch.no_grad()

@@ -98,6 +98,7 @@ training at all."""
 
 QUICK: Mapping[str, Any] = {
     "train": 400,
+    "test": 200,
     "audits": AUDITS[:-1],
     "epochs": 6,
     "count": 40,
@@ -113,10 +114,10 @@ def predictors(audits: Sequence[str]) -> dict[str, Key]:
     return {name: key for name, key in PREDICTORS.items() if name != "curvature" or "curvature" in audits}
 
 
-def base(train: int, epochs: int, count: int) -> dict[str, Any]:
+def base(data: Mapping[str, Any], epochs: int, count: int) -> dict[str, Any]:
     """The spec's data, model, training and task."""
     return {
-        "data": {"name": "fashion_mnist", "train": train},
+        "data": {"name": "fashion_mnist", **data},
         "model": {"name": "cnn"},
         "train": {"epochs": epochs},
         "forget": {"name": "hard_examples", "count": count},

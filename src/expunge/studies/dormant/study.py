@@ -49,6 +49,8 @@ class DormantStudy(Study):
 
     train: Count = 5000
     """Training images of Fashion-MNIST."""
+    test: Count | None = None
+    """Test images of Fashion-MNIST; all if there is no number."""
     epochs: Count = 25
     """Epochs of training; unlearning and attacks keep the defaults of `methods` and `relearn`."""
     count: Count = 300
@@ -68,7 +70,8 @@ class DormantStudy(Study):
 
     def prepare(self, seeds: Sequence[int], work: Work) -> Mapping[str, Any]:
         """Choose settings on other seeds; run methods, controls, attacks, the easy set; ours on other images."""
-        base = setup.base(self.train, self.epochs, self.count)
+        images = {"train": self.train} | ({"test": self.test} if self.test else {})
+        base = setup.base(images, self.epochs, self.count)
         grid = setup.grid(every=self.every, short=self.short)
         specs = {"near": {**base, "seeds": list(setup.TUNING)}} if self.choosing else {}
         chosen = choose(work, specs, grid, near_retrained)
@@ -81,7 +84,7 @@ class DormantStudy(Study):
             | {"forget": {"name": "easy_examples", "count": self.count}}
             | {"method": [entries["random_relabel"]], "attack": [setup.attack(GENTLE, self.short)]},
             "fresh": base
-            | {"data": {"name": setup.OTHER_IMAGES, "train": self.train}}
+            | {"data": {"name": setup.OTHER_IMAGES, **images}}
             | {"method": [ours, {"name": "retrain"}]}
             | {"attack": [setup.attack(name, self.short) for name in self._on_ours()]},
         }

@@ -47,7 +47,14 @@ MORE: Mapping[str, Sequence[Entry]] = {
 }
 """Candidates of the long preset only."""
 
-QUICK: Mapping[str, Any] = {"train": 300, "epochs": 5, "rates": (0.5, 1.0), "choosing": False, "small": True}
+QUICK: Mapping[str, Any] = {
+    "train": 200,
+    "test": 200,
+    "epochs": 5,
+    "rates": (0.5, 1.0),
+    "choosing": False,
+    "small": True,
+}
 
 
 def cell(regularity: str, rate: float) -> str:
@@ -55,7 +62,7 @@ def cell(regularity: str, rate: float) -> str:
     return f"{regularity}-{rate:g}"
 
 
-def base(train: int, epochs: int, regularity: str, rate: float, **task: Any) -> dict[str, Any]:
+def base(train: int, test: int | None, epochs: int, regularity: str, rate: float, **task: Any) -> dict[str, Any]:
     """The spec's data, model, training and task; 4 % of the images are corrupted (in `MEDIUM`, a fifth of two classes).
 
     The two confused classes are shirts (6) and T-shirts (0), which nets confuse even without wrong labels.
@@ -65,7 +72,7 @@ def base(train: int, epochs: int, regularity: str, rate: float, **task: Any) -> 
     if regularity == MEDIUM:
         settings = {"count": count // 2, "first": 0, "second": 6}
     return {
-        "data": {"name": "fashion_mnist", "train": train},
+        "data": {"name": "fashion_mnist", "train": train, **({"test": test} if test else {})},
         "model": MODEL,
         "train": {"epochs": epochs},
         "forget": {"name": regularity, "discovery": rate, **settings, **task},

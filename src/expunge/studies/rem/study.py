@@ -51,6 +51,8 @@ class RemStudy(Study):
 
     train: Count = 3000
     """Training images of Fashion-MNIST."""
+    test: Count | None = None
+    """Test images of Fashion-MNIST; all if there is no number."""
     epochs: Count = 25
     """Epochs of training."""
     rates: tuple[float, ...] = (0.1, 0.5, 1.0)
@@ -73,7 +75,7 @@ class RemStudy(Study):
         return {**chosen, "scores": scores}
 
     def _base(self, regularity: str, rate: float, **task: Any) -> dict[str, Any]:
-        return setup.base(self.train, self.epochs, regularity, rate, **task)
+        return setup.base(self.train, self.test, self.epochs, regularity, rate, **task)
 
     def _runs(self, chosen: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
         """Name and spec, without seeds, of every run: the cells, some of them attacked or tied, and the dial.

@@ -16,10 +16,11 @@ from collections.abc import Callable
 
 from torch import nn
 
+from expunge.train.monitors.code_usage import CodeUsageMonitor
 from expunge.train.monitors.feature_loss import FeatureLossMonitor, class_directions
 from expunge.train.monitors.sharpness import SharpnessMonitor
 
-__all__ = ["FeatureLossMonitor", "SharpnessMonitor", "class_directions", "watch"]
+__all__ = ["CodeUsageMonitor", "FeatureLossMonitor", "SharpnessMonitor", "class_directions", "watch"]
 
 
 def watch(model: nn.Module, *monitors: Callable[[int, nn.Module], None]) -> Callable[[int, float], None]:

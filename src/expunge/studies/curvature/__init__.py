@@ -1,0 +1,1 @@
+"""The study of memorisation in the curvature of the loss (2510.24256)."""

@@ -1,0 +1,284 @@
+"""The in-context audit on models whose knowledge is known: hidden by the head, retrained, collapsed, or mixed anew."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from expunge.audits.in_context import InContext, needed
+from expunge.base.errors import SpecError
+from expunge.core.case import Case, train_model
+from expunge.core.choices import chosen_among
+from expunge.core.data import Data
+from expunge.data.people import People
+from expunge.evidence.table import Measured, Table
+from expunge.models.gpt import GPT
+from expunge.models.mlp import MLP
+from expunge.tasks.people import People as PeopleTask
+from expunge.tasks.random_subset import RandomSubset
+from expunge.tasks.whole_class import WholeClass
+from expunge.train.evaluation import known_share
+from expunge.train.option_embeddings import option_scores
+from expunge.train.training import TrainedRecipe, Training
+
+LABELS, WIDTH, FORGOTTEN = 5, 12, 2
+AUDIT = InContext(demonstrations=(1, 2, 4), draws=4)
+
+
+def clusters() -> Data:
+    """Five labels, each of two clusters on opposite sides, so that a net must learn which belong together."""
+    generator = torch.Generator().manual_seed(0)
+    n = 400
+    targets = torch.arange(n) % LABELS
+    centres = torch.nn.functional.normalize(torch.randn(LABELS, WIDTH, generator=generator), dim=1)
+    sides = 1 - 2 * (torch.arange(n) // LABELS % 2)
+    inputs = 3 * sides[:, None] * centres[targets] + 0.5 * torch.randn(n, WIDTH, generator=generator)
+    return Data(inputs, targets, torch.arange(300), torch.arange(300, n))
+
+
+@pytest.fixture(scope="module")
+def world():
+    data = clusters()
+    problem = WholeClass(label=FORGOTTEN)(data, 0, {})
+    recipe = TrainedRecipe(MLP(widths=[64, 32]), Training(epochs=10, batch_size=32, learning_rate=1e-2), data)
+    models = {
+        (name, seed): train_model(recipe, data, ids, start + seed)
+        for name, ids, start in (
+            ("original", problem.train, 0),
+            ("reference", problem.reference_train, 0),
+            ("retrain", problem.reference_train, 100),
+        )
+        for seed in range(3)
+    }
+    return problem, recipe, models
+
+
+def read(model, problem, audit=AUDIT):
+    return {scores.key: scores for scores in audit(model, Case(0, problem, model), 0)}
+
+
+def knowledge(scores, name="in_context"):
+    entry = scores[name, "forget"]
+    return float((entry.values - entry.baseline).mean())
+
+
+def head_of(model):
+    return [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+
+
+def hidden_by_the_head(model):
+    """The label is never answered: only the bias of the output layer changes."""
+    model = copy.deepcopy(model)
+    head_of(model).bias.data[FORGOTTEN] = -1e4
+    return model
+
+
+def test_a_suppressed_output_hides_nothing(world):
+    problem, _, models = world
+    original, hidden = models["original", 0], hidden_by_the_head(models["original", 0])
+    assert known_share(hidden, problem, problem.unexposed) == 0
+    before, after = read(original, problem), read(hidden, problem)
+    assert knowledge(before) == knowledge(after) > knowledge(read(models["reference", 0], problem)) + 0.3
+    for key, scores in before.items():
+        assert np.array_equal(scores.values, after[key].values)
+    assert after["in_context", "forget"].required
+
+
+def test_knowledge_is_found_in_whatever_basis_it_hides(world):
+    """Hidden units scaled down to a thousandth, or mixed, with the head turned back: the same function and reading."""
+    problem, _, models = world
+    original = models["original", 0]
+    head = head_of(original)
+    scale = torch.logspace(-3, 0, head.in_features, dtype=torch.float64)
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(*copy.deepcopy(list(original.children())[:-1])).double()
+            self.head = nn.Linear(head.in_features, LABELS).double()
+            self.head.weight.data = head.weight.data.double() / scale
+            self.head.bias.data = head.bias.data.double()
+
+        def forward(self, inputs):
+            return self.head(self.body(inputs.double()) * scale)
+
+    wide = InContext(demonstrations=(1, 2, 4), draws=4, dimension=32)
+    scaled = Scaled()
+    assert known_share(scaled, problem, problem.unexposed) == known_share(original, problem, problem.unexposed)
+    assert abs(knowledge(read(scaled, problem, wide)) - knowledge(read(original, problem, wide))) < 0.02
+
+
+@pytest.mark.parametrize("spoil", ["constant", "diverged"])
+def test_a_model_without_features_answers_by_chance(world, spoil):
+    problem, _, models = world
+    model = copy.deepcopy(models["original", 0])
+    first = next(module for module in model.modules() if isinstance(module, nn.Linear))
+    first.weight.data[:] = 0 if spoil == "constant" else float("nan")
+    scores = read(model, problem)
+    assert np.allclose(scores["in_context", "forget"].values, 1 / LABELS)
+    assert knowledge(scores) == pytest.approx(0) and knowledge(scores, "in_context_chosen") == pytest.approx(0)
+    assert all(np.isfinite(entry.values).all() for entry in scores.values())
+
+
+def test_the_verdict_accuses_what_comes_back_and_not_retraining(world):
+    problem, _, models = world
+    measured = []
+    for seed in range(3):
+        row = {name: models[name, seed] for name in ("original", "reference", "retrain")}
+        row["hidden"] = hidden_by_the_head(row["original"])
+        for name, model in row.items():
+            measured += [
+                Measured(name, seed, None, scores) for scores in AUDIT(model, Case(seed, problem, model), seed)
+            ]
+    table = Table(measured, ["original", "reference", "retrain", "hidden"], [0, 1, 2], [])
+    verdicts = {verdict.model: verdict for verdict in table.verdicts()}
+    assert verdicts["hidden"].verdict == "incomplete"
+    assert "in_context on forget" in " ".join(verdicts["hidden"].reasons)
+    assert verdicts["retrain"].verdict == "inconclusive"
+
+
+def test_more_demonstrations_need_no_fewer_and_chosen_ones_are_the_same_for_the_same_model(world):
+    problem, _, models = world
+    scores = read(models["original", 0], problem)
+    curve = [scores[f"in_context_n{n}", "forget"].values.mean() for n in (1, 2, 4)]
+    assert curve == sorted(curve)
+    assert float(scores["in_context_risk_n4", "forget"].values.mean()) < float(
+        scores["in_context_risk_n1", "forget"].values.mean()
+    )
+    again = read(models["original", 0], problem)
+    assert all(np.array_equal(again[key].values, entry.values) for key, entry in scores.items())
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "number"), [([0.9, 1, 1], 1), ([0.2, 0.8, 0.9], 2), ([0.6, 0.7, 0.9], 8**0.5), ([0.1, 0.2, 0.3], 8)]
+)
+def test_the_number_needed_is_on_the_curve(accuracies, number):
+    assert needed((1, 2, 4), accuracies, 0.8) == pytest.approx(number)
+
+
+def people(count=10):
+    pytest.importorskip("tokenizers")
+    data = People(people=20, public=10, test=10, vocabulary=600)()
+    return PeopleTask(count=count)(data, 0, {})
+
+
+@pytest.fixture(scope="module")
+def persons():
+    problem = people()
+    torch.manual_seed(0)
+    return problem, GPT(width=16, layers=1, heads=2)(problem.data)
+
+
+def test_questions_have_all_values_to_choose_from(persons):
+    problem, _ = persons
+    data = problem.data
+    questions = chosen_among(data, problem.forget)
+    for question, row, index in zip(questions, data.targets[problem.forget], problem.forget.tolist(), strict=True):
+        text = data.tokenizer.decode([t for t in row.tolist() if t >= 0])
+        assert question.options[question.right].strip() == text.strip()
+        assert question.prompt + question.options[question.right] in data.tokenizer.decode(
+            [*data.inputs[index].tolist(), data.tokenizer.eos]
+        )
+        assert len(set(question.options)) == 10 and list(question.options) == sorted(question.options)
+
+
+class Reciting(nn.Module):
+    """A language model whose hidden states point to the next token of the texts it knows, or away from it, and are
+    noise elsewhere. Coordinates count differently in each model, so that a readout must learn them."""
+
+    def __init__(self, data, ids, strength):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.head = nn.Linear(16, len(data.labels), bias=False)
+        self.head.weight.data = torch.randn(len(data.labels), 16, generator=generator)
+        self.strength, self.known = strength, {}
+        for tokens, targets in zip(data.inputs[ids], data.targets[ids], strict=True):
+            decided = targets >= 0
+            first = int(decided.nonzero()[0])
+            self.known[tuple(tokens[: first + 1].tolist())] = (first, targets[decided])
+
+    def forward(self, tokens):
+        hidden = 0.3 * self.head.weight[tokens].roll(1, -1)
+        for row, text in enumerate(tokens.tolist()):
+            known = next((self.known[key] for at in range(len(text)) if (key := tuple(text[:at])) in self.known), None)
+            if known is not None:
+                first, answer = known
+                end = min(first + len(answer), len(text))
+                hidden[row, first:end] = (
+                    hidden[row, first:end] + self.strength * self.head.weight[answer[: end - first]]
+                )
+        return self.head(hidden)
+
+
+@pytest.mark.parametrize(("strength", "own"), [(0.3, 0.9), (-0.3, -0.1)])
+def test_evidence_is_read_and_its_sign_is_learned(persons, strength, own):
+    """A readout finds the answers of a model that knows them, and of one that marks them as the least likely."""
+    problem, base = persons
+    few = InContext(demonstrations=(4, 8), draws=4, prompt=0, queries=40)
+    assert abs(read(base, problem, few)["in_context", "forget"].values.mean() - 0.1) < 0.08
+    model = Reciting(problem.data, problem.forget, strength)
+    questions = chosen_among(problem.data, problem.unexposed[:40])
+    answers = option_scores(model, problem, questions).argmax(1)
+    right = torch.tensor([question.right for question in questions])
+    share = float((answers == right).double().mean())
+    assert share > own and (strength > 0 or share < 0.1)
+    scores = read(model, problem, few)
+    assert scores["in_context", "forget"].values.mean() > 0.6
+    # Nobody knows the people of the test set.
+    assert abs(scores["in_context", "test"].values.mean() - 0.1) < 0.1
+
+
+def test_a_prompt_is_read_if_the_model_has_room_for_it(persons):
+    problem, base = persons
+    assert ("prompted", "forget") not in read(base, problem, InContext(demonstrations=(4,), draws=1))
+    torch.manual_seed(0)
+    roomy = GPT(width=16, layers=1, heads=2)(problem.data)
+    roomy.positions = nn.Embedding(300, 16)
+    scores = read(roomy, problem, InContext(demonstrations=(4,), draws=1, queries=6))
+    assert len(scores["prompted", "forget"].values) == 6 and scores["prompted", "forget"].role == "knowledge"
+
+
+def _shared_label():
+    data = clusters()
+    return RandomSubset(count=40)(data, 0, {})
+
+
+def _without_choices():
+    problem = people()
+    return replace(problem, data=replace(problem.data, choices=None))
+
+
+def _without_groups():
+    problem = people()
+    return replace(problem, data=replace(problem.data, groups=None))
+
+
+def _group_in_both():
+    problem = people()
+    return replace(problem, forget=problem.forget[1:], retain=torch.cat([problem.retain, problem.forget[:1]]))
+
+
+@pytest.mark.parametrize(
+    ("make", "audit", "finding"),
+    [
+        (_shared_label, AUDIT, "is in the retain set, too"),
+        (_without_choices, AUDIT, "no answers to choose from"),
+        (_without_groups, AUDIT, "a group of its own"),
+        (_group_in_both, AUDIT, "one of its groups"),
+        (lambda: WholeClass(label=0)(clusters(), 0, {}), InContext(demonstrations=(1, 500)), "500 demonstrations"),
+        (people, InContext(demonstrations=(1, 300)), "300 demonstrations"),
+    ],
+)
+def test_what_cannot_be_demonstrated_is_refused_before_training(make, audit, finding):
+    with pytest.raises(SpecError, match=finding) as caught:
+        audit.check(make())
+    assert caught.value.where.startswith("audit.in_context") and caught.value.remedy
+
+
+@pytest.mark.parametrize("numbers", [(), (2, 1), (1, 1), (0, 1)])
+def test_numbers_of_demonstrations_rise(numbers):
+    with pytest.raises(SpecError, match="demonstrations"):
+        InContext(demonstrations=numbers)
