@@ -34,7 +34,7 @@ ARITIES = ("unary", "binary", "ternary")
 
 
 @dataclass(frozen=True, eq=False)
-class Questions:
+class Pictures:
     """Pictures with their question `[n, 3, 40, 32]`, answers `[n]`, and the number of objects asked about, `[n]`."""
 
     pictures: Tensor
@@ -42,7 +42,7 @@ class Questions:
     arity: Tensor
 
 
-def questions(count: int, objects: int, generator: torch.Generator) -> Questions:
+def questions(count: int, objects: int, generator: torch.Generator) -> Pictures:
     """Random scenes, each with one question."""
     grid = torch.rand(count, 36, generator=generator).argsort(1)[:, :objects]
     # Places of a 6 x 6 grid, so that objects do not overlap.
@@ -57,7 +57,7 @@ def questions(count: int, objects: int, generator: torch.Generator) -> Questions
     pictures = torch.zeros(count, 3, SIDE + PATCH, SIDE)
     _draw(pictures, places, squares)
     _ask(pictures, about, arity, kind)
-    return Questions(pictures, answers.long(), arity + 1)
+    return Pictures(pictures, answers.long(), arity + 1)
 
 
 def _answers(at: Tensor, shape: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ def trained(heads: int, width: int, codes: int, count: int, epochs: int, seed: i
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, data: Questions) -> Mapping[str, float]:
+def accuracy(model: nn.Module, data: Pictures) -> Mapping[str, float]:
     """Share of right answers to questions of each arity."""
     right = torch.cat([model(rows).argmax(1) for rows in data.pictures.split(256)]) == data.answers
     return {name: float(right[data.arity == at + 1].float().mean()) for at, name in enumerate(ARITIES)}
