@@ -50,6 +50,12 @@ def test_the_first_screen_answers_three_questions(run_folder: Path) -> None:
     assert "expunge run sample.toml --save models" in first
 
 
+def test_a_single_model_that_knows_is_not_said_to_have_forgotten(make_run: Make) -> None:
+    known = {"original": (1.0, None), "reference": (0.1, 0.1), "weak": (0.4, 0.4)}
+    said = advice(Run.open(make_run(known=known)))
+    assert said.answer.startswith("No. The model is not shown to have forgotten.")
+
+
 def test_without_a_model_to_ship_it_says_which_is_nearest(make_run: Make) -> None:
     known = {"original": (1.0, None), "reference": (0.1, 0.1), "weak": (0.4, 0.4), "hidden": (0.2, 0.9)}
     said = advice(Run.open(make_run(known=known)))

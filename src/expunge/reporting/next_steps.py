@@ -90,7 +90,7 @@ def _answer(run: Run, judged: list[Json], ship: list[str]) -> str:
         return "There is no unlearned model to ship."
     if not run.retrained:
         return "No. Without retrained models to compare with, no model can be shown to have forgotten."
-    count = "The model is" if len(judged) == 1 else f"None of the {len(judged)} unlearned models is"
+    count = "The model is not" if len(judged) == 1 else f"None of the {len(judged)} unlearned models is"
     return f"No. {count} shown to have forgotten{_retraining(run)}"
 
 
