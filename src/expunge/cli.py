@@ -87,7 +87,7 @@ def diagnose(spec: Path, out: Path, overrides: tuple[str, ...], json_: bool) -> 
 
     parsed = read(spec, overrides)
     from expunge.pipeline.verbs import diagnose_one
-    from expunge.reporting.listing import estimates
+    from expunge.reporting.listing import diagnosed
     from expunge.reporting.progress import Progress
 
     diagnoses = diagnose_one(parsed, out, Progress())
@@ -100,10 +100,16 @@ def diagnose(spec: Path, out: Path, overrides: tuple[str, ...], json_: bool) -> 
             for label, by_what in rows.items()
         }
         sentences = {d["diagnostic"]: d["sentence"] for d in diagnoses}
-        _print_json({"run": parsed.name, "status": "done", "diagnostics": diagnostics, "sentences": sentences})
+        proposals = {d["diagnostic"]: d["proposal"] for d in diagnoses if d["proposal"]}
+        facts = {"diagnostics": diagnostics, "sentences": sentences, "proposals": proposals}
+        _print_json({"run": parsed.name, "status": "done", **facts})
         return
-    for d in diagnoses:
-        say("\n".join(filter(None, [d["diagnostic"], estimates(rows[d["diagnostic"]]), d["sentence"]])))
+    say(
+        "\n\n".join(
+            diagnosed(d["diagnostic"], rows[d["diagnostic"]], d["sentence"], d["proposal"])
+            for d in sorted(diagnoses, key=lambda d: not d["proposal"])
+        )
+    )
 
 
 @cli.command()
@@ -435,8 +441,10 @@ def _finish(spec: Any, out: Path, workers: int | None, on: str | None, json_: bo
     from expunge.base.record import locked
     from expunge.pipeline.run import check_gates, default_workers
     from expunge.pipeline.run import run as run_spec
+    from expunge.reporting.next_steps import advice
     from expunge.reporting.page import write_report
     from expunge.reporting.progress import Progress
+    from expunge.reporting.record import Run
     from expunge.reporting.text import costs_table, verdict_table
 
     outcome = run_spec(spec, out, workers=workers or default_workers(), on=on, progress=Progress(), save=save)
@@ -449,6 +457,9 @@ def _finish(spec: Any, out: Path, workers: int | None, on: str | None, json_: bo
         say(costs_table(outcome.costs), error=True)
     lines = [outcome.warning] if outcome.warning else []
     lines += [f"record  {outcome.folder}", f"report  {page}", *(f"model   {folder}" for folder in outcome.saved)]
+    said = advice(Run.open(outcome.folder))
+    lines.append(f"ship    {', '.join(said.ship) or 'no model yet'}")
+    lines += [f"next    {line}" for line in (said.step.code or said.step.text).split("\n")]
     say("\n".join(lines), error=True)
     check_gates(spec, outcome.verdicts)
 

@@ -103,25 +103,25 @@ def test_erased_when_equivalent_before_and_after_and_useful() -> None:
 def test_dormant_when_the_attack_wakes_it() -> None:
     found = judge_method("relabel", [forget(0.5, after=(0.6, 0.9)), utility()])
     assert found.flags == ["dormant", "incomplete"]
-    assert "after relearn: residual 0.3" in told(found) and "the margin 0.05" in told(found)
+    assert "after relearn: residual 30.0 points" in told(found) and "the margin 5.0" in told(found)
 
 
 def test_incomplete_but_not_dormant_when_the_attack_adds_nothing() -> None:
     found = judge_method("weak", [forget(0.7, after=(0.8, 1.0)), utility()])
     assert found.flags == ["incomplete"]
-    assert "before any attack: residual 0.2" in found.reasons[0]
+    assert "before any attack: residual 20.0 points" in found.reasons[0]
 
 
 def test_damaged_when_utility_lies_below_the_bound() -> None:
     found = judge_method("harsh", [forget(0.5, after=(0.6, 0.6)), utility(m=0.8)])
     assert found.flags == ["damaged"]
-    assert "unlearned minus retrained is -0.1" in told(found)
+    assert "unlearned minus retrained is -10.0 points" in told(found)
 
 
 def test_over_forgotten_when_worse_than_unseen() -> None:
     found = judge_method("ascent", [forget(0.2, after=(0.6, 0.6)), utility()])
     assert found.flags == ["over-forgotten"]
-    assert "-0.3" in told(found) and "minus the margin -0.05" in told(found)
+    assert "-30.0 points" in told(found) and "minus the margin, -5.0" in told(found)
 
 
 def test_all_flags_are_shown_and_the_first_is_the_headline() -> None:
@@ -195,7 +195,7 @@ def test_agreeing_seeds_on_ten_examples_prove_nothing() -> None:
     )
     found = judge_method("agreeing", [few, utility(seeds=3)])
     assert found.flags == ["inconclusive"]
-    assert "smallest gap this run could have excluded is 0.216" in told(found)
+    assert "smallest gap this run could have excluded is 21.6" in told(found)
     assert "the number of forget examples, 10, not of seeds, is the limit" in told(found)
 
 
@@ -209,7 +209,7 @@ def test_a_model_that_is_its_own_reference_proves_nothing() -> None:
 def test_inconclusive_names_the_gap_and_the_seeds() -> None:
     found = judge_method("noisy", [forget(0.51, after=(0.6, 0.61), seeds=3, by=0.06), utility(seeds=3)])
     assert found.flags == ["inconclusive"]
-    assert "smallest gap this run could have excluded is 0.1" in told(found) and "seeds would decide" in told(found)
+    assert "smallest gap this run could have excluded is 1" in told(found) and "seeds would decide" in told(found)
 
 
 @pytest.mark.parametrize(("m", "side"), [(0.595, "above the margin"), (0.405, "below minus the margin")])
@@ -231,7 +231,7 @@ def test_what_only_the_correction_keeps_from_an_accusation_says_so(m: float, sid
         ([forget(0.5), replace(forget(0.5, after=(0.6, 0.6)), metric="recitation"), utility()], "not repeated after"),
         ([forget(0.5, after=(0.6, 0.6), seeds=2), utility(seeds=2)], "at least 3 seeds, found 2"),
         ([forget(0.5, after=(0.6, 0.6), seeds=1), utility(seeds=1)], "at least 3 seeds, found 1"),
-        ([forget(0.5, after=(0.6, 0.6)), utility(m=0.8845)], "not wholly above -0.02"),
+        ([forget(0.5, after=(0.6, 0.6)), utility(m=0.8845)], "not wholly above -2.0"),
         ([], "No required knowledge audit"),
     ],
     ids=["attack", "utility", "required", "repeated", "two seeds", "one seed", "straddling", "empty"],
@@ -378,7 +378,7 @@ def test_held_out_values_are_not_paired() -> None:
 
 def test_utility_without_references_is_against_the_original() -> None:
     found = judge_without_reference("found", [held_out(0.5, (0.6, 0.6)), utility(0.9, r=0.5, o=0.95, seeds=1)])
-    assert found.flags == ["damaged"] and "minus original is -0.05" in told(found)
+    assert found.flags == ["damaged"] and "minus original is -5.0 points" in told(found)
 
 
 def test_json_has_the_documented_shape() -> None:

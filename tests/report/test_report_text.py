@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from expunge.base import registry
 from expunge.base.manifest import read_manifest
 from expunge.base.part import Count, Part
-from expunge.reporting.listing import estimates
+from expunge.reporting.listing import diagnosed, estimates
 from expunge.reporting.text import WIDTH, costs_table, describe, shown, spelled_type, verdict_table
 from expunge.reporting.verify import judged
 
@@ -131,14 +132,27 @@ def test_types_are_spelled_for_people() -> None:
     assert spelled_type(tuple[int, ...]) == "tuple[int, ...]"
 
 
-def test_a_choice_has_no_interval() -> None:
-    plain = {"n": 9, "unit": "steps"}
-    lines = estimates(
-        {
-            "step": {"value": 3.0, "low": math.nan, "high": math.nan, **plain},
-            "rate": {"value": 3.0, "low": 2.0, "high": math.inf, **plain},
-            "spelled": {"value": 3.0, "low": "nan", "high": "nan", **plain},
-        }
-    ).splitlines()
-    assert lines[0].split() == ["step", "3.000", "steps,", "n", "=", "9"] == ["step", *lines[2].split()[1:]]
-    assert "3.000 [2.000, inf] steps" in lines[1]
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ((3.0, "nan", "nan", "steps"), "3 steps, n = 9"),
+        ((3.0, 2.0, "Infinity", "steps"), "3 steps (2 or more), n = 9"),
+        (("Infinity", "nan", "nan", "examples"), "beyond what this sample can tell, n = 9"),
+        ((29.6, -20.7, 80.0, "per weight"), "29.6 per weight (uncertain: up to 80, and 0 is not excluded), n = 9"),
+        ((0.9, 0.7, 1.1, "share"), "90.0 % (70.0 to 100.0), n = 9"),
+        ((-0.02, -0.1, 0.06, "share"), "-2.0 % (-10.0 to 6.0), n = 9"),
+    ],
+)
+def test_an_estimate_is_shown_without_impossible_numbers(row: tuple[Any, ...], text: str) -> None:
+    value, low, high, unit = row
+    assert estimates({"it": {"value": value, "low": low, "high": high, "unit": unit, "n": 9}}) == f"  it  {text}"
+
+
+def test_what_a_diagnostic_recommends_comes_first_and_reads_back_as_a_spec() -> None:
+    row = {"value": 3.0, "low": math.nan, "high": math.nan, "unit": "steps", "n": 9}
+    plan = {"name": "neggrad_plus", "optimizer": "sgd", "learning_rate": 0.002, "alpha": 0.9, "epochs": 3}
+    text = diagnosed("recommendation", {"steps": row}, "Take it. " * 30, [{"name": "npo"}, plan])
+    begin, end = text.index("[[method]]"), text.index("  steps  3 steps")
+    assert tomllib.loads(text[begin:end]) == {"method": [{"name": "npo"}, plan]}
+    assert max(map(len, text.splitlines())) <= 100
+    assert "[[method]]" not in diagnosed("sharpness", {"steps": row}, "", [])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from expunge.api.parts import expect, parts_of
@@ -12,7 +12,7 @@ from expunge.base.seeds import derive
 from expunge.core.case import Case
 from expunge.evidence.estimate import Estimate
 from expunge.pipeline.default_diagnostics import default_set
-from expunge.reporting.listing import estimates as estimates_text
+from expunge.reporting.listing import diagnosed
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,19 @@ class Diagnosis:
     """Diagnostic -> what its estimates mean, in a sentence or two."""
     left_out: Mapping[str, str]
     """Diagnostic that does not suit this case -> the reason. Empty if the call named its diagnostics."""
+    proposals: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    """Diagnostic -> the methods that it recommends, as tables of a spec; only those that recommend any."""
 
     def __repr__(self) -> str:
         return f"Diagnosis({', '.join(self.estimates)}; left out: {', '.join(self.left_out) or 'none'})"
 
     def __str__(self) -> str:
-        lines = []
-        for label, by_quantity in self.estimates.items():
-            table = {quantity: estimate.as_json() for quantity, estimate in by_quantity.items()}
-            lines += [label, estimates_text(table), self.summary[label]]
-        lines += [f"{label}, left out: {reason}" for label, reason in self.left_out.items()]
-        return "\n".join(line for line in lines if line)
+        texts = []
+        for label in sorted(self.estimates, key=lambda label: not self.proposals.get(label)):
+            table = {quantity: estimate.as_json() for quantity, estimate in self.estimates[label].items()}
+            texts.append(diagnosed(label, table, self.summary[label], self.proposals.get(label, ())))
+        texts += [f"{label}, left out: {reason}" for label, reason in self.left_out.items()]
+        return "\n\n".join(texts)
 
 
 def diagnose(case: Case, diagnostics: Sequence[str | Mapping[str, Any]] | None = None) -> Diagnosis:
@@ -59,6 +61,7 @@ def diagnose(case: Case, diagnostics: Sequence[str | Mapping[str, Any]] | None =
     default = [{"name": name, **settings} for name, settings in chosen.settings.items()]
     tables = default if diagnostics is None else diagnostics
     estimates, summary, left_out = {}, {}, dict(chosen.left_out) if diagnostics is None else {}
+    proposals: dict[str, list[dict[str, Any]]] = {}
     for label, diagnostic in parts_of("diagnostic", tables).items():
         try:
             estimates[label] = diagnostic(case, derive(case.seed, "probe", label))
@@ -68,4 +71,6 @@ def diagnose(case: Case, diagnostics: Sequence[str | Mapping[str, Any]] | None =
             left_out[label] = str(error)
             continue
         summary[label] = diagnostic.summary(estimates[label])
-    return Diagnosis(estimates, summary, left_out)
+        if proposal := diagnostic.proposal(estimates[label]):
+            proposals[label] = proposal
+    return Diagnosis(estimates, summary, left_out, proposals)

@@ -38,7 +38,7 @@ from expunge.core.once import once_per_batch
 from expunge.core.problem import Problem
 from expunge.evidence.estimate import Better
 from expunge.evidence.scores import Role, Scores
-from expunge.train.evaluation import DataWithObjective, answers, baselines, by_label, measured, sample
+from expunge.train.evaluation import DataWithObjective, answers, baselines, by_label, classes_given, measured, sample
 
 MOST_UNSEEN = 2000
 """Unseen examples that the baseline of an answer is measured on; more would not change it visibly."""
@@ -71,8 +71,11 @@ class Performance(Audit):
         values = {split: measured(model, judged, ids) for split, ids in splits.items()}
         unseen = answers(model, judged, sample(problem.test, MOST_UNSEEN, "unseen"))
         controls = {split: baselines(model, judged, ids, unseen) for split, ids in splits.items() if split != "retain"}
+        # Read from the outputs that are kept already, for the page's table of who is taken for what.
+        shown = ("forget", "test") if problem.data.has_classes else ()
+        given = {split: classes_given(model, problem, splits[split]) for split in shown if split in splits}
         scores = [
-            _scores(metric, split, values[split][metric.name], splits[split], problem, controls.get(split, {}))
+            _scores(metric, split, values[split][metric.name], splits[split], problem, controls.get(split, {}), given)
             for metric in judged.objective.metrics
             for split in splits
             if _is_measured(metric, split, "holdout" in splits)
@@ -88,7 +91,13 @@ def _is_measured(metric: Metric, split: str, has_holdout: bool) -> bool:
 
 
 def _scores(
-    metric: Metric, split: str, values: np.ndarray, ids: Tensor, problem: Problem, controls: Mapping[str, np.ndarray]
+    metric: Metric,
+    split: str,
+    values: np.ndarray,
+    ids: Tensor,
+    problem: Problem,
+    controls: Mapping[str, np.ndarray],
+    given: Mapping[str, np.ndarray],
 ) -> Scores:
     role: Role = "description"
     if split in ("forget", "paraphrase") and metric.knowledge:
@@ -96,14 +105,14 @@ def _scores(
     if metric.utility and split in metric.utility_on:
         role = "utility"
     better: Better = metric.better if split in ("retain", "test") else "reference"
-    baseline = controls.get(metric.name)
+    baseline, answer = controls.get(metric.name), None if metric in FACTS else given.get(split)
     if metric in FACTS:
         rows = ~np.isnan(values)
         values, ids, baseline = values[rows], ids[rows], None if baseline is None else baseline[rows]
     return Scores(
         metric.name, split, values, ids.numpy(), role, metric.unit, better, group=_groups(problem, ids),
         sign=metric.sign, required=split == "forget" and role == "knowledge" and metric.required, bound=metric.bound,
-        baseline=baseline,
+        baseline=baseline, answer=answer, target=None if answer is None else problem.data.targets[ids].numpy(),
     )  # fmt: skip
 
 

@@ -82,6 +82,10 @@ class FunctionPart(Part):
         """Of a diagnostic: it has no sentence."""
         return ""
 
+    def proposal(self, estimates: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Of a diagnostic: it recommends no method."""
+        return []
+
     target: str
     keywords: dict[str, Any] = dataclasses.field(default_factory=dict)
     returns: Any = dataclasses.field(default=object, compare=False)
@@ -208,12 +212,13 @@ def summary(kind: str, name: str) -> str:
 
 
 def facts(kind: str, name: str) -> dict[str, Any]:
-    """Facts about a part, read from its file without importing it: summary, paper, year, needs, cost and effort.
+    """Facts about a part, read from its file without importing it: summary, paper, year, needs, cost, effort, stronger.
 
     Returns:
-        Texts, empty if the file does not give them; the year is a number, or none. `effort` is the cost in short form.
+        Texts, empty if the file does not give them; the year is a number, or none. `effort` is the cost in short form,
+        `stronger` a setting and a factor.
     """
-    declared = dict.fromkeys(("paper", "needs", "effort"), "")
+    declared = dict.fromkeys(("paper", "needs", "effort", "stronger"), "")
     table: dict[str, Any] = {"name": name, "summary": summary(kind, name), "year": None, "cost": "", **declared}
     if name not in _files(kind):
         return table

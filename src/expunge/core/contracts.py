@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -227,6 +227,10 @@ class Diagnostic(Part):
             estimates: The estimates of one call, or their means over seeds.
         """
         return ""
+
+    def proposal(self, estimates: Mapping[str, Estimate]) -> list[dict[str, Any]]:
+        """Methods that the estimates recommend, as `[[method]]` tables of a spec; none by default."""
+        return []
 
     @abstractmethod
     def __call__(self, case: Case, seed: int) -> dict[str, Estimate]:

@@ -36,6 +36,9 @@ class Method(Part):
     effort: ClassVar[str] = ""
     """Cost in short, for tables, in the letters that `expunge list methods` explains. The head of the method's file
     gives it in full."""
+    stronger: ClassVar[tuple[str, float]] = ("learning_rate", 2.0)
+    """The setting to change if the method forgets too little, and the factor of the next try. The report proposes it,
+    and the inverse if the method damages the model. Where this setting does not exist, it proposes `epochs`."""
     priced: ClassVar[bool] = True
     """Whether the gradients counted in its call are the cost of unlearning; false if the model was unlearned
     elsewhere."""

@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -133,6 +133,16 @@ class Recommendation(LogitDiagnostic):
     def summary(self, estimates: Mapping[str, Estimate]) -> str:
         """The family with its reason, then the plan; leaves out the predicted damage, which misled in trials."""
         return f"{_warning(estimates)}{self._family(estimates)} {self._plan(estimates)}"
+
+    def proposal(self, estimates: Mapping[str, Estimate]) -> list[dict[str, Any]]:
+        """The family's method; and descent and ascent with the plan, where it forgets soon enough."""
+        cheap = BY_HEART in estimates and estimates[BY_HEART].high < LITTLE
+        tables: list[dict[str, Any]] = [{"name": "finetune" if cheap else "noisy_distillation"}]
+        step, ascent_weight, steps, passes = (estimates[name].value for name in (STEP, MIX, STEPS, PASSES))
+        if steps <= SHARE * self.steps:
+            plan = {"optimizer": "sgd", "learning_rate": float(f"{step:.2g}"), "alpha": round(1 - ascent_weight, 6)}
+            tables.append({"name": "neggrad_plus", **plan, "epochs": max(round(passes), 1)})
+        return tables
 
     def _family(self, estimates: Mapping[str, Estimate]) -> str:
         if BY_HEART not in estimates:

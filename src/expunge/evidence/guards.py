@@ -44,6 +44,8 @@ class AttackGuard:
     """Its value after the attack minus before it; none if it was not measured."""
     limit: float = 0.0
     """The fall that makes an attack void, negative."""
+    unit: str = "share"
+    """Unit of the utility."""
 
     @property
     def clears(self) -> bool:
@@ -93,7 +95,7 @@ def _guard(attack: str, quantity: Quantity, trains: bool, references: bool) -> A
     state: State = "valid" if harm.p_below(limit) > LEVEL else "void"
     if state == "valid" and not harm.low > limit:
         state = "unclear"
-    return AttackGuard(attack, state, trains, f"{quantity.metric} on {quantity.split}", harm, limit)
+    return AttackGuard(attack, state, trains, f"{quantity.metric} on {quantity.split}", harm, limit, quantity.unit)
 
 
 def without_skill(attack: str | None, quantities: Sequence[Quantity], design: Design) -> Contrast | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from expunge.evidence.comparison import Row
 from expunge.evidence.contrast import MOST_SEEDS, Contrast
@@ -15,6 +17,8 @@ from expunge.evidence.utility import UtilityRow
 Need = tuple[Contrast, float, float]
 """A contrast, the half-width that it must fall below, and the one-sided level of that half-width."""
 
+ROUNDED = 1e-12
+"""Smaller values are rounding errors and are shown as 0."""
 MOST_EXAMPLES = 100_000
 """A forecast of more examples than this only shows that the value lies at the bound."""
 NO_RETRAINING = (
@@ -32,7 +36,7 @@ NOT_A_GUARANTEE = "This is an empirical pass of these audits and attacks, not a 
 
 def number(x: float) -> str:
     """The number with three digits, enough for an interval over a few seeds; rounding errors around 0 are 0."""
-    return f"{0.0 if abs(x) < 1e-12 else x:.3g}"
+    return f"{0.0 if abs(x) < ROUNDED else x:.3g}"
 
 
 def changed_nothing(seeds: Sequence[int], of: int) -> str:
@@ -42,9 +46,29 @@ def changed_nothing(seeds: Sequence[int], of: int) -> str:
     return CHANGED_NOTHING[0].upper() + CHANGED_NOTHING[1:]
 
 
-def interval(contrast: Contrast) -> str:
-    """Value and 90 % interval."""
-    return f"{number(contrast.mean)} [{number(contrast.low)}, {number(contrast.high)}]"
+def points(x: float, unit: str) -> str:
+    """A share in points, which are hundredths; any other unit with three digits."""
+    if unit != "share" or not math.isfinite(x):
+        return number(x)
+    return f"{0.0 if abs(x) < ROUNDED else 100 * x:.1f}"
+
+
+def interval(contrast: Contrast, unit: str, reach: float = 1.0) -> str:
+    """Value and 90 % interval, shares in points.
+
+    Args:
+        contrast: The value.
+        unit: Unit of the value.
+        reach: The largest share that is possible; an interval is cut there.
+    """
+    word = " points" if unit == "share" else f" {unit}" if unit else ""
+    low, high = (points(end, unit) for end in possible(contrast.low, contrast.high, unit, reach))
+    return f"{points(contrast.mean, unit)}{word} [{low}, {high}]"
+
+
+def possible(low: float, high: float, unit: str, reach: float = 1.0) -> tuple[float, float]:
+    """An interval of a difference without what is impossible: a share cannot change by more than `reach`."""
+    return (max(low, -reach), min(high, reach)) if unit == "share" else (low, high)
 
 
 def name_of(quantity: Quantity) -> str:
@@ -63,36 +87,49 @@ def _when(attack: str | None) -> str:
 
 def dormant(row: Row) -> str:
     """Why a row is dormant."""
-    gain = "" if row.gain is None else f" and gain {interval(row.gain)}"
-    return f"{label(row)}: residual {interval(row.residual)}{gain} both exceed the margin {number(row.margin)}."
+    unit = row.quantity.unit
+    gain = "" if row.gain is None else f" and gain {interval(row.gain, unit, 2.0)}"
+    return f"{label(row)}: residual {interval(row.residual, unit)}{gain} both exceed the margin {_margin(row)}."
 
 
 def incomplete(row: Row) -> str:
     """Why a row is incomplete."""
-    return f"{label(row)}: residual {interval(row.residual)} exceeds the margin {number(row.margin)}."
+    return f"{label(row)}: {_residual(row)} exceeds the margin {_margin(row)}."
 
 
 def over_forgotten(row: Row) -> str:
     """Why a row is over-forgotten."""
-    return f"{label(row)}: residual {interval(row.residual)} lies below minus the margin {number(-row.margin)}."
+    return f"{label(row)}: {_residual(row)} lies below minus the margin, {points(-row.margin, row.quantity.unit)}."
+
+
+def _residual(row: Row) -> str:
+    return f"residual {interval(row.residual, row.quantity.unit)}"
+
+
+def _margin(row: Row) -> str:
+    return points(row.margin, row.quantity.unit)
 
 
 def damaged(row: UtilityRow, against: str) -> str:
     """Why a model is damaged."""
-    return f"{_difference(row, against)}, wholly below {number(-row.quantity.bound)}."
+    return f"{_difference(row, against)}, wholly below {_bound(row)}."
+
+
+def _bound(row: UtilityRow) -> str:
+    return points(-row.quantity.bound, row.quantity.unit)
 
 
 def _difference(row: UtilityRow, against: str) -> str:
     of = "" if row.label is None else f", label {row.label}"
-    return f"{label(row)}{of}: unlearned minus {against} is {interval(row.difference)}"
+    return f"{label(row)}{of}: unlearned minus {against} is {interval(row.difference, row.quantity.unit)}"
 
 
 def void(guard: AttackGuard) -> str:
     """Why an attack accuses nobody and clears nobody."""
-    harm = "" if guard.harm is None else interval(guard.harm)
+    harm = "" if guard.harm is None else interval(guard.harm, guard.unit)
     return (
         f"{guard.attack} destroyed models that never knew the forget set: their {guard.metric} changed by "
-        f"{harm}, wholly below {number(guard.limit)}. What it shows counts neither for nor against the "
+        f"{harm}, wholly below {points(guard.limit, guard.unit)}. What it shows counts neither for nor against the "
         "model. Weaken the attack, for example its learning_rate."
     )
 
@@ -103,7 +140,8 @@ def unclear(guard: AttackGuard) -> str:
         return f"No utility was measured after {guard.attack}, so the attack may have destroyed every model."
     return (
         f"{guard.attack} may have destroyed models that never knew the forget set: their {guard.metric} changed by "
-        f"{interval(guard.harm)}, which does not exclude {number(guard.limit)}. Weaken the attack, or use more seeds."
+        f"{interval(guard.harm, guard.unit)}, which does not exclude {points(guard.limit, guard.unit)}. Weaken the "
+        "attack, or use more seeds."
     )
 
 
@@ -116,16 +154,16 @@ def no_skill(attack: str | None, skill: Contrast) -> str:
     """Why knowledge is not judged."""
     return (
         f"{_when(attack).capitalize()} the model answers almost alike whatever the input: its skill minus a tenth of "
-        f"that of retrained models is {interval(skill)}. Its answers on the forget set are no sign of knowledge."
+        f"that of retrained models is {interval(skill, 'share')}. Its answers on the forget set are no sign of "
+        "knowledge."
     )
 
 
 def erased(rows: Sequence[Row]) -> list[str]:
     """Why a model is erased."""
-    return [
-        f"{label(row)}: residual {interval(row.residual)} is equivalent to retraining within {number(row.margin)}."
-        for row in rows
-    ] + [NOT_A_GUARANTEE]
+    return [f"{label(row)}: {_residual(row)} is equivalent to retraining within {_margin(row)}." for row in rows] + [
+        NOT_A_GUARANTEE
+    ]
 
 
 def undecided_utility(row: UtilityRow, against: str, units: str, family: int) -> str:
@@ -136,8 +174,8 @@ def undecided_utility(row: UtilityRow, against: str, units: str, family: int) ->
     need = (row.spare, abs(row.spare.mean), LEVEL if row.spare.mean > 0 else LEVEL / (family * row.tests))
     decides = _ending(_decides([need], None, units))
     if row.label is None:
-        return f"{_difference(row, against)}, not wholly above {number(-row.quantity.bound)}; {decides}"
-    kept = f"unlearned minus half of {against} is {interval(row.spare)}, not wholly above 0"
+        return f"{_difference(row, against)}, not wholly above {_bound(row)}; {decides}"
+    kept = f"unlearned minus half of {against} is {interval(row.spare, row.quantity.unit)}, not wholly above 0"
     return f"{_difference(row, against)}; {kept}; {decides}"
 
 
@@ -161,8 +199,7 @@ def undecided(row: Row, units: str, family: int) -> str:
     if row.range.mean <= 0:
         return f"{label(row)}: there was nothing to forget; {smallest_gap(row)}."
     decides = _decides(needs(row, family), row, units)
-    residual = f"residual {interval(row.residual)}{_alone(row, family)}"
-    return f"{label(row)}: {residual}; {smallest_gap(row)}; {_ending(decides)}"
+    return f"{label(row)}: {_residual(row)}{_alone(row, family)}; {smallest_gap(row)}; {_ending(decides)}"
 
 
 def _alone(row: Row, family: int) -> str:
@@ -178,10 +215,11 @@ def smallest_gap(row: Row) -> str:
     """The smallest gap that the row could have excluded if there had been none."""
     if not math.isfinite(row.residual.half_width):
         return "this run could have excluded no gap"
-    clause = f"the smallest gap this run could have excluded is {number(row.residual.half_width)}"
+    unit = row.quantity.unit
+    clause = f"the smallest gap this run could have excluded is {points(row.residual.half_width, unit)}"
     if not row.seen:
-        return f"{clause}, and the range {interval(row.range)} is not above 0"
-    return f"{clause}, the margin is {number(row.margin)}"
+        return f"{clause}, and the range {interval(row.range, unit)} is not above 0"
+    return f"{clause}, the margin is {_margin(row)}"
 
 
 def passing(rows: Sequence[Row]) -> list[str]:
@@ -237,3 +275,42 @@ def _rounded_up(x: float) -> int:
         return math.ceil(x)
     unit = int(10 ** (math.floor(math.log10(x)) - 1))
     return math.ceil(x / unit) * unit
+
+
+@dataclass(frozen=True)
+class Deciders:
+    """What would decide an `inconclusive` verdict, read from its reasons."""
+
+    seeds: int | None
+    """Seeds, or references of one model, that would decide all that seeds can decide; none if there is no such row."""
+    forget: int | None
+    """Scored forget examples that would decide, where their number is the limit; none if that is not known."""
+    limits: frozenset[str]
+    """What else holds a verdict back: `forget` or `test` for too few examples, `attack`, `reference`, or `nothing` if
+    no number of seeds is in sight."""
+
+
+_SEEDS = re.compile(r"about (\d+) (?:seeds|references) would decide")
+_FORGET = re.compile(r"about (\d+) examples would")
+_AT_LEAST = re.compile(r"at least (\d+) (?:seeds|references)")
+_LIMITS = {
+    "the number of forget examples": "forget",
+    "the number of test examples": "test",
+    "No attack was run": "attack",
+    "No attack that trains": "attack",
+    "so the attack may have destroyed": "attack",
+    "may have destroyed models": "attack",
+    "Held-out examples replace": "reference",
+    "not their number, is the limit": "nothing",
+    "would be needed to decide": "nothing",
+}
+"""Words of a reason -> what limits the run."""
+
+
+def deciding(sentences: Sequence[str]) -> Deciders:
+    """What would decide the verdict under which these sentences stand."""
+    text = [sentence for sentence in sentences if not sentence.startswith("What passes")]
+    seeds = [int(count) for pattern in (_SEEDS, _AT_LEAST) for s in text for count in pattern.findall(s)]
+    forget = [int(count) for sentence in text for count in _FORGET.findall(sentence)]
+    limits = {limit for words, limit in _LIMITS.items() if any(words in sentence for sentence in text)}
+    return Deciders(max(seeds, default=None), max(forget, default=None), frozenset(limits))

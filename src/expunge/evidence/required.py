@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from expunge.evidence.comparison import Row
 from expunge.evidence.quantity import Quantity
-from expunge.evidence.reasons import interval, name_of
+from expunge.evidence.reasons import interval, name_of, points
 
 NO_RANGE = 0.05
 """A range of a share below this is too small to judge."""
@@ -57,7 +57,8 @@ def _without_range(row: Row) -> bool:
 
 
 def _note(row: Row, replacement: Row) -> str:
+    unit = row.quantity.unit
     return (
-        f"{name_of(row.quantity)} has no range: original minus retrained is {interval(row.range)}, below {NO_RANGE:g}. "
-        f"{name_of(replacement.quantity)} decides in its place."
+        f"{name_of(row.quantity)} has no range: original minus retrained is {interval(row.range, unit)}, below "
+        f"{points(NO_RANGE, unit)}. {name_of(replacement.quantity)} decides in its place."
     )

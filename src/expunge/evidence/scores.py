@@ -28,7 +28,13 @@ FEWEST_OF_LABEL = 10
 """A label with fewer examples has no mean that could be judged."""
 FORMAT, READABLE = 3, (1, 2, 3)
 _FACTS = ("metric", "split", "role", "unit", "better", "sign", "reduce", "required", "bound")
-_OPTIONAL: dict[str, type] = {"group": np.int64, "baseline": np.float64, "label": np.int64}
+_OPTIONAL: dict[str, type] = {
+    "group": np.int64,
+    "baseline": np.float64,
+    "label": np.int64,
+    "target": np.int64,
+    "answer": np.int64,
+}
 _REQUIRED_IN_FORMAT_1 = ("accuracy", "recitation")
 """Knowledge metrics that `erased` depends on in format 1, whose scores have no `required`."""
 
@@ -65,6 +71,10 @@ class Scores:
     subtract it."""
     label: Ints | None = None
     """Label that each value belongs to, `[n]`; only for `worst`."""
+    target: Ints | None = None
+    """The class that each example should get, `[n]`; with `answer`, and for pages only."""
+    answer: Ints | None = None
+    """The class that the model gave, `[n]`."""
 
     def __post_init__(self) -> None:
         for name, kind in (("role", Role), ("better", Better), ("reduce", Reduce)):
@@ -189,6 +199,8 @@ def loads(data: bytes) -> list[Scores]:
                 group=arrays.get(f"{index:06d}/group"),
                 baseline=arrays.get(f"{index:06d}/baseline"),
                 label=arrays.get(f"{index:06d}/label"),
+                target=arrays.get(f"{index:06d}/target"),
+                answer=arrays.get(f"{index:06d}/answer"),
             )
             for index, facts in enumerate(header["scores"])
         ]

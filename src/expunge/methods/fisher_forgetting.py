@@ -43,6 +43,7 @@ class FisherForgetting(Method):
     cite: ClassVar[str] = "golatkar2020eternal"
     paper: ClassVar[str] = "Fisher forgetting, 2020"
     effort: ClassVar[str] = "R"
+    stronger: ClassVar[tuple[str, float]] = ("alpha", 3.0)
 
     alpha: Positive = 1e-6
     """Scale of the variance: the variance of a weight with F = 1, in squared units of the weights."""

@@ -37,6 +37,7 @@ class L1Sparse(Descent):
     cite: ClassVar[str] = "jia2023sparse"
     paper: ClassVar[str] = "l1-sparse, 2023"
     effort: ClassVar[str] = "R E"
+    stronger: ClassVar[tuple[str, float]] = ("gamma", 2.0)
 
     learning_rate: Positive = 0.01
     """Step size, constant."""

@@ -37,6 +37,7 @@ class LFSSD(Method):
     cite: ClassVar[str] = "foster2024lfssd"
     paper: ClassVar[str] = "LFSSD, 2024"
     effort: ClassVar[str] = "R + F"
+    stronger: ClassVar[tuple[str, float]] = ("alpha", 0.5)
 
     alpha: Positive = 3.2
     """A weight is dampened if its importance to the forget set is more than this many times its importance to all data.

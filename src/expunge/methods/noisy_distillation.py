@@ -50,6 +50,7 @@ class NoisyDistillation(PairedDescent):
     cite: ClassVar[str] = "lee2025undo"
     paper: ClassVar[str] = "ours, after UNDO, 2025"
     effort: ClassVar[str] = "(R + B) E"
+    stronger: ClassVar[tuple[str, float]] = ("sigma", 1.5)
 
     sigma: Positive = 0.08
     """Standard deviation of the noise, in units of the weights."""

@@ -38,6 +38,7 @@ class SSD(Method):
     cite: ClassVar[str] = "foster2024ssd"
     paper: ClassVar[str] = "SSD, 2024"
     effort: ClassVar[str] = "R + F"
+    stronger: ClassVar[tuple[str, float]] = ("alpha", 0.5)
 
     alpha: Positive = 10.0
     """A weight is dampened if its importance to the forget set is more than this many times its importance to all data.

@@ -35,6 +35,7 @@ class TaskNegation(ForgetDescent):
     cite: ClassVar[str] = "ilharco2023task"
     paper: ClassVar[str] = "task arithmetic, 2023"
     effort: ClassVar[str] = "F E"
+    stronger: ClassVar[tuple[str, float]] = ("strength", 1.5)
 
     strength: NonNegative = 4.0
     """The paper's lambda: how many times the task vector is subtracted."""

@@ -26,6 +26,7 @@ class WeightDistortion(PerturbedDescent):
     cite: ClassVar[str] = "siddiqui2025dormant"
     paper: ClassVar[str] = "weight distortion, 2025"
     effort: ClassVar[str] = "R E"
+    stronger: ClassVar[tuple[str, float]] = ("sigma", 1.5)
 
     sigma: Positive = 0.1
     """Standard deviation of the noise, in units of the weights; the paper's 0.02 is for a ResNet-18."""

@@ -26,6 +26,7 @@ class WeightDropout(PerturbedDescent):
     cite: ClassVar[str] = "siddiqui2025dormant"
     paper: ClassVar[str] = "weight dropout, 2025"
     effort: ClassVar[str] = "R E"
+    stronger: ClassVar[tuple[str, float]] = ("p", 1.25)
 
     p: Share = 0.4
     """Probability of zero, for each weight; the paper's 0.2 is for a ResNet-18."""

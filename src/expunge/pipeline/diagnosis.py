@@ -24,7 +24,8 @@ def diagnosis(
         labels: Labels of the diagnostics to read; all by default.
 
     Returns:
-        Per diagnostic a table with its label as `diagnostic`, `name`, `sentence` and `rows`. Each row has `what`,
+        Per diagnostic a table with its label as `diagnostic`, `name`, `sentence`, `proposal` (tables of methods) and
+        `rows`. Each row has `what`,
         `seed` (null over seeds), `value`, `low`, `high`, `n`, `unit`, `better` and `predicts` (see
         `Diagnostic.predicts`, or null).
     """
@@ -46,6 +47,7 @@ def _of_diagnostic(plan: Plan, store: Store | MemoryStore, label: str) -> dict[s
         "diagnostic": label,
         "name": plan.name_of("diagnostic", label),
         "sentence": diagnostic.summary(over),
+        "proposal": diagnostic.proposal(over),
         "rows": rows,
     }
 

@@ -25,9 +25,10 @@ from expunge.core.generation import generated, prompts_and_answers
 from expunge.core.generators import generator_of
 from expunge.core.modules import evaluating
 from expunge.core.problem import Problem
+from expunge.pipeline.cloud import Cloud
 from expunge.train.loop import in_order
 
-FORMAT = 2
+FORMAT = 3
 PICTURES, TEXTS = 24, 12
 SIDE = 48
 """Longest side of a picture in pixels; larger pictures are averaged down."""
@@ -50,7 +51,7 @@ def gallery(problem: Problem, models: Iterable[tuple[Name, nn.Module]], seed: in
 
     Returns:
         Plain data: kind (`images`, `texts`, or `vectors`, of which nothing is shown), models, and examples with each
-        model's answer.
+        model's answer. Of a classifier also the classes' names and a map of its answers, see `pipeline.cloud`.
     """
     data = problem.data
     kind = (
@@ -61,9 +62,10 @@ def gallery(problem: Problem, models: Iterable[tuple[Name, nn.Module]], seed: in
         else "vectors"
     )
     ids = chosen(problem, {"texts": TEXTS, "images": PICTURES}.get(kind, 0))
-    names, answers = [], []
+    names, answers, clouds = [], [], Cloud.of(problem)
     for (model, attack), module in models if len(ids) else ():
         names.append({"model": model, "attack": attack})
+        clouds.add(module, problem)
         with evaluating(module):
             answer = _texts if kind == "texts" else _labels
             replies = [reply for batch in in_order(data, ids) for reply in answer(module, problem, batch)]
@@ -78,6 +80,7 @@ def gallery(problem: Problem, models: Iterable[tuple[Name, nn.Module]], seed: in
         "different": len(data.group_of(problem.forget).unique()),
         "models": names,
         "examples": examples,
+        **({"labels": list(data.labels), "map": clouds.as_json()} if clouds.places else {}),
     }
 
 

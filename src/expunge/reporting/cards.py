@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
+from expunge.evidence.reasons import points, possible
 from expunge.evidence.table import ORIGINAL, REFERENCE
 from expunge.reporting._toml import spelled_value
+from expunge.reporting.next_steps import step_of
 from expunge.reporting.record import Json, Run
-from expunge.reporting.text import knowledge_key, shown
+from expunge.reporting.tables import end_of, unit_sign
+from expunge.reporting.text import knowledge_key, shown, utility_key
 
 MEANINGS = {
     "dormant": "Asleep, not gone: an attack brings back clearly more than it does in a retrained model.",
@@ -56,10 +58,12 @@ def _card(run: Run, verdict: Json) -> Json:
     }
     first = run.audit(model, *key, None)
     margin = float(first["margin"]) if first else 0.0
-    audits = [_audit(audit) for audit in verdict["audits"]]
+    audits = [_audit(run, audit) for audit in verdict["audits"]]
     return {
         **verdict,
         "what": _settings(run, model),
+        "next": step_of(run, verdict),
+        "course": course(run, model),
         "strip": strip,
         "band": _band(strip["reference"], margin / (high - low)),
         "worst": worst[1],
@@ -92,14 +96,42 @@ def _settings(run: Run, model: str) -> str:
     return CONTROL if entry.get("name") == "retrain" else ", ".join(words)
 
 
-def _audit(audit: Json) -> Json:
-    """One line of a verdict's table, in the units of the reasons: shares, not per cent."""
+def course(run: Run, model: str) -> Json:
+    """What the model knows and what it is good for, before and after each attack, with retrained models beside it."""
+    stages: list[str | None] = [None, *run.table.attacks]
+    lines = []
+    for name, key in (("knows", knowledge_key(run.table)), ("utility", utility_key(run.table))):
+        cells = [
+            {
+                "value": _cell_text(run, model, attack, key),
+                "retrained": _cell_text(run, REFERENCE, attack, key) if run.retrained else "",
+                "end": end_of(run, model, attack, key),
+                "void": attack is not None and not _proves(run, model, key, attack),
+            }
+            for attack in stages
+        ]
+        if any(cell["value"] for cell in cells):
+            unit = run.rows[model, None, key]["unit"] if (model, None, key) in run.rows else ""
+            lines.append({"what": name, "of": " on ".join(key), "unit": unit_sign(unit), "cells": cells})
+    return {"columns": ["before", *(f"after {attack}" for attack in run.table.attacks)], "lines": lines}
+
+
+def _cell_text(run: Run, model: str, attack: str | None, key: tuple[str, str]) -> str:
+    row = run.rows.get((model, attack, key))
+    return "" if row is None else shown(row["value"], row["unit"])
+
+
+def _audit(run: Run, audit: Json) -> Json:
+    """One line of a verdict's table; shares are in points."""
+    known = [row["unit"] for (_, _, key), row in run.rows.items() if key == (audit["metric"], audit["split"])]
+    unit = known[0] if known else ""
 
     def ranged(name: str) -> Json:
         value, low, high = (audit[key] for key in (name, *_ends(name)))
         if value is None:
             return {"value": "", "interval": ""}
-        return {"value": _number(value), "interval": f"{_number(low)} to {_number(high)}"}
+        low, high = possible(float(low), float(high), unit, 2.0 if name == "gain" else 1.0)
+        return {"value": points(float(value), unit), "interval": f"{points(low, unit)} to {points(high, unit)}"}
 
     return {
         "name": f"{audit['metric']} on {audit['split']}" + _of_label(audit["label"]),
@@ -109,7 +141,8 @@ def _audit(audit: Json) -> Json:
         "residual": ranged("residual"),
         "gain": ranged("gain"),
         "range": ranged("range"),
-        "margin": _number(audit["margin"]),
+        "margin": points(float(audit["margin"]), unit),
+        "unit": "points" if unit == "share" else unit,
         "power": audit["power"],
         "equivalent": audit["equivalent"],
     }
@@ -121,7 +154,3 @@ def _of_label(label: int | None) -> str:
 
 def _ends(name: str) -> tuple[str, str]:
     return ("low", "high") if name == "residual" else (f"{name}_low", f"{name}_high")
-
-
-def _number(value: Any) -> str:
-    return shown(float(value), "")  # JSON holds NaN and infinities as strings

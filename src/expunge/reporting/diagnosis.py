@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from expunge.evidence.table import ORIGINAL, REFERENCE
+from expunge.reporting._toml import toml
 from expunge.reporting.record import NAMES, Json, Run
 from expunge.reporting.tables import cell, unit_sign
 from expunge.reporting.text import knowledge_key
@@ -20,7 +21,9 @@ def _of_diagnostic(run: Run, entry: Json) -> Json:
     means = [row for row in entry["rows"] if row["seed"] is None]
     seeds = {row["seed"] for row in entry["rows"]} - {None}
     lines = [{"what": row["what"], "unit": unit_sign(row["unit"])} | _compared(run, row) for row in means]
-    return {"diagnostic": entry["diagnostic"], "sentence": entry["sentence"], "seeds": len(seeds), "lines": lines}
+    facts = {"diagnostic": entry["diagnostic"], "sentence": entry["sentence"], "seeds": len(seeds), "lines": lines}
+    # Older records have no proposal.
+    return facts | {"proposal": toml({"method": entry["proposal"]}) if entry.get("proposal") else ""}
 
 
 def _compared(run: Run, row: Json) -> Json:

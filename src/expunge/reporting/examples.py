@@ -24,7 +24,8 @@ def examples(run: Run) -> Json | None:
         return None
     gallery = read_json(run.folder, file.path, file.sha256)
     models = list(dict.fromkeys(entry["model"] for entry in gallery["models"]))
-    shown = [_example(gallery, example, models) for example in gallery["examples"]]
+    # Stable, so that examples that came back in equally many models keep their order.
+    shown = sorted((_example(gallery, e, models) for e in gallery["examples"]), key=lambda e: -len(e["came_back"]))
     count = OPEN.get(gallery["kind"], 0)
     return {
         "kind": gallery["kind"],
@@ -55,7 +56,15 @@ def _example(gallery: Json, example: Json, models: list[str]) -> Json:
     facts |= {key: _line(example[key]) for key in ("prompt", "secret") if key in example}
     picture = example.get("picture", "")
     facts["original"] = answers.get((ORIGINAL, None))
+    facts["came_back"] = [_named(model) for model in models if _came_back(answers, model, attacks)]
     return facts | {"answers": rows, "picture": picture if picture.startswith(PICTURE) else ""}
+
+
+def _came_back(answers: dict[tuple[str, str | None], Json], model: str, attacks: list[str]) -> bool:
+    """Whether the unlearned model did not know the example, and knew it again after an attack."""
+    before = answers.get((model, None))
+    unlearned = model not in (ORIGINAL, REFERENCE) and before is not None and not before["knows"]
+    return unlearned and any(answers[model, a]["knows"] for a in attacks if (model, a) in answers)
 
 
 def _named(model: str) -> str:

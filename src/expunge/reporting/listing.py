@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from expunge.reporting._toml import toml
+
+WIDTH = 100
 
 METHODS = {"name": "name", "year": "year", "paper": "paper", "needs": "needs", "effort": "cost"}
 """Fact -> heading of the table of methods."""
@@ -53,21 +59,47 @@ def paper_of(part: Mapping[str, Any]) -> str:
     return ", ".join(str(part[key]) for key in ("paper", "year") if part[key])
 
 
+def diagnosed(
+    label: str, rows: Mapping[str, Mapping[str, Any]], sentence: str, proposal: Sequence[Mapping[str, Any]]
+) -> str:
+    """One diagnostic in words: what it recommends, with the tables to paste into a spec, then its estimates.
+
+    Args:
+        label: Its label.
+        rows: Its estimates by name, see `estimates`.
+        sentence: What they mean, may be empty.
+        proposal: Tables of methods for a spec; mostly none.
+    """
+    lines = [label, *textwrap.wrap(sentence, WIDTH, initial_indent="  ", subsequent_indent="  ")]
+    if proposal:
+        lines += ["", "  To try it, paste this into the spec:", "", toml({"method": [dict(t) for t in proposal]})]
+    return "\n".join([*lines, estimates(rows)])
+
+
 def estimates(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """Estimates by name, one a line with its 90 % interval; NaN and infinities are given as strings."""
+    """Estimates by name, one a line with its 90 % interval; NaN and infinities may be given as strings."""
     width = max(map(len, rows))
+    return "\n".join(f"  {name:{width}}  {_estimate(e)}" for name, e in rows.items())
 
-    def shown(value: Any) -> str:
-        if not isinstance(value, float):
-            return str(value)
+
+def _estimate(row: Mapping[str, Any]) -> str:
+    """A value with its interval in words: shares in %, no impossible bound, no infinite value."""
+    value, low, high = (float(row[name]) for name in ("value", "low", "high"))
+    share, count = row["unit"] == "share", f"n = {row['n']}"
+    if not math.isfinite(value):
+        return f"beyond what this sample can tell, {count}"
+    if share and 0 <= value <= 1:
+        low, high = max(low, 0.0), min(high, 1.0)
+    unit = "%" if share else row["unit"]
+
+    def number(x: float) -> str:
         # Rates per step are small and must not be printed as 0.
-        return f"{value:.3f}" if value == 0 or not abs(value) < 1e-3 else f"{value:.2g}"
+        return f"{100 * x:.1f}" if share else f"{x:.3g}"
 
-    def between(low: str, high: str) -> str:
-        # A choice, or a single value, has no interval.
-        return "" if low == high == "nan" else f" [{low}, {high}]"
-
-    return "\n".join(
-        f"  {name:{width}}  {shown(e['value'])}{between(shown(e['low']), shown(e['high']))} {e['unit']}, n = {e['n']}"
-        for name, e in rows.items()
-    )
+    if low < 0 < value and not share:
+        spread = f" (uncertain: up to {number(high)}, and 0 is not excluded)"
+    elif math.isnan(low):  # a choice, or a single value, has no interval
+        spread = ""
+    else:
+        spread = f" ({number(low)} or more)" if math.isinf(high) else f" ({number(low)} to {number(high)})"
+    return f"{number(value)} {unit}{spread}, {count}"

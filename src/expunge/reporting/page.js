@@ -22,7 +22,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
 // The filter box above a table: a row stays visible if its heading and text cells contain every word of the box.
 for (const box of document.querySelectorAll(".filter")) {
   const field = box.querySelector("input"), count = box.querySelector("output");
-  const rows = [...box.nextElementSibling.querySelectorAll("tbody tr")];
+  const rows = [...box.parentElement.querySelector(".filter ~ .scroll").querySelectorAll("tbody tr")];
   const texts = rows.map((row) => [...row.querySelectorAll("th, .left")].map((cell) => cell.textContent).join(" ").toLowerCase());
   const apply = () => {
     const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
@@ -94,6 +94,21 @@ for (const holder of document.querySelectorAll(".chart")) {
     show(keys[event.key]());
     event.preventDefault();
   });
+}
+
+// A line above a table that is wider than its column says that it scrolls.
+if ("ResizeObserver" in window) {
+  const watch = new ResizeObserver((entries) => entries.forEach(({ target }) => {
+    target.previousElementSibling.hidden = target.scrollWidth <= target.clientWidth + 1;
+  }));
+  for (const box of document.querySelectorAll(".scroll")) {
+    const hint = document.createElement("p");
+    hint.className = "hint";
+    hint.textContent = "Scroll sideways for more \u2192";
+    hint.hidden = true;
+    box.before(hint);
+    watch.observe(box);
+  }
 }
 
 // Everything is unfolded in print.

@@ -8,7 +8,6 @@ again. It needs no network and no server. The record beside it holds what the pa
 from __future__ import annotations
 
 import math
-from collections import Counter
 from pathlib import Path
 
 from expunge.base.reading import consistent
@@ -16,8 +15,11 @@ from expunge.evidence.table import ORIGINAL, REFERENCE
 from expunge.reporting import plots
 from expunge.reporting._toml import toml
 from expunge.reporting.cards import MEANINGS, cards, scale
+from expunge.reporting.classes import classes
 from expunge.reporting.diagnosis import diagnosis
 from expunge.reporting.examples import examples
+from expunge.reporting.next_steps import advice
+from expunge.reporting.pictures import histograms, maps
 from expunge.reporting.record import NAMES, Json, Run
 from expunge.reporting.render import write_page
 from expunge.reporting.tables import cell, cost_table, long_table, short_table
@@ -53,8 +55,15 @@ def _written(run: Run) -> Path:
     placed = map_of(run)
     shown_map = map_panel(placed) if isinstance(placed, Map) else None
     curves, paths, traded = curve_sections(run), path_panels(run), tradeoff(run)
+    order = in_order(run)
+    many = len(run.methods) > MANY
+    losses, answered = histograms(run, order, compact=many), maps(run, order)
     context = {
         **_subject(run),
+        "classes": classes(run, order),
+        "losses": losses,
+        "maps": answered,
+        "advice": advice(run),
         "cards": cards(run),
         "scale": [f"{100 * end:.0f}" for end in scale(run)],
         "columns": list(columns_of(run.table)),
@@ -62,7 +71,7 @@ def _written(run: Run) -> Path:
         "models": [NAMES.get(model, model) for model in run.table.models],
         "long": long_table(run),
         "curves": curves,
-        "many": len(run.methods) > MANY,
+        "many": many,
         "tradeoff": traded,
         "unpriced": all(run.cost_share(model) is None for model in run.methods),
         "map": shown_map,
@@ -76,7 +85,8 @@ def _written(run: Run) -> Path:
         "costs": cost_table(run),
         "toml": toml(run.spec),
     }
-    panels = [panel["drawing"] for panel in (*(p for s in curves for p in s["panels"]), *paths)]
+    drawn = (*(p for s in curves for p in s["panels"]), *paths, *losses, *answered)
+    panels = [entry["drawing"] for entry in drawn]
     path = run.folder / "report.html"
     write_page(path, "page.html", context, [*panels, *(d for d in (traded, shown_map) if d is not None)])
     return path
@@ -97,7 +107,6 @@ def _subject(run: Run) -> Json:
         "retrained": run.retrained,
         "again": run.again,
         "attacks": list(run.table.attacks),
-        "tally": Counter(verdict["verdict"] for verdict in run.verdicts),
         "meanings": MEANINGS,
         "known": " on ".join(knowledge_key(run.table)),
     }

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 
+from expunge.evidence.estimate import is_binary
 from expunge.evidence.table import ORIGINAL
 from expunge.reporting.record import NAMES, Json, Run, mean
-from expunge.reporting.text import columns_of, percent, shown
+from expunge.reporting.text import columns_of, knowledge_key, percent, shown
 
 
 def short_table(run: Run) -> list[Json]:
@@ -20,11 +21,26 @@ def short_table(run: Run) -> list[Json]:
     return [
         {
             "model": NAMES.get(model, model),
-            "cells": [cell(run.rows.get((model, *place))) for place in places],
+            "cells": [cell(run.rows.get((model, *place))) | {"end": end_of(run, model, *place)} for place in places],
             "verdict": headlines.get(model, ""),
         }
         for model in run.table.models
     ]
+
+
+def end_of(run: Run, model: str, attack: str | None, key: tuple[str, str]) -> str:
+    """What the model knows at the end of an attack, if that is not its peak; empty otherwise."""
+    peak, end = run.rows.get((model, attack, key)), run.rows.get((model, attack, ("known_at_end", "forget")))
+    if attack is None or key != knowledge_key(run.table) or peak is None or end is None:
+        return ""
+    # The end is measured as whether an example is known; another quantity, such as a share of tokens, has no end.
+    measured = [
+        m.scores.values for m in run.table.measured if (m.model, m.attack, m.scores.key) == (model, attack, key)
+    ]
+    if not all(is_binary(values) for values in measured):
+        return ""
+    text = shown(end["value"], end["unit"])
+    return "" if text == shown(peak["value"], peak["unit"]) else text
 
 
 def long_table(run: Run) -> list[Json]:
@@ -77,13 +93,22 @@ def cell(row: Json | None) -> Json:
     """A value with its interval; a value that is not finite is sorted like one that was not measured."""
     if row is None:
         return {"value": "", "interval": "", "sort": None}
-    low, high = row["low"], row["high"]
+    low, high = ends_of(row)
     between = "" if math.isnan(low) else f"{shown(low, row['unit'])} to {shown(high, row['unit'])}"
     return {
         "value": shown(row["value"], row["unit"]),
         "interval": between,
         "sort": None if math.isfinite(row["value"]) else "",
     }
+
+
+def ends_of(row: Json) -> tuple[float, float]:
+    """The interval of a row; that of a share ends at 0 and 1, because Student's may reach beyond."""
+    low, high = row["low"], row["high"]
+    # Explained shares of the variance may be negative, and then Student's interval is a possible one.
+    if row["unit"] != "share" or row["value"] < 0 or math.isnan(low):
+        return low, high
+    return max(low, 0.0), min(high, 1.0)
 
 
 def _key(value: float | None) -> float | str:

@@ -90,7 +90,13 @@ def knowledge_key(table: Table) -> tuple[str, str]:
 
 def utility_metric(table: Table) -> str:
     """The metric whose value on the test set is utility."""
-    return next((m.scores.metric for m in table.measured if m.scores.role == "utility"), "accuracy")
+    return utility_key(table)[0]
+
+
+def utility_key(table: Table) -> tuple[str, str]:
+    """Metric and split of the first utility that was measured over all labels."""
+    utilities = [m.scores.key for m in table.measured if m.scores.role == "utility" and m.scores.label is None]
+    return utilities[0] if utilities else ("accuracy", "test")
 
 
 def cell(row: Row | None) -> str:

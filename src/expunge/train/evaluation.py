@@ -82,6 +82,12 @@ def measured(model: nn.Module, problem: Judged, ids: Tensor) -> dict[str, np.nda
     return _by_name(model, problem, ids, problem.objective.measure)
 
 
+def classes_given(model: nn.Module, problem: Judged, ids: Tensor) -> np.ndarray:
+    """The class that a classifier gives each example, `[n]` int64."""
+    given = _over(model, problem, ids, lambda batch: problem.objective.decisions(model, batch).logits.argmax(1))
+    return given.astype(np.int64)
+
+
 def answers(model: nn.Module, problem: Judged, ids: Tensor) -> Any:
     """What the model answers to unseen examples, for `baselines`: see `Objective.answers`."""
     with evaluating(model), torch.no_grad():
