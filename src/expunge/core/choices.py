@@ -90,5 +90,6 @@ def option_texts(data: Data, questions: Sequence[Choice], before: Sequence[str] 
     ids = torch.arange(len(encoded))
     return replace(
         data, inputs=inputs, targets=targets, train=ids, test=ids, lengths=lengths, groups=None, cscore=None,
-        labels=data.labels, forget=None, holdout=None, paraphrases=None, choices=None, augmentations=(),
+        labels=data.labels, forget=None, holdout=None, paraphrases=None, questions=None, values=None, choices=None,
+        augmentations=(),
     )  # fmt: skip
