@@ -32,7 +32,7 @@ SMALLEST, WHOLE = 18.0, 320.0
 
 
 @dataclass(frozen=True)
-class Choice:
+class Candidate:
     """What a user needs to choose a method; shares of examples, with 90 % intervals."""
 
     model: str
@@ -52,7 +52,7 @@ class Choice:
         return f"{self.model}: residual {_spelled(self.residual)}{after}, utility {_spelled(self.utility)} points{cost}"
 
 
-def choices(run: Run) -> list[Choice]:
+def choices(run: Run) -> list[Candidate]:
     """The methods whose residual and utility were both measured."""
     key, measured = knowledge_key(run.table), []
     for model in run.methods:
@@ -61,7 +61,7 @@ def choices(run: Run) -> list[Choice]:
             continue
         residual, useful = _ends(worst), _ends(utility)
         if math.isfinite(residual[0]) and math.isfinite(useful[0]):
-            measured.append(Choice(model, residual, useful, run.cost_share(model), worst["attack"]))
+            measured.append(Candidate(model, residual, useful, run.cost_share(model), worst["attack"]))
     return measured
 
 
