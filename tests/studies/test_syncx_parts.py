@@ -29,7 +29,7 @@ def test_true_masks_remove_objects_without_error() -> None:
 def test_indices_of_true_masks_are_one() -> None:
     masks = SCENES.masks[SCENES.test]
     features = torch.nn.functional.one_hot(masks, 3).movedim(-1, 1).float()
-    found = nets.indices(features, SCENES.inputs[SCENES.test], SCENES, 0)
+    found = nets.indices(features, SCENES, 0)
     assert all(value == pytest.approx(1) for value in found.values())
 
 

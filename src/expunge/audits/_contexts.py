@@ -45,7 +45,7 @@ CANDIDATES = 64
 
 
 @dataclass(frozen=True)
-class Reading(Audit):
+class ContextSettings(Audit):
     """The settings of the audit that contexts depend on."""
 
     layer: str = ""
@@ -67,7 +67,7 @@ Predicted = dict[str, Tensor]
 """By split, a probability for each option, `[n, M]`; the values may be negative."""
 
 
-class Sets(NamedTuple):
+class ContextSets(NamedTuple):
     """Ids by use; they do not depend on the model."""
 
     candidates: list[Tensor]
@@ -82,7 +82,7 @@ class Sets(NamedTuple):
 class Context(ABC):
     """Embeddings of one model."""
 
-    sets: Sets
+    sets: ContextSets
     right: Mapping[str, Tensor]
     """The right option of each query, by split, and of all candidates in turn, under `SHOWN`."""
     options: int
@@ -158,7 +158,7 @@ class ChoiceContext(Context):
         return {split: concept.predict(embeddings) for split, embeddings in self.queries.items()}
 
 
-def sets_of(problem: Problem, part: Reading) -> Sets:
+def sets_of(problem: Problem, part: ContextSettings) -> ContextSets:
     """Candidates and queries of a problem.
 
     Raises:
@@ -177,7 +177,7 @@ def sets_of(problem: Problem, part: Reading) -> Sets:
     return sets
 
 
-def _class_sets(problem: Problem, part: Reading) -> Sets:
+def _class_sets(problem: Problem, part: ContextSettings) -> ContextSets:
     targets = problem.data.targets
     forgotten = targets[problem.forget].unique()
     shared = forgotten[torch.isin(forgotten, targets[problem.retain])]
@@ -196,10 +196,10 @@ def _class_sets(problem: Problem, part: Reading) -> Sets:
     ]
     queries = {"forget": problem.unexposed, "holdout": problem.holdout, "test": problem.test}
     own = {split: ids[torch.isin(targets[ids], labels)] for split, ids in queries.items()}
-    return Sets(candidates, _sampled(own, part.queries), labels)
+    return ContextSets(candidates, _sampled(own, part.queries), labels)
 
 
-def _choice_sets(problem: Problem, part: Reading) -> Sets:
+def _choice_sets(problem: Problem, part: ContextSettings) -> ContextSets:
     data = problem.data
     if data.choices is None or data.tokenizer is None:
         raise SpecError(
@@ -223,7 +223,7 @@ def _choice_sets(problem: Problem, part: Reading) -> Sets:
     own = _sampled({split: asked(ids) for split, ids in queries.items()}, part.queries)
     if "forget" not in own or "test" not in own:
         raise _no_concept("no text to forget, or no test text, has answers to choose from")
-    return Sets([candidates], own, torch.empty(0, dtype=torch.int64))
+    return ContextSets([candidates], own, torch.empty(0, dtype=torch.int64))
 
 
 def _sampled(queries: Mapping[str, Tensor], most: int) -> dict[str, Tensor]:
@@ -239,7 +239,7 @@ def _no_concept(finding: str) -> SpecError:
     )
 
 
-def context_of(model: nn.Module, problem: Problem, part: Reading) -> Context:
+def context_of(model: nn.Module, problem: Problem, part: ContextSettings) -> Context:
     """Embed the candidates and the queries of a problem by a model.
 
     Raises:
@@ -252,7 +252,9 @@ def context_of(model: nn.Module, problem: Problem, part: Reading) -> Context:
     return _labels(model, problem, part, sets, site) if len(sets.labels) else _choices(model, problem, part, sets, site)
 
 
-def _labels(model: nn.Module, problem: Problem, part: Reading, sets: Sets, site: FeatureSite) -> LabelContext:
+def _labels(
+    model: nn.Module, problem: Problem, part: ContextSettings, sets: ContextSets, site: FeatureSite
+) -> LabelContext:
     place = {int(label): index for index, label in enumerate(sets.labels)}
     asked = {**sets.queries, SHOWN: torch.cat(sets.candidates)}
     right = {
@@ -280,7 +282,9 @@ def _features(model: nn.Module, problem: Problem, ids: Tensor, site: FeatureSite
         return torch.cat([rows(read(model, batch)) for batch in in_order(problem.data, ids)])
 
 
-def _choices(model: nn.Module, problem: Problem, part: Reading, sets: Sets, site: FeatureSite) -> ChoiceContext:
+def _choices(
+    model: nn.Module, problem: Problem, part: ContextSettings, sets: ContextSets, site: FeatureSite
+) -> ChoiceContext:
     questions = {split: chosen_among(problem.data, ids) for split, ids in sets.queries.items()}
     shown = chosen_among(problem.data, sets.candidates[0])
     right = {split: torch.tensor([q.right for q in asked]) for split, asked in {**questions, SHOWN: shown}.items()}

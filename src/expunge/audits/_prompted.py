@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from expunge.audits._contexts import Sets, correct
+from expunge.audits._contexts import ContextSets, correct
 from expunge.base.errors import SpecError
 from expunge.core.choices import chosen_among, option_texts
 from expunge.core.generators import generator_of
@@ -15,7 +15,7 @@ from expunge.evidence.scores import Role, Scores
 from expunge.train.option_embeddings import option_scores
 
 
-def prompted(model: nn.Module, problem: Problem, sets: Sets, count: int) -> list[Scores]:
+def prompted(model: nn.Module, problem: Problem, sets: ContextSets, count: int) -> list[Scores]:
     """Whether each query is answered right after `count` demonstrations as a prompt, the same ones for all queries.
 
     Args:
@@ -47,7 +47,7 @@ def prompted(model: nn.Module, problem: Problem, sets: Sets, count: int) -> list
     return scores
 
 
-def _fits(model: nn.Module, problem: Problem, front: str, split: str, sets: Sets) -> bool:
+def _fits(model: nn.Module, problem: Problem, front: str, split: str, sets: ContextSets) -> bool:
     """Whether the model runs on texts as long as the longest prompt with its answer."""
     questions = chosen_among(problem.data, sets.queries[split])
     longest = max(questions, key=lambda question: len(question.prompt))

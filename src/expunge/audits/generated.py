@@ -36,7 +36,7 @@ WORD = re.compile(r"[a-z0-9]+")
 
 @dataclass(frozen=True)
 class Generated(Audit):
-    """ROUGE-L recall of generated answers: knowledge on the forget set, a description elsewhere."""
+    """ROUGE-L recall of generated answers: knowledge on the forget set and on questions about it."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"tokens"})
     cite: ClassVar[str] = "lin2004rouge"
@@ -51,6 +51,7 @@ class Generated(Audit):
         problem = case.problem
         splits: list[tuple[str, Tensor, Role, Better]] = [
             ("forget", problem.unexposed, "knowledge", "reference"),
+            ("question", problem.questions, "knowledge", "reference"),
             ("retain", sample(problem.retain, self.retain, "retain"), "description", "higher"),
             ("test", sample(problem.test, self.test, "test"), "description", "higher"),
         ]
@@ -67,6 +68,7 @@ class Generated(Audit):
                 group=None if groups is None else groups[ids.numpy()],
             )
             for split, ids, role, better in splits
+            if len(ids)
         ]
 
 

@@ -31,7 +31,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from expunge.audits._contexts import SHOWN, Context, LabelContext, Reading, answered, context_of, correct, sets_of
+from expunge.audits._contexts import (
+    SHOWN,
+    Context,
+    ContextSettings,
+    LabelContext,
+    answered,
+    context_of,
+    correct,
+    sets_of,
+)
 from expunge.audits._prompted import prompted
 from expunge.base.errors import SpecError
 from expunge.base.part import Count, Natural, Share
@@ -46,7 +55,7 @@ from expunge.numerics.concept_regression import risk
 
 
 @dataclass(frozen=True)
-class InContext(Reading):
+class InContext(ContextSettings):
     """Accuracy of a readout that is fitted on a few demonstrations."""
 
     needs: ClassVar[frozenset[str]] = frozenset({DECISIONS})

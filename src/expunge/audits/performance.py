@@ -10,7 +10,9 @@ Each value comes with a baseline: what the model would score by answers that do 
 accuracy of the label on which the model is worst: a label may be lost without a visible change of the mean.
 
 If the data have paraphrases of what is forgotten, on which no model trains, the same knowledge is judged on them, too.
-`erased` does not depend on them alone: they are one more way in which a model may show what it knows.
+`erased` does not depend on them alone: they are one more way in which a model may show what it knows. So it is with
+questions about what is forgotten, such as those of a benchmark; if they have answers to choose from, see
+`audits/_choices.py`.
 
 If the data name the fact in each answer, knowledge of the facts alone is judged, too, see `audits/_facts.py`, and
 `erased` depends on it.
@@ -29,6 +31,7 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor, nn
 
+from expunge.audits._choices import choices
 from expunge.audits._facts import FACTS, judge_of
 from expunge.base.part import Count
 from expunge.core.case import Case
@@ -40,6 +43,8 @@ from expunge.evidence.estimate import Better
 from expunge.evidence.scores import Role, Scores
 from expunge.train.evaluation import DataWithObjective, answers, baselines, by_label, classes_given, measured, sample
 
+ASKED = ("paraphrase", "question")
+"""Splits of texts about what must be forgotten, on which no model trains."""
 MOST_UNSEEN = 2000
 """Unseen examples that the baseline of an answer is measured on; more would not change it visibly."""
 
@@ -56,7 +61,9 @@ class Performance(Audit):
     def __call__(self, model: nn.Module, case: Case, seed: int) -> list[Scores]:
         """The value of each metric per example, and utility by label."""
         with once_per_batch(model):
-            return self._scores(model, case.problem)
+            scores = self._scores(model, case.problem)
+        # Texts of answers have ids of their own, by which outputs of others would be taken for theirs.
+        return [*scores, *choices(model, case.problem)]
 
     def _scores(self, model: nn.Module, problem: Problem) -> list[Scores]:
         splits = {
@@ -65,6 +72,7 @@ class Performance(Audit):
             "test": problem.test,
             "holdout": problem.holdout,
             "paraphrase": problem.paraphrases,
+            "question": problem.questions,
         }
         splits = {split: ids for split, ids in splits.items() if len(ids)}
         judged = DataWithObjective(problem.data, judge_of(problem))
@@ -87,7 +95,7 @@ class Performance(Audit):
 def _is_measured(metric: Metric, split: str, has_holdout: bool) -> bool:
     # Without retrained models, unseen examples are what the forget set is compared with.
     unseen = "holdout" if has_holdout else "test"
-    return metric.utility or not metric.knowledge or split in ("forget", "paraphrase", unseen)
+    return metric.utility or not metric.knowledge or split in ("forget", *ASKED, unseen)
 
 
 def _scores(
@@ -100,7 +108,7 @@ def _scores(
     given: Mapping[str, np.ndarray],
 ) -> Scores:
     role: Role = "description"
-    if split in ("forget", "paraphrase") and metric.knowledge:
+    if split in ("forget", *ASKED) and metric.knowledge:
         role = "knowledge"
     if metric.utility and split in metric.utility_on:
         role = "utility"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from expunge.core.data import Data
 
 
-class Choice(NamedTuple):
+class MultipleChoice(NamedTuple):
     """One question: its prompt, the answers to choose from, and the place of the right one.
 
     The order of the options must say nothing of the right one: a model without knowledge answers with the first.
@@ -26,7 +26,7 @@ class Choice(NamedTuple):
     right: int
 
 
-def choice_of(prompt: str, answer: str, options: Sequence[str]) -> Choice | None:
+def choice_of(prompt: str, answer: str, options: Sequence[str]) -> MultipleChoice | None:
     """The question with its options in alphabetical order; `None` without options.
 
     Args:
@@ -43,10 +43,10 @@ def choice_of(prompt: str, answer: str, options: Sequence[str]) -> Choice | None
     if answer not in ordered or len(ordered) < 2 or len(ordered) < len(options):
         finding = f"found {list(options)} with the answer {answer!r}"
         raise SpecError(finding, where="options", allowed="at least two different texts, one of them the answer")
-    return Choice(prompt, tuple(ordered), ordered.index(answer))
+    return MultipleChoice(prompt, tuple(ordered), ordered.index(answer))
 
 
-def chosen_among(data: Data, ids: Tensor) -> list[Choice]:
+def chosen_among(data: Data, ids: Tensor) -> list[MultipleChoice]:
     """The questions with these ids.
 
     Raises:
@@ -63,7 +63,7 @@ def chosen_among(data: Data, ids: Tensor) -> list[Choice]:
     return questions
 
 
-def option_texts(data: Data, questions: Sequence[Choice], before: Sequence[str] = ()) -> Data:
+def option_texts(data: Data, questions: Sequence[MultipleChoice], before: Sequence[str] = ()) -> Data:
     """Data with one text for each option of each question, in their order; only the option is decided.
 
     Args:

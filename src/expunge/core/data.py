@@ -15,7 +15,7 @@ from expunge.core.lazy import LazyInputs
 from expunge.core.objective import CLASSES, IGNORE, TOKENS, Objective, inferred
 
 if TYPE_CHECKING:
-    from expunge.core.choices import Choice
+    from expunge.core.choices import MultipleChoice
     from expunge.core.tokens import Tokenizer
 
 __all__ = ["IGNORE", "Batch", "Data", "check_ids", "joined", "ranges"]
@@ -92,6 +92,8 @@ class Data:
         holdout: Ids of unseen examples that resemble these.
         paraphrases: Ids of texts with the facts of training texts in other words, on which no model trains. Their
             groups are those of these texts.
+        questions: Ids of questions about what must be forgotten, on which no model trains, such as those of a benchmark
+            about its documents.
         values: For texts, which targets are tokens of a fact, such as a town in an answer, `[n, t]` bool; `None` if
             nobody says which are.
         choices: For questions with several answers to choose from, the question of each example, `[n]`; `None` for an
@@ -116,8 +118,9 @@ class Data:
     forget: Tensor | None = None
     holdout: Tensor | None = None
     paraphrases: Tensor | None = None
+    questions: Tensor | None = None
     values: Tensor | None = None
-    choices: tuple[Choice | None, ...] | None = None
+    choices: tuple[MultipleChoice | None, ...] | None = None
 
     def __post_init__(self) -> None:
         self._check_lengths()

@@ -97,6 +97,11 @@ class Problem:
         groups = self.data.group_of(self.data.paraphrases)
         return self.data.paraphrases[torch.isin(groups, self.data.group_of(self.unexposed))]
 
+    @property
+    def questions(self) -> Tensor:
+        """The data's questions about what must be forgotten; mostly there are none."""
+        return _nothing() if self.data.questions is None else self.data.questions
+
     @cached_property
     def _is_exposed(self) -> Tensor:
         groups = self.data.group_of(self.forget)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from expunge.base.errors import SpecError, nearest
-from expunge.core.choices import Choice, choice_of
+from expunge.core.choices import MultipleChoice, choice_of
 from expunge.core.data import Data
 from expunge.core.objective import IGNORE
 from expunge.core.tokens import Encoded, Tokenizer, padded
@@ -187,9 +187,10 @@ class Sets:
     forget: Sequence[Text] = ()
     holdout: Sequence[Text] = ()
     paraphrases: Sequence[Text] = ()
+    questions: Sequence[Text] = ()
 
     def data(self, tokenizer: Tokenizer, context: int, outputs: int = 0) -> Data:
-        """The data set: forget, retain, test and hold-out texts and paraphrases, in this order.
+        """The data set: forget, retain, test and hold-out texts, paraphrases and questions, in this order.
 
         Args:
             tokenizer: Makes tokens of texts.
@@ -202,8 +203,8 @@ class Sets:
         ids: dict[str, Tensor] = {}
         examples: list[Encoded] = []
         owners: list[list[Hashable]] = []
-        choices: list[Choice | None] = []
-        for name in ("forget", "retain", "test", "holdout", "paraphrases"):
+        choices: list[MultipleChoice | None] = []
+        for name in ("forget", "retain", "test", "holdout", "paraphrases", "questions"):
             first = len(examples)
             for number, text in enumerate(getattr(self, name)):
                 with placed(text.place, f"data.{name}"):
@@ -226,6 +227,7 @@ class Sets:
             forget=_if_any(ids["forget"]),
             holdout=_if_any(ids["holdout"]),
             paraphrases=_if_any(ids["paraphrases"]),
+            questions=_if_any(ids["questions"]),
             choices=tuple(choices) if any(choices) else None,
         )
 

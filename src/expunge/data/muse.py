@@ -4,11 +4,15 @@ The folder is that of one corpus and holds `raw/forget`, `raw/retain1`, `raw/ret
 list of strings, or of objects with `text`) or `.txt` (one document). `retain1` is what a method may use, so it is the
 retain set. `retain2` is what MUSE audits, so it is the test set: here no model trains on it. The chunks of an article
 are a group.
+
+If the folder also holds `knowmem/forget_qa.json`, its questions are judged too. As in MUSE, each stands behind the
+examples of `knowmem/forget_qa_icl.json`, if that is there, as `Question: ...` and `Answer: ...`. The audit `generated`
+measures ROUGE-L recall of the answers; MUSE's KnowMem is the F1 of it, of at most 32 tokens.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -39,7 +43,21 @@ class MUSE(Tokenized):
             MissingError: transformers or tokenizers is not installed, or there is no folder of the tokenizer.
             SpecError: The folder lacks a file, or a file is not as MUSE's.
         """
-        return self.tokenized(Sets(**{name: self._texts(file) for name, file in FILES.items()}))
+        texts = {name: self._texts(file) for name, file in FILES.items()}
+        return self.tokenized(Sets(**texts, questions=self._questions()))
+
+    def _questions(self) -> list[Text]:
+        """The questions about what must be forgotten, each behind the same solved examples."""
+        folder = Path(self.folder) / "knowmem"
+        file, examples = folder / "forget_qa.json", folder / "forget_qa_icl.json"
+        if not file.is_file():
+            return []
+        fields = Fields("question", "answer", before="Question: ", between="\nAnswer: ")
+        solved = texts_of_file(examples, fields, where="data.folder") if examples.is_file() else []
+        shown = "".join(f"{text.prompt}{text.answer}\n\n" for text in solved)
+        return [
+            replace(text, prompt=f"{shown}{text.prompt}") for text in texts_of_file(file, fields, where="data.folder")
+        ]
 
     def _texts(self, name: str) -> list[Text]:
         path = file_in(Path(self.folder) / "raw", f"{name}.json", f"{name}.txt")

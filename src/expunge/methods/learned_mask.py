@@ -255,7 +255,8 @@ def _zero(path: str, layer: nn.Module, heads: int | None) -> Tensor:
     if heads is None:
         return (weight_matrix(layer) == 0).all(1)
     _require_heads(path, layer, heads)
-    return (weight_matrix(layer).T.unflatten(0, (heads, -1)) == 0).flatten(1).all(1)
+    zero: Tensor = weight_matrix(layer).T.reshape(heads, -1) == 0
+    return zero.all(1)
 
 
 def _require_heads(path: str, layer: nn.Module, heads: int) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from expunge.models._scene_layout import LayerShape, Layout
+from expunge.models._scene_layout import LayerShape, SceneLayout
 
 TINY = 1e-12
 
@@ -72,7 +72,7 @@ class GatedNet(nn.Module):
         polar: Which biases the layers have, as in `GatedConv`.
     """
 
-    def __init__(self, layers: Layout, dims: int, *, polar: bool) -> None:
+    def __init__(self, layers: SceneLayout, dims: int, *, polar: bool) -> None:
         super().__init__()
         self.dims = dims
         self.encoder = nn.Sequential(*(GatedConv(layer, dims, polar=polar) for layer in layers.encoder))

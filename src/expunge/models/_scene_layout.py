@@ -30,7 +30,7 @@ class LayerShape(NamedTuple):
     upsampled: Size | None = None
 
 
-class Layout(NamedTuple):
+class SceneLayout(NamedTuple):
     """Layers of the encoder and of the decoder, and the output layer, which has no activation."""
 
     encoder: list[LayerShape]
@@ -38,7 +38,7 @@ class Layout(NamedTuple):
     output: LayerShape
 
 
-def layout(shape: tuple[int, int, int], width: int, *, bottleneck: bool = True, extra: bool = False) -> Layout:
+def layout(shape: tuple[int, int, int], width: int, *, bottleneck: bool = True, extra: bool = False) -> SceneLayout:
     """The layers for images `[channels, height, width]`.
 
     Args:
@@ -56,7 +56,7 @@ def layout(shape: tuple[int, int, int], width: int, *, bottleneck: bool = True, 
     decoder = [LayerShape(i, o, padding=1, upsampled=size) for (i, o), size in zip(pairs, sizes, strict=True)]
     if extra:
         decoder.append(LayerShape(width, width, kernel=1))
-    return Layout(encoder, decoder, LayerShape(width, channels, kernel=1))
+    return SceneLayout(encoder, decoder, LayerShape(width, channels, kernel=1))
 
 
 def scene_shape(data: Data, name: str) -> tuple[int, int, int]:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from expunge.base.part import Count
 from expunge.core.contracts import Architecture
 from expunge.core.data import Data
-from expunge.models._scene_layout import LayerShape, Layout, layout, scene_shape
+from expunge.models._scene_layout import LayerShape, SceneLayout, layout, scene_shape
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ConvAE(Architecture):
 class ConvAENet(nn.Module):
     """Encoder, decoder, and a 1 x 1 convolution with a sigmoid."""
 
-    def __init__(self, layers: Layout) -> None:
+    def __init__(self, layers: SceneLayout) -> None:
         super().__init__()
         self.hidden = nn.Sequential(*(_layer(shape) for shape in (*layers.encoder, *layers.decoder)))
         self.output = nn.Conv2d(layers.output.inputs, layers.output.outputs, 1)

@@ -18,11 +18,11 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from expunge.base.part import Count
+from expunge.base.part import Count, Positive
 from expunge.core.contracts import Architecture
 from expunge.core.data import Data
 from expunge.models._complex_layers import PolarConv, directions, magnitudes
-from expunge.models._scene_layout import Layout, layout, scene_shape
+from expunge.models._scene_layout import SceneLayout, layout, scene_shape
 from expunge.numerics.phases import initial_phases
 
 NONE = 1e-5
@@ -69,6 +69,9 @@ class SynCx(Architecture):
     """Whether the encoder makes images smaller; without it, all layers keep the size."""
     extra: bool = False
     """Whether a 1 x 1 layer follows the decoder, as in the paper for images of 64 and 96 pixels."""
+    output_scale: Positive = 1.0
+    """Factor on the initial weights of the output layer; 1 in the paper. Less than 1 makes the first reconstructions
+    darker: with small nets and few steps, the first large errors silence hidden layers."""
     weights: Literal["complex", "real"] = "complex"
     """Real weights, without biases of phases, treat real and imaginary parts alike."""
 
@@ -80,7 +83,11 @@ class SynCx(Architecture):
         """
         shape = scene_shape(data, "syncx")
         layers = layout(shape, self.width, bottleneck=self.bottleneck, extra=self.extra)
-        return SynCxNet(layers, shape, self.iterations, self.phases, real=self.weights == "real")
+        net = SynCxNet(layers, shape, self.iterations, self.phases, real=self.weights == "real")
+        with torch.no_grad():
+            net.output.weight.mul_(self.output_scale)
+            net.output.magnitude_bias.mul_(self.output_scale)
+        return net
 
 
 class SynCxNet(nn.Module):
@@ -96,7 +103,9 @@ class SynCxNet(nn.Module):
 
     start: Tensor
 
-    def __init__(self, layers: Layout, shape: tuple[int, int, int], count: int, law: PhaseLaw, *, real: bool) -> None:
+    def __init__(
+        self, layers: SceneLayout, shape: tuple[int, int, int], count: int, law: PhaseLaw, *, real: bool
+    ) -> None:
         super().__init__()
         self.count, self.law = count, law
         self.encoder = nn.ModuleList(PolarConv(layer, real=real) for layer in layers.encoder)

@@ -8,6 +8,8 @@ Counted for each stage, on top of what the process has when it begins:
     step         activations, logits and gradients of a forward and backward pass, measured: see `core/footprint.py`
     file         weights are read and written with further copies, when gradients and states are gone
 
+While a model is trained, the process holds more than its tensors: see `KEPT_BACK`.
+
 Diagnostics and user-defined functions are counted as one step of training.
 """
 
@@ -39,6 +41,9 @@ STATES = {"adam": 2, "adamw": 2, "sgd": 1}
 """Optimiser -> copies of the trained weights that it keeps."""
 LOADED, WRITTEN = 3, 3
 """Copies of the weights while a file of them is read, the model included, and while one is made, without the model."""
+KEPT_BACK = 1.12
+"""Memory of a process in training per byte of living tensors: kernels need some inside, and the C library keeps holes
+between tensors. From the second step on, states of the optimiser lie where activations were: `benchmarks/memory.py`."""
 FINITE = 1.75
 """Bytes per byte of the largest weight that the check for finite numbers after the last step takes."""
 
@@ -73,6 +78,11 @@ class MemoryForecast:
             )
 
 
+def _kept_back(living: int) -> int:
+    """Memory of the process, from bytes of tensors that live in a training."""
+    return int(KEPT_BACK * living)
+
+
 @dataclass
 class Footprints:
     """The memory of the stages of a plan, in bytes."""
@@ -103,7 +113,7 @@ class Footprints:
         if stage.kind in ("original", "reference") and not self._trains(stage):
             return (LOADED + WRITTEN) * whole
         adapter = plan.adapters.get(("train", ""))
-        return max(self._training(plan.training, adapter, whole), (1 + WRITTEN) * whole)
+        return max(_kept_back(self._training(plan.training, adapter, whole)), (1 + WRITTEN) * whole)
 
     def _trains(self, stage: Stage) -> bool:
         return self.plan.trains if stage.kind == "reference" else not self.plan.about_one_model
@@ -115,16 +125,16 @@ class Footprints:
         before = self._before(stage) * self.weights
         resident, loaded = before + self._copies(2, adapter), before + (LOADED - 1) * self.weights
         end = before + max(self._copies(2, adapter), self.weights) + WRITTEN * self.weights
-        return max(loaded, self._training(part, adapter, resident), resident + self._evaluation, end)
+        return max(loaded, _kept_back(self._training(part, adapter, resident)), resident + self._evaluation, end)
 
     def _unlearning(self, stage: Stage) -> int:
         method, before = self.plan.methods[stage.model], self._before(stage)
         # A plain function may have changed its argument, which is therefore read again.
         end = (before + 1 + (WRITTEN if isinstance(method, Method) else LOADED)) * self.weights
-        return max((before - 1 + LOADED) * self.weights, self.during(stage), end)
+        return max((before - 1 + LOADED) * self.weights, _kept_back(self.during(stage)), end)
 
     def during(self, stage: Stage) -> int:
-        """What is there while the method of an `unlearn` stage runs: its input too."""
+        """The tensors that live while the method of an `unlearn` stage runs: its input too."""
         method, adapter = self.plan.methods[stage.model], self.plan.adapters.get(("method", stage.model))
         held = method.held_copies if isinstance(method, Method) else 1
         resident = self._before(stage) * self.weights + self._copies(1 + held, adapter)

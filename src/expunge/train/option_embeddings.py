@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from expunge.core.choices import Choice, option_texts
+from expunge.core.choices import MultipleChoice, option_texts
 from expunge.core.decisions import Decisions, decision_losses, per_example
 from expunge.core.features import Features, FeatureSite
 from expunge.core.modules import evaluating
@@ -23,7 +23,7 @@ from expunge.train.evaluation import DataWithObjective, evaluate
 from expunge.train.loop import in_order
 
 
-def embed_options(model: nn.Module, problem: Problem, questions: Sequence[Choice], site: FeatureSite) -> Tensor:
+def embed_options(model: nn.Module, problem: Problem, questions: Sequence[MultipleChoice], site: FeatureSite) -> Tensor:
     """Embeddings of all options of these questions, `[n, M, d]` in float64 on the CPU.
 
     Args:
@@ -57,7 +57,7 @@ def _mean(rows: Tensor, example: Tensor, size: int) -> Tensor:
 
 
 def option_scores(
-    model: nn.Module, problem: Problem, questions: Sequence[Choice], before: Sequence[str] = ()
+    model: nn.Module, problem: Problem, questions: Sequence[MultipleChoice], before: Sequence[str] = ()
 ) -> Tensor:
     """The model's own log-probability of each option, `[n, M]` in nats, after what stands `before` each prompt.
 

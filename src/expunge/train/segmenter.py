@@ -77,7 +77,7 @@ def trained_syncx(data: Data, ids: Tensor, width: int, schedule: Schedule, seed:
         SpecError: The data are no images, or are too small for the model.
     """
     with forked(seed):
-        net = SynCx(width=width)(data.judged_by(Reconstruction()))
+        net = SynCx(width=width, output_scale=0.1)(data.judged_by(Reconstruction()))
         return train_autoencoder(net, data.batch(ids).inputs, schedule, torch.Generator().manual_seed(seed))
 
 

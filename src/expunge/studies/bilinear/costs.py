@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from expunge.base.seeds import derive
 from expunge.studies.bilinear import adverse, modular, operation, setup, structure
@@ -22,7 +24,7 @@ ARCHITECTURE = "{} x 1"
 """The networks with the usual initial weights."""
 
 
-def structure_claims(seed: int, task: LearningTask, steps: int, without: Network) -> dict[str, Any]:
+def structure_claims(seed: int, task: LearningTask, steps: int, without: nn.Module) -> dict[str, Any]:
     """Whether structure ranks the costs, and how soon gradient methods are undone.
 
     Args:
@@ -45,12 +47,10 @@ def structure_claims(seed: int, task: LearningTask, steps: int, without: Network
             collateral[method].append(setup.retained(errors) - before)
             if name in {ARCHITECTURE.format(n) for n in setup.NETWORKS}:
                 again[method][net.name] = _relearn(student, task, steps, generator)
-    mixing, rank = (
-        [read(net, task, _seeded()) for net in nets.values()]
-        for read in (structure.mixing_index, structure.effective_rank)
-    )
+    mixing = [structure.mixing_index(net, task, _seeded()) for net in nets.values()]
+    rank = [structure.effective_rank(net, task, _seeded()) for net in nets.values()]
     horizons = [structure.horizon(net, task, _seeded()) for net in nets.values()]
-    costs = {**collateral, "short horizon": [-h for h in horizons]}
+    costs: dict[str, Sequence[float]] = {**collateral, "short horizon": [-h for h in horizons]}
     fresh = {n: _relearn(_fresh(n, task), task, steps, generator) for n in setup.NETWORKS}
     closed = _relearn(without, task, steps, generator)
     zeroed = {n: structure.input_zeroed(nets[ARCHITECTURE.format(n)]) for n in setup.NETWORKS}

@@ -26,7 +26,7 @@ KNOWN = 0.9
 
 
 @dataclass(frozen=True)
-class Table:
+class OperationPairs:
     """All pairs of one operation."""
 
     left: Tensor
@@ -34,13 +34,13 @@ class Table:
     answers: Tensor
 
 
-def tables(p: int) -> dict[str, Table]:
+def tables(p: int) -> dict[str, OperationPairs]:
     """Sums and products of all pairs of operands."""
     a, b = (x.flatten() for x in torch.meshgrid(torch.arange(1, p), torch.arange(1, p), indexing="ij"))
     answers = {"sums": (a + b) % p, "products": a * b % p}
     right = F.one_hot(b, p).float()
     return {
-        name: Table(F.one_hot(place * p + a, 2 * p).float(), right, answer)
+        name: OperationPairs(F.one_hot(place * p + a, 2 * p).float(), right, answer)
         for place, (name, answer) in enumerate(answers.items())
     }
 
@@ -91,13 +91,13 @@ def forgotten(net: nn.Module, p: int, steps: int, *, retained: bool) -> nn.Modul
 
 
 @torch.no_grad()
-def accuracy(net: nn.Module, table: Table) -> float:
+def accuracy(net: nn.Module, table: OperationPairs) -> float:
     """Share of right answers."""
     return float((_logits(net, table).argmax(1) == table.answers).double().mean())
 
 
 @torch.no_grad()
-def size(net: nn.Module, table: Table) -> float:
+def size(net: nn.Module, table: OperationPairs) -> float:
     """Norm of the logits of all pairs."""
     return float(_logits(net, table).norm())
 
@@ -121,7 +121,7 @@ def doublings(after: int, fresh: int) -> float:
     return math.log2(after / fresh)
 
 
-def _logits(net: nn.Module, table: Table) -> Tensor:
+def _logits(net: nn.Module, table: OperationPairs) -> Tensor:
     dtype = next(net.parameters()).dtype
     out: Tensor = net(table.left.to(dtype), table.right.to(dtype))
     return out
@@ -131,5 +131,5 @@ def _adam(net: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(net.parameters(), lr=5e-3, weight_decay=0.01)
 
 
-def _loss(net: nn.Module, table: Table) -> Tensor:
+def _loss(net: nn.Module, table: OperationPairs) -> Tensor:
     return F.cross_entropy(net(table.left, table.right), table.answers)

@@ -13,7 +13,7 @@ Then three gradient methods remove a control, and the network is trained again u
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -59,7 +59,7 @@ def mixing_index(network: nn.Module, task: LearningTask, generator: torch.Genera
     for k in range(controls):
         control = F.one_hot(torch.tensor([k]), controls).to(states).expand(PROBED, -1)
 
-        def outputs(p: Mapping[str, Tensor], control: Tensor = control) -> Tensor:
+        def outputs(p: dict[str, Tensor], control: Tensor = control) -> Tensor:
             out: Tensor = functional_call(network, p, (control, states))
             return out.flatten()
 
@@ -161,11 +161,8 @@ def input_zeroed(network: Network) -> Network:
     """The network without the weights that read the control: what can be deleted without data from any architecture."""
     edited = copy.deepcopy(network)
     body: Any = edited.body
-    if isinstance(body, nn.Sequential):
-        readers = [body[0]]
-    else:
-        readers = [body.gate, body.value] if hasattr(body, "gate") else [body.left]
-        readers += [body.right] if edited.name == "concatenated" else []
+    names = {"swiglu": ("gate", "value"), "bilinear": ("left",), "concatenated": ("left", "right")}
+    readers: list[Any] = [getattr(body, name) for name in names.get(edited.name, ())] or [body[0]]
     for reader in readers:
         reader.weight[:, FORGOTTEN] = 0
     return edited

@@ -53,7 +53,8 @@ class BilinearStudy(Study):
     claims: ClassVar[tuple[Claim, ...]] = read_claims(__file__)
     presets: ClassVar[Mapping[str, Preset]] = {
         "quick": Preset(
-            (0,), {"steps": 40, "modular_steps": 60, "structure_steps": 20, "cycle": 10, "images": 300, "epochs": 2}
+            (0,),
+            {"steps": 40, "modular_steps": 60, "structure_steps": 20, "cycle": 10, "p": 11, "images": 300, "epochs": 2},
         ),
         "cpu": Preset((0, 1, 2, 3, 4, 5)),
         "long": Preset(tuple(range(8)), {"p": 97, "modular_steps": 5000, "steps": 6000, "cycle": 100}),

@@ -26,7 +26,7 @@ POINTS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
 """Shares of the training's steps after which the model is read."""
 
 
-class Checkpoint(NamedTuple):
+class KnowledgePoint(NamedTuple):
     """One point of the training."""
 
     knowledge: float
@@ -37,11 +37,11 @@ class Checkpoint(NamedTuple):
     """Of the model's own answers: its most likely option."""
 
 
-def trained(of: Forgetting, seed: int) -> tuple[nn.Module, list[Checkpoint]]:
+def trained(of: Forgetting, seed: int) -> tuple[nn.Module, list[KnowledgePoint]]:
     """Train the original, and read it before the training, and after each of `POINTS`."""
     recipe, problem = of.recipe, of.problem
     assert isinstance(recipe, TrainedRecipe) and isinstance(recipe.training, Training)
-    training, checkpoints = recipe.training, list[Checkpoint]()
+    training, checkpoints = recipe.training, list[KnowledgePoint]()
     steps = training.epochs * batch_count(len(problem.train), training.batch_size)
     points = [round(share * steps) for share in POINTS]
 
@@ -59,7 +59,7 @@ def trained(of: Forgetting, seed: int) -> tuple[nn.Module, list[Checkpoint]]:
     return model, checkpoints
 
 
-def read(model: nn.Module, problem: Problem, seed: int) -> Checkpoint:
+def read(model: nn.Module, problem: Problem, seed: int) -> KnowledgePoint:
     """What the model knows of retained people."""
     ids = sample(problem.retain, QUESTIONS, "recall")
     questions = chosen_among(problem.data, ids)
@@ -67,7 +67,7 @@ def read(model: nn.Module, problem: Problem, seed: int) -> Checkpoint:
     raw = embed_options(model, problem, questions, last_hidden(model, problem, "layer"))
     rows = Normalisation.fit(raw, 8)(raw)
     own = option_scores(model, problem, questions).argmax(1)
-    return Checkpoint(knowledge_share(rows, right, ridge=1.0), _accuracy(rows, right, seed), _share(own, right))
+    return KnowledgePoint(knowledge_share(rows, right, ridge=1.0), _accuracy(rows, right, seed), _share(own, right))
 
 
 def _accuracy(rows: Tensor, right: Tensor, seed: int) -> float:

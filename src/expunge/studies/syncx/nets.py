@@ -35,7 +35,7 @@ SynCx: the largest rate that was stable there."""
 
 
 @dataclass(frozen=True)
-class Reading:
+class NetReading:
     """What one net says of the test scenes."""
 
     ari: Mapping[str, float]
@@ -110,29 +110,28 @@ def _term(name: str, net: Any, seed: int) -> Term | None:
 
 
 @torch.no_grad()
-def read(net: Any, scenes: Scenes, seed: int) -> Reading:
+def read(net: Any, scenes: Scenes, seed: int) -> NetReading:
     """Segments of the test scenes, by both protocols, and the error."""
     images = images_of(net.eval(), scenes)
     output = net(images)
     rebuilt = output[:, -1] if output.ndim > images.ndim else output
-    ari = indices(net.directions(images).cpu(), rebuilt.cpu(), scenes, seed)
-    return Reading(ari, float((rebuilt - images).square().mean()))
+    ari = indices(net.directions(images).cpu(), scenes, seed)
+    return NetReading(ari, float((rebuilt - images).square().mean()))
 
 
-def indices(features: Tensor, brightness: Tensor, scenes: Scenes, seed: int) -> dict[str, float]:
+def indices(features: Tensor, scenes: Scenes, seed: int) -> dict[str, float]:
     """Mean index of the test scenes by protocol and pixels.
 
     Args:
         features: Of the test scenes, `[n, d, h, w]`.
-        brightness: Images or reconstructions that the honest protocol takes the foreground from.
         scenes: The data, with true masks.
         seed: Decides the starts of k-means.
     """
-    masks = scenes.masks[scenes.test]
+    masks, images = scenes.masks[scenes.test], scenes.inputs[scenes.test]
     found: dict[str, float] = {}
     for protocol in PROTOCOLS:
         generator = torch.Generator().manual_seed(derive(seed, "clusters"))
-        labels = segments(features, protocol, generator, true=masks, images=brightness)
+        labels = segments(features, protocol, generator, true=masks, images=images)
         found |= {f"{protocol} {pixels}": float(values.mean()) for pixels, values in scores(labels, masks).items()}
     return found
 
@@ -146,7 +145,7 @@ def by_iteration(net: SynCxNet, scenes: Scenes, count: int, seed: int) -> tuple[
     """
     images, turns = images_of(net, scenes), []
     steps = net.iterate(images, count)
-    found = [indices(step.bindings.cpu(), step.reconstruction.cpu(), scenes, seed) for step in steps]
+    found = [indices(step.bindings.cpu(), scenes, seed) for step in steps]
     weights = images * (scenes.masks[scenes.test] > 0).unsqueeze(1).to(images)
     for first, second in itertools.pairwise(steps):
         cosine = (first.phases * second.phases).unflatten(1, (2, -1)).sum(1)
