@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from expunge.base.manifest import read_json
 from expunge.evidence.table import ORIGINAL, REFERENCE
@@ -56,6 +57,8 @@ def _losses(run: Run, model: str, split: str) -> Floats | None:
 def _histogram(title: str, lines: Mapping[str, Floats], edges: Floats, unit: str, *, compact: bool) -> Drawing:
     figure, axes = panel(COMPACT if compact else SMALL)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(numticks=5))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     looks = {"forget": (METHOD, "-"), "unseen": (INK, (0, (4, 2))), "retrained": (BLUE, (0, (1, 1.5)))}
     heights = {name: np.histogram(np.clip(v, edges[0], edges[-1]), edges)[0] / v.size for name, v in lines.items()}
     for name, values in heights.items():

@@ -113,6 +113,8 @@ def next_step(result: Mapping[str, Any]) -> tuple[str, str]:
         why = why if len(result["seeds"]) < 2 else "Preset quick is too small to decide every claim."
         better = "cpu" if preset == "quick" else preset
         return f"{why} Preset {better}: {PRESETS[better]}.", f"expunge study {study} --preset {better}"
+    if any("needed" not in claim for claim in open_claims):  # an older result
+        return "The note of each open claim says what would decide it.", ""
     counts = [claim.get("needed") for claim in open_claims]
     within = [count for count in counts if count is not None and count <= MOST_SEEDS]
     if within:
