@@ -30,7 +30,16 @@ from expunge.methods.rem import REM
 from expunge.pipeline import parts
 from expunge.pipeline.run import run
 from expunge.testing._rules import accepted
-from expunge.testing._settings import MEMORY, PLAIN, REGULARISED, TOKENS, Setting, every_setting
+from expunge.testing._settings import (
+    MEMORY,
+    PLAIN,
+    REGULARISED,
+    TOKENS,
+    Setting,
+    every_setting,
+    scenes_setting,
+    whole_class,
+)
 from expunge.train.monitors.sharpness import SharpnessMonitor
 from expunge.train.training import TrainedRecipe
 from helpers import tiny
@@ -63,7 +72,13 @@ def weights(module: nn.Module) -> np.ndarray:
     return torch.cat([p.detach().double().cpu().flatten() for p in module.parameters()]).numpy()
 
 
-def suitable(part: Any) -> list[Setting]:
+OWN_SETTING = {"in_context": whole_class, "object_attribution": scenes_setting}
+"""Parts that refuse to forget single examples, or data without objects."""
+
+
+def suitable(part: Any, name: str = "") -> list[Setting]:
+    if name in OWN_SETTING:
+        return [OWN_SETTING[name]()]
     memory = bool(getattr(part, "blocks", ()))
     found = [settings()[name] for name in ((MEMORY,) if memory else (REGULARISED, TOKENS, PLAIN))]
     needs = getattr(part, "needs", frozenset()) - {"recipe"}
@@ -122,7 +137,7 @@ def test_attack(name: str, given: dict[str, Any]) -> None:
 
 
 AUDITS: list[tuple[str, dict[str, Any]]] = [
-    *((name, {}) for name in registry.names("audit")),
+    *((name, {"demonstrations": (1, 2)} if name == "in_context" else {}) for name in registry.names("audit")),
     ("membership", {"attack": "loss"}),
     ("membership", {"attack": "confidence"}),
 ]
@@ -131,7 +146,7 @@ AUDITS: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("name", "given"), AUDITS)
 def test_audit(name: str, given: dict[str, Any]) -> None:
     audit = registry.load("audit", name)(**given)
-    for setting in suitable(audit):
+    for setting in suitable(audit, name):
         scores = [
             audit(model(setting, device, 1), case(setting, device, audit.shadow_pairs), 5) for device in ("cpu", FAKE)
         ]
@@ -149,7 +164,7 @@ def case(setting: Setting, device: torch.device | str, pairs: int = 0) -> Case:
 @pytest.mark.parametrize("name", registry.names("diagnostic"))
 def test_diagnostic(name: str) -> None:
     diagnostic = registry.load("diagnostic", name)(**SMALL.get(name, {}))
-    setting = settings()[PLAIN]
+    setting = OWN_SETTING.get(name, lambda: settings()[PLAIN])()
     ours, theirs = (diagnostic(case(setting, device), 5) for device in ("cpu", FAKE))
     assert list(ours) == list(theirs)
     near(*(np.array([float(e.value) for e in found.values()]) for found in (ours, theirs)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 import expunge
 from expunge.attacks.prune import prune
 from expunge.attacks.quantise import rounded
+from expunge.audits.in_context import InContext
 from expunge.audits.path import interpolate
 from expunge.base import registry
 from expunge.base.errors import ExpungeError, SpecError
@@ -46,6 +48,7 @@ from expunge.train.training import Training
 CLOSE = {"rtol": 1e-6, "atol": 1e-8}
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("audit", "u_lira"): {"shadows": 4},
+    ("audit", "in_context"): {"demonstrations": (1, 2), "layer": "squash"},
     ("diagnostic", "hardness"): {"steps": 100},
     ("diagnostic", "sharpness"): {"epochs": 30.0},
     ("method", "tar"): {"outer_steps": 3, "inner_steps": 2, "batch_size": 8, "forget_batch_size": 4},
@@ -85,6 +88,15 @@ def part_of(kind: str, name: str) -> Any:
     return kind_of(**given)
 
 
+def of_a_class(case: Case) -> Case:
+    """The case with all examples of the first label to forget."""
+    problem, targets = case.problem, case.problem.data.targets
+    ids = torch.arange(len(targets))
+    own = {"forget": ids[:40][targets[:40] == 0], "retain": ids[:40][targets[:40] > 0]}
+    own |= {"test": ids[40:54][targets[40:54] > 0], "holdout": ids[54:][targets[54:] == 0]}
+    return replace(case, problem=replace(problem, **own))
+
+
 @pytest.fixture(scope="module")
 def both() -> tuple[Case, Case]:
     return cases()
@@ -101,6 +113,8 @@ def outcome(kind: str, part: Any, case: Case, model: nn.Module) -> Any:
         return {"weights": parts_of(done.model), "curve": torch.from_numpy(done.curve.values)}
     if kind == "audit":
         refuse_model(part, model, "audit")
+        if isinstance(part, InContext):
+            case = of_a_class(case)
         return {f"{s.metric} {s.split} {i}": torch.tensor(s.values) for i, s in enumerate(part(model, case, 3))}
     return {name: torch.tensor([e.value, e.low, e.high]).double() for name, e in part(case, 3).items()}
 

@@ -99,6 +99,17 @@ class CodebookLayer(nn.Module):
         self.register_buffer("substitute", torch.zeros(books, size))
         self.register_buffer("started", torch.tensor(kind == "fsq"))
 
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Forget the codes: random ones, until the first training pass places them. Deleted codes stay deleted."""
+        if self.kind == "fsq":
+            return  # Its codes are a fixed grid.
+        self.codebook.data.normal_()
+        self.running_usage.fill_(1 / self.codes)
+        if self.kind == "ema":
+            self.running_sums.copy_(self.codebook / self.codes)
+        self.started.fill_(False)
+
     @property
     def books(self) -> int:
         """Number of codebooks."""
