@@ -125,7 +125,7 @@ def test_the_record_of_a_notebook_can_be_verified(own: Setting, tmp_path: Path) 
     assert versions == {
         "method": {"finetune": 2},
         "attack": {"relearn": 2},
-        "audit": {"performance": 2, "loss": 1, "distance": 1},
+        "audit": {"performance": 3, "loss": 1, "distance": 1},
     }
 
 
@@ -231,7 +231,7 @@ def test_a_model_that_cannot_be_differentiated_is_said_by_its_layer(own: Setting
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Sigmoid(), Shifted(), nn.Linear(8, 10))
     case = expunge.case(model, forget=own.forget, retain=own.retain, test=own.test)
     seen = expunge.diagnose(case)
-    for diagnostic in ("coherence", "hardness", "recommendation", "sharpness", "stability_limit"):
+    for diagnostic in ("coherence", "hardness", "low_curvature", "recommendation", "sharpness", "stability_limit"):
         assert seen.left_out[diagnostic].startswith("original (Sequential).3 (Shifted): a tensor"), diagnostic
     with pytest.raises(RunError, match=r"^diagnostic 'hardness'.original \(Sequential\)\.3 \(Shifted\): "):
         expunge.diagnose(case, ["hardness"])

@@ -24,7 +24,7 @@ tell("down", column() + " " + head.getAttribute("aria-sort"));
 """
 FILTER = """
 const box = document.querySelector(".filter"), field = box.querySelector("input");
-const rows = () => [...box.nextElementSibling.querySelectorAll("tbody tr")].filter((row) => !row.hidden);
+const rows = () => [...box.parentElement.querySelector(".filter ~ .scroll").querySelectorAll("tbody tr")].filter((row) => !row.hidden);
 const type = (text) => { field.value = text; field.dispatchEvent(new Event("input")); };
 tell("all", rows().length);
 type("LOSS  forget");

@@ -38,6 +38,7 @@ from expunge.core.contracts import Diagnostic
 from expunge.core.data import check_ids
 from expunge.core.objective import DECISIONS, TOKENS
 from expunge.core.problem import Problem
+from expunge.diagnostics._sample import about
 from expunge.evidence.estimate import Estimate, over_examples
 from expunge.evidence.intervals import Floats
 from expunge.numerics.activation import BANDS, band_maps
@@ -92,14 +93,15 @@ class LowCurvature(Diagnostic):
         pool = sample(problem.retain, 2 * self.examples, "low curvature")
         # Where there are enough, examples of the factors are not judged by them.
         measured, judged = (pool[::2], pool[1::2]) if len(pool) > 1 else (pool, pool)
-        factors = kronecker_factors(
-            case.original,
-            problem,
-            measured,
-            layers,
-            labels="sampled" if DECISIONS in problem.objective.provides else "gold",
-            seed=derive(seed, "labels"),
-        )
+        with about(case):
+            factors = kronecker_factors(
+                case.original,
+                problem,
+                measured,
+                layers,
+                labels="sampled" if DECISIONS in problem.objective.provides else "gold",
+                seed=derive(seed, "labels"),
+            )
         bases = dict(eigenbases(factors))
         sets = self._sets(problem, judged)
         look = _Look(case.original, problem, layers, {p: self._maps(layers[p], b) for p, b in bases.items()})

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from expunge.base.errors import SpecError
-from expunge.numerics._capture import Losses, summed, uses, watched
+from expunge.numerics._capture import Losses, Use, summed, uses, watched
+from expunge.numerics._failures import explained
 from expunge.numerics.batches import rows as rows_of
 from expunge.numerics.factors import KroneckerRows, kronecker_rows
 from expunge.numerics.precision import wide
@@ -61,19 +62,25 @@ def runs(
 
     Raises:
         MissingError: A layer's weight is not one matrix that multiplies its input.
-        RunError: A loss is not finite.
+        RunError: A loss is not finite, or a module cannot be differentiated; names it.
         SpecError: No loss depends on a layer, or a mask has another shape than `[b, positions]`.
     """
     for batch in batches:
-        with watched(layers) as calls:
-            total = summed(model, losses, batch)
         size, of_batch = rows_of(batch), []
-        for use in uses(calls, total):
+        for use in _uses(model, losses, batch, layers):
             inputs = use.inputs
             rows = kronecker_rows(use.layer, wide(inputs), wide(use.gradients), use.path)
             source = (inputs.data_ptr(), inputs.shape, inputs.stride())
             of_batch.append(Cases(use.path, *counted_rows(rows, use.path, batch, size, positions), size, source))
         yield of_batch
+
+
+def _uses(model: nn.Module, losses: Losses, batch: Any, layers: Mapping[str, nn.Module]) -> list[Use]:
+    with watched(layers) as calls:
+        total = summed(model, losses, batch)
+    weights = [p for layer in layers.values() for p in layer.parameters(recurse=False) if p.requires_grad]
+    with explained(model, lambda: summed(model, losses, batch), weights):
+        return uses(calls, total)
 
 
 def counted_rows(
