@@ -660,7 +660,8 @@ class AuditOfChosen(Performance):
         one = slice(first, first + 2)
         groups = case.problem.data.group_of(torch.from_numpy(found[0].ids[one].copy())).numpy()
         base = None if found[0].baseline is None else found[0].baseline[one]
-        return changed(found, values=found[0].values[one], ids=found[0].ids[one], group=groups, baseline=base)
+        facts: dict[str, Any] = {"group": groups, "baseline": base, "target": None, "answer": None}
+        return changed(found, values=found[0].values[one], ids=found[0].ids[one], **facts)
 
 
 class AuditOfNothing(Performance):
