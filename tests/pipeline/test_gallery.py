@@ -65,7 +65,7 @@ def test_texts_are_continued_greedily_from_the_prompt() -> None:
 def test_tokens_of_a_tokenizer_are_shown_as_text() -> None:
     tokenizer = train_tokenizer(["the cat sat on the mat"] * 4, 300, "data.vocabulary")
     encoded = [tokenizer.encode("the cat sat", f" on the {word}") for word in ("mat.", "cat.", "mat?", "cat?")]
-    tokens = torch.tensor([ids for ids, _ in encoded])
+    tokens = torch.tensor([ids for ids, *_ in encoded])
     targets = tokens[:, 1:].clone()
     targets[:, : encoded[0].first - 1] = IGNORE
     ids = torch.arange(4)
