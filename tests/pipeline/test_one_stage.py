@@ -168,9 +168,9 @@ def test_what_is_not_for_this_case_is_left_out_unless_it_is_asked_for(tmp_path: 
     done = finished(cli("diagnose", tmp_path / "bare.toml", "--out", tmp_path / "runs", "--json"))
     assert "coherence" in json.loads(done.out)["diagnostics"]
     assert not {"hardness", "memorization"} & json.loads(done.out)["diagnostics"].keys()
-    assert "left out: memorization: the data ship no C-scores" in done.err and "5 diagnostics: up to " in done.err
-    assert done.err.index("5 diagnostics: up to ") < done.err.index("left out: seed 0: diagnostic original hardness")
-    assert "[1/6] seed 0: original" in done.err and "[2/6] " in done.err and "/1]" not in done.err
+    assert "left out: memorization: the data ship no C-scores" in done.err and "6 diagnostics: up to " in done.err
+    assert done.err.index("6 diagnostics: up to ") < done.err.index("left out: seed 0: diagnostic original hardness")
+    assert "[1/7] seed 0: original" in done.err and "[2/7] " in done.err and "/1]" not in done.err
     assert "vocabulary" in done.err
     (tmp_path / "named.toml").write_text(toml(bare | {"diagnostic": [{"name": "hardness"}]}))
     result = cli("diagnose", tmp_path / "named.toml", "--out", tmp_path / "runs")
