@@ -1,13 +1,15 @@
 """A codebook against a reference implementation of the same loss: a forward and a backward pass (aim 1).
 
-vector-quantize-pytorch is not a dependency and is not measured. The reference takes the steps that its documentation
-and code describe for a learnable codebook: all distances with their roots, a one-hot choice, a product with the
+vector-quantize-pytorch is not a dependency; where it is installed (see tests/oracles/test_vector_quantize.py), it is
+measured with the same codebook. The reference takes the steps that its documentation and code describe for a learnable
+codebook: all distances with their roots, a one-hot choice, a product with the
 codebook, straight-through by `x + (q - x).detach()`, and the two terms of the loss in autograd, here with the paper's
 weights. Both have the same codebook, and must choose the same codes. 1,024 vectors, in float32 on one thread.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 
 import torch
@@ -59,6 +61,31 @@ def main(repeats: int = 15) -> None:
             ratio = compare(_ours(layer, inputs), _theirs(theirs, inputs), repeats)
             name = "shared" if shared else "one a head"
             print(f"codebook {width}, {heads} heads, {codes} codes, {name}    over the reference (aim 1): {ratio}")
+            if importlib.util.find_spec("vector_quantize_pytorch"):
+                ratio = compare(_ours(layer, inputs), _package(layer, inputs), repeats)
+                print(f"                                    over vector-quantize-pytorch (aim 1): {ratio}")
+
+
+def _package(layer: CodebookLayer, inputs: Tensor) -> Callable[[], Tensor]:
+    from vector_quantize_pytorch import VectorQuantize
+
+    width, codes = inputs.shape[1], layer.codebook.shape[1]
+    package = VectorQuantize(
+        dim=width, codebook_size=codes, heads=layer.heads, codebook_dim=width // layer.heads,
+        separate_codebook_per_head=layer.books > 1, learnable_codebook=True, ema_update=False, commitment_weight=0.25,
+    ).train()  # fmt: skip
+    with torch.no_grad():
+        package._codebook.embed.copy_(layer.codebook.reshape(package._codebook.embed.shape))
+    given = inputs.clone().requires_grad_()
+
+    def step() -> Tensor:
+        package.zero_grad()
+        coded, _, losses = package(given[None])
+        loss: Tensor = coded.square().mean() + losses.sum()
+        loss.backward()
+        return loss
+
+    return step
 
 
 def _ours(layer: CodebookLayer, inputs: Tensor) -> Callable[[], Tensor]:
