@@ -161,7 +161,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_twenty_methods_under_four_attacks_have_a_small_page(large: Path) -> None:
     page = write_report(large).read_text(encoding="utf-8")
-    assert page.count('role="img"') == 20 * 4 + 21 + 2
+    # A curve for each method and attack; for each of 21 models its path and its losses; the trade-off and the map.
+    assert page.count('role="img"') == 20 * 4 + 2 * 21 + 2
     assert len(page.encode()) < LIMIT
     # An axis is written once for an attack, and an attack of as many steps as another shares it.
     assert 1 <= page.count(">steps of the attack</text>") <= 4
