@@ -54,6 +54,8 @@ def main(repeats: int = 1, epochs: int = 3) -> None:
     )
     for name in registry.names("diagnostic"):
         diagnostic = registry.load("diagnostic", name)()
+        if not diagnostic.by_default:
+            continue
         gradients = counted(original, diagnostic, case) / len(problem.train)
         ratio = compare(
             lambda diagnostic=diagnostic: diagnostic(case, 0),

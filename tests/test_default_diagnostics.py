@@ -27,7 +27,8 @@ def scored(data: Data) -> Data:
 def test_all_together_cost_two_epochs_or_little(train: int) -> None:
     data = scored(Digits(train=train)() if train < 1000 else FashionMNIST(train=10_000)())
     chosen = default_set(data)
-    assert list(chosen.settings) == registry.names("diagnostic") and not chosen.left_out
+    by_default = [name for name in registry.names("diagnostic") if registry.load("diagnostic", name).by_default]
+    assert list(chosen.settings) == by_default and not chosen.left_out
     budgets = [has["epochs"] * train for has in chosen.settings.values() if "epochs" in has]
     assert len(budgets) == 5 and min(budgets) == pytest.approx(max(EPOCHS * train / 6, LEAST))
     # On a set so small that a share would show nothing, as little as can be said.
