@@ -450,6 +450,7 @@ def _finish(spec: Any, out: Path, workers: int | None, on: str | None, json_: bo
     outcome = run_spec(spec, out, workers=workers or default_workers(), on=on, progress=Progress(), save=save)
     with locked(outcome.folder):  # another run of this spec may be writing its record
         page = write_report(outcome.folder)
+        said = advice(Run.open(outcome.folder))
     if json_:
         _print_json(outcome.as_json())
     else:
@@ -457,7 +458,6 @@ def _finish(spec: Any, out: Path, workers: int | None, on: str | None, json_: bo
         say(costs_table(outcome.costs), error=True)
     lines = [outcome.warning] if outcome.warning else []
     lines += [f"record  {outcome.folder}", f"report  {page}", *(f"model   {folder}" for folder in outcome.saved)]
-    said = advice(Run.open(outcome.folder))
     lines.append(f"ship    {', '.join(said.ship) or 'no model yet'}")
     lines += [f"next    {line}" for line in (said.step.code or said.step.text).split("\n")]
     say("\n".join(lines), error=True)
