@@ -7,14 +7,16 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from expunge.base.errors import SpecError
+from expunge.base.errors import SpecError, unknown
 from expunge.numerics.real import as_real, is_continuous
+
+Chosen = TypeVar("Chosen", bound=nn.Module)
 
 
 def trainable(module: nn.Module) -> list[nn.Parameter]:
@@ -226,6 +228,18 @@ def _bits(tensor: Tensor) -> bytes:
 def is_transposed(layer: nn.Module) -> bool:
     """Whether the layer is a Hugging Face `Conv1D`: a linear layer whose weight is `[inputs, outputs]`."""
     return type(layer).__name__ == "Conv1D" and type(layer).__module__.startswith("transformers.")
+
+
+def chosen_layer(what: str, layers: Mapping[str, Chosen], path: str) -> tuple[str, Chosen]:
+    """The layer at a path, and the path; the last of the layers if the path is empty.
+
+    Raises:
+        SpecError: There is no such layer; `what` says of which kind.
+    """
+    if path and path not in layers:
+        raise unknown(what, path, layers, where="layer")
+    path = path or list(layers)[-1]
+    return path, layers[path]
 
 
 def embedding_layer(model: nn.Module, side: Literal["input", "output"]) -> nn.Module | None:

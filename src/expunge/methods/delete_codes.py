@@ -31,12 +31,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from expunge.base.errors import SpecError, unknown
+from expunge.base.errors import SpecError
 from expunge.base.part import Count, Share
 from expunge.blocks.codebook import MOVED, OPEN, SUBSTITUTED, CodebookLayer, codebook_layers
 from expunge.core.job import Job
 from expunge.core.method import Method
-from expunge.core.modules import evaluating
+from expunge.core.modules import chosen_layer, evaluating
 from expunge.core.problem import Problem
 from expunge.reporting.progress import Progress
 from expunge.train.evaluation import sample, tracked
@@ -130,11 +130,7 @@ class DeleteCodes(Method):
         Raises:
             SpecError: There is no such codebook.
         """
-        layers = codebook_layers(model)
-        if self.layer and self.layer not in layers:
-            raise unknown("codebook", self.layer, layers, where="layer")
-        path = self.layer or list(layers)[-1]
-        return path, layers[path]
+        return chosen_layer("codebook", codebook_layers(model), self.layer)
 
     def expected_gradients(self, retain: int, forget: int) -> float:
         """None."""

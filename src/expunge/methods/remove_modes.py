@@ -28,12 +28,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from expunge.base.errors import MissingError, SpecError, unknown
+from expunge.base.errors import MissingError, SpecError
 from expunge.base.part import Count, NonNegative
 from expunge.blocks.bilinear import BilinearLayer, bilinear_layers
 from expunge.core.job import Job
 from expunge.core.method import Method
-from expunge.core.modules import evaluating
+from expunge.core.modules import chosen_layer, evaluating
 from expunge.core.problem import Problem
 from expunge.methods._layer_rows import forget_rows, retain_rows
 from expunge.numerics.bilinear import GAP, predict_collateral, require_separate
@@ -137,11 +137,7 @@ class RemoveModes(Method):
         Raises:
             SpecError: There is no such layer.
         """
-        layers = bilinear_layers(model)
-        if self.layer and self.layer not in layers:
-            raise unknown("bilinear layer", self.layer, layers, where="layer")
-        path = self.layer or list(layers)[-1]
-        return path, layers[path]
+        return chosen_layer("bilinear layer", bilinear_layers(model), self.layer)
 
     def expected_gradients(self, retain: int, forget: int) -> float:
         """One gradient per forget example."""

@@ -29,8 +29,8 @@ ADAPTER_NOTE = """
 ## This folder
 
 It holds an adapter for PEFT, to be used on its base model. Base and adapter together are the model that is described
-above, up to rounding. The base alone is the original, which has forgotten nothing, and whoever leaves the adapter out
-has it.
+above, up to rounding. The base alone is the original, which has forgotten nothing. Without the adapter, that is the
+model you have.
 """
 Card = Callable[[bool], str]
 """The text of the card; the argument says whether the folder is one that transformers reads."""
