@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import sys
 import traceback
 from pathlib import Path
@@ -73,7 +74,7 @@ def run(
         executor = executor_of(on, workers or default_workers())
         _dry_run(parsed, out, executor.workers, json_, stages)
         return
-    _finish(parsed, out, workers, on, json_, save)
+    _finish(parsed, spec, out, workers, on, json_, save)
 
 
 @cli.command()
@@ -174,7 +175,7 @@ def audit(
 
     if names_code(on):
         add_search_path(parsed.folder)
-    _finish(audit_of(parsed, model), out, workers, on, json_, save)
+    _finish(audit_of(parsed, model), spec, out, workers, on, json_, save)
 
 
 @cli.command()
@@ -436,7 +437,9 @@ def main() -> None:
         sys.exit(4)
 
 
-def _finish(spec: Any, out: Path, workers: int | None, on: str | None, json_: bool, save: Path | None) -> None:
+def _finish(
+    spec: Any, path: Path, out: Path, workers: int | None, on: str | None, json_: bool, save: Path | None
+) -> None:
     """Run to the end and print the result; check gates last, so that the record is complete when one fails."""
     from expunge.base.record import locked
     from expunge.pipeline.run import check_gates, default_workers
@@ -459,7 +462,9 @@ def _finish(spec: Any, out: Path, workers: int | None, on: str | None, json_: bo
     lines = [outcome.warning] if outcome.warning else []
     lines += [f"record  {outcome.folder}", f"report  {page}", *(f"model   {folder}" for folder in outcome.saved)]
     lines.append(f"ship    {', '.join(said.ship) or 'no model yet'}")
-    lines += [f"next    {line}" for line in (said.step.code or said.step.text).split("\n")]
+    # A record does not know where its spec file is; the command does.
+    step = (said.step.code or said.step.text).replace(f"run {spec.name}.toml", f"run {shlex.quote(str(path))}")
+    lines += [f"next    {line}" for line in step.split("\n")]
     say("\n".join(lines), error=True)
     check_gates(spec, outcome.verdicts)
 

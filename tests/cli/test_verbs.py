@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from expunge.base import registry
 from expunge.base.record import file_digest
 from expunge.cli import cli as command
 from expunge.reporting.names import PRESETS
-from helpers import Result, cli, contents, finished, run, snapshot, tiny
+from helpers import Result, cli, contents, finished, run, snapshot, tiny, write_spec
 
 KINDS = ("data", "model", "block", "task", "method", "attack", "audit")
 
@@ -261,6 +262,14 @@ def test_run_prints_the_table_on_stdout_and_progress_on_stderr(out: Path) -> Non
     assert "random_relabel" in result.out and "inconclusive" in result.out
     assert "30 of 30 stages are already done" in result.err and str(out / "tiny") in result.err
     assert "stages" not in result.out and str(out) not in result.out
+
+
+def test_the_next_command_reads_the_spec_wherever_it_is(out: Path, tmp_path: Path) -> None:
+    spec = write_spec(tmp_path / "a folder", tiny())
+    lines = finished(cli("run", spec, "--out", out, "--workers", 1)).err.splitlines()
+    program, *words = shlex.split(next(line for line in lines if line.startswith("next")).removeprefix("next"))
+    assert program == "expunge" and words[:2] == ["run", str(spec)]
+    finished(cli(*words, "--out", out, "--dry-run"))
 
 
 def test_run_as_json_is_one_object_with_every_row(out: Path) -> None:
