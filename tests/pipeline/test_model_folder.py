@@ -176,7 +176,7 @@ def test_the_adapter_is_handed_over_too_and_audited_on_its_base(folder: Path, tm
         actual = peft.PeftModel.from_pretrained(base, kept)(tokens).logits
     assert float((expected - before).abs().max()) > 0.01
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
-    assert "whoever leaves the adapter out" in (kept / "README.md").read_text().replace("\n", " ")
+    assert "Without the adapter, that is the model you have." in (kept / "README.md").read_text().replace("\n", " ")
     finished(cli("verify", kept))
     finished(cli("audit", written, kept, "--out", out, "--workers", 1))
     own, other = (figures(out / record, label) for record, label in (("texts", "finetune"), (AUDITED, kept.name)))
