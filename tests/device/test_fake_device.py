@@ -48,6 +48,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "tar": {"outer_steps": 3, "inner_steps": 2, "batch_size": 8, "forget_batch_size": 4},
     "memorization": {"nets": 2},
     "sharpness": {"epochs": 30.0},
+    "object_attribution": {"steps": 2, "width": 2, "examples": 4},
 }
 OWN_FILE = {"checkpoint"}
 """Reads weights from a file; `tests/pipeline` runs it."""
