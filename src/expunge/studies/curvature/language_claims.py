@@ -20,7 +20,7 @@ from expunge.numerics.eigenbasis import eigenbases
 from expunge.numerics.linops import differentiable
 from expunge.studies.curvature.edits import RULES, Editor, subnets
 from expunge.studies.curvature.language import MATCHED, RISES, SUBNETS, Language
-from expunge.studies.curvature.suite import FAMILIES, JUDGED, LOGIC, TASKS
+from expunge.studies.curvature.suite import FAMILIES, JUDGED, LOGIC, RULE
 from expunge.study.read import array, spearman
 from expunge.train.curvature import activations
 from expunge.train.evaluation import known_share, sample
@@ -30,8 +30,6 @@ Report = Mapping[str, float]
 SUBNET, FULL, PRIMARY = "balanced_subnet", 0.2, 0.18
 """The name of the baseline, the rise at which tasks are compared, and that of the primary claim, which leaves room for
 the difference between validation and test text."""
-CORPUS = ("text", *TASKS)
-"""What factors are measured on: everything but planted sequences."""
 LIVELY = ("copy", *LOGIC, "open")
 EXAMPLES = 48
 """Rows of each kind whose curvature is taken one by one."""
@@ -61,11 +59,12 @@ class Findings:
 def edited(language: Language, examples: int, tries: int) -> Findings:
     """Edit by all rules, and run the baseline."""
     start = time.perf_counter()
-    plain = language.factors(CORPUS, examples)
+    corpus = language.corpus
+    plain = language.factors(corpus, examples)
     Editor(language.model, list(language.layers), "kfac", plain, language.seed).at(0.9)
-    gradients = sum(map(len, language.for_factors(CORPUS, examples)))
+    gradients = sum(map(len, language.for_factors(corpus, examples)))
     cost = (gradients / language.gradients, (time.perf_counter() - start) / language.seconds)
-    factors = language.factors(CORPUS, examples, eigenvalues=True)
+    factors = language.factors(corpus, examples, eigenvalues=True)
     editors: dict[str, Editor] = {
         rule: Editor(language.model, list(language.layers), rule, factors, language.seed) for rule in RULES
     }
@@ -96,7 +95,8 @@ def strict(report: Report, family: str = "both") -> float:
 
 def kept(report: Report, before: Report) -> dict[str, float]:
     """What each task keeps, and groups of tasks."""
-    own = {task: report[task] / before[task] if before[task] else math.nan for task in JUDGED}
+    tasks = (*JUDGED, RULE) if RULE in before else JUDGED
+    own = {task: report[task] / before[task] if before[task] else math.nan for task in tasks}
 
     def mean(*names: str) -> float:
         return float(np.mean([own[name] for name in names]))
@@ -180,7 +180,7 @@ def _activations(found: Findings, full: Report) -> dict[str, Any]:
     def removed(ids: Tensor) -> Tensor:
         return removed_share(activations(language.model, suite.problem, ids, language.layers, maps))
 
-    names = [*JUDGED, "recitation"]
+    names = [*suite.judged_tasks, "recitation"]
     planted = torch.cat([suite.judged[name] for name in ("salad tuned", "salad", "quote")])
     responses = {name: float(removed(suite.judged.get(name, planted)).mean()) for name in names}
     memorised = torch.cat([suite.trained[family] for family in FAMILIES])
@@ -204,7 +204,7 @@ def _activations(found: Findings, full: Report) -> dict[str, Any]:
 def _bands(language: Language, found: Findings, memorised: Tensor, others: Tensor) -> dict[str, float]:
     """Mean activation of planted sequences over that of text, in each band of the last block's inputs."""
     last = dict(list(language.layers.items())[-2:])
-    factors = language.factors(CORPUS, EXAMPLES * 10)
+    factors = language.factors(language.corpus, EXAMPLES * 10)
     maps = {path: band_maps(basis) for path, basis in eigenbases(factors, last)}
     sides = [activations(language.model, language.suite.problem, ids, last, maps) for ids in (memorised, others)]
     return {

@@ -13,7 +13,7 @@ from expunge.base.part import Count
 from expunge.evidence.claim import Claim, Measured
 from expunge.evidence.figure import Chart, Figure, Grid, Series
 from expunge.studies.curvature import label_claims, labels, language, language_claims
-from expunge.studies.curvature.suite import JUDGED, SuiteSizes, suite
+from expunge.studies.curvature.suite import JUDGED, RULE, SuiteSizes, suite
 from expunge.study.claims import read_claims
 from expunge.study.read import array
 from expunge.study.study import Preset, Study, Work
@@ -35,6 +35,7 @@ QUICK = {
     "tests": 200,
     "epochs": 2,
     "vit": True,
+    "rules": True,
 }
 
 
@@ -48,7 +49,7 @@ class CurvatureStudy(Study):
     presets: ClassVar[Mapping[str, Preset]] = {
         "quick": Preset((0,), QUICK),
         "cpu": Preset(tuple(range(6))),
-        "long": Preset(tuple(range(10)), {"vit": True, "steps": 6000, "images": 8000, "holdout": 2000}),
+        "long": Preset(tuple(range(10)), {"vit": True, "rules": True, "steps": 6000, "images": 8000, "holdout": 2000}),
         "paper": Preset((0,), lacks="OLMo-2-7B, its training text, and ImageNet"),
     }
 
@@ -82,13 +83,15 @@ class CurvatureStudy(Study):
     """Test images."""
     epochs: Count = 60
     """Training epochs of classifiers."""
+    rules: bool = False
+    """Whether the rule language is among the tasks of the GPT."""
     vit: bool = False
     """Whether the ViT is trained and edited, too."""
 
     def measure(self, seed: int, work: Work, basis: Mapping[str, Any]) -> Measured:
         """Train a GPT and a classifier of a seed, edit both, and measure."""
         torch.set_num_threads(1)
-        counts = SuiteSizes(self.text, self.planted, self.rows, self.judged)
+        counts = SuiteSizes(self.text, self.planted, self.rows, self.judged, self.rules)
         gpt = language.trained(suite(seed, counts), seed, self.width, self.layers, self.steps)
         text = language_claims.measured(gpt, self.factors, self.tries, self.again)
         classifier = labels.trained(labels.PERCEPTRON, seed, self.sizes, self.epochs)
@@ -157,8 +160,10 @@ def _pareto(seeds: Mapping[int, Measured]) -> Chart:
 
 def _tasks(seeds: Mapping[int, Measured]) -> Grid:
     """Every rule at a rise of 20 %; the first row is the model before the edit."""
-    columns = (*JUDGED, "salad tuned", "salad", "quote")
-    rules = [rule for rule, of in next(iter(seeds.values()))["reports"].items() if rule == "none" or "0.2" in of]
+    reports = next(iter(seeds.values()))["reports"]
+    tasks = (*JUDGED, RULE) if RULE in reports["none"]["0"] else JUDGED
+    columns = (*tasks, "salad tuned", "salad", "quote")
+    rules = [rule for rule, of in reports.items() if rule == "none" or "0.2" in of]
     rows = tuple(
         tuple(_mean(seeds, "reports", rule, "0" if rule == "none" else "0.2", task) for task in columns)
         for rule in rules
