@@ -12,7 +12,7 @@ import torch
 from expunge.base.part import Count
 from expunge.evidence.claim import Claim, Measured
 from expunge.evidence.figure import Chart, Figure, Grid, Series
-from expunge.studies.curvature import label_claims, labels, language, language_claims
+from expunge.studies.curvature import label_claims, labels, language, language_claims, pretrained
 from expunge.studies.curvature.suite import JUDGED, RULE, SuiteSizes, suite
 from expunge.study.claims import read_claims
 from expunge.study.read import array
@@ -37,6 +37,14 @@ QUICK = {
     "vit": True,
     "rules": True,
 }
+LONG = {
+    "vit": True,
+    "rules": True,
+    "steps": 6000,
+    "images": 8000,
+    "holdout": 2000,
+    "model": "examples/smollm2/model",
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ class CurvatureStudy(Study):
     presets: ClassVar[Mapping[str, Preset]] = {
         "quick": Preset((0,), QUICK),
         "cpu": Preset(tuple(range(6))),
-        "long": Preset(tuple(range(10)), {"vit": True, "rules": True, "steps": 6000, "images": 8000, "holdout": 2000}),
+        "long": Preset(tuple(range(10)), LONG),
         "paper": Preset((0,), lacks="OLMo-2-7B, its training text, and ImageNet"),
     }
 
@@ -87,6 +95,9 @@ class CurvatureStudy(Study):
     """Whether the rule language is among the tasks of the GPT."""
     vit: bool = False
     """Whether the ViT is trained and edited, too."""
+    model: str = ""
+    """Folder of a pretrained language model of which one block is edited, relative to the working folder; none if
+    empty. `examples/smollm2.py` makes that of the preset `long`."""
 
     def measure(self, seed: int, work: Work, basis: Mapping[str, Any]) -> Measured:
         """Train a GPT and a classifier of a seed, edit both, and measure."""
@@ -96,7 +107,7 @@ class CurvatureStudy(Study):
         text = language_claims.measured(gpt, self.factors, self.tries, self.again)
         classifier = labels.trained(labels.PERCEPTRON, seed, self.sizes, self.epochs)
         image = label_claims.measured(classifier, self.strengths, self.tries)
-        return joined(text, image) | self._transformer(seed)
+        return joined(text, image) | self._transformer(seed) | self._pretrained(seed)
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -109,9 +120,13 @@ class CurvatureStudy(Study):
         vit = labels.trained(labels.TRANSFORMER, seed, self.sizes, self.epochs)
         return array("vit_labels_removed", label_claims.bounds(vit, self.strengths, 0.15, 0.03))
 
+    def _pretrained(self, seed: int) -> dict[str, Any]:
+        return {"pretrained": pretrained.edited_in(self.model, seed)} if self.model else {}
+
     def figures(self, seeds: Mapping[int, Measured], basis: Mapping[str, Any]) -> list[Figure]:
         """Recitation against perplexity, what tasks keep, and the table of labels."""
-        return [_pareto(seeds), _tasks(seeds), _labels(seeds)]
+        tables = [_pretrained(seeds)] if "pretrained" in next(iter(seeds.values())) else []
+        return [_pareto(seeds), _tasks(seeds), _labels(seeds), *tables]
 
 
 def joined(text: Mapping[str, Any], image: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,3 +195,11 @@ def _labels(seeds: Mapping[int, Measured]) -> Grid:
     columns = ("wrong", "true", "validation", "test")
     rows = tuple(tuple(_mean(seeds, "label rows", rule, column) for column in columns) for rule in rules)
     return Grid("Labels that the MLP gives", "share", "rule", columns, rules, rows)
+
+
+def _pretrained(seeds: Mapping[int, Measured]) -> Grid:
+    """Each rule at the same perplexity of held text, before and after fine-tuning."""
+    first: Any = next(iter(seeds.values()))["pretrained"]
+    columns = tuple(first["none"])
+    rows = tuple(tuple(_mean(seeds, "pretrained", rule, column) for column in columns) for rule in first)
+    return Grid("A pretrained model", "task", "rule", columns, tuple(first), rows)
