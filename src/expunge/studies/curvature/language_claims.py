@@ -18,6 +18,7 @@ from expunge.core.generators import generator_of
 from expunge.numerics.activation import BANDS, band_maps, removed_share
 from expunge.numerics.eigenbasis import eigenbases
 from expunge.numerics.linops import differentiable
+from expunge.studies.curvature import edits
 from expunge.studies.curvature.edits import RULES, Editor, subnets
 from expunge.studies.curvature.language import MATCHED, RISES, SUBNETS, Language
 from expunge.studies.curvature.suite import FAMILIES, JUDGED, LOGIC, RULE
@@ -56,8 +57,8 @@ class Findings:
         return self.editors[rule].at(self.rhos[rule][rise])
 
 
-def edited(language: Language, examples: int, tries: int) -> Findings:
-    """Edit by all rules, and run the baseline."""
+def edited(language: Language, examples: int, tries: int, *, siblings: bool = False) -> Findings:
+    """Edit by all rules, and run the baseline, with its siblings on request."""
     start = time.perf_counter()
     corpus = language.corpus
     plain = language.factors(corpus, examples)
@@ -74,6 +75,13 @@ def edited(language: Language, examples: int, tries: int) -> Findings:
     }
     trained = subnets(language.model, language.suite.problem, list(language.layers), SUBNETS[:tries], language.seed)
     reports[SUBNET] = {rise: language.report(chosen(language, trained, rise)) for rise in MATCHED}
+    if siblings:
+        neurons = [path for path in language.layers if path.endswith("down")]
+        pruned = edits.siblings(
+            language.model, language.suite.problem, list(language.layers), neurons, tries, language.seed
+        )
+        for rule, models in pruned.items():
+            reports[rule] = {rise: language.report(chosen(language, models, rise)) for rise in MATCHED}
     before = language.report(language.model)
     return Findings(language, before, editors, rhos, trained, reports, cost)
 
@@ -110,9 +118,9 @@ def kept(report: Report, before: Report) -> dict[str, float]:
     }
 
 
-def measured(language: Language, examples: int, tries: int, again: int) -> dict[str, Any]:
+def measured(language: Language, examples: int, tries: int, again: int, *, siblings: bool = False) -> dict[str, Any]:
     """The numbers of all claims on text."""
-    found = edited(language, examples, tries)
+    found = edited(language, examples, tries, siblings=siblings)
     before, kfac = found.before, found.reports["kfac"]
     primary = kfac[PRIMARY]
     shares = {rise: kept(kfac[rise], before) for rise in (0.1, FULL)}

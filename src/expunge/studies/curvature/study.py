@@ -36,10 +36,12 @@ QUICK = {
     "epochs": 2,
     "vit": True,
     "rules": True,
+    "siblings": True,
 }
 LONG = {
     "vit": True,
     "rules": True,
+    "siblings": True,
     "steps": 6000,
     "images": 8000,
     "holdout": 2000,
@@ -93,6 +95,8 @@ class CurvatureStudy(Study):
     """Training epochs of classifiers."""
     rules: bool = False
     """Whether the rule language is among the tasks of the GPT."""
+    siblings: bool = False
+    """Whether the siblings of BalancedSubnet are run on the GPT, too."""
     vit: bool = False
     """Whether the ViT is trained and edited, too."""
     model: str = ""
@@ -104,7 +108,7 @@ class CurvatureStudy(Study):
         torch.set_num_threads(1)
         counts = SuiteSizes(self.text, self.planted, self.rows, self.judged, self.rules)
         gpt = language.trained(suite(seed, counts), seed, self.width, self.layers, self.steps)
-        text = language_claims.measured(gpt, self.factors, self.tries, self.again)
+        text = language_claims.measured(gpt, self.factors, self.tries, self.again, siblings=self.siblings)
         classifier = labels.trained(labels.PERCEPTRON, seed, self.sizes, self.epochs)
         image = label_claims.measured(classifier, self.strengths, self.tries)
         return joined(text, image) | self._transformer(seed) | self._pretrained(seed)
