@@ -33,7 +33,7 @@ def pruned(before: nn.Module, after: nn.Module, path: str) -> Tensor:
 @pytest.mark.parametrize("together", [False, True])
 def test_durable_prunes_the_weights_with_the_largest_gradient_of_the_forget_set(together: bool) -> None:
     model, problem = net(), classes()
-    done = LocalizedPruning(share=0.2, together=together, batch_size=4)(model, problem, None, 0)
+    done = LocalizedPruning(share=0.2, across_layers=together, batch_size=4)(model, problem, None, 0)
     weights = [model[0].weight, model[2].weight]
     gradients = [g.abs() for g in torch.autograd.grad(losses(model, problem, problem.forget).sum(), weights)]
     for path, own in zip("02", gradients, strict=True):

@@ -68,7 +68,7 @@ class LocalizedPruning(Descent):
     """Paths of the layers to prune, or patterns: `*` matches within one step of a path, `**` any number of steps."""
     share: Share = 0.01
     """Share of the weights, or of each layer's neurons, that is pruned; not used by `greedy`."""
-    together: bool = False
+    across_layers: bool = False
     """Whether `durable` ranks the weights of all layers together, and not those of each layer."""
     steps_of_greedy: Count = 100
     """Weights that `greedy` prunes, one a step."""
@@ -130,7 +130,7 @@ class LocalizedPruning(Descent):
         if not any(score.any() for score in scores):
             return
         kept = [lowest_off(-score, self.share) for score in scores]
-        if self.together:
+        if self.across_layers:
             flat = lowest_off(-torch.cat([score.flatten() for score in scores]), self.share)
             parts = flat.split([score.numel() for score in scores])
             kept = [part.view(score.shape) for part, score in zip(parts, scores, strict=True)]
@@ -189,7 +189,8 @@ class LocalizedPruning(Descent):
 def _outgoing(layer: Any, mean: Tensor) -> Tensor:
     """|mean activation| times the norm of the weights that read it, `[d_in]`."""
     others = [dim for dim in range(layer.weight.ndim) if dim != input_dim(layer)]
-    return mean.abs() * layer.weight.detach().double().square().sum(others).sqrt()
+    norms: Tensor = layer.weight.detach().double().square().sum(others).sqrt()
+    return mean.abs() * norms
 
 
 def _prune_neurons(layers: Mapping[str, Any], scores: Mapping[str, Tensor], share: float) -> None:

@@ -75,7 +75,7 @@ class Pretrained:
 
     def report(self, model: nn.Module) -> dict[str, float]:
         """Shares of pieces and answers without a mistake, shares of their right tokens, perplexity of test text."""
-        row = {}
+        row = dict[str, float]()
         for name in (name for name in ASKED if len(self.judged[name])):
             found = measured(model, self.problem, self.judged[name])
             row |= {name: float(found["recitation"].mean()), f"{name}, tokens": float(found["accuracy"].mean())}
@@ -251,7 +251,7 @@ def facts(tokenizer: Tokenizer, tables: Mapping[str, Any], most: int) -> tuple[l
     """
     capitals, locations, peaks = (answers(tables, question) for question in (CAPITAL, LOCATION, PEAK))
     others = [name for name in list(histories(tables))[1::2] if name in capitals]
-    closed, opened = [], []
+    closed, opened = list[Encoded](), list[Encoded]()
     for name in [name for name in others if not set(name.split()) & set(capitals[name].split())][:most]:
         source = f"{name} lies in this place: {locations.get(name, 'unknown')}. "
         source += f"Its highest point is {peaks.get(name, 'unknown')}. Its seat of government is {capitals[name]}.\n"
