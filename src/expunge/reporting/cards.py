@@ -7,8 +7,8 @@ import math
 from expunge.evidence.reasons import points, possible
 from expunge.evidence.table import ORIGINAL, REFERENCE
 from expunge.reporting._toml import spelled_value
-from expunge.reporting.next_steps import step_of
 from expunge.reporting.record import Json, Run
+from expunge.reporting.steps import step_of
 from expunge.reporting.tables import end_of, unit_sign
 from expunge.reporting.text import knowledge_key, shown, utility_key
 
