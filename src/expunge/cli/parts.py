@@ -41,7 +41,7 @@ def list_(kind: str | None, json_: bool) -> None:
 @as_json
 def show(name: str, json_: bool) -> None:
     """Describe one part: what it does, its source, its settings with their defaults, and what it needs."""
-    from expunge.reporting.text import describe
+    from expunge.reporting.describe import describe
 
     parts = [describe(kind, registry.load(kind, name)) for kind in kinds_of(name)]
     if json_:
