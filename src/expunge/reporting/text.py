@@ -79,15 +79,17 @@ def columns_of(table: Table) -> Columns:
     return columns | {heading: (None, key) for heading, key in further.items() if key in table.keys}
 
 
+def curve_key(table: Table) -> tuple[str, str]:
+    """Metric and split of the knowledge that an attack follows step by step: the objective's first that is required."""
+    return next((m.scores.key for m in table.measured if m.scores.required), ("accuracy", "forget"))
+
+
 def knowledge_key(table: Table) -> tuple[str, str]:
-    """Metric and split of the knowledge that every verdict requires: the first such metric that was measured.
+    """Metric and split of the knowledge that tables and cards show; every verdict requires it.
 
     Where the data name the fact in an answer, it is the share of facts. Retrained models know the words around it, too.
     """
-    required = [m.scores.key for m in table.measured if m.scores.required]
-    if VALUE in required:
-        return VALUE
-    return required[0] if required else ("accuracy", "forget")
+    return VALUE if any(m.scores.required and m.scores.key == VALUE for m in table.measured) else curve_key(table)
 
 
 def utility_metric(table: Table) -> str:
