@@ -10,11 +10,12 @@ output layer leaves the hidden states as they were, so a single demonstration br
 New demonstrations also *teach*: a model that never saw a class learns it from them. So only what retrained models do
 not have from the same demonstrations counts, and of them `retrain` has no more than other retrained models.
 
-A demonstration of a class is one example of each label, of the forgotten ones from the part that attackers may use. A
-demonstration of a person is a question about *other* people to forget, with its right answer: it shows how the model
-tells right answers from wrong ones. Then each question has several answers to choose from, as in the data sets
-`people` and `factbook`, and `prompted` says, for models whose context is long enough, which of them the model itself
-finds most likely after such demonstrations as a prompt.
+A demonstration of a class is one example of each label, of the forgotten ones from the part that attackers may use.
+Where examples have several labels, the two options are that an example has the forgotten one or not. A demonstration of
+a person is a question about *other* people to forget, with its right answer: it shows how the model tells right answers
+from wrong ones. Then each question has several answers to choose from, as in the data sets `people` and `factbook`, and
+`prompted` says, for models whose context is long enough, which of them the model itself finds most likely after such
+demonstrations as a prompt.
 
 Only classes, concepts and persons can be demonstrated by others of their kind. On single hard examples the audit would
 measure their class, so it refuses them. The readout is linear and reads one layer: if it finds nothing, that proves
@@ -33,6 +34,7 @@ from torch import Tensor, nn
 
 from expunge.audits._contexts import (
     SHOWN,
+    WHERE,
     Context,
     ContextSettings,
     LabelContext,
@@ -41,6 +43,7 @@ from expunge.audits._contexts import (
     correct,
     sets_of,
 )
+from expunge.audits._one_label import about_one_label
 from expunge.audits._prompted import prompted
 from expunge.base.errors import SpecError
 from expunge.base.part import Count, Natural, Share
@@ -80,7 +83,7 @@ class InContext(ContextSettings):
         Raises:
             SpecError: The forget set is no class, concept or person, or too small for so many demonstrations.
         """
-        sets_of(problem, self)
+        sets_of(about_one_label(problem, WHERE), self)
 
     def check_model(self, model: nn.Module) -> None:
         """Refuse a model without this layer.
@@ -97,7 +100,7 @@ class InContext(ContextSettings):
         Raises:
             SpecError: As in `check` and `check_model`.
         """
-        problem = case.problem
+        problem = about_one_label(case.problem, WHERE)
         context = context_of(model, problem, self)
         orders = [context.drawn(draw) for draw in range(self.draws)]
         readings = _read(context, [*orders, context.covering(max(self.demonstrations))], self.demonstrations)
