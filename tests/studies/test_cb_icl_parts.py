@@ -40,7 +40,7 @@ def test_a_language_model_answers_and_is_read(llama: str, tmp_path: Path) -> Non
     assert np.allclose(measured["reads_more_than_it_says"], np.array(table["read"]) - said)
 
 
-@pytest.mark.parametrize(("shown", "asked"), [(0, 3), (1, 1), (2, 2)])
+@pytest.mark.parametrize(("shown", "asked"), [(1, 3), (1, 1), (2, 2)])
 def test_the_common_prompt_is_read_once_and_changes_no_score(llama: str, shown: int, asked: int) -> None:
     """As in the audit, which reads each prompt from its beginning. A single question shares its own words, too."""
     model, data = language_model.loaded(llama), Factbook(tokenizer=llama)()

@@ -81,7 +81,7 @@ def prompted_scores(
     Args:
         model: A language model of transformers.
         data: Its tokenizer reads the texts.
-        shown: Demonstrations, in the order of the prompt.
+        shown: At least one demonstration, in the order of the prompt.
         asked: `n` questions with M options each.
     """
     front = "".join(f"{question.prompt}{question.options[question.right]}\n" for question in shown)
