@@ -204,7 +204,12 @@ class CbIclStudy(Study):
             gpt, checkpoints = recall.trained(persons, seed)
             table["people"] = forgetting.readings(persons, seed, gpt)
             ranks = ([point.knowledge for point in checkpoints], [point.accuracy for point in checkpoints])
-            measured = {"knowledge_ranks_checkpoints": spearman(*ranks), "checkpoints": list(map(list, checkpoints))}
+            measured = {
+                "knowledge_ranks_checkpoints": spearman(*ranks),
+                "checkpoints": list(map(list, checkpoints)),
+                "comes_back_own": _most(table["people"], "in_context_own"),
+                "retrain_is_not_accused_own": forgetting.residual(table["people"], "retrain", "in_context_own"),
+            }
         back = {name: _most(of, "in_context") for name, of in table.items()}
         chosen = {name: _most(of, "in_context_chosen") for name, of in table.items()}
         control = {name: forgetting.residual(of, "retrain", "in_context") for name, of in table.items()}
