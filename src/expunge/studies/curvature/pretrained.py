@@ -47,8 +47,8 @@ ASKED = ("recited", "controls", "closed book", "open book")
 RULES: tuple[Rule, ...] = ("kfac", "inputs_only", "svd", "random_rotation")
 WHOLE = "layers removed"
 LAYERS, RISE = ("model.layers.22.mlp.*",), 0.05
-"""Matrices that are edited, gate, up and down of a block at the depth of the paper's, and the rise of perplexity. Without
-that block's whole perceptron, the perplexity of SmolLM2 rises by 20 %."""
+"""Matrices that are edited, those of a block at the depth of the paper's, and the rise of perplexity. Without that
+block's whole perceptron, the perplexity of SmolLM2 rises by 20 %."""
 BATCH, AGAIN = 4, 1e-4
 """Windows per step, and step size, of fine-tuning after an edit."""
 
