@@ -67,7 +67,7 @@ class Result:
         ]
         return Table(
             measured,
-            plan.models,
+            plan.rows,
             plan.spec.seeds,
             list(plan.attacks),
             about_one_model=True,

@@ -24,8 +24,17 @@ ORIGINAL, REFERENCE = "original", "reference"
 GIVEN = "given"
 """The part of a `reference` stage that loads a model of the user's instead of training one."""
 
+UNMERGED = "+adapter"
+"""Behind the label of a method that trained an adapter: the model that is base and adapter, not merged. No label of a
+spec may have a plus. Such a model is shown and not judged."""
+
 Key = tuple[str, str]
 """Metric and split."""
+
+
+def judged(models: Sequence[str]) -> list[str]:
+    """Those of the models that get a verdict: what the methods made, merged."""
+    return [model for model in models if model not in (ORIGINAL, REFERENCE) and not model.endswith(UNMERGED)]
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,7 @@ class Table:
 
     Args:
         measured: Every score of the run.
-        models: `original`, `reference`, then the methods' labels.
+        models: `original`, `reference`, then the methods' labels, some with a second row.
         seeds: The run's seeds.
         attacks: The attacks' labels.
         required: Metrics that the spec requires, besides those whose scores have `required`.
@@ -122,8 +131,7 @@ class Table:
         judge = judge_model if self.about_one_model else judge_method
         if not any(m.model == REFERENCE for m in self.measured):
             judge = judge_without_reference
-        judged = [model for model in self.models if model not in (ORIGINAL, REFERENCE)]
-        return [self._noted(judge(model, self.quantities(model), self.training)) for model in judged]
+        return [self._noted(judge(model, self.quantities(model), self.training)) for model in judged(self.models)]
 
     def _noted(self, verdict: Verdict) -> Verdict:
         """The verdict; if the method changed nothing, with that as its first reason."""
