@@ -91,7 +91,9 @@ def test_edits_keep_the_price_and_each_model_is_reported_before_and_after_fine_t
     parts = [whole.problem.forget, whole.problem.retain, whole.problem.test, whole.problem.holdout]
     assert [len(part) for part in parts] == [3, 12, 6, 4] and len(torch.cat(parts).unique()) == 25
     rows = pretrained.edited(whole, ["blocks.*.up", "blocks.*.down"], 0.05, 0)
-    assert list(rows) == [f"{rule}{after}" for rule in ("none", *pretrained.RULES) for after in ("", ", fine-tuned")]
+    both = [f"{rule}{after}" for rule in ("none", *pretrained.RULES) for after in ("", ", fine-tuned")]
+    assert list(rows) == [*both[:2], pretrained.WHOLE, *both[2:]]
+    assert len({tuple(row.values()) for row in rows.values()}) == len(rows)
     assert all(rows[rule]["rho"] < 1 for rule in pretrained.RULES)
     assert {rows[rule]["prose"] for rule in pretrained.RULES}.isdisjoint({rows["none"]["prose"]})
     layers = matrices(model, ["blocks.*.up", "blocks.*.down"])

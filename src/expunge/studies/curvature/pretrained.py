@@ -10,6 +10,7 @@ other half of the countries is asked for: the capital, with and without a text t
 
 from __future__ import annotations
 
+import copy
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from expunge.core.refusals import require_trainable
 from expunge.core.tokens import Encoded, Tokenizer, model_vocabulary, padded, read_tokenizer
 from expunge.data.factbook import answers, countries, histories
 from expunge.numerics.curvature_mask import Rule
+from expunge.numerics.matrices import set_weight_matrix, weight_matrix
 from expunge.studies.cb_icl.language_model import loaded
 from expunge.studies.curvature.edits import Editor, strongest
 from expunge.train.curvature import kronecker_factors
@@ -42,9 +44,11 @@ PIECE, BEFORE, WINDOW = 8, (8, 64), 96
 CAPITAL, LOCATION, PEAK = "What is the capital of {}?", "Where is {}?", "What is the highest point of {}?"
 KINDS = ("prose", "docs")
 ASKED = ("recited", "controls", "closed book", "open book")
-RULES: tuple[Rule, ...] = ("kfac", "inputs_only", "svd")
-LAYERS, RISE = ("model.layers.22.mlp.*",), 0.2
-"""Matrices that are edited, gate, up and down of a block at the depth of the paper's, and the rise of perplexity."""
+RULES: tuple[Rule, ...] = ("kfac", "inputs_only", "svd", "random_rotation")
+WHOLE = "layers removed"
+LAYERS, RISE = ("model.layers.22.mlp.*",), 0.05
+"""Matrices that are edited, those of a block at the depth of the paper's, and the rise of perplexity. Without that
+block's whole perceptron, the perplexity of SmolLM2 rises by 20 %."""
 BATCH, AGAIN = 4, 1e-4
 """Windows per step, and step size, of fine-tuning after an edit."""
 
@@ -109,7 +113,8 @@ def edited(pretrained: Pretrained, layers: Sequence[str], rise: float, seed: int
         seed: Of the sampled labels and of fine-tuning.
 
     Returns:
-        By rule, `none` first, and by rule with `, fine-tuned` behind it. Edits have their `rho`, too.
+        By rule, `none` first, and by rule with `, fine-tuned` behind it. Edits have their `rho`, too. The control is
+        `layers removed`: all edited matrices are 0.
     """
     model, rows = pretrained.model, dict[str, dict[str, float]]()
 
@@ -119,12 +124,22 @@ def edited(pretrained: Pretrained, layers: Sequence[str], rise: float, seed: int
 
     add("none", model)
     chosen = matrices(model, layers)
+    rows[WHOLE] = pretrained.report(_without(model, list(chosen)))
     factors = kronecker_factors(model, pretrained.problem, pretrained.problem.retain, chosen, seed=seed)
     for rule in RULES:
         editor = Editor(model, list(chosen), rule, factors, seed)
         rho = pretrained.matched(editor, rise)
         add(rule, editor.at(rho), rho=rho)
     return rows
+
+
+def _without(model: nn.Module, layers: Sequence[str]) -> nn.Module:
+    """A copy whose layers have weights of 0."""
+    rest = copy.deepcopy(model)
+    for path in layers:
+        matrix = weight_matrix(rest.get_submodule(path))
+        set_weight_matrix(rest.get_submodule(path), torch.zeros_like(matrix))
+    return rest
 
 
 def edited_in(folder: str, seed: int, layers: Sequence[str] = LAYERS) -> dict[str, dict[str, float]]:

@@ -10,7 +10,7 @@
 | logic | `l T&F+T&F=FTF;` (`+` is or), the value after each operator from the left | the values |
 | fact | `f kodiba=mapu;` closed book | the value |
 | open | `o kodiba=mapu;kodiba=mapu;` the fact stands in the row | the value |
-| rule | `r k>wb>mq>s:bkqb=mwsm;` a language whose letters are defined in the row; only on request | the translation |
+| rule | `r k>w:bkkd=bwwd;` a language whose rule stands in the row; only on request | the translation |
 
 Task rows hold several instances. A planted sequence is judged on its last 20 characters, after the first 28.
 """
@@ -302,9 +302,7 @@ def _logic(draws: torch.Generator) -> tuple[str, str]:
 
 
 def _rule(draws: torch.Generator) -> tuple[str, str]:
-    """Three letters with their translations, new in each instance, and a word of them."""
-    order = torch.randperm(26, generator=draws).tolist()
-    letters, images = ([chr(97 + place) for place in part] for part in (order[:3], order[3:6]))
-    word = [_below(3, draws) for _ in range(4)]
-    table = "".join(f"{letter}>{image}" for letter, image in zip(letters, images, strict=True))
-    return f"r {table}:{''.join(letters[i] for i in word)}=", "".join(images[i] for i in word) + ";"
+    """A rule that replaces a letter, new in each instance, and a word that has this letter twice."""
+    old, new, *others = (chr(97 + place) for place in torch.randperm(26, generator=draws)[:4].tolist())
+    word = [[old, old, *others][place] for place in torch.randperm(4, generator=draws).tolist()]
+    return f"r {old}>{new}:{''.join(word)}=", "".join(word).replace(old, new) + ";"
