@@ -222,9 +222,8 @@ class Reciting(nn.Module):
 @pytest.mark.parametrize(("strength", "own"), [(0.3, 0.9), (-0.3, -0.1)])
 def test_evidence_is_read_and_its_sign_is_learned(persons, strength, own):
     """A readout finds the answers of a model that knows them, and of one that marks them as the least likely."""
-    problem, base = persons
+    problem, _ = persons
     few = InContext(demonstrations=(4, 8), draws=4, prompt=0, queries=40)
-    assert abs(read(base, problem, few)["in_context", "forget"].values.mean() - 0.1) < 0.08
     model = Reciting(problem.data, problem.forget, strength)
     questions = chosen_among(problem.data, problem.unexposed[:40])
     answers = option_scores(model, problem, questions).argmax(1)
@@ -329,14 +328,37 @@ def test_preferences_that_are_no_numbers_say_nothing(spoil):
     assert preferences({"pool": torch.eye(3), "asked": torch.tensor([[0, spoil, 1.0]])}, "pool") is None
 
 
-def test_a_prompt_is_read_if_the_model_has_room_for_it(persons):
+class Prompted(nn.Module):
+    """Answers as another model does, but only behind a prompt of at least four lines, and otherwise at random."""
+
+    def __init__(self, model, newline):
+        super().__init__()
+        self.model, self.newline = model, newline
+
+    def forward(self, tokens):
+        logits = torch.randn(*tokens.shape, self.model.head.out_features, generator=torch.Generator().manual_seed(0))
+        for row, text in enumerate(tokens):
+            lines = (text == self.newline).nonzero().flatten()
+            if len(lines) >= 4:
+                start = int(lines[-1]) + 1
+                logits[row, start:] = self.model(text[None, start:])[0]
+        return logits
+
+
+def test_a_prompt_brings_out_what_a_model_says_only_behind_one(persons):
     problem, base = persons
-    assert ("prompted", "forget") not in read(base, problem, InContext(demonstrations=(4,), draws=1))
-    torch.manual_seed(0)
-    roomy = GPT(width=16, layers=1, heads=2)(problem.data)
-    roomy.positions = nn.Embedding(300, 16)
-    scores = read(roomy, problem, InContext(demonstrations=(4,), draws=1, queries=6))
-    assert len(scores["prompted", "forget"].values) == 6 and scores["prompted", "forget"].role == "knowledge"
+    few = InContext(demonstrations=(4,), draws=1, queries=6)
+    # This one has no room for a prompt, and knows nothing.
+    scores = read(base, problem, replace(few, queries=40))
+    assert ("prompted", "forget") not in scores
+    for name in ("in_context", "in_context_own"):
+        assert abs(scores[name, "forget"].values.mean() - 0.1) < 0.1
+    newline = problem.data.tokenizer.encode("a", "\n.").ids[1]
+    shy = Prompted(Reciting(problem.data, problem.forget, 0.3), newline)
+    for count, least in ((4, 0.8), (3, 0.0)):
+        scores = read(shy, problem, replace(few, prompt=count))["prompted", "forget"]
+        assert len(scores.values) == 6 and scores.role == "knowledge"
+        assert scores.values.mean() >= least and (count == 4 or scores.values.mean() < 0.5)
 
 
 def _shared_label():
