@@ -31,13 +31,13 @@ TABLE = torch.linspace(-1, 1, 16) ** 3
 OUTER = torch.linspace(0, 1, 256)
 
 
-def llama() -> nn.Module:
+def llama() -> Any:
     sizes = {"hidden_size": WIDTH, "intermediate_size": 96, "num_attention_heads": 2, "num_key_value_heads": 1}
     facts = {"vocab_size": 20, "num_hidden_layers": 1, "tie_word_embeddings": True, "max_position_embeddings": 8}
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**facts, **sizes))
 
 
-def gpt2() -> nn.Module:
+def gpt2() -> Any:
     # The output projection is square and transposed: its numbers alone do not show which way round it is.
     facts = {"n_positions": 8, "bos_token_id": 0, "eos_token_id": 0}
     return transformers.GPT2LMHeadModel(
@@ -45,7 +45,7 @@ def gpt2() -> nn.Module:
     )
 
 
-def bert() -> nn.Module:
+def bert() -> Any:
     sizes = {"hidden_size": WIDTH, "intermediate_size": 96, "num_attention_heads": 2, "num_hidden_layers": 1}
     return transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=20, num_labels=3, **sizes))
 
@@ -53,7 +53,7 @@ def bert() -> nn.Module:
 MODELS = {"Llama": llama, "GPT-2": gpt2, "an encoder": bert}
 
 
-def layers_of(model: nn.Module) -> dict[str, nn.Module]:
+def layers_of(model: nn.Module) -> dict[str, Any]:
     kinds = (nn.Linear, transformers.pytorch_utils.Conv1D)
     layers = {path: layer for path, layer in model.named_modules() if isinstance(layer, kinds)}
     return {path: layer for path, layer in layers.items() if path not in ("lm_head", "classifier")}
@@ -94,7 +94,7 @@ WAYS = {
 }
 
 
-def shrunk(model: nn.Module, folder: Path, way: str) -> dict[str, Tensor]:
+def shrunk(model: Any, folder: Path, way: str) -> dict[str, Tensor]:
     """Store the model in the format of bitsandbytes; returns the numbers of the quantised layers."""
     model.save_pretrained(folder)
     stored, numbers = load_file(folder / "model.safetensors"), {}
@@ -146,7 +146,7 @@ def test_it_is_the_original_and_the_base_of_a_run(tmp_path: Path) -> None:
 
 
 def test_a_new_head_is_put_on_a_quantised_backbone(tmp_path: Path) -> None:
-    backbone = bert().bert  # type: ignore[union-attr]
+    backbone = bert().bert
     numbers = shrunk(backbone, tmp_path, "4 bits")
     tokens, ids = torch.randint(1, 20, (4, 6)), torch.arange(4)
     inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
@@ -206,7 +206,7 @@ def test_the_numbers_are_those_of_bitsandbytes(name: str, way: str, tmp_path: Pa
     assert (lacking, surplus) == ([], [])
     compared = 0
     for path, layer in layers_of(made).items():
-        weight = theirs.get_submodule(path).weight
+        weight: Any = theirs.get_submodule(path).weight
         if hasattr(weight, "quant_state"):
             if weight.quant_state.shape[1] % 64:  # bitsandbytes 0.50.2 is wrong there, on the CPU
                 continue

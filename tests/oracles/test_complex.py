@@ -62,7 +62,7 @@ REFUSED = {
     ("attack", "recalibrate"): "no batch norm",
     ("audit", "aligned_distance"): "not a plain chain of layers",
     ("diagnostic", "object_attribution"): "do not know which object",
-    ("audit", "object_saliency"): "do not know which object",
+    ("audit", "object_occlusion"): "do not know which object",
 }
 """Parts for certain layers only; they say so of any model without these."""
 ELSEWHERE = {

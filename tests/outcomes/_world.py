@@ -50,6 +50,10 @@ class World:
 
     def verdicts(self) -> dict[str, Verdict]:
         """The verdict about each model that is neither original nor reference."""
+        return {verdict.model: verdict for verdict in self.table().verdicts()}
+
+    def table(self) -> Table:
+        """The scores of all models."""
         n = len(self.data.targets)
         ids = torch.arange(n)
         forget, retain, test = ids[:FORGET], ids[FORGET : FORGET + RETAIN], ids[FORGET + RETAIN :]
@@ -64,8 +68,7 @@ class World:
                     measured += [Measured(name, seed, attack, entry) for entry in scores]
         attacks = list(dict.fromkeys(a for states in self.models.values() for a in states if a is not None))
         extra: dict[str, Any] = {} if self.training is None else {"training": self.training}
-        table = Table(measured, list(self.models), list(range(self.seeds)), attacks, **extra)
-        return {verdict.model: verdict for verdict in table.verdicts()}
+        return Table(measured, list(self.models), list(range(self.seeds)), attacks, **extra)
 
 
 def images(labels: Tensor) -> Data:

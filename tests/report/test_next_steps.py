@@ -85,6 +85,13 @@ def test_without_a_model_to_ship_it_says_which_is_nearest(make_run: Make) -> Non
         (["inconclusive"], TOO_MANY, {"epochs": 3}, "seldom worth it. Or raise epochs", "method.hidden.epochs=6"),
         (["inconclusive"], JOINED, {"epochs": 3}, "More forget examples would decide", "method.hidden.epochs=6"),
         (["inconclusive"], TEST, {"epochs": 3}, "A larger test set would decide", "method.hidden.epochs=6"),
+        (
+            ["inconclusive"],
+            reasons.not_read("body.7"),
+            {},
+            "left 'body.7' and all layers below",
+            "expunge run sample.toml",
+        ),
         (["inconclusive"], reasons.NO_RETRAINING, {}, "Nothing was retrained", ""),
     ],
 )
@@ -94,6 +101,7 @@ def test_each_verdict_has_its_next_step(
     step = step_of(with_method(run, **entry), judged(*flags, reason=reason))
     assert words in step.text
     assert code in step.code if code else not step.code
+    assert step.spec == ('[[audit]]\nname = "probe"\nlayer = "body.7"' if "body.7" in reason else "")
 
 
 def test_a_larger_forget_set_is_proposed_where_the_data_have_one(run: Run) -> None:

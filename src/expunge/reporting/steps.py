@@ -23,7 +23,7 @@ MOST_FORGOTTEN = 0.25
 """Share of the training set above which a larger forget set is not proposed."""
 OTHERS = "expunge list methods"
 NEAREST = {
-    "recitation": ("curvature_edit", "docs/curvature.md: relearning brought back a hundredth of what it took out"),
+    "recitation": ("curvature_edit", "docs/texts.md: relearning brought back less than an eighth of what it took out"),
     "accuracy": ("eu_k", "docs/leaderboard.md: no attack brought it further than 11 points from retraining"),
 }
 """By a metric of the run: the method to try after one that fails, and the measurement that speaks for it."""
@@ -152,6 +152,8 @@ def _undecided(run: Run, verdict: Json) -> Step:
     if not run.table.attacks:
         text = "No attack was run. Add one that trains, and run it again."
         return Step(text, f"expunge run {run.name}.toml", RELEARN) if run.again else Step(text)
+    if needs.unread:
+        return _unread(run, needs.unread)
     if needs.limits & {"forget", "test"}:
         return _more_examples(run, verdict["model"], needs)
     if "attack" in needs.limits:
@@ -161,6 +163,14 @@ def _undecided(run: Run, verdict: Json) -> Step:
     if needs.seeds > MOST_SEEDS:
         return _nearer(run, verdict["model"], f"About {needs.seeds} seeds would decide, which is seldom worth it.")
     return _more_seeds(run, max(needs.seeds, 3))
+
+
+def _unread(run: Run, layer: str) -> Step:
+    """Read a layer that the method kept; a probe that the run has may read another one."""
+    text = f"It left {layer!r} and all layers below as they were, and no audit read them: probe that layer."
+    if not run.again:
+        return Step(text, f'print(expunge.audit(done, case, audits=[{{"name": "probe", "layer": "{layer}"}}]))')
+    return Step(text, f"expunge run {run.name}.toml", f'[[audit]]\nname = "probe"\nlayer = "{layer}"')
 
 
 def _nearer(run: Run, model: str, text: str) -> Step:
