@@ -134,12 +134,12 @@ BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
         r"model\.path: the model in .* is code of its repository, which is never run; .*my_models:build",
     ),
     "code without a type": ({"model_type": None, "auto_map": {"AutoConfig": "mine.Config"}}, "is never run"),
-    "4 bits": (
-        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
-        r"model\.path: the weights of .* are quantised by bitsandbytes; .*unlearn by an adapter",
+    "GPTQ": (
+        {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+        r"model\.path: the weights of .* are quantised by gptq; .*unlearn by an adapter",
     ),
-    "8 bits": ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, "quantised by bitsan"),
-    "GPTQ": ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised by gptq"),
+    "AWQ": ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "quantised by awq"),
+    "nobody knows what": ({"quantization_config": True}, "quantised by a library"),
     "GGUF": ({"quantization_config": {"quant_method": "gguf"}}, "quantised by gguf"),
     "an encoder-decoder": ({"model_type": "t5", "is_encoder_decoder": True}, "has an encoder and a decoder"),
 }

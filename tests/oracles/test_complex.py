@@ -70,7 +70,7 @@ ELSEWHERE = {
     ("method", "l1_sparse"): "its norm is the modulus, below",
     ("audit", "generated"): "for texts",
 }
-SELECTIVE = ("potion", "ssd", "lfssd", "assd", "balanced_subnet", "learned_mask")
+SELECTIVE = ("potion", "ssd", "lfssd", "assd", "balanced_subnet", "learned_mask", "localized_pruning")
 """Methods that may leave every weight of so small a net as it is."""
 PARTS = [
     (kind, name)

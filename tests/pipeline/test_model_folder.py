@@ -15,6 +15,8 @@ from safetensors.torch import load_file, load_model
 
 from expunge.base.errors import SpecError
 from expunge.core import hf_save
+from expunge.core.adapter import Adapter
+from expunge.core.peft_save import unmerged
 from expunge.core.tokens import PAD, read_tokenizer, train_tokenizer
 from helpers import Table, cli, finished, run, snapshot, temporaries, tiny, write_spec
 
@@ -149,7 +151,7 @@ def test_a_model_with_adapters_is_handed_over_merged(folder: Path, tmp_path: Pat
     assert not any("lora" in name or "adapter" in name for name in shipped.state_dict())
 
 
-AUDITED = "texts-finetune-adapter"
+AUDITED, BESIDE = "texts-finetune-adapter", "finetune+adapter"
 
 
 def figures(record: Path, label: str) -> dict[str, float]:
@@ -178,9 +180,40 @@ def test_the_adapter_is_handed_over_too_and_audited_on_its_base(folder: Path, tm
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
     assert "Without the adapter, that is the model you have." in (kept / "README.md").read_text().replace("\n", " ")
     finished(cli("verify", kept))
+    # Beside each other, the two are the same model up to rounding.
+    merged_row, beside = (figures(out / "texts", row) for row in ("finetune", BESIDE))
+    assert beside == pytest.approx({key: merged_row[key] for key in beside}, abs=1e-6)
     finished(cli("audit", written, kept, "--out", out, "--workers", 1))
     own, other = (figures(out / record, label) for record, label in (("texts", "finetune"), (AUDITED, kept.name)))
     assert own and own == pytest.approx(other, abs=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+def test_base_and_adapter_are_a_second_row_that_is_not_judged(folder: Path, tmp_path: Path) -> None:
+    peft, out, name = pytest.importorskip("peft"), tmp_path / "runs", "in bfloat16"
+    table = spec(name, audit=[{"name": "distance"}], attack=[{"name": "prune"}])
+    adapter = {"rank": 3, "alpha": 7.0}
+    table["method"] = [{**table["method"][0], "adapter": adapter}]
+    done = finished(cli("run", write_spec(folder, table), "--out", out, "--workers", 1, "--save", tmp_path / "saved"))
+    shown = [line.split() for line in done.out.splitlines() if line.startswith("finetune")]
+    assert [line[0] for line in shown if len(line) > 2][:2] == ["finetune", BESIDE]
+    assert [verdict["model"] for verdict in json.loads((out / "texts" / "verdicts.json").read_text())] == ["finetune"]
+    merged, beside = (figures(out / "texts", row) for row in ("finetune", BESIDE))
+    # No attack, and no audit of weights.
+    assert set(beside) == {key for key in merged if key.endswith("None") and "distance" not in key}
+    # The base is in bfloat16, as in the user's folder, and the merged model is not.
+    assert max(abs(beside[key] - merged[key]) for key in beside if "probability" in key) > 2e-6
+    # It is what PEFT runs.
+    family, kept = type(MODELS[name][0]()), tmp_path / "saved" / "finetune-adapter"
+    theirs = peft.PeftModel.from_pretrained(family.from_pretrained(folder / name), kept).eval()
+    plain, base = family.from_pretrained(tmp_path / "saved" / "finetune"), family.from_pretrained(folder / name).float()
+    ours = unmerged(plain, base, Adapter(**adapter), torch.bfloat16).eval()
+    tokens = torch.from_numpy(np.load(folder / "texts.npz")["x"])
+    with torch.no_grad():
+        expected, actual = theirs(tokens).logits, ours(tokens).logits
+        rounded = float((actual - plain(tokens).logits).abs().max())
+    assert actual.dtype == expected.dtype == torch.bfloat16
+    assert float((actual - expected).abs().max()) < rounded
 
 
 @pytest.mark.parametrize(

@@ -234,8 +234,13 @@ def _with_adapter(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _add_update(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    update: Tensor = output + layer.lora_scale * F.linear(F.linear(inputs[0], layer.lora_A), layer.lora_B)
-    return update
+    given = inputs[0]
+    if layer.weight.dtype != layer.lora_A.dtype:
+        # A base that is stored in half precision, with an adapter in single precision.
+        given = given.to(layer.lora_A.dtype)
+    # In place: further copies, which live for a moment only, would leave holes in the memory of the process.
+    update = F.linear(F.linear(given, layer.lora_A), layer.lora_B).mul_(layer.lora_scale)
+    return update.add_(output).to(output.dtype)
 
 
 def _sizes(layer: nn.Module) -> tuple[int, int]:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from expunge.base.errors import MissingError, SpecError
 from expunge.base.inputs import input_digest
 from expunge.base.record import address
 from expunge.core import checkpoint
+from expunge.core.hf_quantised import KEY as QUANTISATION
+from expunge.core.hf_quantised import plain_weights, require_readable
 from expunge.core.modules import half_precision
 
 CONFIG = "config.json"
@@ -135,15 +138,19 @@ def _facts(config: Any) -> dict[str, Any]:
 
 
 def config_of(folder: Path, name: str, where: str) -> Any:
-    """The folder's configuration; `name` and `where` are for messages.
+    """The folder's configuration, without what it says of quantisation; `name` and `where` are for messages.
 
     Raises:
-        SpecError: transformers cannot use it, it names code of its repository, or its weights are quantised.
+        SpecError: transformers cannot use it, it names code of its repository, or its weights are quantised by
+            another library than bitsandbytes.
     """
-    _refuse_quantised(read_table(folder / CONFIG), name, where)
+    require_readable(read_table(folder / CONFIG).get(QUANTISATION), name, where)
     from_pretrained = transformers_library().AutoConfig.from_pretrained
     try:
-        return quietly(where, name, lambda: from_pretrained(folder, local_files_only=True, trust_remote_code=False))
+        config = quietly(where, name, lambda: from_pretrained(folder, local_files_only=True, trust_remote_code=False))
+        # Weights are used, and saved, in single precision.
+        config.__dict__.pop(QUANTISATION, None)
+        return config
     except SpecError:
         if "auto_map" not in read_table(folder / CONFIG):
             raise
@@ -153,21 +160,6 @@ def config_of(folder: Path, name: str, where: str) -> Any:
         allowed="a model whose class is part of transformers",
         remedy="read that code; then write a function of yours that builds the model, and give its weights: "
         'name = "my_models:build", weights = "mine.safetensors"',
-    )
-
-
-def _refuse_quantised(table: Mapping[str, Any], name: str, where: str) -> None:
-    """Refuse weights of 8 or 4 bits: gradient steps, and the update of an adapter, are smaller than their spacing."""
-    facts = table.get("quantization_config")
-    if not facts:
-        return
-    how = facts.get("quant_method", "a library") if isinstance(facts, dict) else "a library"
-    raise SpecError(
-        f"the weights of {name} are quantised by {how}",
-        where=where,
-        allowed="weights of 16 bits or more",
-        remedy="name the folder from which it was quantised, unlearn by an adapter to save memory, and quantise the "
-        "result; or where the library is installed: from_pretrained(...).dequantize().save_pretrained(...)",
     )
 
 
@@ -193,12 +185,17 @@ def loaded(family: Any, config: Any, name: str, where: str) -> tuple[nn.Module, 
             where=where,
             allowed="weights that save_pretrained wrote; a pickle can run code when it is loaded",
         )
-    options = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
+    source: Path | None = folder
+    options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
+    if read_table(folder / CONFIG).get(QUANTISATION):
+        skeleton = _skeleton(family, config)
+        source, family, options = None, type(skeleton), {"state_dict": plain_weights(folder, skeleton, where)}
+        checkpoint.say_once(f"{where}: the weights have 8 or 4 bits; their values are used, and saved, in float32")
     module, report = quietly(
         where,
         name,
         lambda: family.from_pretrained(
-            folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            source, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **options
         ),
     )
     mismatched = [entry[0] if isinstance(entry, tuple) else entry for entry in report["mismatched_keys"]]
@@ -207,6 +204,13 @@ def loaded(family: Any, config: Any, name: str, where: str) -> tuple[nn.Module, 
     if narrow:
         checkpoint.say_once(f"{where}: {narrow}; all weights are used as float32, in which small steps count")
     return module.float().train(), lacking, sorted(report["unexpected_keys"])
+
+
+def _skeleton(family: Any, config: Any) -> nn.Module:
+    """A model of the configuration without numbers, of an automatic class or of a model's own."""
+    with torch.device("meta"):
+        model: nn.Module = (getattr(family, "from_config", None) or family._from_config)(copy.deepcopy(config))
+    return model
 
 
 def incomplete(where: str, name: str, lacking: list[str]) -> SpecError:

@@ -1,4 +1,4 @@
-"""Writes what an adapter has changed as a folder that PEFT loads on the base model.
+"""Gives an adapter again after it was merged: as a folder that PEFT loads on the base model, or put on that model.
 
 An adapter is merged before it is stored. The difference between the merged weights and those of the base has the
 adapter's rank, so its factors give the adapter again: not the same A and B, but the same product B A.
@@ -7,6 +7,7 @@ adapter's rank, so its factors give the adapter again: not the same A and B, but
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from expunge.base.record import write_file
-from expunge.core.adapter import Adapter, linear_layers
+from expunge.core.adapter import Adapter, attach, linear_layers
 from expunge.core.hf_folder import ADAPTER_CONFIG
 from expunge.core.modules import is_transposed
 from expunge.core.peft_folder import WEIGHTS
@@ -35,18 +36,13 @@ def save_adapter(merged: nn.Module, base: nn.Module, adapter: Adapter, folder: P
         folder: An existing folder.
         name: What users call the base model: a path, or a name in the cache.
     """
-    changed = linear_layers(merged)
     tensors: dict[str, Tensor] = {}
     targets, transposed = [], False
-    for path, layer in linear_layers(base).items():
-        delta = wide(changed[path].get_parameter("weight").detach() - layer.get_parameter("weight").detach())
-        if not delta.any():
-            continue
-        transposed = is_transposed(layer)
-        first, last = _factors(delta.T if transposed else delta, adapter.rank)
+    for path, first, last in _of_layers(merged, base, adapter):
+        transposed = is_transposed(base.get_submodule(path))
         targets.append(path)
         tensors[f"base_model.model.{path}.lora_A.weight"] = first
-        tensors[f"base_model.model.{path}.lora_B.weight"] = last * (adapter.rank / adapter.alpha)
+        tensors[f"base_model.model.{path}.lora_B.weight"] = last
     facts = {
         "peft_type": "LORA",
         "base_model_name_or_path": name,
@@ -59,6 +55,36 @@ def save_adapter(merged: nn.Module, base: nn.Module, adapter: Adapter, folder: P
     }
     write_file(folder / ADAPTER_CONFIG, json.dumps(facts, indent=1) + "\n")
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def unmerged(merged: nn.Module, base: nn.Module, adapter: Adapter, stored: torch.dtype) -> nn.Module:
+    """The base with the adapter beside its weights, as PEFT runs the two.
+
+    Args:
+        merged: The model with the adapter in its weights.
+        base: The model that the adapter was trained on; changed in place.
+        adapter: Its rank, scale and targets.
+        stored: The type in which the base's weights are stored. The adapter's own weights stay in single precision.
+    """
+    factors = list(_of_layers(merged, base, adapter))
+    attach(base, adapter, 0)
+    for parameter in base.parameters():
+        parameter.data = parameter.data.to(stored) if parameter.is_floating_point() else parameter.data
+    for path, first, last in factors:
+        layer = base.get_submodule(path)
+        layer.lora_A, layer.lora_B = (nn.Parameter(factor, requires_grad=False) for factor in (first, last))
+    return base
+
+
+def _of_layers(merged: nn.Module, base: nn.Module, adapter: Adapter) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Path, A and B of each layer that the adapter has changed, in the base's precision and on its device."""
+    changed = linear_layers(merged)
+    for path, layer in linear_layers(base).items():
+        weight = layer.get_parameter("weight").detach()
+        delta = wide(changed[path].get_parameter("weight").detach() - weight)
+        if delta.any():
+            first, last = _factors(delta.T if is_transposed(layer) else delta, adapter.rank)
+            yield path, first.to(weight), (last * (adapter.rank / adapter.alpha)).to(weight)
 
 
 def _factors(delta: Tensor, rank: int) -> tuple[Tensor, Tensor]:

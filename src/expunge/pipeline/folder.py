@@ -53,7 +53,7 @@ from expunge.pipeline.worker import Worker
 
 RESULTS = ("report.html", "results.jsonl", "verdicts.json", DIAGNOSIS)
 """Files of a finished run, besides the manifest, that an unfinished one does not have."""
-_PLAIN = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_PLAIN = re.compile(r"\w[\w.-]*/\w[\w.+-]*")
 """The path of a file that a stage wrote; a received manifest may hold any."""
 
 
@@ -115,7 +115,7 @@ class RunFolder:
             stages = tuple(self._keep(stage, plan, store) for stage in plan.stages)
             self._remove(earlier - {file.path for stage in stages for file in stage.files.values()})
             manifest = Manifest(
-                models=tuple(plan.models),
+                models=tuple(plan.rows),
                 seeds=plan.spec.seeds,
                 attacks=tuple(plan.attacks),
                 required=tuple(entry.label for entry in plan.spec.audit if entry.required),
@@ -164,6 +164,7 @@ class RunFolder:
             key=stage.key,
             files=files,
             changed=store.facts(stage.key).get("changed"),
+            kept=store.facts(stage.key).get("kept", ""),
             **spent(stage, plan, store),
         )
 

@@ -8,7 +8,7 @@ Counted for each stage, on top of what the process has when it begins:
     step         activations, logits and gradients of a forward and backward pass, measured: see `core/footprint.py`
     file         weights are read and written with further copies, when gradients and states are gone
 
-While a model is trained, the process holds more than its tensors: see `KEPT_BACK`.
+While a model is trained, the process holds more than the tensors of a step: see `HOLES`.
 
 Diagnostics and user-defined functions are counted as one step of training.
 """
@@ -41,9 +41,10 @@ STATES = {"adam": 2, "adamw": 2, "sgd": 1}
 """Optimiser -> copies of the trained weights that it keeps."""
 LOADED, WRITTEN = 3, 3
 """Copies of the weights while a file of them is read, the model included, and while one is made, without the model."""
-KEPT_BACK = 1.12
-"""Memory of a process in training per byte of living tensors: kernels need some inside, and the C library keeps holes
-between tensors. From the second step on, states of the optimiser lie where activations were: `benchmarks/memory.py`."""
+HOLES = 1.3
+"""Memory that activations and gradients of a step take in a process, per byte of theirs: kernels need some inside, and
+the C library keeps holes between tensors that it cannot use for larger ones. Weights and states, which are made once,
+leave none. Fitted on one model by four methods and then measured on others: `benchmarks/memory.py`."""
 FINITE = 1.75
 """Bytes per byte of the largest weight that the check for finite numbers after the last step takes."""
 
@@ -78,11 +79,6 @@ class MemoryForecast:
             )
 
 
-def _kept_back(living: int) -> int:
-    """Memory of the process, from bytes of tensors that live in a training."""
-    return int(KEPT_BACK * living)
-
-
 @dataclass
 class Footprints:
     """The memory of the stages of a plan, in bytes."""
@@ -108,12 +104,13 @@ class Footprints:
             return self._unlearning(stage)
         if stage.kind == "attack":
             return self._attack(stage)
-        if stage.kind == "audit":
-            return max((LOADED + 1) * whole, 2 * whole + self._evaluation)
+        if stage.kind in ("audit", "unmerged"):
+            models = 2 + (stage.kind == "unmerged")
+            return max((LOADED + models - 1) * whole, models * whole + self._evaluation)
         if stage.kind in ("original", "reference") and not self._trains(stage):
             return (LOADED + WRITTEN) * whole
         adapter = plan.adapters.get(("train", ""))
-        return max(_kept_back(self._training(plan.training, adapter, whole)), (1 + WRITTEN) * whole)
+        return max(self._training(plan.training, adapter, whole), (1 + WRITTEN) * whole)
 
     def _trains(self, stage: Stage) -> bool:
         return self.plan.trains if stage.kind == "reference" else not self.plan.about_one_model
@@ -125,20 +122,20 @@ class Footprints:
         before = self._before(stage) * self.weights
         resident, loaded = before + self._copies(2, adapter), before + (LOADED - 1) * self.weights
         end = before + max(self._copies(2, adapter), self.weights) + WRITTEN * self.weights
-        return max(loaded, _kept_back(self._training(part, adapter, resident)), resident + self._evaluation, end)
+        return max(loaded, self._training(part, adapter, resident), resident + self._evaluation, end)
 
     def _unlearning(self, stage: Stage) -> int:
         method, before = self.plan.methods[stage.model], self._before(stage)
         # A plain function may have changed its argument, which is therefore read again.
         end = (before + 1 + (WRITTEN if isinstance(method, Method) else LOADED)) * self.weights
-        return max((before - 1 + LOADED) * self.weights, _kept_back(self.during(stage)), end)
+        return max((before - 1 + LOADED) * self.weights, self.during(stage, holes=HOLES), end)
 
-    def during(self, stage: Stage) -> int:
+    def during(self, stage: Stage, holes: float = 1.0) -> int:
         """The tensors that live while the method of an `unlearn` stage runs: its input too."""
         method, adapter = self.plan.methods[stage.model], self.plan.adapters.get(("method", stage.model))
         held = method.held_copies if isinstance(method, Method) else 1
         resident = self._before(stage) * self.weights + self._copies(1 + held, adapter)
-        return self._training(self._steps_of(stage), adapter, resident, method)
+        return self._training(self._steps_of(stage), adapter, resident, method, holes)
 
     def _before(self, stage: Stage) -> int:
         """Copies of the weights that are there before the student: its start, and the original."""
@@ -153,7 +150,9 @@ class Footprints:
         method: Any = self.plan.methods[stage.model]
         return self.plan.training if "recipe" in getattr(method, "needs", ()) else method
 
-    def _training(self, part: Any, adapter: Adapter | None, resident: int, method: Any = None) -> int:
+    def _training(
+        self, part: Any, adapter: Adapter | None, resident: int, method: Any = None, holes: float = HOLES
+    ) -> int:
         """Of gradient steps with the settings of a part, on top of models that are there."""
         size, graphs = getattr(method, "together", (int(getattr(part, "batch_size", 0)), 1))
         # Not the size of the training set: some tasks add examples to it.
@@ -165,7 +164,7 @@ class Footprints:
             # The outputs of the whole batch are joined: logits, their logarithms, and the gradient of both.
             step += 12 * size * self.plan.data.objective.output_size(self.plan.data.targets)
         states = self._states(part, adapter)
-        return resident + states + max(step, self._trained(adapter) + int(FINITE * self._largest(adapter)))
+        return resident + states + max(int(holes * step), self._trained(adapter) + int(FINITE * self._largest(adapter)))
 
     def _states(self, part: Any, adapter: Adapter | None) -> int:
         return STATES.get(str(getattr(part, "optimizer", "")), 0) * self._trained(adapter)

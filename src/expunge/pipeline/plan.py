@@ -15,6 +15,7 @@ from expunge.base.inputs import changed, signatures
 from expunge.base.spec import Spec
 from expunge.base.user_code import add_search_path
 from expunge.core.data import Data
+from expunge.evidence.table import UNMERGED
 from expunge.pipeline.input_files import UNCHANGED
 from expunge.pipeline.layout import Layout
 from expunge.pipeline.parts import Parts
@@ -67,6 +68,12 @@ class Plan(Parts):
     def by_key(self) -> dict[str, Stage]:
         """The stages by their key; if several have the same key, the last of them."""
         return {stage.key: stage for stage in self.stages}
+
+    @property
+    def rows(self) -> list[str]:
+        """Labels of the rows of results, in order: the models, each with base and adapter behind it, if they ran."""
+        shown = {stage.model for stage in self.stages}
+        return [row for model in self.models for row in (model, f"{model}{UNMERGED}") if row == model or row in shown]
 
     def fresh(self, stage: Stage, data: Data) -> nn.Module:
         """A module into which a stage's weights can be loaded."""

@@ -18,6 +18,7 @@ from expunge.base.manifest import (
 )
 from expunge.base.terminal import one_line
 from expunge.evidence.table import ORIGINAL, REFERENCE, Table
+from expunge.evidence.table import judged as judged_models
 from expunge.reporting.text import over_seeds
 from expunge.reporting.verify import judged
 
@@ -61,7 +62,7 @@ class Run:
     @property
     def methods(self) -> list[str]:
         """Labels of the methods, in the spec's order."""
-        return [model for model in self.table.models if model not in (ORIGINAL, REFERENCE)]
+        return judged_models(self.table.models)
 
     @property
     def retrained(self) -> bool:
