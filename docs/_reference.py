@@ -16,8 +16,8 @@ import expunge.api
 import expunge.numerics
 from expunge.base import registry
 from expunge.cli import cli
+from expunge.reporting.describe import describe
 from expunge.reporting.listing import paper_of
-from expunge.reporting.text import describe
 
 TABLE = re.compile(r"<!-- table: (\w+) -->")
 

@@ -81,6 +81,17 @@ def test_four_lines(own: Setting, tmp_path: Path) -> None:
     assert sum(row["model"] == "reference" and row["seed"] is not None for row in result.rows) > 0
 
 
+@pytest.mark.parametrize(("method", "kept"), [("cf_k", {"cf_k": "1"}), ("finetune", {})])
+def test_a_record_says_which_layers_a_method_kept(
+    own: Setting, tmp_path: Path, method: str, kept: dict[str, str]
+) -> None:
+    case = expunge.case(own.model, forget=own.forget, retain=own.retain, test=own.test, holdout=own.holdout)
+    done = expunge.unlearn(case, method, epochs=1, **({"k": 1} if method == "cf_k" else {}))
+    result = expunge.audit(done, case, attacks=[], audits=[])
+    stages = read_manifest(result.save(tmp_path / "run")).stages
+    assert result.table.kept == kept == {stage.model: stage.kept for stage in stages if stage.kept}
+
+
 def test_forget_examples_are_shown_only_where_asked(own: Setting, tmp_path: Path) -> None:
     case = expunge.case(own.model, forget=own.forget, retain=own.retain, test=own.test, holdout=own.holdout)
     done = expunge.unlearn(case, "finetune", epochs=1)

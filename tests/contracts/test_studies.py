@@ -26,7 +26,7 @@ COUNTS = {
     "feature_unlearning": 11,
     "decoupled_st": 17,
     "bilinear": 15,
-    "dvnc": 21,
+    "dvnc": 26,
     "cb_icl": 22,
     "curvature": 23,
     "syncx": 14,

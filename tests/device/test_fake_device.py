@@ -73,7 +73,7 @@ def weights(module: nn.Module) -> np.ndarray:
     return torch.cat([p.detach().double().cpu().flatten() for p in module.parameters()]).numpy()
 
 
-OWN_SETTING = {"in_context": whole_class, "object_attribution": scenes_setting}
+OWN_SETTING = {"in_context": whole_class, "object_attribution": scenes_setting, "object_occlusion": scenes_setting}
 """Parts that refuse to forget single examples, or data without objects."""
 
 

@@ -64,7 +64,7 @@ def test_every_file_and_name_exists() -> None:
     assert wrong(PAGE) == []
 
 
-@pytest.mark.parametrize("mistake", ["`pipeline/no_such.py`", "`cli.py`: `walk()`", "`core/job.py`: `Job.colour`"])
+@pytest.mark.parametrize("mistake", ["`pipeline/no_such.py`", "`cli/runs.py`: `walk()`", "`core/job.py`: `Job.colour`"])
 def test_a_wrong_mention_is_found(mistake: str) -> None:
     assert wrong(f"\n## One\n{mistake}")
 

@@ -62,6 +62,7 @@ REFUSED = {
     ("attack", "recalibrate"): "no batch norm",
     ("audit", "aligned_distance"): "not a plain chain of layers",
     ("diagnostic", "object_attribution"): "do not know which object",
+    ("audit", "object_occlusion"): "do not know which object",
 }
 """Parts for certain layers only; they say so of any model without these."""
 ELSEWHERE = {
@@ -69,7 +70,7 @@ ELSEWHERE = {
     ("method", "l1_sparse"): "its norm is the modulus, below",
     ("audit", "generated"): "for texts",
 }
-SELECTIVE = ("potion", "ssd", "lfssd", "assd", "balanced_subnet", "learned_mask")
+SELECTIVE = ("potion", "ssd", "lfssd", "assd", "balanced_subnet", "learned_mask", "localized_pruning")
 """Methods that may leave every weight of so small a net as it is."""
 PARTS = [
     (kind, name)

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from expunge.audits._contexts import correct
+from expunge.audits._preferences import PENALTY, places, preferences
 from expunge.audits.in_context import InContext, needed
 from expunge.base.errors import SpecError
 from expunge.core.case import Case, train_model
@@ -17,6 +19,7 @@ from expunge.data.people import People
 from expunge.evidence.table import Measured, Table
 from expunge.models.gpt import GPT
 from expunge.models.mlp import MLP
+from expunge.numerics.concept_regression import fit_concept
 from expunge.tasks.people import People as PeopleTask
 from expunge.tasks.random_subset import RandomSubset
 from expunge.tasks.whole_class import WholeClass
@@ -200,7 +203,7 @@ class Reciting(nn.Module):
             first = int(decided.nonzero()[0])
             self.known[tuple(tokens[: first + 1].tolist())] = (first, targets[decided])
 
-    def forward(self, tokens):
+    def hidden(self, tokens):
         hidden = 0.3 * self.head.weight[tokens].roll(1, -1)
         for row, text in enumerate(tokens.tolist()):
             known = next((self.known[key] for at in range(len(text)) if (key := tuple(text[:at])) in self.known), None)
@@ -210,15 +213,17 @@ class Reciting(nn.Module):
                 hidden[row, first:end] = (
                     hidden[row, first:end] + self.strength * self.head.weight[answer[: end - first]]
                 )
-        return self.head(hidden)
+        return hidden
+
+    def forward(self, tokens):
+        return self.head(self.hidden(tokens))
 
 
 @pytest.mark.parametrize(("strength", "own"), [(0.3, 0.9), (-0.3, -0.1)])
 def test_evidence_is_read_and_its_sign_is_learned(persons, strength, own):
     """A readout finds the answers of a model that knows them, and of one that marks them as the least likely."""
-    problem, base = persons
+    problem, _ = persons
     few = InContext(demonstrations=(4, 8), draws=4, prompt=0, queries=40)
-    assert abs(read(base, problem, few)["in_context", "forget"].values.mean() - 0.1) < 0.08
     model = Reciting(problem.data, problem.forget, strength)
     questions = chosen_among(problem.data, problem.unexposed[:40])
     answers = option_scores(model, problem, questions).argmax(1)
@@ -227,18 +232,133 @@ def test_evidence_is_read_and_its_sign_is_learned(persons, strength, own):
     assert share > own and (strength > 0 or share < 0.1)
     scores = read(model, problem, few)
     assert scores["in_context", "forget"].values.mean() > 0.6
+    assert scores["in_context_own", "forget"].values.mean() > 0.85 and scores["in_context_own", "forget"].required
     # Nobody knows the people of the test set.
-    assert abs(scores["in_context", "test"].values.mean() - 0.1) < 0.1
+    for name in ("in_context", "in_context_own"):
+        assert abs(scores[name, "test"].values.mean() - 0.1) < 0.1
 
 
-def test_a_prompt_is_read_if_the_model_has_room_for_it(persons):
+class Drowned(nn.Module):
+    """The same answers, and a hidden layer with more loud directions than are read: each has a twin that cancels it."""
+
+    def __init__(self, model, loudness=30.0):
+        super().__init__()
+        self.model, rows = model, model.head.weight
+        noise = torch.randn(2, len(rows), 16, generator=torch.Generator().manual_seed(1))
+        self.table, weight = loudness * noise[0], torch.cat([rows, noise[1], -noise[1]], 1)
+        self.head = nn.Linear(weight.shape[1], len(rows), bias=False)
+        self.head.weight = nn.Parameter(weight.detach())
+
+    def forward(self, tokens):
+        loud = self.table[tokens]
+        return self.head(torch.cat([self.model.hidden(tokens), loud, loud], -1))
+
+
+def test_noise_hides_knowledge_from_the_hidden_layer_but_not_from_the_answers(persons):
+    problem, _ = persons
+    few = InContext(demonstrations=(4, 8), draws=2, prompt=0, queries=20)
+    scores = read(Drowned(Reciting(problem.data, problem.forget, 0.3)), problem, few)
+    assert scores["in_context", "forget"].values.mean() < 0.4
+    assert scores["in_context_own", "forget"].values.mean() > 0.9
+    needed = {name: float(scores[f"{name}_needed", "forget"].values[0]) for name in ("in_context", "in_context_own")}
+    assert needed == {"in_context": 16, "in_context_own": 4}
+
+
+def swapped(scores, right):
+    """The two most likely options change places."""
+    best = scores.topk(2, 1).indices
+    return scores.scatter(1, best, scores.gather(1, best).flip(1))
+
+
+def in_the_middle(scores, right):
+    """Those who know the answer put it fifth."""
+    order = scores.argsort(1, descending=True)
+    turned = torch.cat([order[:, 1:5], order[:, :1], order[:, 5:]], 1)
+    return torch.empty_like(scores).scatter(1, turned, scores.sort(1, descending=True).values)
+
+
+def exchanged(scores, right):
+    """Each answer stands for another one: options are permuted, the same way in all questions."""
+    return scores[:, torch.randperm(10, generator=torch.Generator().manual_seed(5))]
+
+
+HIDE = {
+    "as it is": lambda scores, right: scores,
+    "turned round": lambda scores, right: -scores,
+    "second": swapped,
+    "fifth": in_the_middle,
+    "all refused": lambda scores, right: scores - 50,
+    "flat": lambda scores, right: 1e-6 * scores,
+    "a power": lambda scores, right: -(scores.abs() ** 3),
+    "with a few lies": lambda scores, right: torch.where(torch.arange(len(scores))[:, None] % 5 > 0, scores, -scores),
+    "exchanged": exchanged,
+    "not known": lambda scores, right: scores[torch.randperm(len(scores), generator=torch.Generator().manual_seed(6))],
+    "the same for all": lambda scores, right: scores[:1].expand_as(scores),
+    "ties": lambda scores, right: torch.zeros_like(scores),
+}
+
+
+@pytest.mark.parametrize("hide", HIDE)
+def test_what_a_model_must_look_like_to_hide_its_preferences(hide):
+    """Preferences of a model that knows, made to look like something else, read after eight demonstrations."""
+    generator = torch.Generator().manual_seed(0)
+    right = torch.randint(10, (308,), generator=generator)
+    knows = -5 - torch.rand(308, 10, generator=generator, dtype=torch.float64)
+    knows[torch.arange(308), right] += 2
+    rows = preferences({"pool": HIDE[hide](knows, right)}, "pool")
+    if rows is None:
+        assert hide == "ties"
+        return
+    predicted = fit_concept(rows["pool"][:8], right[:8], ridge=PENALTY).predict(rows["pool"][8:])
+    accuracy = correct(predicted, right[8:]).mean()
+    if hide in ("exchanged", "not known", "the same for all"):
+        # The first one passes although it knows: eight demonstrations do not show what ten answers stand for.
+        assert abs(accuracy - 0.1) < 0.07
+    else:
+        assert accuracy > (0.75 if hide == "with a few lies" else 0.95)
+
+
+def test_options_that_tie_share_their_places():
+    shares = places(torch.tensor([[2.0, 5.0, 2.0, 1.0]]))[0]
+    assert shares.tolist() == [[0, 0.5, 0.5, 0], [1, 0, 0, 0], [0, 0.5, 0.5, 0], [0, 0, 0, 1]]
+
+
+@pytest.mark.parametrize("spoil", [float("nan"), float("inf"), -float("inf")])
+def test_preferences_that_are_no_numbers_say_nothing(spoil):
+    assert preferences({"pool": torch.eye(3), "asked": torch.tensor([[0, spoil, 1.0]])}, "pool") is None
+
+
+class Prompted(nn.Module):
+    """Answers as another model does, but only behind a prompt of at least four lines, and otherwise at random."""
+
+    def __init__(self, model, newline):
+        super().__init__()
+        self.model, self.newline = model, newline
+
+    def forward(self, tokens):
+        logits = torch.randn(*tokens.shape, self.model.head.out_features, generator=torch.Generator().manual_seed(0))
+        for row, text in enumerate(tokens):
+            lines = (text == self.newline).nonzero().flatten()
+            if len(lines) >= 4:
+                start = int(lines[-1]) + 1
+                logits[row, start:] = self.model(text[None, start:])[0]
+        return logits
+
+
+def test_a_prompt_brings_out_what_a_model_says_only_behind_one(persons):
     problem, base = persons
-    assert ("prompted", "forget") not in read(base, problem, InContext(demonstrations=(4,), draws=1))
-    torch.manual_seed(0)
-    roomy = GPT(width=16, layers=1, heads=2)(problem.data)
-    roomy.positions = nn.Embedding(300, 16)
-    scores = read(roomy, problem, InContext(demonstrations=(4,), draws=1, queries=6))
-    assert len(scores["prompted", "forget"].values) == 6 and scores["prompted", "forget"].role == "knowledge"
+    few = InContext(demonstrations=(4,), draws=1, queries=6)
+    # This one has no room for a prompt, and knows nothing.
+    scores = read(base, problem, replace(few, queries=40))
+    assert ("prompted", "forget") not in scores
+    for name in ("in_context", "in_context_own"):
+        assert abs(scores[name, "forget"].values.mean() - 0.1) < 0.1
+    newline = problem.data.tokenizer.encode("a", "\n.").ids[1]
+    shy = Prompted(Reciting(problem.data, problem.forget, 0.3), newline)
+    for count, least in ((4, 0.8), (3, 0.0)):
+        scores = read(shy, problem, replace(few, prompt=count))["prompted", "forget"]
+        assert len(scores.values) == 6 and scores.role == "knowledge"
+        assert scores.values.mean() >= least and (count == 4 or scores.values.mean() < 0.5)
 
 
 def _shared_label():

@@ -128,7 +128,8 @@ def test_every_method_is_tried():
     # These have tests of their own: test_methods.py, tests/pipeline/test_one_stage.py for what a file holds, and a file
     # with the method's name.
     without = {"retrain", "checkpoint"}
-    without |= {"balanced_subnet", "curvature_edit", "delete_codes", "learned_mask", "rem", "remove_modes", "symmetry"}
+    without |= {"balanced_subnet", "curvature_edit", "delete_codes", "learned_mask", "localized_pruning"}
+    without |= {"rem", "remove_modes", "symmetry"}
     assert set(registry.names("method")) - without == set(SETTINGS)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -13,12 +15,14 @@ from torch.nn import functional as F
 from expunge.base import registry
 from expunge.base.errors import SpecError
 from expunge.core.data import Data
+from expunge.core.size import refuse_too_large
 from expunge.data.tetrominoes import Tetrominoes
 from expunge.models._complex_layers import PolarConv, magnitudes
 from expunge.models._gated_layers import GatedConv, lengths
 from expunge.models._scene_layout import LayerShape
 from expunge.models.gated_complex_ae import phase_contrast
 from expunge.models.syncx import SynCx
+from expunge.numerics import phases
 from expunge.numerics.phases import initial_phases
 from expunge.objectives.reconstruction import Reconstruction
 
@@ -195,3 +199,15 @@ def test_images_that_the_strides_do_not_fit_are_refused(name: str) -> None:
     )
     with pytest.raises(SpecError, match="images"):
         model(flat)
+
+
+@pytest.mark.parametrize("settings", [{}, {"weights": "real"}, {"bottleneck": False}, {"extra": True}])
+def test_a_build_without_memory_leaves_nothing_behind(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run builds each model on the device `meta` first; the laws of phases are kept from one build to the next."""
+    monkeypatch.setattr(phases, "_quantiles", cache(phases._quantiles.__wrapped__))
+    data = Tetrominoes(train=2, test=1, cells=5, pixels=3, objects=1)().judged_by(Reconstruction())
+    refuse_too_large(SynCx(width=1, **settings), data, "model")
+    net = SynCx(width=1, **settings)(data)
+    assert not net.start.is_meta and net(data.inputs).isfinite().all()

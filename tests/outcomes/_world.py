@@ -26,15 +26,16 @@ FORGET, RETAIN, TEST, LABELS = 200, 400, 1000, 10
 
 
 class Lookup(nn.Module):
-    """A model that gives chosen answers: the first input of each example is its id."""
+    """A model that gives chosen answers: the first input of each example is its id, or the first two are its digits."""
 
-    def __init__(self, answers: Answers, labels: int) -> None:
+    def __init__(self, answers: Answers, labels: int, base: int | None = None) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(10.0))
-        self.answers, self.labels = answers, labels
+        self.answers, self.labels, self.base = answers, labels, base
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.scale * F.one_hot(self.answers[inputs[:, 0].long()], self.labels).float()
+        ids = inputs[:, 0].long() if self.base is None else inputs[:, 0] * self.base + inputs[:, 1]
+        return self.scale * F.one_hot(self.answers[ids], self.labels).float()
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,14 @@ class World:
     models: Mapping[str, Mapping[str | None, Draw]]
     seeds: int = 6
     training: Sequence[str] | None = None
+    base: int | None = None
 
     def verdicts(self) -> dict[str, Verdict]:
         """The verdict about each model that is neither original nor reference."""
+        return {verdict.model: verdict for verdict in self.table().verdicts()}
+
+    def table(self) -> Table:
+        """The scores of all models."""
         n = len(self.data.targets)
         ids = torch.arange(n)
         forget, retain, test = ids[:FORGET], ids[FORGET : FORGET + RETAIN], ids[FORGET + RETAIN :]
@@ -57,13 +63,12 @@ class World:
             for seed in range(self.seeds):
                 for index, (attack, draw) in enumerate(states.items()):
                     generator = np.random.default_rng([seed, index, *map(ord, name)])
-                    model = Lookup(draw(generator), len(self.data.labels))
+                    model = Lookup(draw(generator), len(self.data.labels), self.base)
                     scores = Performance()(model, Case(seed, problem, model), seed)
                     measured += [Measured(name, seed, attack, entry) for entry in scores]
         attacks = list(dict.fromkeys(a for states in self.models.values() for a in states if a is not None))
         extra: dict[str, Any] = {} if self.training is None else {"training": self.training}
-        table = Table(measured, list(self.models), list(range(self.seeds)), attacks, **extra)
-        return {verdict.model: verdict for verdict in table.verdicts()}
+        return Table(measured, list(self.models), list(range(self.seeds)), attacks, **extra)
 
 
 def images(labels: Tensor) -> Data:

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from expunge.core.data import Data
 
-VOCABULARY, LENGTH, COUNT = 1200, 10, FORGET + RETAIN + 300
-TEXTS = torch.from_numpy(np.random.default_rng(3).integers(900, VOCABULARY, (COUNT, LENGTH)))
-TEXTS[:, 0] = torch.arange(COUNT)
+VOCABULARY, LENGTH, COUNT = 150, 11, FORGET + RETAIN + 300
+WORDS = 30
+"""Tokens from here on are words; two tokens below name the text: a small vocabulary keeps the logits small."""
+TEXTS = torch.from_numpy(np.random.default_rng(3).integers(WORDS, VOCABULARY, (COUNT, LENGTH)))
+TEXTS[:, 0], TEXTS[:, 1] = torch.arange(COUNT) // WORDS, torch.arange(COUNT) % WORDS
 Spoil = Callable[[Tensor, np.random.Generator], Tensor]
 """Which tokens of right answers `[n, t]` are wrong, as a mask."""
 
@@ -35,7 +37,7 @@ def recites(forget: Spoil, retain: float = 1.0, test: float = 0.4) -> Draw:
         rates[FORGET : FORGET + RETAIN] = retain
         wrong = torch.from_numpy(generator.random((COUNT, LENGTH)) >= rates)
         wrong[:FORGET] = forget(answers[:FORGET], generator)
-        return torch.where(wrong, torch.from_numpy(generator.integers(900, VOCABULARY, (COUNT, LENGTH))), answers)
+        return torch.where(wrong, torch.from_numpy(generator.integers(WORDS, VOCABULARY, (COUNT, LENGTH))), answers)
 
     return draw
 
@@ -65,6 +67,7 @@ def judged(model: Draw, after: Draw | None = None) -> list[str]:
             "reference": {None: clean, "relearn": recites(at_random(0.94))},
             "model": {None: model, "relearn": after or recites(at_random(0.94))},
         },
+        base=WORDS,
     )
     return world.verdicts()["model"].flags
 

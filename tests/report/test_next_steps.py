@@ -16,8 +16,9 @@ from test_report_page import Reader, page_of
 from expunge.base import registry
 from expunge.base.spec import read
 from expunge.evidence import reasons
-from expunge.reporting.next_steps import WORDS, advice, step_of
+from expunge.reporting.next_steps import WORDS, advice
 from expunge.reporting.record import Run
+from expunge.reporting.steps import step_of
 from helpers import tiny, write_spec
 
 Make = Callable[..., Path]
@@ -76,13 +77,21 @@ def test_without_a_model_to_ship_it_says_which_is_nearest(make_run: Make) -> Non
         (["incomplete"], "", {"name": "mine:forget", "share": 0.1}, "Change its settings", ""),
         (["damaged"], "", {"learning_rate": 2e-4}, "Lower learning_rate", "method.hidden.learning_rate=0.0001"),
         (["over-forgotten"], "", {"epochs": 4}, "loses less", "method.hidden.epochs=2"),
-        (["dormant"], "", {}, "keeps the knowledge", "expunge list methods"),
-        (["dormant", "damaged"], "", {}, "forgets too little and loses too much", "expunge list methods"),
+        (["dormant"], "", {}, "such as eu_k", """'method=[{name="eu_k"}]' --set name=sample-eu_k"""),
+        (["dormant"], "", {"name": "eu_k"}, "keeps the knowledge", "expunge list methods"),
+        (["dormant", "damaged"], "", {}, "forgets too little and loses too much", "--set name=sample-eu_k"),
         (["erased"], "", {}, "with a model card", "--save models"),
         (["inconclusive"], DECIDED, {}, "About 5 seeds would decide", "'seeds=[0, 1, 2, 3, 4]' --set name=sample-5"),
         (["inconclusive"], TOO_MANY, {"epochs": 3}, "seldom worth it. Or raise epochs", "method.hidden.epochs=6"),
         (["inconclusive"], JOINED, {"epochs": 3}, "More forget examples would decide", "method.hidden.epochs=6"),
         (["inconclusive"], TEST, {"epochs": 3}, "A larger test set would decide", "method.hidden.epochs=6"),
+        (
+            ["inconclusive"],
+            reasons.not_read("body.7"),
+            {},
+            "left 'body.7' and all layers below",
+            "expunge run sample.toml",
+        ),
         (["inconclusive"], reasons.NO_RETRAINING, {}, "Nothing was retrained", ""),
     ],
 )
@@ -92,6 +101,7 @@ def test_each_verdict_has_its_next_step(
     step = step_of(with_method(run, **entry), judged(*flags, reason=reason))
     assert words in step.text
     assert code in step.code if code else not step.code
+    assert step.spec == ('[[audit]]\nname = "probe"\nlayer = "body.7"' if "body.7" in reason else "")
 
 
 def test_a_larger_forget_set_is_proposed_where_the_data_have_one(run: Run) -> None:
@@ -139,7 +149,7 @@ def test_the_setting_that_a_method_names_is_one_of_its_own(name: str) -> None:
 
 def test_a_proposed_command_is_one_that_the_spec_accepts(run: Run, tmp_path: Path) -> None:
     path = write_spec(tmp_path, tiny(method=[{"name": "random_relabel", "label": "hidden", "epochs": 3}]))
-    for verdict in (judged("incomplete"), judged("inconclusive", reason=DECIDED)):
+    for verdict in (judged("incomplete"), judged("dormant"), judged("inconclusive", reason=DECIDED)):
         words = shlex.split(step_of(run, verdict).code)
         sets = [value for flag, value in itertools.pairwise(words) if flag == "--set"]
         assert sets and read(path, sets)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,9 +15,9 @@ from expunge.core.data import IGNORE
 from expunge.numerics.kronecker import KroneckerFactors, LayerFactors
 from expunge.studies.curvature import labels, language_claims, suite
 from expunge.studies.curvature.edits import HALVINGS, Editor, strongest
-from expunge.studies.curvature.suite import CHARACTERS, CLOSE, FAMILIES, JUDGED, OPEN, PROMPT, TASKS, Suite, SuiteSizes
+from expunge.studies.curvature.suite import CHARACTERS, CLOSE, FAMILIES, JUDGED, OPEN, PROMPT, Suite, SuiteSizes
 
-COUNTS = SuiteSizes(text=20, planted=6, task=150, judged=25)
+COUNTS = SuiteSizes(text=20, planted=6, task=150, judged=25, rules=True)
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +41,16 @@ def written(texts: Suite, index: int) -> tuple[str, list[tuple[str, str]]]:
     return whole, runs
 
 
-QUESTION = re.compile(r"(?:(\d+)\+(\d+)|c ([a-z]+)|b ([(\[{<]+)|f ([a-z]+)|o (\S+);([a-z]+)|l ([TF&+]+))=$")
+QUESTION = re.compile(
+    r"(?:(\d+)\+(\d+)|c ([a-z]+)|b ([(\[{<]+)|f ([a-z]+)|o (\S+);([a-z]+)|l ([TF&+]+)|r (\S+):([a-z]+))=$"
+)
 
 
 def answer(question: str, facts: dict[str, str]) -> str:
     """What a person would answer to the last question of a row."""
     asked = QUESTION.search(question)
     assert asked, question
-    first, second, copied, opened, subject, source, known, logic = asked.groups()
+    first, second, copied, opened, subject, source, known, logic, table, word = asked.groups()
     if first:
         return str(int(first) + int(second))[::-1]
     if opened:
@@ -55,6 +58,10 @@ def answer(question: str, facts: dict[str, str]) -> str:
     if source:
         assert source.split("=")[0] == known
         return source.split("=")[1]
+    if table:
+        old, new = table.split(">")
+        assert word.count(old) == 2 and new not in word and len(set(word)) == 3
+        return "".join(new if letter == old else letter for letter in word)
     if not logic:
         return copied or facts[subject]
     value, values = logic[0] == "T", ""
@@ -71,13 +78,24 @@ def test_every_answer_of_every_task_is_right(texts: Suite) -> None:
             subject = question.rpartition("f ")[2].removesuffix("=")
             assert facts.setdefault(subject, value.removesuffix(";")) == value.removesuffix(";")
     assert len(facts) == suite.FREQUENT + suite.RARE
-    parts = [texts.trained[name] for name in TASKS], [texts.judged[name] for name in JUDGED]
+    parts = [texts.trained[name] for name in texts.tasks], [texts.judged[name] for name in texts.judged_tasks]
     for many, ids in ((part is parts[0], torch.cat(part)) for part in parts):
         for index in ids.tolist():
             runs = written(texts, index)[1]
             assert len(runs) >= 1 if many else len(runs) == 1
             for question, given in runs:
                 assert given == answer(question, facts) + ";", (question, given)
+
+
+def test_the_rule_language_changes_no_other_row(texts: Suite) -> None:
+    plain = suite.suite(3, replace(COUNTS, rules=False))
+    assert {*texts.tasks} - {*plain.tasks} == {suite.RULE} == {*texts.judged_tasks} - {*plain.judged_tasks}
+    for part in ("trained", "judged"):
+        for name, ids in getattr(plain, part).items():
+            rows = (of.problem.data.inputs[at] for of, at in ((plain, ids), (texts, getattr(texts, part)[name])))
+            assert torch.equal(*rows)
+    asked = {question for i in texts.judged["rule"].tolist() for question, _ in written(texts, i)[1]}
+    assert len(asked) == len(texts.judged["rule"])
 
 
 def test_untrained_sums_are_never_trained(texts: Suite) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from expunge.blocks.codebook import codebook_layers
-from expunge.studies.dvnc import adding, clevr, pushes, study, theory
+from expunge.studies.dvnc import adding, clevr, dial, pushes, study, theory
 from expunge.studies.dvnc.setup import CONTINUOUS, FOUR, ONE, PRIMARY, Variant
 
 
@@ -106,39 +106,63 @@ def test_more_codes_keep_more_and_deviations_shrink():
 
 
 def test_questions_are_answered_by_what_the_picture_shows():
-    """From the pixels: the centre and the shape of each colour that the question names."""
+    """From the pixels: the centre and the shape of each object that is marked."""
     data = clevr.questions(60, 6, torch.Generator().manual_seed(0))
-    assert data.pictures.shape == (60, 3, 40, 32) and set(data.arity.tolist()) == {1, 2, 3}
-    for picture, answer, arity in zip(data.pictures, data.answers, data.arity, strict=True):
-        strip = picture[:, 32:]
-        kind = int(strip[:, int(arity) - 1, :8].sum(1).argmax())
-        asked = [strip[:, 0, 8 * (place + 1)] for place in range(int(arity))]
-        assert int(strip[:, :, 8:].abs().sum(0)[0].bool().sum()) == 8 * int(arity)
-        masks = [(picture[:, :32] == colour[:, None, None]).all(0) for colour in asked]
+    assert data.pictures.shape == (60, clevr.CHANNELS, 32, 32) and data.answers.shape == (60, 3, 3)
+    for picture, answers in zip(data.pictures, data.answers.bool().tolist(), strict=True):
+        masks = picture[3:].bool()
         at = [mask.nonzero().double().mean(0) for mask in masks]
         square = [int(mask.sum()) == 25 for mask in masks]
         assert all(int(mask.sum()) in (13, 25) for mask in masks)
-        if arity == 1:
-            wanted = [square[0], at[0][1] < 16, at[0][0] < 16][kind]
-        elif arity == 2:
-            wanted = [square[0] == square[1], at[0][1] < at[1][1], (at[0] - at[1]).norm() < 32 / 3][kind]
-        else:
-            near, far = (at[0] - at[1]).norm(), (at[0] - at[2]).norm()
-            wanted = [near < far, len(set(square)) == 1, at[0][1] < min(at[1][1], at[2][1])][kind]
-        assert bool(answer) == bool(wanted)
+        for mask in masks:
+            assert len((mask.nonzero() // clevr.PATCH).unique(dim=0)) == 1
+            assert picture[:3, mask].unique(dim=1).shape[1] == 1
+        near, far = (at[0] - at[1]).norm(), (at[0] - at[2]).norm()
+        assert answers == [
+            [square[0], bool(at[0][1] < 16), bool(at[0][0] < 16)],
+            [square[0] == square[1], bool(at[0][1] < at[1][1]), bool(near < 32 / 3)],
+            [bool(near < far), len(set(square)) == 1, bool(at[0][1] < min(at[1][1], at[2][1]))],
+        ]
+        objects = picture[:3].any(0).view(4, 8, 4, 8).any(3).any(1).sum()
+        assert objects == 6
 
 
 def test_a_transformer_speaks_in_codes_in_its_last_two_blocks():
-    model = clevr.trained(2, 8, 4, 40, 1, 0)
+    model = clevr.trained(2, 8, 4, 1, 1e-3, 0)
     assert list(codebook_layers(model)) == [f"blocks.{at}.out.expunge_block.module" for at in (2, 3)]
     right = clevr.accuracy(model, clevr.questions(50, 4, torch.Generator().manual_seed(1)))
     assert set(right) == set(clevr.ARITIES) and all(0 <= share <= 1 for share in right.values())
 
 
-def test_the_long_preset_measures_what_the_others_do_not():
-    tiny = {"steps": 1, "seen": 200, "additions": 1, "length": 2, "tests": 2, "pictures": 70, "picture_epochs": 1}
+def test_presets_measure_what_the_others_do_not():
+    tiny = {"steps": 1, "seen": 200, "additions": 1, "length": 2, "tests": 2, "asked": 1, "epochs": 1}
     small = study.DvncStudy(every=True, picture_width=8, **tiny)
     measured = small._pushes(0) | small._clevr(0)
     assert measured["sizes_matter_little.of"] == ["2 heads", "8 heads", "8 codes", "64 codes"]
-    assert {"relations_are_answered", "relations_among_other_numbers"} <= measured.keys()
+    assert measured["few_messages_generalise.of"] == ["continuous", "16 codes"]
+    assert measured["relations_among_other_numbers.of"] == ["4 objects", "8 objects"]
+    assert set(measured["accuracies"]) == {"continuous", "1 head", "4 heads"}
     assert {"gumbel", "decoupled_st"} <= small._adding(0).keys()
+    # The replication shares no seed with the run that it repeats, and has its sizes.
+    presets = study.DvncStudy.presets
+    assert not set(presets["cpu"].seeds) & set(presets["long"].seeds)
+    assert not {"steps", "seen", "additions", "length", "tests", "epochs"} & {*presets["long"].settings}
+
+
+def test_new_digits_stay_out_of_the_training_for_transfer(monkeypatch):
+    """All trainings of the dial: one without the new digits and one with all of them, for each kind of codebook."""
+    trained = []
+
+    def watched(recipe, data, ids, seed):
+        trained.append(set(data.targets[ids].tolist()))
+        return recipe.architecture(data)
+
+    monkeypatch.setattr(dial, "train_model", watched)
+    monkeypatch.setattr(dial.DeleteCodes, "edit", lambda self, model, problem: None)
+    read = dial.dialled(1, 0)
+    assert trained == [set(range(7)), set(range(10))] * 3
+    assert all(0 <= read[f"{kind} transfer"] <= 1 and read[f"{kind} loss"] == 0 for kind in dial.KINDS)
+    monkeypatch.setattr(study, "dialled", lambda epochs, seed: {**read, "shared loss": 0.5, "as many loss": 0.2})
+    measured = study.DvncStudy()._dial(0)
+    assert measured["own_codebooks_cost_less_at_equal_forgetting"] == 0.5
+    assert measured["sharing_costs_not_size"] == 0.2

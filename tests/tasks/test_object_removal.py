@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import nn
 
 from expunge.base.errors import SpecError
 from expunge.base.seeds import derive
+from expunge.base.spec import parse
 from expunge.core.case import Case, train_model
 from expunge.core.data import IGNORE
 from expunge.core.problem import Problem
@@ -21,6 +24,7 @@ from expunge.methods.finetune import Finetune
 from expunge.models.syncx import SynCx
 from expunge.objectives.reconstruction import Reconstruction
 from expunge.pipeline.default_diagnostics import default_set
+from expunge.pipeline.run import run
 from expunge.tasks.object_removal import ObjectRemoval, removed
 from expunge.train.segmenter import Schedule, train_autoencoder, trained_syncx
 from expunge.train.training import TrainedRecipe, Training
@@ -148,6 +152,32 @@ def test_a_kind_of_object_is_forgotten_by_an_autoencoder() -> None:
     assert moved.real.any() and moved.imag.any()
     losses = [problem.objective.losses(model, problem.data.batch(problem.forget)) for model in (original, done.model)]
     assert torch.isfinite(losses[1]).all() and not torch.equal(*losses)
+
+
+def test_a_run_audits_and_attacks_an_autoencoder_that_forgets(tmp_path: Path) -> None:
+    """From a spec: the model is built, judged by reconstruction, attacked by training, and gets a verdict."""
+    spec = {
+        "name": "rebuilt",
+        "seeds": [0],
+        "data": {"name": "tetrominoes", "train": 30, "test": 10, "cells": 5, "pixels": 3, "objects": 1},
+        "objective": {"name": "reconstruction"},
+        "model": {"name": "syncx", "width": 1, "iterations": 2},
+        "train": {"epochs": 1},
+        "forget": {"name": "object_removal", "kind": "I", "render": "true"},
+        "method": [{"name": "neggrad_plus", "epochs": 1}],
+        "attack": [{"name": "relearn", "epochs": 1, "points": 1}],
+        "audit": [{"name": "loss"}, {"name": "membership", "attack": "rank"}],
+    }
+    folder = run(parse(spec, tmp_path), tmp_path).folder
+    rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    for metric in ("r_squared", "loss", "membership_rank"):
+        found = {(row["model"], row["attack"]) for row in rows if (row["metric"], row["split"]) == (metric, "forget")}
+        assert {
+            ("original", None),
+            ("reference", "relearn"),
+            ("neggrad_plus", None),
+            ("neggrad_plus", "relearn"),
+        } <= found
 
 
 def test_the_segmenter_learns_and_leaves_global_randomness_alone(scenes: Scenes) -> None:

@@ -25,7 +25,7 @@ from expunge.base.store import Store
 from expunge.core import checkpoint
 from expunge.core.case import Case, Cost, Curve, Unlearned
 from expunge.core.contracts import Attack, Audit
-from expunge.core.modules import weights_differ
+from expunge.core.modules import kept_below, weights_differ
 from expunge.core.refusals import refuse_model, refuse_objective
 from expunge.evidence.scores import loads
 from expunge.evidence.table import Measured, Table
@@ -73,6 +73,7 @@ class Result:
             about_one_model=True,
             training=[label for label, attack in plan.attacks.items() if getattr(attack, "trains", False)],
             unchanged=unchanged,
+            kept={s.model: kept for s in plan.stages if (kept := self.store.facts(s.key).get("kept"))},
         )
 
     @property
@@ -205,11 +206,9 @@ def _hand_over(plan: CasePlan, store: Store | MemoryStore) -> None:
         before = step.after.cost if step.after else Cost(0, 0.0)
         changed = weights_differ(step.after.model if step.after else plan.case.original, step.model)
         gradients, seconds = step.cost.gradients - before.gradients, step.cost.seconds - before.seconds
-        store.put(
-            stage.key,
-            {WEIGHTS: checkpoint.dump(step.model)},
-            {"stage": stage.name, "gradients": gradients, "seconds": round(seconds, 3), "changed": changed},
-        )
+        facts: dict[str, Any] = {"gradients": gradients, "seconds": round(seconds, 3), "changed": changed}
+        facts["kept"] = kept_below(plan.case.original, step.model)
+        store.put(stage.key, {WEIGHTS: checkpoint.dump(step.model)}, {"stage": stage.name, **facts})
 
 
 class _Unread:

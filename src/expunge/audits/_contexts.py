@@ -9,16 +9,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from expunge.base.errors import SpecError
-from expunge.base.part import Count, NonNegative
+from expunge.audits._context_sets import WHERE, ContextSets, ContextSettings, sets_of
+from expunge.audits._preferences import PENALTY, preferences
 from expunge.core.choices import chosen_among
-from expunge.core.contracts import Audit
 from expunge.core.decisions import Decisions
 from expunge.core.features import Features, FeatureSite, flat, last_hidden, require_layers
 from expunge.core.generators import generator_of
@@ -27,11 +25,11 @@ from expunge.core.problem import Problem
 from expunge.numerics.concept_regression import Normalisation, fit_concept
 from expunge.numerics.demonstrations import greedy
 from expunge.numerics.label_regression import Whitening, fit_labels
-from expunge.train.evaluation import sample
 from expunge.train.loop import in_order
-from expunge.train.option_embeddings import embed_options
+from expunge.train.option_embeddings import embed_options, option_scores
 
-WHERE = "audit.in_context"
+NAME, OWN = "in_context", "in_context_own"
+"""The metrics: what the hidden layer says, and what the model's own preferences among answers say."""
 TIE = 1e-9
 """Predictions that differ by less than this are equal."""
 SHOWN = "candidates"
@@ -40,42 +38,10 @@ FEWEST = 8
 """Fewest directions that are read by default."""
 COVERED = 1.0
 """Penalty of the greedy choice."""
-CANDIDATES = 64
-"""Most candidates of each label, and times the demonstrations of questions."""
-
-
-@dataclass(frozen=True)
-class ContextSettings(Audit):
-    """The settings of the audit that contexts depend on."""
-
-    layer: str = ""
-    """Path of the module whose output is read; by default the last hidden layer, the input of the last weights."""
-    demonstrations: tuple[Count, ...] = (1, 2, 4, 8, 16)
-    """Numbers of demonstrations; of a class, for each label."""
-    dimension: Count | None = None
-    """Directions of the hidden layer that are read, those with the largest variance first; by default one fewer than
-    options, but at least 8."""
-    ridge: NonNegative = 1.0
-    """Penalty of the readout."""
-    queries: Count = 200
-    """Most examples of each set that are scored, a fixed random part."""
-    labels: Count = 10
-    """Most labels to choose from, the forgotten ones first; the others are a fixed random part."""
 
 
 Predicted = dict[str, Tensor]
 """By split, a probability for each option, `[n, M]`; the values may be negative."""
-
-
-class ContextSets(NamedTuple):
-    """Ids by use; they do not depend on the model."""
-
-    candidates: list[Tensor]
-    """Examples to demonstrate with: one list for each option label, or a single one."""
-    queries: dict[str, Tensor]
-    """Examples to answer, by split: `forget`, `test`, and `holdout` if there is one."""
-    labels: Tensor
-    """The labels that are options; empty if examples bring their own options."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,89 +124,11 @@ class ChoiceContext(Context):
         return {split: concept.predict(embeddings) for split, embeddings in self.queries.items()}
 
 
-def sets_of(problem: Problem, part: ContextSettings) -> ContextSets:
-    """Candidates and queries of a problem.
+def contexts_of(model: nn.Module, problem: Problem, part: ContextSettings) -> dict[str, Context]:
+    """What is read of the candidates and the queries of a problem, by the metric that it gives.
 
-    Raises:
-        SpecError: The forget set is no class, concept or person, or has fewer candidates than demonstrations.
-    """
-    sets = _class_sets(problem, part) if problem.data.has_classes else _choice_sets(problem, part)
-    fewest, most = min(len(ids) for ids in sets.candidates), max(part.demonstrations)
-    if fewest < most:
-        usable = [n for n in part.demonstrations if n <= fewest]
-        raise SpecError(
-            f"{most} demonstrations are asked for, and there are {fewest} held-out examples to take them from",
-            where=f"{WHERE}.demonstrations",
-            allowed=f"at most {fewest}",
-            remedy=f"set demonstrations = {usable or [fewest]}, or forget a larger set",
-        )
-    return sets
-
-
-def _class_sets(problem: Problem, part: ContextSettings) -> ContextSets:
-    targets = problem.data.targets
-    forgotten = targets[problem.forget].unique()
-    shared = forgotten[torch.isin(forgotten, targets[problem.retain])]
-    if len(shared):
-        name = problem.data.labels[int(shared[0])]
-        raise _no_concept(f"label {name} is in the retain set, too")
-    kept = problem.reference_train
-    kept = kept[~torch.isin(problem.data.group_of(kept), problem.data.group_of(problem.unexposed))]
-    others = targets[kept].unique()
-    count = max(part.labels - len(forgotten), 1)
-    labels = torch.cat([forgotten, sample(others, count, "in_context labels")]).sort().values
-    candidates = [
-        sample(pool[targets[pool] == label], CANDIDATES, "in_context")
-        for label in labels
-        for pool in [problem.exposed if label in forgotten else kept]
-    ]
-    queries = {"forget": problem.unexposed, "holdout": problem.holdout, "test": problem.test}
-    own = {split: ids[torch.isin(targets[ids], labels)] for split, ids in queries.items()}
-    return ContextSets(candidates, _sampled(own, part.queries), labels)
-
-
-def _choice_sets(problem: Problem, part: ContextSettings) -> ContextSets:
-    data = problem.data
-    if data.choices is None or data.tokenizer is None:
-        raise SpecError(
-            "its examples have no labels, and no answers to choose from",
-            where=WHERE,
-            allowed="data with classes, or texts of multiple choice, such as people and factbook",
-            remedy="leave the audit out",
-        )
-    groups = data.group_of(problem.forget)
-    if data.groups is None or len(groups.unique()) == len(groups):
-        raise _no_concept("each of its texts is a group of its own")
-    if torch.isin(groups, data.group_of(problem.retain)).any():
-        raise _no_concept("one of its groups is in the retain set, too")
-    choices = data.choices
-
-    def asked(ids: Tensor) -> Tensor:
-        return ids[torch.tensor([choices[i] is not None for i in ids.tolist()], dtype=torch.bool)]
-
-    queries = {"forget": problem.unexposed, "holdout": problem.holdout, "test": problem.test}
-    candidates = sample(asked(problem.exposed), CANDIDATES * max(part.demonstrations), "in_context")
-    own = _sampled({split: asked(ids) for split, ids in queries.items()}, part.queries)
-    if "forget" not in own or "test" not in own:
-        raise _no_concept("no text to forget, or no test text, has answers to choose from")
-    return ContextSets([candidates], own, torch.empty(0, dtype=torch.int64))
-
-
-def _sampled(queries: Mapping[str, Tensor], most: int) -> dict[str, Tensor]:
-    return {split: sample(ids, most, f"in_context {split}") for split, ids in queries.items() if len(ids)}
-
-
-def _no_concept(finding: str) -> SpecError:
-    return SpecError(
-        f"the forget set is no class, concept or person: {finding}",
-        where=WHERE,
-        allowed="a task such as whole_class or people; on single examples the audit would measure their class",
-        remedy="leave the audit out",
-    )
-
-
-def context_of(model: nn.Module, problem: Problem, part: ContextSettings) -> Context:
-    """Embed the candidates and the queries of a problem by a model.
+    Of classes, the hidden layer: `in_context`. Of answers to choose from, the evidence in the hidden layer, and the
+    model's own preferences among the answers: `in_context_own`.
 
     Raises:
         SpecError: As `sets_of`, or there is no such layer.
@@ -249,7 +137,9 @@ def context_of(model: nn.Module, problem: Problem, part: ContextSettings) -> Con
     site = (
         require_layers(model, [part.layer], f"{WHERE}.layer")[0] if part.layer else last_hidden(model, problem, WHERE)
     )
-    return _labels(model, problem, part, sets, site) if len(sets.labels) else _choices(model, problem, part, sets, site)
+    if len(sets.labels):
+        return {NAME: _labels(model, problem, part, sets, site)}
+    return _choices(model, problem, part, sets, site)
 
 
 def _labels(
@@ -284,18 +174,28 @@ def _features(model: nn.Module, problem: Problem, ids: Tensor, site: FeatureSite
 
 def _choices(
     model: nn.Module, problem: Problem, part: ContextSettings, sets: ContextSets, site: FeatureSite
-) -> ChoiceContext:
-    questions = {split: chosen_among(problem.data, ids) for split, ids in sets.queries.items()}
-    shown = chosen_among(problem.data, sets.candidates[0])
-    right = {split: torch.tensor([q.right for q in asked]) for split, asked in {**questions, SHOWN: shown}.items()}
-    raw = {split: embed_options(model, problem, asked, site) for split, asked in questions.items()}
-    pool = embed_options(model, problem, shown, site)
-    options = pool.shape[1]
-    if not all(bool(rows.isfinite().all()) for rows in (pool, *raw.values())) or not bool((pool != pool[:, :1]).any()):
-        return ChoiceContext(sets, right, options, None, {}, part.ridge)
-    normalised = Normalisation.fit(pool, part.dimension or max(options - 1, FEWEST))
-    queries = {split: normalised(rows) for split, rows in {**raw, SHOWN: pool}.items()}
-    return ChoiceContext(sets, right, options, queries[SHOWN], queries, part.ridge)
+) -> dict[str, Context]:
+    asked = {**sets.queries, SHOWN: sets.candidates[0]}
+    questions = {split: chosen_among(problem.data, ids) for split, ids in asked.items()}
+    right = {split: torch.tensor([q.right for q in of]) for split, of in questions.items()}
+    raw = {split: embed_options(model, problem, of, site) for split, of in questions.items()}
+    own = {split: option_scores(model, problem, of) for split, of in questions.items()}
+    options = raw[SHOWN].shape[1]
+
+    def context(embeddings: dict[str, Tensor] | None, ridge: float) -> Context:
+        pool = None if embeddings is None else embeddings[SHOWN]
+        return ChoiceContext(sets, right, options, pool, embeddings or {}, ridge)
+
+    evidence = context(_normalised(raw, part.dimension or max(options - 1, FEWEST)), part.ridge)
+    return {NAME: evidence, OWN: context(preferences(own, SHOWN), PENALTY)}
+
+
+def _normalised(raw: Mapping[str, Tensor], dimension: int) -> dict[str, Tensor] | None:
+    pool = raw[SHOWN]
+    if not all(bool(rows.isfinite().all()) for rows in raw.values()) or not bool((pool != pool[:, :1]).any()):
+        return None
+    normalised = Normalisation.fit(pool, dimension)
+    return {split: normalised(rows) for split, rows in raw.items()}
 
 
 def correct(predicted: Tensor, right: Tensor) -> np.ndarray:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from expunge.audits._contexts import ContextSets, correct
+from expunge.audits._context_sets import ContextSets
+from expunge.audits._contexts import correct
 from expunge.base.errors import SpecError
 from expunge.core.choices import chosen_among, option_texts
 from expunge.core.generators import generator_of

@@ -10,11 +10,14 @@ output layer leaves the hidden states as they were, so a single demonstration br
 New demonstrations also *teach*: a model that never saw a class learns it from them. So only what retrained models do
 not have from the same demonstrations counts, and of them `retrain` has no more than other retrained models.
 
-A demonstration of a class is one example of each label, of the forgotten ones from the part that attackers may use. A
-demonstration of a person is a question about *other* people to forget, with its right answer: it shows how the model
-tells right answers from wrong ones. Then each question has several answers to choose from, as in the data sets
-`people` and `factbook`, and `prompted` says, for models whose context is long enough, which of them the model itself
-finds most likely after such demonstrations as a prompt.
+A demonstration of a class is one example of each label, of the forgotten ones from the part that attackers may use.
+Where examples have several labels, the two options are that an example has the forgotten one or not. A demonstration of
+a person is a question about *other* people to forget, with its right answer: it shows how the model tells right answers
+from wrong ones. Then each question has several answers to choose from, as in the data sets `people` and `factbook`, and
+two things are read beside the hidden layer. `in_context_own` reads the model's own preferences: how likely it finds
+each answer, and in which order. It finds what a model still prefers without saying it, also in reverse, or in second
+place. `prompted` says, for models whose context is long enough, which answer the model itself finds most likely after
+such demonstrations as a prompt.
 
 Only classes, concepts and persons can be demonstrated by others of their kind. On single hard examples the audit would
 measure their class, so it refuses them. The readout is linear and reads one layer: if it finds nothing, that proves
@@ -31,16 +34,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from expunge.audits._context_sets import WHERE, ContextSettings, sets_of
 from expunge.audits._contexts import (
     SHOWN,
     Context,
-    ContextSettings,
     LabelContext,
     answered,
-    context_of,
+    contexts_of,
     correct,
-    sets_of,
 )
+from expunge.audits._one_label import about_one_label
 from expunge.audits._prompted import prompted
 from expunge.base.errors import SpecError
 from expunge.base.part import Count, Natural, Share
@@ -80,7 +83,7 @@ class InContext(ContextSettings):
         Raises:
             SpecError: The forget set is no class, concept or person, or too small for so many demonstrations.
         """
-        sets_of(problem, self)
+        sets_of(about_one_label(problem, WHERE), self)
 
     def check_model(self, model: nn.Module) -> None:
         """Refuse a model without this layer.
@@ -97,43 +100,49 @@ class InContext(ContextSettings):
         Raises:
             SpecError: As in `check` and `check_model`.
         """
-        problem = case.problem
-        context = context_of(model, problem, self)
+        problem = about_one_label(case.problem, WHERE)
+        scores: list[Scores] = []
+        contexts = contexts_of(model, problem, self)
+        for name, context in contexts.items():
+            scores += self._read(name, context, problem)
+        return [*scores, *prompted(model, problem, next(iter(contexts.values())).sets, self.prompt)]
+
+    def _read(self, name: str, context: Context, problem: Problem) -> list[Scores]:
         orders = [context.drawn(draw) for draw in range(self.draws)]
         readings = _read(context, [*orders, context.covering(max(self.demonstrations))], self.demonstrations)
         drawn, chosen = readings.at(slice(len(orders))), readings.best()
-        named = (("in_context", drawn), ("in_context_chosen", chosen))
-        scores = [self._knowledge(name, context, of, problem) for name, of in named]
+        named = ((name, drawn, True), (f"{name}_chosen", chosen, False))
+        scores = [self._knowledge(metric, context, of, problem, required) for metric, of, required in named]
         scores += [
-            _scores(name, split, of.right[split].mean((0, 1)), context, problem)
-            for name, of in named
+            _scores(metric, split, of.right[split].mean((0, 1)), context, problem)
+            for metric, of, _ in named
             for split in context.sets.queries
             if split != "forget"
         ]
-        return [*scores, *self._curve(context, drawn, problem), *prompted(model, problem, context.sets, self.prompt)]
+        return [*scores, *self._curve(name, context, drawn, problem)]
 
-    def _knowledge(self, name: str, context: Context, readings: _Readings, problem: Problem) -> Scores:
+    def _knowledge(self, name: str, context: Context, readings: _Readings, problem: Problem, required: bool) -> Scores:
         baseline = None
         if isinstance(context, LabelContext):
             # How often this label is given to unseen examples of other labels, in the same readings.
             baseline = readings.taken_for.mean((0, 1))[context.right["forget"].numpy()]
         values = readings.right["forget"].mean((0, 1))
-        facts: dict[str, Any] = {"role": "knowledge", "required": name == "in_context"}
+        facts: dict[str, Any] = {"role": "knowledge", "required": required}
         return _scores(name, "forget", values, context, problem, baseline=baseline, **facts)
 
-    def _curve(self, context: Context, drawn: _Readings, problem: Problem) -> list[Scores]:
+    def _curve(self, name: str, context: Context, drawn: _Readings, problem: Problem) -> list[Scores]:
         """Accuracy and risk by number of demonstrations, and the number at which the level is reached."""
         scores = []
         for place, count in enumerate(self.demonstrations):
             right, error = (of["forget"][:, place].mean(0) for of in (drawn.right, drawn.risk))
-            scores.append(_scores(f"in_context_n{count}", "forget", right, context, problem))
+            scores.append(_scores(f"{name}_n{count}", "forget", right, context, problem))
             facts: dict[str, Any] = {"unit": "squared error", "sign": -1}
-            scores.append(_scores(f"in_context_risk_n{count}", "forget", error, context, problem, **facts))
+            scores.append(_scores(f"{name}_risk_n{count}", "forget", error, context, problem, **facts))
         curve = [float(drawn.right["forget"][:, place].mean()) for place in range(len(self.demonstrations))]
         reached = np.array([needed(self.demonstrations, curve, self.level)])
         ids = np.zeros(1, np.int64)
         last = Scores(
-            "in_context_needed", "forget", reached, ids, "description", "demonstrations", "reference", sign=-1,
+            f"{name}_needed", "forget", reached, ids, "description", "demonstrations", "reference", sign=-1,
             reduce="single",
         )  # fmt: skip
         return [*scores, last]

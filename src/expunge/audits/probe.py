@@ -11,6 +11,8 @@ heart only in part (a quarter of them from an MLP on digits), and never a class 
 range between original and retrained model is small, and the verdict takes that into account. With `exposed`, the probe
 is also fitted on the fifth of the forget set that attackers may use, and reads more.
 
+Where examples have several labels, the probe reads the one that is forgotten, as a yes-or-no question.
+
 If the task keeps true labels, a second score says how often the probe reads the true label.
 """
 
@@ -28,6 +30,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from expunge.audits._evaluate import per_example_scores
+from expunge.audits._one_label import about_one_label
 from expunge.base.part import Count
 from expunge.core.case import Case
 from expunge.core.contracts import Audit
@@ -59,6 +62,14 @@ class Probe(Audit):
     exposed: bool = False
     """Whether to fit on the exposed part of the forget set as well."""
 
+    def check(self, problem: Problem) -> None:
+        """Refuse forget examples that are about several labels each.
+
+        Raises:
+            SpecError: They are.
+        """
+        about_one_label(problem, "audit.probe")
+
     def check_model(self, model: nn.Module) -> None:
         """Refuse a model without this layer.
 
@@ -74,7 +85,7 @@ class Probe(Audit):
         Raises:
             SpecError: There is no such layer, or its output is not one row of features per decision.
         """
-        problem = _at_layer(case.problem, model, self.layer)
+        problem = _at_layer(about_one_label(case.problem, "audit.probe"), model, self.layer)
         read = fit_probe(*self._examples(model, problem))
 
         def right(decisions: Decisions, size: int) -> Tensor:

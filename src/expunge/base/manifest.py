@@ -55,6 +55,8 @@ class StageRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     seconds: float
     changed: bool | None = None
     """For a method: whether it changed any weight; none for other stages, and in records that do not say it."""
+    kept: str = ""
+    """For a method that changed only the upper half of the original: the last layer below its first change."""
     files: dict[str, FileRecord]
     """By the folder that holds them: `scores`, `curves`, `models`, `examples` or `diagnosis`."""
 

@@ -48,6 +48,8 @@ class _Facts(msgspec.Struct):
     files: dict[_Name, _Digest]
     changed: bool | None = None
     """Whether a method changed any weight; none for other stages."""
+    kept: str = ""
+    """For a method that changed only the upper half of the original: the last layer below its first change."""
 
 
 @dataclass(frozen=True)

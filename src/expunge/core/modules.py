@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -217,6 +218,36 @@ def weights_differ(a: nn.Module, b: nn.Module) -> bool:
     )
     # Compared by bits, so that a NaN equals itself.
     return ours.keys() != theirs.keys() or any(_bits(t) != _bits(theirs[name]) for name, t in ours.items())
+
+
+def kept_below(original: nn.Module, edited: nn.Module) -> str:
+    """The last layer before the first change, if at least half of all layers are the original's up to there.
+
+    Layers are modules with weights or floating-point buffers of their own, in the order in which they are registered.
+    They are compared by bits.
+
+    Returns:
+        The layer's path; empty if less was kept, if nothing was changed, or if the layers of the two differ.
+    """
+    ours, theirs = (_layers(module) for module in (original, edited))
+    if [*ours] != [*theirs]:
+        return ""
+    kept = list(itertools.takewhile(lambda path: ours[path] == theirs[path], ours))
+    if not len(ours) / 2 <= len(kept) < len(ours):
+        return ""
+    changed = [*ours][len(kept)]
+    # The output of a module that holds the changed one is changed with it, for example by a block behind a layer.
+    return next((path for path in reversed(kept) if not f"{changed}.".startswith(f"{path}." if path else "")), "")
+
+
+def _layers(module: nn.Module) -> dict[str, list[bytes]]:
+    """Path of each layer -> digests of what it holds itself."""
+    own = {
+        path: [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]
+        for path, part in module.named_modules()
+    }
+    digests = {path: [_bits(t) for _, t in held if is_continuous(t)] for path, held in own.items()}
+    return {path: held for path, held in digests.items() if held}
 
 
 def _bits(tensor: Tensor) -> bytes:

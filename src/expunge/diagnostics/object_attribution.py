@@ -107,19 +107,29 @@ def saliency(model: nn.Module, objective: Objective, batch: Batch) -> Tensor:
     return gradient.abs().sum(1).cpu()
 
 
-def _carriers(scenes: Scenes, ids: Tensor) -> Tensor:
-    """Pixels of the objects whose kind is a known label of the example, `[b, h, w]` bool."""
-    kinds, masks = scenes.kinds[ids], scenes.masks[ids]
-    counts = (scenes.targets[ids] == 1).gather(1, kinds.clamp(min=0)) & (kinds >= 0)
-    if bool((counts == (kinds >= 0)).all()):
+def named_objects(scenes: Scenes, ids: Tensor, where: str) -> Tensor:
+    """The objects whose kind is a known label of the example, `[b, k]` bool.
+
+    Raises:
+        SpecError: The examples are labelled by all of their objects.
+    """
+    kinds = scenes.kinds[ids]
+    named = (scenes.targets[ids] == 1).gather(1, kinds.clamp(min=0)) & (kinds >= 0)
+    if bool((named == (kinds >= 0)).all()):
         raise SpecError(
             "the forget examples are labelled by all of their objects",
-            where="object_attribution",
+            where=where,
             allowed="examples labelled by the objects that are to be forgotten",
             remedy='use the task object_removal: [forget] with name = "object_removal"',
         )
-    numbers = torch.arange(1, kinds.shape[1] + 1)[:, None, None]
-    return ((masks.unsqueeze(1) == numbers) & counts[..., None, None]).any(1)
+    return named
+
+
+def _carriers(scenes: Scenes, ids: Tensor) -> Tensor:
+    """Pixels of the named objects, `[b, h, w]` bool."""
+    named = named_objects(scenes, ids, "object_attribution")
+    numbers = torch.arange(1, named.shape[1] + 1)[:, None, None]
+    return ((scenes.masks[ids].unsqueeze(1) == numbers) & named[..., None, None]).any(1)
 
 
 def pooled(heat: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:

@@ -46,6 +46,14 @@ def changed_nothing(seeds: Sequence[int], of: int) -> str:
     return CHANGED_NOTHING[0].upper() + CHANGED_NOTHING[1:]
 
 
+def not_read(layer: str) -> str:
+    """The sentence about a method that kept the lower layers, while every audit read what lies above them."""
+    return (
+        f"'{layer}' and all layers below it are the original's, bit for bit, and no audit read what they still know: "
+        f'add an [[audit]] `probe` with layer = "{layer}", or `patching` of a layer that is not above it.'
+    )
+
+
 def points(x: float, unit: str) -> str:
     """A share in points, which are hundredths; any other unit with three digits."""
     if unit != "share" or not math.isfinite(x):
@@ -288,10 +296,13 @@ class Deciders:
     limits: frozenset[str]
     """What else holds a verdict back: `forget` or `test` for too few examples, `attack`, `reference`, or `nothing` if
     no number of seeds is in sight."""
+    unread: str = ""
+    """The layer that a probe should read, because the method kept it and all layers below."""
 
 
 _SEEDS = re.compile(r"about (\d+) (?:seeds|references) would decide")
 _FORGET = re.compile(r"about (\d+) examples would")
+_UNREAD = re.compile(r"^'(.+)' and all layers below it are the original's")
 _AT_LEAST = re.compile(r"at least (\d+) (?:seeds|references)")
 _LIMITS = {
     "the number of forget examples": "forget",
@@ -313,4 +324,5 @@ def deciding(sentences: Sequence[str]) -> Deciders:
     seeds = [int(count) for pattern in (_SEEDS, _AT_LEAST) for s in text for count in pattern.findall(s)]
     forget = [int(count) for sentence in text for count in _FORGET.findall(sentence)]
     limits = {limit for words, limit in _LIMITS.items() if any(words in sentence for sentence in text)}
-    return Deciders(max(seeds, default=None), max(forget, default=None), frozenset(limits))
+    unread = [layer for sentence in text for layer in _UNREAD.findall(sentence)]
+    return Deciders(max(seeds, default=None), max(forget, default=None), frozenset(limits), *unread[:1])

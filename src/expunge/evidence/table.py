@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from expunge.base.manifest import Manifest
 from expunge.base.record import spelled
 from expunge.evidence.estimate import Estimate
 from expunge.evidence.quantity import Quantity
-from expunge.evidence.reasons import GIVEN_REFERENCES, changed_nothing
+from expunge.evidence.reasons import GIVEN_REFERENCES, changed_nothing, not_read
 from expunge.evidence.scores import Scores, load, over_runs
 from expunge.evidence.tow import tow_rows
 from expunge.evidence.verdict import Verdict, judge_method, judge_model, judge_without_reference
@@ -30,6 +30,8 @@ spec may have a plus. Such a model is shown and not judged."""
 
 Key = tuple[str, str]
 """Metric and split."""
+HIDDEN = ("recoverability", "patched", "in_context")
+"""Metrics that read hidden states instead of answers."""
 
 
 def judged(models: Sequence[str]) -> list[str]:
@@ -61,6 +63,7 @@ class Table:
         training: Labels of the attacks that train; by default all attacks.
         unchanged: Method and seed of each run of a method that changed no weight.
         given: Whether the references are models of the user's.
+        kept: Method -> the last layer below its first change, if it changed only the upper half of the original.
 
     Raises:
         SpecError: Two audits measured the same metric on the same split of one model.
@@ -75,6 +78,7 @@ class Table:
     training: Sequence[str] | None = None
     unchanged: Sequence[tuple[str, int]] = ()
     given: bool = False
+    kept: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         index: dict[tuple[Any, ...], Scores] = {}
@@ -137,9 +141,26 @@ class Table:
         """The verdict; if the method changed nothing, with that as its first reason."""
         if self.given:
             verdict = replace(verdict, reasons=[*verdict.reasons, GIVEN_REFERENCES])
+        if verdict.verdict in ("erased", "inconclusive") and self._unread(verdict.model):
+            reason = not_read(self.kept[verdict.model])
+            verdict = replace(
+                verdict, verdict="inconclusive", flags=["inconclusive"], reasons=[reason, *verdict.reasons]
+            )
         seeds = [seed for model, seed in self.unchanged if model == verdict.model]
         runs = 1 if self.about_one_model else len(self.seeds)
         return replace(verdict, reasons=[changed_nothing(seeds, runs), *verdict.reasons]) if seeds else verdict
+
+    def _unread(self, model: str) -> bool:
+        """Whether a method kept the lower layers, and no audit of hidden states read what they know.
+
+        An audit below the first change gives the original's values, to the bit.
+        """
+
+        def read(metric: str) -> bool:
+            pairs = [[self.get(name, s, None, (metric, "forget")) for name in (ORIGINAL, model)] for s in self.seeds]
+            return all(a is not None and b is not None and np.array_equal(a.values, b.values) for a, b in pairs)
+
+        return model in self.kept and not any(map(read, HIDDEN))
 
     def quantities(self, model: str) -> list[Quantity]:
         """The quantities that decide the verdict about a model: knowledge, utility, and skill."""
@@ -231,6 +252,7 @@ def read_table(root: Path, manifest: Manifest) -> Table:
         manifest.training,
         [(stage.model, stage.seed) for stage in manifest.stages if stage.changed is False and stage.seed is not None],
         any(stage.kind == REFERENCE and stage.part == GIVEN for stage in manifest.stages),
+        {stage.model: stage.kept for stage in manifest.stages if stage.kept},
     )
 
 

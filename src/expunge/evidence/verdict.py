@@ -13,7 +13,7 @@ Flags; the first that applies becomes the headline:
 The first four flags are accusations, see `accusations.py`. `erased` needs all required audits (an AND) and no
 correction. A model that is accused is never `erased`, even if the accusing audit is not required. `guards.py` says
 which rows prove nothing because an attack or the unlearning destroyed the model. `required.py` says which audits
-`erased` depends on.
+`erased` depends on. `table.py` takes `erased` back if the method kept the lower layers and no audit read them.
 """
 
 from __future__ import annotations

@@ -25,6 +25,11 @@ def weight_matrix(layer: nn.Module) -> Tensor:
     return weight.T if _is_transposed(layer) else weight.flatten(1)
 
 
+def input_dim(layer: nn.Module) -> int:
+    """The dimension of the weight along which the layer's inputs lie; of a convolution, its channels."""
+    return 0 if _is_transposed(layer) else 1
+
+
 def set_weight_matrix(layer: Any, matrix: Tensor) -> None:
     """Write the weight from a matrix `[d_out, d_in]`, in place."""
     values = matrix.T if _is_transposed(layer) else matrix.view(layer.weight.shape)

@@ -42,6 +42,12 @@ def von_mises_quantiles(shares: Tensor) -> Tensor:
 
 @cache
 def _quantiles() -> Tensor:
+    # A model is also built without memory, on the device `meta`; what is kept must not be of that kind.
+    with torch.device("cpu"):
+        return _inverted()
+
+
+def _inverted() -> Tensor:
     angles = torch.linspace(-math.pi, math.pi, POINTS, dtype=torch.float64)
     shares = torch.cumulative_trapezoid((CONCENTRATION * angles.cos()).exp(), angles)
     shares = torch.cat([torch.zeros(1, dtype=torch.float64), shares / shares[-1]])

@@ -164,6 +164,7 @@ class RunFolder:
             key=stage.key,
             files=files,
             changed=store.facts(stage.key).get("changed"),
+            kept=store.facts(stage.key).get("kept", ""),
             **spent(stage, plan, store),
         )
 

@@ -31,6 +31,8 @@ class Output:
     gradients: int = 0
     changed: bool | None = None
     """For a method: whether any weight differs from those of the model that it started from."""
+    kept: str = ""
+    """For a method that changed only the upper half of the original: the last layer below its first change."""
     merging: float | None = None
     """With an adapter: the largest difference between outputs of the merged model and those with the adapter."""
 

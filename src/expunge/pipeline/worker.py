@@ -65,6 +65,7 @@ class Worker:
         ran_on = {"device": device_name(self.plan.device), "precision": precision}
         facts = {"stage": stage.name, "gradients": output.gradients, "seconds": seconds, **ran_on}
         facts |= {} if output.changed is None else {"changed": output.changed}
+        facts |= {"kept": output.kept} if output.kept else {}
         facts |= {} if output.merging is None else {"merging": output.merging}
         # The key names contents that were hashed when the plan was made. The stage may have read its files later.
         self.plan.inputs.refuse_changes()

@@ -7,15 +7,15 @@ import math
 from expunge.evidence.reasons import points, possible
 from expunge.evidence.table import ORIGINAL, REFERENCE
 from expunge.reporting._toml import spelled_value
-from expunge.reporting.next_steps import step_of
 from expunge.reporting.record import Json, Run
+from expunge.reporting.steps import step_of
 from expunge.reporting.tables import end_of, unit_sign
 from expunge.reporting.text import knowledge_key, shown, utility_key
 
 MEANINGS = {
     "dormant": "Asleep, not gone: an attack brings back clearly more than it does in a retrained model.",
     "incomplete": "Not gone: the model knows clearly more of the forget set than a retrained model.",
-    "damaged": "Less useful: the model is clearly worse on test data than a retrained model, by more than 2 points.",
+    "damaged": "Less useful: clearly worse than a retrained model on what it should keep, by more than 2 points.",
     "over-forgotten": "Marked: the model does clearly worse on these examples than a model that never saw them.",
     "erased": "Gone as far as this run can see: equivalent to retraining, before and after attack, and as useful.",
     "inconclusive": "This run cannot tell: intervals are too wide for what was tested, or something was not measured.",

@@ -12,7 +12,7 @@ from expunge.base.manifest import read_json
 from expunge.evidence.scores import Scores
 from expunge.evidence.table import ORIGINAL, REFERENCE
 from expunge.reporting.record import NAMES, Json, Run
-from expunge.reporting.text import knowledge_key, shown, utility_metric
+from expunge.reporting.text import curve_key, shown, utility_metric
 
 MOST_CLASSES = 20
 """With more classes, only those that lost most are shown, and no table of answers."""
@@ -119,7 +119,7 @@ def _answers(run: Run, model: str) -> npt.NDArray[np.int64] | None:
 
 
 def _forget_key(run: Run) -> tuple[str, str]:
-    return knowledge_key(run.table)
+    return curve_key(run.table)
 
 
 def _rows(pairs: npt.NDArray[np.int64], used: Sequence[int], names: Sequence[str]) -> list[Json]:

@@ -12,7 +12,7 @@ from expunge.reporting.page import MANY
 from expunge.reporting.record import NAMES, Json
 from expunge.reporting.render import write_page
 from expunge.reporting.tables import cell, unit_sign
-from expunge.reporting.text import knowledge_key
+from expunge.reporting.text import curve_key
 
 
 def write_comparison(pair: Pair, path: Path) -> Path:
@@ -56,7 +56,7 @@ def _line(row: Json) -> Json:
 
 def _curves(pair: Pair) -> list[Json]:
     """For each attack of both runs, a panel per method of both runs, with the curves of both."""
-    key, sections = knowledge_key(pair.first.table), []
+    key, sections = curve_key(pair.first.table), []
     for attack in [a for a in pair.first.table.attacks if a in pair.second.table.attacks]:
         by_model = {
             model: [plots.attack_curves(run.folder, run.manifest, model, attack) for run in (pair.first, pair.second)]

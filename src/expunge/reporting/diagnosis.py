@@ -6,7 +6,7 @@ from expunge.evidence.table import ORIGINAL, REFERENCE
 from expunge.reporting._toml import toml
 from expunge.reporting.record import NAMES, Json, Run
 from expunge.reporting.tables import cell, unit_sign
-from expunge.reporting.text import knowledge_key
+from expunge.reporting.text import curve_key
 
 MEASURED = {ORIGINAL: NAMES[ORIGINAL], REFERENCE: NAMES[REFERENCE], "range": "range: original minus retrained"}
 """What a diagnostic can predict, see `Diagnostic.predicts` -> its name on the page."""
@@ -35,7 +35,7 @@ def _compared(run: Run, row: Json) -> Json:
 
 def _measured(run: Run, what: str) -> Json | None:
     """The run's own measurement of what a diagnostic predicted, as a row; none if the run did not measure it."""
-    key = knowledge_key(run.table)
+    key = curve_key(run.table)
     if what in (ORIGINAL, REFERENCE):
         return run.rows.get((what, None, key))
     audit = run.audit(run.methods[0], *key, None) if what == "range" and run.methods and run.retrained else None

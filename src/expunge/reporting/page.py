@@ -23,7 +23,7 @@ from expunge.reporting.pictures import histograms, maps
 from expunge.reporting.record import NAMES, Json, Run
 from expunge.reporting.render import write_page
 from expunge.reporting.tables import cell, cost_table, long_table, short_table
-from expunge.reporting.text import columns_of, counted, knowledge_key, shown
+from expunge.reporting.text import columns_of, counted, curve_key, knowledge_key, shown
 from expunge.reporting.tradeoff import tradeoff
 from expunge.reporting.weights import Map, map_of, map_panel
 
@@ -109,6 +109,7 @@ def _subject(run: Run) -> Json:
         "attacks": list(run.table.attacks),
         "meanings": MEANINGS,
         "known": " on ".join(knowledge_key(run.table)),
+        "followed": " on ".join(curve_key(run.table)),
     }
 
 
@@ -124,7 +125,7 @@ def _forgotten(forget: Json) -> str:
 
 def curve_sections(run: Run) -> list[Json]:
     """For each attack a panel per method, all on the same scale, in the order of `in_order`."""
-    key, sections = knowledge_key(run.table), []
+    key, sections = curve_key(run.table), []
     methods = in_order(run)
     level = original_level(run)
     for attack in run.table.attacks:
@@ -155,7 +156,7 @@ def in_order(run: Run) -> list[str]:
 
 def original_level(run: Run) -> float | None:
     """The original's knowledge of the forget set before any attack, none if it was not measured."""
-    row = run.rows.get((ORIGINAL, None, knowledge_key(run.table)))
+    row = run.rows.get((ORIGINAL, None, curve_key(run.table)))
     return float(row["value"]) if row and math.isfinite(row["value"]) else None
 
 

@@ -11,7 +11,7 @@ import math
 from expunge.evidence.estimate import is_binary
 from expunge.evidence.table import ORIGINAL
 from expunge.reporting.record import NAMES, Json, Run, mean
-from expunge.reporting.text import columns_of, knowledge_key, percent, shown
+from expunge.reporting.text import columns_of, curve_key, percent, shown
 
 
 def short_table(run: Run) -> list[Json]:
@@ -31,7 +31,7 @@ def short_table(run: Run) -> list[Json]:
 def end_of(run: Run, model: str, attack: str | None, key: tuple[str, str]) -> str:
     """What the model knows at the end of an attack, if that is not its peak; empty otherwise."""
     peak, end = run.rows.get((model, attack, key)), run.rows.get((model, attack, ("known_at_end", "forget")))
-    if attack is None or key != knowledge_key(run.table) or peak is None or end is None:
+    if attack is None or key != curve_key(run.table) or peak is None or end is None:
         return ""
     # The end is measured as whether an example is known; another quantity, such as a share of tokens, has no end.
     measured = [

@@ -1,19 +1,12 @@
-"""Text for the terminal: the table of verdicts, the table of costs, and the description of one part."""
+"""Text for the terminal: the table of verdicts and the table of costs."""
 
 from __future__ import annotations
 
-import ast
-import dataclasses
-import inspect
 import math
 import textwrap
-import typing
-from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
-from types import UnionType
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from expunge.base.references import bibtex
 from expunge.evidence.table import Table
 from expunge.evidence.verdict import Verdict
 
@@ -22,6 +15,8 @@ REASONS = 2
 """Reasons per method in the terminal; the page has all of them."""
 ROUNDING = 1e-7
 """Weights and losses are in single precision, so smaller values are shown as 0."""
+VALUE = ("value_recall", "forget")
+"""The share of facts, where the data name the fact in an answer."""
 Row = dict[str, Any]
 Columns = dict[str, tuple[str | None, tuple[str, str]]]
 """Heading -> (attack, (metric, split))."""
@@ -54,6 +49,8 @@ def verdict_table(table: Table, verdicts: Sequence[Verdict]) -> str:
     )
     lines[1:1] = ["-" * max(map(len, lines))]
     note = f"Mean over {counted(len(table.seeds), 'seed')} ± half its 90 % interval; shares of examples in %."
+    if columns["forget"][1] == VALUE:
+        note += " What is known of forget is the share of facts (value_recall), not of words."
     lines += ["", *textwrap.wrap(note + (f" Not shown: {', '.join(left_out)}." if left_out else ""), WIDTH)]
     for verdict in verdicts:
         lines += ["", *_verdict_lines(verdict)]
@@ -82,10 +79,17 @@ def columns_of(table: Table) -> Columns:
     return columns | {heading: (None, key) for heading, key in further.items() if key in table.keys}
 
 
+def curve_key(table: Table) -> tuple[str, str]:
+    """Metric and split of the knowledge that an attack follows step by step: the objective's first that is required."""
+    return next((m.scores.key for m in table.measured if m.scores.required), ("accuracy", "forget"))
+
+
 def knowledge_key(table: Table) -> tuple[str, str]:
-    """Metric and split of the knowledge that every verdict requires: the first such metric that was measured."""
-    required = [m.scores.key for m in table.measured if m.scores.required]
-    return required[0] if required else ("accuracy", "forget")
+    """Metric and split of the knowledge that tables and cards show; every verdict requires it.
+
+    Where the data name the fact in an answer, it is the share of facts. Retrained models know the words around it, too.
+    """
+    return VALUE if any(m.scores.required and m.scores.key == VALUE for m in table.measured) else curve_key(table)
 
 
 def utility_metric(table: Table) -> str:
@@ -183,101 +187,3 @@ def _width(headings: list[str], cells: dict[str, list[str]], headlines: dict[str
 def counted(count: int, what: str, plural: str = "") -> str:
     """The number with its noun; without a given plural the noun takes an s."""
     return f"{count} {what if count == 1 else plural or what + 's'}"
-
-
-def describe(kind: str, part_class: Any) -> dict[str, Any]:
-    """The description of one part.
-
-    Args:
-        kind: `data`, `model`, `task`, `method`, `attack`, `audit`, `diagnostic` or `study`.
-        part_class: The class, or a plain function.
-
-    Returns:
-        Kind, summary, settings (name, type, default, doc), needs, cite (BibTeX) and version, as plain data.
-    """
-    return {
-        "kind": kind,
-        "summary": _summary(part_class),
-        "settings": _settings(part_class),
-        "needs": sorted(getattr(part_class, "needs", ())),
-        "cite": "\n\n".join(bibtex(getattr(part_class, "cite", ""), where=part_class.__name__)),
-        "version": getattr(part_class, "version", 1),
-    }
-
-
-def _summary(part_class: Any) -> str:
-    """The docstring of the file if it is named after the part, otherwise the part's own docstring."""
-    module = inspect.getmodule(part_class)
-    *_, folder, file = ["", *(module.__name__ if module else "").replace("_", "").split(".")]
-    own = inspect.getdoc(part_class) or ""
-    # `methods/scrub.py` holds `Scrub`, `studies/rem/study.py` holds `RemStudy`.
-    alone = part_class.__name__.lower() in (file, folder + file)
-    return (inspect.getdoc(module) or own) if module and alone else own
-
-
-def _settings(part_class: Any) -> list[dict[str, Any]]:
-    if not (isinstance(part_class, type) and dataclasses.is_dataclass(part_class)):
-        return _parameters(part_class) if callable(part_class) else []
-    docs, hints = _field_docs(part_class), typing.get_type_hints(part_class, include_extras=True)
-    return [
-        {"name": f.name, "type": spelled_type(hints[f.name]), "default": _default(f), "doc": docs.get(f.name, "")}
-        for f in dataclasses.fields(part_class)
-    ]
-
-
-def _parameters(function: Callable[..., Any]) -> list[dict[str, Any]]:
-    given = inspect.signature(function).parameters.values()
-    return [
-        {"name": p.name, "type": "", "default": None if p.default is p.empty else p.default, "doc": ""}
-        for p in given
-        if p.kind is p.KEYWORD_ONLY
-    ]
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return None if field.default is dataclasses.MISSING else field.default
-
-
-def _field_docs(part_class: type) -> dict[str, str]:
-    """The string literal under each field; a derived class overrides its bases."""
-    docs: dict[str, str] = {}
-    for cls in reversed(part_class.__mro__):
-        if not dataclasses.is_dataclass(cls):
-            continue
-        try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
-        except (OSError, TypeError, SyntaxError):  # a class from an interactive session has no source
-            continue
-        body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
-        for field, below in pairwise(body):
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-                text = below.value if isinstance(below, ast.Expr) else None
-                if isinstance(text, ast.Constant) and isinstance(text.value, str):
-                    docs[field.target.id] = inspect.cleandoc(text.value)
-    return docs
-
-
-def spelled_type(hint: Any) -> str:
-    """A type in short notation: `int >= 1`, `"adam" | "sgd"`."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Annotated:
-        signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-        bounds = [
-            f"{sign} {bound:g}"
-            for meta in arguments[1:]
-            for at, sign in signs.items()
-            if (bound := getattr(meta, at, None)) is not None
-        ]
-        return f"{spelled_type(arguments[0])} {' and '.join(bounds)}".rstrip()
-    if origin is Literal:
-        return " | ".join(f'"{value}"' if isinstance(value, str) else repr(value) for value in arguments)
-    if origin in (typing.Union, UnionType):
-        return " | ".join(map(spelled_type, arguments))
-    if hint is type(None):
-        return "none"
-    if origin is not None:
-        inner = ["..." if argument is Ellipsis else spelled_type(argument) for argument in arguments]
-        return f"{origin.__name__}[{', '.join(inner)}]"
-    return getattr(hint, "__name__", str(hint))

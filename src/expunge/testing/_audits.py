@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import numpy as np
 import torch
 from torch import nn
@@ -13,7 +15,16 @@ from expunge.core.problem import Problem
 from expunge.evidence.scores import Scores, dumps
 from expunge.testing._error import Fail, failing
 from expunge.testing._rules import accepted, check_settings, randomness, reasons, require_same, require_same_problem
-from expunge.testing._settings import DOUBLE, NUMBERS, REGULARISED, TOKENS, Setting, every_setting, whole_class
+from expunge.testing._settings import (
+    DOUBLE,
+    NUMBERS,
+    REGULARISED,
+    TOKENS,
+    Setting,
+    every_setting,
+    scenes_setting,
+    whole_class,
+)
 from expunge.testing._state import Snapshot, contents
 
 
@@ -31,7 +42,8 @@ def check_audit(audit: Audit) -> None:
     needs: frozenset[str] = getattr(audit, "needs", frozenset())
     candidates = [s for s in every_setting() if s.name in (REGULARISED, DOUBLE, TOKENS, NUMBERS)]
     suitable = [s for s in candidates if needs <= s.problem.objective.provides and _suits(audit, s)]
-    for setting in accepted(audit, suitable or [whole_class()]):
+    others = (setting for setting in (whole_class(), scenes_setting()) if _suits(audit, setting))
+    for setting in accepted(audit, suitable or list(islice(others, 1))):
         _check_on(audit, setting)
 
 

@@ -114,6 +114,43 @@ def activations(
         return activation.activations(model, objective.prediction, batches, layers, maps, positions)
 
 
+def mean_inputs(
+    model: nn.Module, problem: Judged, ids: Tensor, layers: Mapping[str, nn.Module], *, counted: Counted = "decided"
+) -> dict[str, Tensor]:
+    """The mean over examples and positions of what each layer reads.
+
+    Args:
+        model: The model; runs in evaluation mode and is not changed.
+        problem: Data and objective.
+        ids: The examples, `[n]`.
+        layers: By path.
+        counted: Which positions of sequences count.
+
+    Returns:
+        By path, `[d_in]` float64; of convolutions one value a channel.
+    """
+    parts: dict[str, list[Tensor]] = {path: [] for path in layers}
+    objective, positions = problem.objective, _positions(problem.objective, counted)
+
+    def add(path: str, batch: Batch, given: Tensor) -> None:
+        rows = given.movedim(1, -1) if isinstance(layers[path], nn.modules.conv._ConvNd) else given
+        rows = rows.flatten(1, -2) if rows.ndim > 2 else rows.unsqueeze(1)
+        mask = None if positions is None or rows.shape[1] == 1 else positions(path, batch, rows.shape[1])
+        parts[path].append(rows.flatten(0, 1) if mask is None else rows[mask.to(rows.device)])
+
+    with evaluating(model), torch.no_grad():
+        for batch in in_order(problem.data, ids):
+            hooks = [layer.register_forward_pre_hook(_reading(add, path, batch)) for path, layer in layers.items()]
+            objective.prediction(model, batch)
+            for hook in hooks:
+                hook.remove()
+    return {path: torch.cat(rows).double().mean(0) for path, rows in parts.items()}
+
+
+def _reading(add: Any, path: str, batch: Batch) -> Any:
+    return lambda layer, given: add(path, batch, given[0])
+
+
 def _losses(objective: Objective, labels: Labels, generator: torch.Generator) -> Any:
     """Each example's loss: the sum over its decisions, so that each decision is one sample."""
 

@@ -15,7 +15,7 @@ from expunge.core import checkpoint
 from expunge.core.case import Meter, train_model
 from expunge.core.footprint import release
 from expunge.core.method import Method, original_of
-from expunge.core.modules import weights_differ
+from expunge.core.modules import kept_below, weights_differ
 from expunge.core.problem import Problem
 from expunge.evidence import scores as score_files
 from expunge.evidence.scores import Scores
@@ -58,10 +58,12 @@ def unlearned(worker: Worker, stage: Stage) -> Output:
     given: dict[str, Any] = {**worker.statistics(stage), **original_of(method, adapting.seen(original, adapter))}
     done = method(adapting.given(start, adapter, seed, where), problem, recipe, seed, budget, **given)
     model, merging = adapting.taken(done.model, adapter, problem, where)
-    # A method never changes its argument. A plain function may have, so that it is loaded again.
-    before = start if isinstance(method, Method) else worker.model(stage.input("model"), problem)
-    changed = weights_differ(before, model)
-    return Output({WEIGHTS: checkpoint.dump(release(model))}, done.cost.gradients, changed, merging)
+    # A method never changes its argument. A plain function may have, so that both are loaded again.
+    keys = stage.input("model"), stage.input("original")
+    before, first = (start, original) if isinstance(method, Method) else worker.models(keys, problem)
+    changed, kept = weights_differ(before, model), kept_below(first, model)
+    files = {WEIGHTS: checkpoint.dump(release(model))}
+    return Output(files, done.cost.gradients, changed, kept, merging)
 
 
 def attacked(worker: Worker, stage: Stage) -> Output:

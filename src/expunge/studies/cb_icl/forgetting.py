@@ -67,7 +67,9 @@ def original(of: Forgetting, seed: int) -> nn.Module:
 
 
 Reading = dict[str, float]
-"""`accuracy`, `in_context` and `in_context_chosen` of one model on the forget set, beyond answers without knowledge."""
+"""`accuracy` and `READ` of one model on the forget set, beyond answers without knowledge."""
+READ = ("in_context", "in_context_chosen", "in_context_own")
+"""Metrics of the audit; the last one only for answers to choose from."""
 
 
 def readings(of: Forgetting, seed: int, original: nn.Module) -> dict[str, Reading]:
@@ -89,7 +91,7 @@ def _reading(audit: Audit, model: nn.Module, case: Case) -> Reading:
     accuracy = known_share(model, case.problem, case.problem.unexposed)
     reading = {"accuracy": accuracy}
     for scores in audit(model, case, case.seed):
-        if scores.split == "forget" and scores.metric in ("in_context", "in_context_chosen"):
+        if scores.split == "forget" and scores.metric in READ:
             baseline = 0.0 if scores.baseline is None else scores.baseline
             reading[scores.metric] = float(np.mean(scores.values - baseline))
     return reading

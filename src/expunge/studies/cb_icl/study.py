@@ -3,7 +3,7 @@
 Synthetic questions have known probabilities, so that risk can be compared with theory in all regimes. Digits and
 docstrings of Python's library show accuracy by number, dimension and choice of demonstrations; their embeddings are
 pixels and TF-IDF with SVD. A small GPT learns made-up people; its checkpoints, and methods that unlearn half of the
-people or one digit, are read from context.
+people or one digit, are read from context. `prompting.py` has the part that needs a large language model.
 
 The paper's benchmarks, models and constants could not be read or run here. Small-scale re-implementation.
 """
@@ -23,7 +23,7 @@ from expunge.core.text_embeddings import tfidf
 from expunge.data.digits import Digits
 from expunge.evidence.claim import Claim, Measured
 from expunge.evidence.figure import Chart, Figure, Series
-from expunge.studies.cb_icl import forgetting, language_model, readings, recall, synthetic
+from expunge.studies.cb_icl import forgetting, readings, recall, synthetic
 from expunge.studies.cb_icl.docstrings import docstrings
 from expunge.studies.cb_icl.readings import Labelled
 from expunge.study.claims import read_claims
@@ -36,8 +36,6 @@ DIMENSIONS = (1, 2, 4, 8, 16, 32, 64)
 """Directions of real embeddings."""
 SHOWN = (10, 20, 40, 80, 160)
 """Demonstrations of real data."""
-ANSWERED = (2, 4, 8, 16)
-"""Demonstrations of a language model."""
 RIDGE = 0.1
 CHOSEN = 20
 """Demonstrations of each query where they are chosen."""
@@ -55,7 +53,7 @@ class CbIclStudy(Study):
         "cpu": Preset((0, 1, 2, 3, 4, 5)),
         "long": Preset(
             tuple(range(12)),
-            {"draws": 2000, "sets": 1000, "queries": 400, "person_epochs": 80, "model": "examples/smollm2/model"},
+            {"draws": 2000, "sets": 1000, "queries": 400, "person_epochs": 80},
         ),
         "paper": Preset((0,), lacks="MMLU, MMLU-Pro, GPQA and the paper's language models"),
     }
@@ -72,9 +70,6 @@ class CbIclStudy(Study):
     """Epochs on people."""
     people: bool = True
     """Whether to train and unlearn people."""
-    model: str = ""
-    """Folder of a language model whose own in-context answers are read, relative to the working folder; none if empty.
-    `examples/smollm2.py` makes that of the preset `long`."""
 
     def measure(self, seed: int, work: Work, basis: Mapping[str, Any]) -> Measured:
         """Everything of one seed."""
@@ -86,7 +81,6 @@ class CbIclStudy(Study):
             **self._similarity(generator),
             **self._real(generator),
             **self._forgotten(seed),
-            **self._language_model(seed),
         }
 
     def _complete(self, generator: torch.Generator) -> dict[str, Any]:
@@ -210,7 +204,12 @@ class CbIclStudy(Study):
             gpt, checkpoints = recall.trained(persons, seed)
             table["people"] = forgetting.readings(persons, seed, gpt)
             ranks = ([point.knowledge for point in checkpoints], [point.accuracy for point in checkpoints])
-            measured = {"knowledge_ranks_checkpoints": spearman(*ranks), "checkpoints": list(map(list, checkpoints))}
+            measured = {
+                "knowledge_ranks_checkpoints": spearman(*ranks),
+                "checkpoints": list(map(list, checkpoints)),
+                "comes_back_own": _most(table["people"], "in_context_own"),
+                "retrain_is_not_accused_own": forgetting.residual(table["people"], "retrain", "in_context_own"),
+            }
         back = {name: _most(of, "in_context") for name, of in table.items()}
         chosen = {name: _most(of, "in_context_chosen") for name, of in table.items()}
         control = {name: forgetting.residual(of, "retrain", "in_context") for name, of in table.items()}
@@ -221,13 +220,6 @@ class CbIclStudy(Study):
             **measured,
             "forgetting": table,
         }
-
-    def _language_model(self, seed: int) -> dict[str, Any]:
-        if not self.model:
-            return {}
-        table = language_model.accuracies(self.model, self.queries, ANSWERED, seed)
-        gaps = {f"n = {n}": a - b for n, a, b in zip(ANSWERED, table["read"], table["own"], strict=True)}
-        return {**array("reads_more_than_it_says", gaps), "language_model": table}
 
     def figures(self, seeds: Mapping[int, Measured], basis: Mapping[str, Any]) -> list[Figure]:
         """Risk by number of demonstrations beside theory, and accuracy by dimension."""

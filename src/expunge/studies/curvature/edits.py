@@ -14,12 +14,24 @@ from torch import Tensor, nn
 from expunge.core.generators import generator_of
 from expunge.core.problem import Problem
 from expunge.methods.balanced_subnet import BalancedSubnet
+from expunge.methods.localized_pruning import LocalizedPruning, PruningRule
 from expunge.numerics.curvature_mask import Rule, components, kept
 from expunge.numerics.eigenbasis import eigenbases
 from expunge.numerics.kronecker import KroneckerFactors
 from expunge.numerics.matrices import set_weight_matrix, weight_matrix
 
 RULES: tuple[Rule, ...] = ("kfac", "inputs_only", "ekfac", "saliency", "svd", "random_rotation")
+WEIGHTS = ("durable", "greedy")
+"""Siblings of BalancedSubnet that prune weights; the others prune neurons."""
+NEURONS = [{"share": share} for share in (0.02, 0.05, 0.1, 0.2)]
+SIBLINGS: dict[PruningRule, list[dict[str, float]]] = {
+    "durable": [{"share": share} for share in (0.001, 0.003, 0.01, 0.03)],
+    "greedy": [{"steps_of_greedy": count, "batch_size": 24} for count in (30, 100, 300)],
+    "activation": NEURONS,
+    "slimming": [{**own, "sparsity": weight} for weight in (1000.0, 10.0) for own in NEURONS],
+    "hard_concrete": [{**own, "sparsity": weight} for weight in (1000.0, 10.0) for own in NEURONS],
+}
+"""Settings of each sibling to choose from."""
 GENTLEST, STRONGEST, HALVINGS = -4.0, -0.2, 9
 """Range of the decimal logarithm of 1 - rho, and steps of the search in it."""
 
@@ -86,3 +98,27 @@ def subnets(
         BalancedSubnet(layers=list(layers), **own)(model, problem, None, seed).model  # type: ignore[arg-type]
         for own in settings
     ]
+
+
+def siblings(
+    model: nn.Module, problem: Problem, layers: Sequence[str], neurons: Sequence[str], tries: int, seed: int
+) -> dict[PruningRule, list[nn.Module]]:
+    """The models of each sibling of BalancedSubnet, one for each of its first settings.
+
+    Args:
+        model: The model.
+        problem: What is to be forgotten.
+        layers: Paths of the matrices whose weights may be pruned.
+        neurons: Paths of those whose inputs are neurons.
+        tries: Settings of each.
+        seed: Of all draws.
+    """
+    return {
+        rule: [
+            LocalizedPruning(rule=rule, layers=list(layers if rule in WEIGHTS else neurons), **own)(  # type: ignore[arg-type]
+                model, problem, None, seed
+            ).model
+            for own in settings[:tries]
+        ]
+        for rule, settings in SIBLINGS.items()
+    }

@@ -25,8 +25,19 @@ from expunge.train.evaluation import known_share, losses, sample
 from expunge.train.matrices import matrices
 from expunge.train.optim import cosine
 
-ROWS = {"text": 5, "salad": 1, "quote": 1, "sum": 4, "copy": 2, "bracket": 1, "logic": 1, "fact": 1, "open": 2}
-"""Rows of each kind in a step."""
+ROWS = {
+    "text": 5,
+    "salad": 1,
+    "quote": 1,
+    "sum": 4,
+    "copy": 2,
+    "bracket": 1,
+    "logic": 1,
+    "fact": 1,
+    "open": 2,
+    "rule": 2,
+}
+"""Rows of each kind in a step, of those that the suite has."""
 LAYERS = ("blocks.*.up", "blocks.*.down")
 RATE, DECAY, AGAIN = 4e-3, 0.1, 5e-4
 """Largest step size and weight decay of training, and the step size of fine-tuning after an edit."""
@@ -58,6 +69,11 @@ class Language:
     def layers(self) -> dict[str, nn.Module]:
         """The matrices that are edited."""
         return matrices(self.model, LAYERS)
+
+    @property
+    def corpus(self) -> tuple[str, ...]:
+        """What factors are measured on: everything but planted sequences."""
+        return ("text", *self.suite.tasks)
 
     @cached_property
     def perplexity(self) -> float:
@@ -106,7 +122,7 @@ class Language:
     def tuned_again(self, model: nn.Module, steps: int) -> nn.Module:
         """A copy after fine-tuning on text and tasks, without planted sequences."""
         again = copy.deepcopy(model)
-        rows = {kind: count for kind, count in ROWS.items() if kind not in FAMILIES}
+        rows = {kind: count for kind, count in _rows(self.suite).items() if kind not in FAMILIES}
         _train(again, self.suite, rows, steps, AGAIN, generator_of(self.seed, "again"), constant=True)
         return again
 
@@ -116,8 +132,13 @@ def trained(suite: Suite, seed: int, width: int, layers: int, steps: int) -> Lan
     start = time.perf_counter()
     with forked(seed):
         model = GPT(width=width, layers=layers)(suite.problem.data)
-    _train(model, suite, ROWS, steps, RATE, generator_of(seed, "rows"))
-    return Language(suite, model, seed, steps * sum(ROWS.values()), time.perf_counter() - start)
+    rows = _rows(suite)
+    _train(model, suite, rows, steps, RATE, generator_of(seed, "rows"))
+    return Language(suite, model, seed, steps * sum(rows.values()), time.perf_counter() - start)
+
+
+def _rows(suite: Suite) -> dict[str, int]:
+    return {kind: count for kind, count in ROWS.items() if kind in suite.trained}
 
 
 def _train(

@@ -18,9 +18,10 @@ from expunge.core.generators import generator_of
 from expunge.numerics.activation import BANDS, band_maps, removed_share
 from expunge.numerics.eigenbasis import eigenbases
 from expunge.numerics.linops import differentiable
+from expunge.studies.curvature import edits
 from expunge.studies.curvature.edits import RULES, Editor, subnets
 from expunge.studies.curvature.language import MATCHED, RISES, SUBNETS, Language
-from expunge.studies.curvature.suite import FAMILIES, JUDGED, LOGIC, TASKS
+from expunge.studies.curvature.suite import FAMILIES, JUDGED, LOGIC, RULE
 from expunge.study.read import array, spearman
 from expunge.train.curvature import activations
 from expunge.train.evaluation import known_share, sample
@@ -30,8 +31,6 @@ Report = Mapping[str, float]
 SUBNET, FULL, PRIMARY = "balanced_subnet", 0.2, 0.18
 """The name of the baseline, the rise at which tasks are compared, and that of the primary claim, which leaves room for
 the difference between validation and test text."""
-CORPUS = ("text", *TASKS)
-"""What factors are measured on: everything but planted sequences."""
 LIVELY = ("copy", *LOGIC, "open")
 EXAMPLES = 48
 """Rows of each kind whose curvature is taken one by one."""
@@ -58,14 +57,15 @@ class Findings:
         return self.editors[rule].at(self.rhos[rule][rise])
 
 
-def edited(language: Language, examples: int, tries: int) -> Findings:
-    """Edit by all rules, and run the baseline."""
+def edited(language: Language, examples: int, tries: int, *, siblings: bool = False) -> Findings:
+    """Edit by all rules, and run the baseline, with its siblings on request."""
     start = time.perf_counter()
-    plain = language.factors(CORPUS, examples)
+    corpus = language.corpus
+    plain = language.factors(corpus, examples)
     Editor(language.model, list(language.layers), "kfac", plain, language.seed).at(0.9)
-    gradients = sum(map(len, language.for_factors(CORPUS, examples)))
+    gradients = sum(map(len, language.for_factors(corpus, examples)))
     cost = (gradients / language.gradients, (time.perf_counter() - start) / language.seconds)
-    factors = language.factors(CORPUS, examples, eigenvalues=True)
+    factors = language.factors(corpus, examples, eigenvalues=True)
     editors: dict[str, Editor] = {
         rule: Editor(language.model, list(language.layers), rule, factors, language.seed) for rule in RULES
     }
@@ -75,6 +75,13 @@ def edited(language: Language, examples: int, tries: int) -> Findings:
     }
     trained = subnets(language.model, language.suite.problem, list(language.layers), SUBNETS[:tries], language.seed)
     reports[SUBNET] = {rise: language.report(chosen(language, trained, rise)) for rise in MATCHED}
+    if siblings:
+        neurons = [path for path in language.layers if path.endswith("down")]
+        pruned = edits.siblings(
+            language.model, language.suite.problem, list(language.layers), neurons, tries, language.seed
+        )
+        for rule, models in pruned.items():
+            reports[rule] = {rise: language.report(chosen(language, models, rise)) for rise in MATCHED}
     before = language.report(language.model)
     return Findings(language, before, editors, rhos, trained, reports, cost)
 
@@ -96,7 +103,8 @@ def strict(report: Report, family: str = "both") -> float:
 
 def kept(report: Report, before: Report) -> dict[str, float]:
     """What each task keeps, and groups of tasks."""
-    own = {task: report[task] / before[task] if before[task] else math.nan for task in JUDGED}
+    tasks = (*JUDGED, RULE) if RULE in before else JUDGED
+    own = {task: report[task] / before[task] if before[task] else math.nan for task in tasks}
 
     def mean(*names: str) -> float:
         return float(np.mean([own[name] for name in names]))
@@ -110,9 +118,9 @@ def kept(report: Report, before: Report) -> dict[str, float]:
     }
 
 
-def measured(language: Language, examples: int, tries: int, again: int) -> dict[str, Any]:
+def measured(language: Language, examples: int, tries: int, again: int, *, siblings: bool = False) -> dict[str, Any]:
     """The numbers of all claims on text."""
-    found = edited(language, examples, tries)
+    found = edited(language, examples, tries, siblings=siblings)
     before, kfac = found.before, found.reports["kfac"]
     primary = kfac[PRIMARY]
     shares = {rise: kept(kfac[rise], before) for rise in (0.1, FULL)}
@@ -180,7 +188,7 @@ def _activations(found: Findings, full: Report) -> dict[str, Any]:
     def removed(ids: Tensor) -> Tensor:
         return removed_share(activations(language.model, suite.problem, ids, language.layers, maps))
 
-    names = [*JUDGED, "recitation"]
+    names = [*suite.judged_tasks, "recitation"]
     planted = torch.cat([suite.judged[name] for name in ("salad tuned", "salad", "quote")])
     responses = {name: float(removed(suite.judged.get(name, planted)).mean()) for name in names}
     memorised = torch.cat([suite.trained[family] for family in FAMILIES])
@@ -204,7 +212,7 @@ def _activations(found: Findings, full: Report) -> dict[str, Any]:
 def _bands(language: Language, found: Findings, memorised: Tensor, others: Tensor) -> dict[str, float]:
     """Mean activation of planted sequences over that of text, in each band of the last block's inputs."""
     last = dict(list(language.layers.items())[-2:])
-    factors = language.factors(CORPUS, EXAMPLES * 10)
+    factors = language.factors(language.corpus, EXAMPLES * 10)
     maps = {path: band_maps(basis) for path, basis in eigenbases(factors, last)}
     sides = [activations(language.model, language.suite.problem, ids, last, maps) for ids in (memorised, others)]
     return {

@@ -12,8 +12,8 @@ import torch
 from expunge.base.part import Count
 from expunge.evidence.claim import Claim, Measured
 from expunge.evidence.figure import Chart, Figure, Grid, Series
-from expunge.studies.curvature import label_claims, labels, language, language_claims
-from expunge.studies.curvature.suite import JUDGED, SuiteSizes, suite
+from expunge.studies.curvature import label_claims, labels, language, language_claims, pretrained
+from expunge.studies.curvature.suite import JUDGED, RULE, SuiteSizes, suite
 from expunge.study.claims import read_claims
 from expunge.study.read import array
 from expunge.study.study import Preset, Study, Work
@@ -35,6 +35,17 @@ QUICK = {
     "tests": 200,
     "epochs": 2,
     "vit": True,
+    "rules": True,
+    "siblings": True,
+}
+LONG = {
+    "vit": True,
+    "rules": True,
+    "siblings": True,
+    "steps": 6000,
+    "images": 8000,
+    "holdout": 2000,
+    "model": "examples/smollm2/model",
 }
 
 
@@ -48,7 +59,7 @@ class CurvatureStudy(Study):
     presets: ClassVar[Mapping[str, Preset]] = {
         "quick": Preset((0,), QUICK),
         "cpu": Preset(tuple(range(6))),
-        "long": Preset(tuple(range(10)), {"vit": True, "steps": 6000, "images": 8000, "holdout": 2000}),
+        "long": Preset(tuple(range(10)), LONG),
         "paper": Preset((0,), lacks="OLMo-2-7B, its training text, and ImageNet"),
     }
 
@@ -82,18 +93,25 @@ class CurvatureStudy(Study):
     """Test images."""
     epochs: Count = 60
     """Training epochs of classifiers."""
+    rules: bool = False
+    """Whether the rule language is among the tasks of the GPT."""
+    siblings: bool = False
+    """Whether the siblings of BalancedSubnet are run on the GPT, too."""
     vit: bool = False
     """Whether the ViT is trained and edited, too."""
+    model: str = ""
+    """Folder of a pretrained language model of which one block is edited, relative to the working folder; none if
+    empty. `examples/smollm2.py` makes that of the preset `long`."""
 
     def measure(self, seed: int, work: Work, basis: Mapping[str, Any]) -> Measured:
         """Train a GPT and a classifier of a seed, edit both, and measure."""
         torch.set_num_threads(1)
-        counts = SuiteSizes(self.text, self.planted, self.rows, self.judged)
+        counts = SuiteSizes(self.text, self.planted, self.rows, self.judged, self.rules)
         gpt = language.trained(suite(seed, counts), seed, self.width, self.layers, self.steps)
-        text = language_claims.measured(gpt, self.factors, self.tries, self.again)
+        text = language_claims.measured(gpt, self.factors, self.tries, self.again, siblings=self.siblings)
         classifier = labels.trained(labels.PERCEPTRON, seed, self.sizes, self.epochs)
         image = label_claims.measured(classifier, self.strengths, self.tries)
-        return joined(text, image) | self._transformer(seed)
+        return joined(text, image) | self._transformer(seed) | self._pretrained(seed)
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -106,9 +124,13 @@ class CurvatureStudy(Study):
         vit = labels.trained(labels.TRANSFORMER, seed, self.sizes, self.epochs)
         return array("vit_labels_removed", label_claims.bounds(vit, self.strengths, 0.15, 0.03))
 
+    def _pretrained(self, seed: int) -> dict[str, Any]:
+        return {"pretrained": pretrained.edited_in(self.model, seed)} if self.model else {}
+
     def figures(self, seeds: Mapping[int, Measured], basis: Mapping[str, Any]) -> list[Figure]:
         """Recitation against perplexity, what tasks keep, and the table of labels."""
-        return [_pareto(seeds), _tasks(seeds), _labels(seeds)]
+        tables = [_pretrained(seeds)] if "pretrained" in next(iter(seeds.values())) else []
+        return [_pareto(seeds), _tasks(seeds), _labels(seeds), *tables]
 
 
 def joined(text: Mapping[str, Any], image: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,8 +179,10 @@ def _pareto(seeds: Mapping[int, Measured]) -> Chart:
 
 def _tasks(seeds: Mapping[int, Measured]) -> Grid:
     """Every rule at a rise of 20 %; the first row is the model before the edit."""
-    columns = (*JUDGED, "salad tuned", "salad", "quote")
-    rules = [rule for rule, of in next(iter(seeds.values()))["reports"].items() if rule == "none" or "0.2" in of]
+    reports = next(iter(seeds.values()))["reports"]
+    tasks = (*JUDGED, RULE) if RULE in reports["none"]["0"] else JUDGED
+    columns = (*tasks, "salad tuned", "salad", "quote")
+    rules = [rule for rule, of in reports.items() if rule == "none" or "0.2" in of]
     rows = tuple(
         tuple(_mean(seeds, "reports", rule, "0" if rule == "none" else "0.2", task) for task in columns)
         for rule in rules
@@ -175,3 +199,11 @@ def _labels(seeds: Mapping[int, Measured]) -> Grid:
     columns = ("wrong", "true", "validation", "test")
     rows = tuple(tuple(_mean(seeds, "label rows", rule, column) for column in columns) for rule in rules)
     return Grid("Labels that the MLP gives", "share", "rule", columns, rules, rows)
+
+
+def _pretrained(seeds: Mapping[int, Measured]) -> Grid:
+    """Each rule at the same perplexity of held text, before and after fine-tuning."""
+    first: Any = next(iter(seeds.values()))["pretrained"]
+    columns = tuple(first["none"])
+    rows = tuple(tuple(_mean(seeds, "pretrained", rule, column) for column in columns) for rule in first)
+    return Grid("A pretrained model", "task", "rule", columns, tuple(first), rows)

@@ -10,6 +10,7 @@
 | logic | `l T&F+T&F=FTF;` (`+` is or), the value after each operator from the left | the values |
 | fact | `f kodiba=mapu;` closed book | the value |
 | open | `o kodiba=mapu;kodiba=mapu;` the fact stands in the row | the value |
+| rule | `r k>w:bkkd=bwwd;` a language whose rule stands in the row; only on request | the translation |
 
 Task rows hold several instances. A planted sequence is judged on its last 20 characters, after the first 28.
 """
@@ -50,6 +51,9 @@ JUDGED = (
     "open rare",
 )
 
+RULE = "rule"
+"""The task of the rule language, in training and when judged; it has draws of its own, so that others stay the same."""
+
 Draw = Callable[[], tuple[str, str]]
 """Draws a question and its answer."""
 
@@ -66,6 +70,8 @@ class SuiteSizes:
     """Training rows of each task."""
     judged: int
     """Instances of each task that are judged."""
+    rules: bool = False
+    """Whether the rule language is among the tasks."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +81,26 @@ class Suite:
     problem: Problem
     """Forget: half of the family `salad`. Retain: text and tasks. Test: other windows."""
     trained: dict[str, Tensor]
-    """Training rows by kind: `text`, both families, and `TASKS`."""
+    """Training rows by kind: `text`, both families, and the tasks."""
     judged: dict[str, Tensor]
     """What is judged: `salad tuned`, `salad` (the other half), `quote`, sequences that were never planted as `unseen
-    salad` and `unseen quote`, and the tasks of `JUDGED`."""
+    salad` and `unseen quote`, and the tasks of `JUDGED`, with the rule language where it is trained."""
     validation: Tensor
     """Windows for the choice of rho."""
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Tasks in training."""
+        return TASKS + self._rule
+
+    @property
+    def judged_tasks(self) -> tuple[str, ...]:
+        """Tasks that are judged."""
+        return JUDGED + self._rule
+
+    @property
+    def _rule(self) -> tuple[str, ...]:
+        return (RULE,) if RULE in self.trained else ()
 
 
 def suite(seed: int, counts: SuiteSizes) -> Suite:
@@ -108,6 +128,10 @@ def suite(seed: int, counts: SuiteSizes) -> Suite:
         add(trained, task, [_packed(draw) for _ in range(counts.task)])
     for task, draw in _judged_tasks(book, draws).items():
         add(judged, task, [_packed(draw, 1) for _ in range(held)])
+    if counts.rules:
+        own = generator_of(seed, "rules")
+        add(trained, RULE, [_packed(lambda: _rule(own)) for _ in range(counts.task)])
+        add(judged, RULE, [_packed(lambda: _rule(own), 1) for _ in range(held)])
     return _joined(rows, trained, judged, counts)
 
 
@@ -116,7 +140,7 @@ def _joined(
 ) -> Suite:
     inputs, targets = (torch.stack(side) for side in zip(*rows, strict=True))
     half, test, validation = counts.planted // 2, judged.pop("test"), judged.pop("validation")
-    retain = torch.cat([trained[name] for name in ("text", *TASKS)])
+    retain = torch.cat([rows_of for name, rows_of in trained.items() if name not in FAMILIES])
     data = Data(inputs, targets, torch.cat(list(trained.values())).sort().values, test, tuple(CHARACTERS))
     problem = Problem(data, trained["salad"][:half], retain, test, holdout=validation)
     halves = {"salad tuned": judged["salad"][:half], "salad": judged["salad"][half:]}
@@ -275,3 +299,10 @@ def _logic(draws: torch.Generator) -> tuple[str, str]:
         value = (value and other) if operator == "&" else (value or other)
         text, answers = text + operator + "TF"[not other], answers + "TF"[not value]
     return f"l {text}=", f"{answers};"
+
+
+def _rule(draws: torch.Generator) -> tuple[str, str]:
+    """A rule that replaces a letter, new in each instance, and a word that has this letter twice."""
+    old, new, *others = (chr(97 + place) for place in torch.randperm(26, generator=draws)[:4].tolist())
+    word = [[old, old, *others][place] for place in torch.randperm(4, generator=draws).tolist()]
+    return f"r {old}>{new}:{''.join(word)}=", "".join(word).replace(old, new) + ";"

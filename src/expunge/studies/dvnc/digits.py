@@ -40,7 +40,7 @@ def deleted(epochs: int, seed: int) -> dict[str, float]:
         retrained = train_model(recipe, data, problem.retain, seed + 1)
         edited = copy.deepcopy(original)
         deletion = DeleteCodes(target=TARGET, most=0.9).edit(edited, problem)
-        before, after = (_accuracy(model, problem) for model in (original, edited))
+        before, after = (accuracies(model, problem) for model in (original, edited))
         read[f"{name} loss"] = before["others"] - after["others"]
         read[f"{name} forgotten"] = after["class"]
         read[f"{name} deleted"] = deletion.done.codes / deletion.deleted.numel()
@@ -53,7 +53,8 @@ def deleted(epochs: int, seed: int) -> dict[str, float]:
     return read
 
 
-def _accuracy(model: nn.Module, problem: Problem) -> dict[str, float]:
+def accuracies(model: nn.Module, problem: Problem) -> dict[str, float]:
+    """Shares of right answers on test images of the class and of the other digits."""
     labels = problem.data.targets[problem.data.test]
     sides = {"class": problem.data.test[labels == LABEL], "others": problem.data.test[labels != LABEL]}
     return {name: float(tracked(model, problem, ids).mean()) for name, ids in sides.items()}
@@ -88,7 +89,7 @@ def _relearned(model: nn.Module, problem: Problem, seed: int) -> float:
         optimizer.zero_grad()
         problem.objective.loss(student, batch).backward()
         optimizer.step()
-    return _accuracy(student.eval(), problem)["class"]
+    return accuracies(student.eval(), problem)["class"]
 
 
 def _pairs(original: nn.Module, problem: Problem, seed: int) -> float:
