@@ -5,7 +5,7 @@
     python examples/smollm2_edit.py      # or with another folder of a model and patterns of its layers behind it
 
 It looks for pieces of eight tokens that the model writes without a mistake, and edits the perceptron of one late block
-by three rules, at the same perplexity. No edit sees a recited text. Capitals of countries are asked for without
+by four rules, at the same perplexity. No edit sees a recited text. Capitals of countries are asked for without
 (closed book) and with a text that names them (open book), before and after fine-tuning on other text.
 """
 

