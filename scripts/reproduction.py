@@ -29,7 +29,7 @@ ORDER = ("long", "cpu", "quick")
 
 def keep(folder: Path) -> None:
     found = read_study(folder)
-    name = f"{found['study']}-{found['preset']}"
+    name = f"{found['study'].replace(':', '.')}-{found['preset']}"
     if found["preset"] not in ORDER or folder.resolve().name != name:
         sys.exit(f"{folder}: only results of a whole preset are kept, {name} here")
     RESULTS.mkdir(exist_ok=True)

@@ -88,3 +88,12 @@ def test_distances_are_those_of_the_audit(tmp_path: Path) -> None:
         path.write_bytes(checkpoint.dump(model))
     wanted = [[l2(a, b) for b in models] for a in models]
     np.testing.assert_allclose(distances(paths), wanted, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("moved", "distance"), [(4j, 4.0), (3 + 4j, 5.0), (-3 - 4j, 5.0), (0.5j, 0.5)])
+def test_a_complex_weight_moves_in_both_parts(tmp_path: Path, moved: complex, distance: float) -> None:
+    paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for path, value in zip(paths, (1j, 1j + moved), strict=True):
+        weights = {"weight": np.array([value, 2.0], dtype=np.complex64), "bias": np.zeros(1, dtype=np.float32)}
+        save_file(weights, path)
+    assert distances(paths)[0, 1] == pytest.approx(distance)

@@ -132,8 +132,12 @@ def distances(paths: Sequence[Path]) -> Floats:
 
 
 def _tensor(file: Any, name: str) -> Floats:
+    """A parameter as one row; a complex number is its two parts."""
     try:
-        return np.asarray(file.get_tensor(name), dtype=np.float64).ravel()
+        values = np.asarray(file.get_tensor(name)).ravel()
+        if np.iscomplexobj(values):
+            return values.astype(np.complex128).view(np.float64)
+        return values.astype(np.float64)
     except (TypeError, AttributeError, SafetensorError):
         raise ValueError("numpy lacks the number format of their weights") from None
 
