@@ -27,7 +27,7 @@ COUNTS = {
     "decoupled_st": 17,
     "bilinear": 15,
     "dvnc": 26,
-    "cb_icl": 22,
+    "cb_icl": 24,
     "curvature": 23,
     "syncx": 14,
 }

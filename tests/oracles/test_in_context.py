@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from expunge.audits._context_sets import sets_of
 from expunge.audits._contexts import correct
 from expunge.audits._preferences import PENALTY, places, preferences
+from expunge.audits._prompted import prompted
 from expunge.audits.in_context import InContext, needed
 from expunge.base.errors import SpecError
 from expunge.core.case import Case, train_model
@@ -141,6 +143,13 @@ def test_the_verdict_accuses_what_comes_back_and_not_retraining(world):
     assert verdicts["hidden"].verdict == "incomplete"
     assert "in_context on forget" in " ".join(verdicts["hidden"].reasons)
     assert verdicts["retrain"].verdict == "inconclusive"
+    shown = {(row["model"], row["metric"]): row for row in table.rows() if row["seed"] is None}
+    for metric in ("in_context_needed", "in_context_chosen", "in_context_n4", "in_context_risk_n4"):
+        assert (
+            shown["reference", metric]["low"]
+            <= shown["reference", metric]["value"]
+            <= shown["reference", metric]["high"]
+        )
 
 
 def test_more_demonstrations_need_no_fewer_and_chosen_ones_are_the_same_for_the_same_model(world):
@@ -355,10 +364,12 @@ def test_a_prompt_brings_out_what_a_model_says_only_behind_one(persons):
         assert abs(scores[name, "forget"].values.mean() - 0.1) < 0.1
     newline = problem.data.tokenizer.encode("a", "\n.").ids[1]
     shy = Prompted(Reciting(problem.data, problem.forget, 0.3), newline)
-    for count, least in ((4, 0.8), (3, 0.0)):
-        scores = read(shy, problem, replace(few, prompt=count))["prompted", "forget"]
-        assert len(scores.values) == 6 and scores.role == "knowledge"
-        assert scores.values.mean() >= least and (count == 4 or scores.values.mean() < 0.5)
+    means = {}
+    for count in (3, 4):
+        scores = {entry.key: entry for entry in prompted(shy, problem, sets_of(problem, few), count)}
+        assert scores["prompted", "forget"].role == "knowledge" and len(scores["prompted", "forget"].values) == 6
+        means[count] = {split: scores["prompted", split].values.mean() for split in ("forget", "test")}
+    assert means[4]["forget"] > 0.8 and max(means[3]["forget"], means[4]["test"]) < 0.5
 
 
 def _shared_label():

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 
 from expunge.base import registry
+from expunge.base.errors import SpecError
+from expunge.base.memory import MemoryStore
 from expunge.base.spec import parse
-from expunge.pipeline.plan import Plan
+from expunge.pipeline.plan import Plan, Stage
 from expunge.pipeline.stage_kind import kind_of
+from expunge.pipeline.worker import Worker
 from helpers import cli, finished, run, stages_done, tiny
 
 KIND = """
@@ -73,3 +76,18 @@ def test_a_stage_that_does_not_write_what_its_class_names_is_refused(
     result = run(tiny(), tmp_path / "runs")
     assert result.code == 4 and "sizes original: it wrote" in result.message()
     assert "the files that its kind names: sizes.json" in result.message()
+
+
+@pytest.mark.parametrize("place", ["", "seed 0: original", "data.forget", "method 'npo'"])
+def test_a_failed_stage_is_named_once(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan(parse(tiny(seeds=[0]), Path()))
+    [stage] = [stage for stage in plan.stages if stage.kind == "original"]
+
+    def fail(self: object, worker: Worker, stage: Stage) -> None:
+        raise SpecError("it failed", where=place)
+
+    monkeypatch.setattr(type(kind_of("original")), "run", fail)
+    with pytest.raises(SpecError) as caught:
+        Worker(plan, MemoryStore()).run(stage)
+    assert caught.value.where.count("seed 0: original") == 1
+    assert caught.value.where.endswith(place)

@@ -8,6 +8,7 @@ import torch
 
 from expunge.base.errors import MissingError
 from expunge.core.choices import chosen_among
+from expunge.core.data import Data
 from expunge.core.tokens import train_tokenizer
 from expunge.data.factbook import Factbook
 from expunge.studies.cb_icl import language_model, synthetic
@@ -31,6 +32,11 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+@pytest.fixture(scope="module")
+def facts(llama: str) -> Data:
+    return Factbook(tokenizer=llama)()
+
+
 def test_a_language_model_answers_and_is_read(llama: str, tmp_path: Path) -> None:
     study = PromptingStudy(model=llama, queries=5)
     measured = study.measure(0, Work(tmp_path, "prompting-quick"), {})
@@ -41,9 +47,9 @@ def test_a_language_model_answers_and_is_read(llama: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("shown", "asked"), [(1, 3), (1, 1), (2, 2)])
-def test_the_common_prompt_is_read_once_and_changes_no_score(llama: str, shown: int, asked: int) -> None:
+def test_the_common_prompt_is_read_once_and_changes_no_score(llama: str, facts: Data, shown: int, asked: int) -> None:
     """As in the audit, which reads each prompt from its beginning. A single question shares its own words, too."""
-    model, data = language_model.loaded(llama), Factbook(tokenizer=llama)()
+    model, data = language_model.loaded(llama), facts
     questions = chosen_among(data, data.train[:8])
     shots, rest = questions[:shown], questions[3 : 3 + asked]
     total, mean = language_model.prompted_scores(model, data, shots, rest)

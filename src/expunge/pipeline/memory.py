@@ -208,7 +208,8 @@ class Footprints:
         objective, data = self.plan.data.objective, self.plan.data
         model = self.model.eval()
         try:
-            return evaluation_bytes(data, lambda batch: objective.loss(model, batch), evaluation_size(data))
+            size = min(evaluation_size(data), sum(self.plan.sizes) + len(data.test))
+            return evaluation_bytes(data, lambda batch: objective.loss(model, batch), size)
         finally:
             model.train()
 

@@ -56,7 +56,7 @@ class Worker:
         except ExpungeError as error:
             raise type(error)(
                 error.finding,
-                where=f"{stage.name}: {error.where}" if error.where else stage.name,
+                where=f"{stage.name}: {error.where}" if error.where not in ("", stage.name) else stage.name,
                 allowed=error.allowed,
                 remedy=error.remedy,
             ) from None
