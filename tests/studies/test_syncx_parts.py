@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from expunge.data.tetrominoes import Tetrominoes
 from expunge.models.syncx import SynCx
 from expunge.studies.syncx import nets, objects
+from expunge.studies.syncx.controls import ControlsStudy
+from expunge.study.study import Work
 
 SCENES = Tetrominoes(train=4, test=6, cells=5, pixels=3, objects=2)()
 
@@ -42,3 +46,13 @@ def test_phases_that_stay_do_not_turn() -> None:
     assert turns == pytest.approx([0, 0], abs=2e-3) and len(set(index)) == 1
     wheels = nets.wheel(net, SCENES, 2)
     assert len(wheels) == 2 and set(wheels[0]) == {"object 1", "object 2"}
+
+
+def test_the_controls_compare_each_law_with_von_mises(tmp_path: Path) -> None:
+    study = ControlsStudy(**{**ControlsStudy.presets["quick"].settings, "scenes": 8, "tests": 4, "steps": 2})
+    measured = study.measure(0, Work(tmp_path, "controls"), {})
+    index = measured["index"]
+    assert measured["von_mises_is_best"] == pytest.approx(
+        [index["von Mises"] - index[law] for law in ("uniform", "zero")]
+    )
+    assert {claim.id for claim in study.claims} == {"von_mises_is_best", "grays_are_bound"} <= set(measured)
