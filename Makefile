@@ -16,7 +16,7 @@ demo: $(STAMP)
 	$(BIN)/expunge run examples/demo.toml
 
 test: $(STAMP) lint
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check
